@@ -1,0 +1,160 @@
+"""Hamburger: global context by matrix decomposition.
+
+Paper: `Is Attention Better Than Matrix Decomposition?` - https://arxiv.org/abs/2109.04553 (ICLR 2021)
+Original code: https://github.com/Gsunshine/Enjoy-Hamburger
+
+The feature map is read as a matrix of D channels by N positions and replaced by its best approximation of low rank:
+what many positions have in common stays, what is particular to one goes. SegNeXt (https://arxiv.org/abs/2209.08575,
+section 3.2) decomposes by non-negative matrix factorisation.
+"""
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+
+class NMF2d(nn.Module):
+    """Low-rank approximation of feature maps by non-negative matrix factorisation (NMF).
+
+    Each map, a matrix X of D channels by N = H·W positions, is factorised into R bases, B (D, R), and their
+    coefficients, C (N, R), by multiplicative updates (the "NMF ham" of the Hamburger paper, after Lee and Seung), and
+    replaced by B Cᵀ. There is nothing to learn.
+
+    Training starts each map of each step from bases of its own, drawn anew; evaluation starts all of them from the
+    buffer `bases` (1, D, R), which is drawn from a fixed seed and saved with the weights. Evaluation is therefore
+    deterministic, unlike that of the original code, which draws new bases at every call.
+
+    The factorisation runs in float32 (float64 for such inputs), under autocast too: it divides small numbers by
+    small numbers, and overflows in half precision. The output has the dtype of the input.
+    """
+
+    bases: torch.Tensor
+
+    def __init__(
+        self,
+        channels: int,
+        rank: int = 64,
+        train_steps: int = 6,
+        eval_steps: int = 7,
+        one_step_gradient: bool = False,
+        eps: float = 1e-6,
+    ) -> None:
+        """
+        Args:
+            channels: Number of channels D.
+            rank: Number of bases R.
+            train_steps: Number of updates in training.
+            eval_steps: Number of updates in evaluation.
+            one_step_gradient: Back-propagate through the last update of the coefficients only (the Hamburger paper's
+                "one-step gradient", as in JSeg's SegNeXt), not through all updates: less memory, less time.
+            eps: Added to denominators.
+        """
+        super().__init__()
+        if rank < 1:
+            raise ValueError(f"rank must be at least 1, got {rank}")
+        self.channels = channels
+        self.rank = rank
+        self.train_steps = train_steps
+        self.eval_steps = eval_steps
+        self.one_step_gradient = one_step_gradient
+        self.eps = eps
+        self.register_buffer("bases", torch.empty(1, channels, rank))
+        self.reset_bases()
+
+    @torch.jit.ignore
+    def reset_bases(self, seed: int = 0) -> None:
+        """Draw the bases of evaluation: uniformly random columns of unit length, the same for the same seed."""
+        # on the CPU whatever the default device: the same everywhere
+        generator = torch.Generator(device="cpu").manual_seed(seed)
+        bases = torch.rand(self.bases.shape, generator=generator, device="cpu")
+        self.bases.copy_(F.normalize(bases, dim=1))
+
+    def _initial_bases(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            return F.normalize(torch.rand(x.shape[0], self.channels, self.rank, dtype=x.dtype, device=x.device), dim=1)
+        return self.bases.to(x.dtype).expand(x.shape[0], -1, -1)
+
+    def _update_coefficients(self, x: torch.Tensor, bases: torch.Tensor, coef: torch.Tensor) -> torch.Tensor:
+        numerator = torch.bmm(x.transpose(1, 2), bases)
+        denominator = torch.bmm(coef, torch.bmm(bases.transpose(1, 2), bases))
+        return coef * numerator / (denominator + self.eps)
+
+    def _update_bases(self, x: torch.Tensor, bases: torch.Tensor, coef: torch.Tensor) -> torch.Tensor:
+        numerator = torch.bmm(x, coef)
+        denominator = torch.bmm(bases, torch.bmm(coef.transpose(1, 2), coef))
+        return bases * numerator / (denominator + self.eps)
+
+    def _factorise(self, x: torch.Tensor, bases: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        coef = F.softmax(torch.bmm(x.transpose(1, 2), bases), dim=-1)
+        for _ in range(self.train_steps if self.training else self.eval_steps):
+            coef = self._update_coefficients(x, bases, coef)
+            bases = self._update_bases(x, bases, coef)
+        return bases, coef
+
+    def _approximate(self, x: torch.Tensor) -> torch.Tensor:
+        """X (B, D, N) to B Cᵀ of the same shape."""
+        bases = self._initial_bases(x)
+        if self.one_step_gradient:
+            with torch.no_grad():
+                bases, coef = self._factorise(x, bases)
+        else:
+            bases, coef = self._factorise(x, bases)
+        coef = self._update_coefficients(x, bases, coef)
+        return torch.bmm(bases, coef.transpose(1, 2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Approximate feature maps.
+
+        Args:
+            x: Non-negative features of shape (B, D, H, W).
+
+        Returns:
+            Features of the same shape and dtype.
+        """
+        matrix = x.flatten(2).to(torch.promote_types(x.dtype, torch.float32))
+        if torch.jit.is_scripting():
+            matrix = self._approximate(matrix)
+        elif torch.is_autocast_enabled(x.device.type):
+            with torch.autocast(x.device.type, enabled=False):
+                matrix = self._approximate(matrix)
+        else:
+            matrix = self._approximate(matrix)
+        return matrix.reshape(x.shape).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{self.channels}, rank={self.rank}, train_steps={self.train_steps}, eval_steps={self.eval_steps}"
+
+
+class Hamburger(nn.Module):
+    """Matrix decomposition between two 1×1 convolutions, with a shortcut: relu(x + bread(NMF(relu(bread(x)))))."""
+
+    def __init__(
+        self,
+        channels: int,
+        rank: int = 64,
+        train_steps: int = 6,
+        eval_steps: int = 7,
+        one_step_gradient: bool = False,
+        num_groups: int = 32,
+    ) -> None:
+        """
+        Args:
+            channels: Number of input and output channels.
+            rank: Number of bases of the decomposition.
+            train_steps: Number of its updates in training.
+            eval_steps: Number of its updates in evaluation.
+            one_step_gradient: Back-propagate through its last update only.
+            num_groups: Number of groups of the normalisation.
+        """
+        super().__init__()
+        self.proj_in = nn.Conv2d(channels, channels, 1)
+        self.nmf = NMF2d(channels, rank, train_steps, eval_steps, one_step_gradient)
+        self.proj_out = nn.Conv2d(channels, channels, 1, bias=False)
+        self.norm = nn.GroupNorm(num_groups, channels)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Features (B, channels, H, W) to features of the same shape."""
+        context = F.relu(self.proj_in(x))
+        context = self.nmf(context)
+        context = self.norm(self.proj_out(context))
+        return F.relu(x + context)

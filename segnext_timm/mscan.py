@@ -1,0 +1,658 @@
+"""MSCAN, the multi-scale convolutional attention backbone of SegNeXt.
+
+Paper: `SegNeXt: Rethinking Convolutional Attention Design for Semantic Segmentation`
+    - https://arxiv.org/abs/2209.08575 (NeurIPS 2022)
+
+@inproceedings{guo2022segnext,
+  title={SegNeXt: Rethinking Convolutional Attention Design for Semantic Segmentation},
+  author={Guo, Meng-Hao and Lu, Cheng-Ze and Hou, Qibin and Liu, Zhengning and Cheng, Ming-Ming and Hu, Shi-Min},
+  booktitle={Advances in Neural Information Processing Systems},
+  year={2022}
+}
+
+Original code and weights: https://github.com/Visual-Attention-Network/SegNeXt. This is an independent
+implementation of the published architecture; its outputs equal the original's on the same weights.
+"""
+
+import logging
+import math
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Tuple, Union
+
+import torch
+import torch.nn as nn
+from timm.data import IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD
+from timm.layers import (
+    ClassifierHead,
+    DropPath,
+    LayerNorm2d,
+    LayerScale2d,
+    calculate_drop_path_rates,
+    get_act_layer,
+    get_norm_layer,
+    trunc_normal_,
+)
+from timm.models import (
+    build_model_with_cfg,
+    checkpoint_seq,
+    generate_default_cfgs,
+    is_model,
+    model_entrypoint,
+    resolve_pretrained_cfg,
+)
+from timm.models import register_model as _register_model
+from timm.models._features import feature_take_indices
+from timm.models._hub import download_cached_file
+
+from .checkpoints import backbone_to_native
+
+_logger = logging.getLogger(__name__)
+
+__all__ = ["MSCAN"]  # register_model adds each entrypoint to this
+
+
+class MultiScaleConvAttention(nn.Module):
+    """Multi-scale convolutional attention (MSCA), section 3.1 and equations 1 and 2 of the paper.
+
+    A depthwise 5×5 convolution gathers local context; three pairs of depthwise strip convolutions (1×k, then k×1)
+    gather it at larger scales; a 1×1 convolution mixes their sum into the attention that weights the input.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        kernel_sizes: Tuple[int, ...] = (7, 11, 21),
+        dilation: int = 1,
+        device=None,
+        dtype=None,
+    ) -> None:
+        """
+        Args:
+            dim: Number of channels.
+            kernel_sizes: Lengths of the strips of the three branches.
+            dilation: Dilation of all depthwise convolutions.
+        """
+        dd = {"device": device, "dtype": dtype}
+        super().__init__()
+
+        def depthwise(height: int, width: int) -> nn.Conv2d:
+            padding = (height // 2 * dilation, width // 2 * dilation)
+            return nn.Conv2d(dim, dim, (height, width), padding=padding, dilation=dilation, groups=dim, **dd)
+
+        self.dwconv = depthwise(5, 5)
+        self.branches = nn.ModuleList(nn.Sequential(depthwise(1, k), depthwise(k, 1)) for k in kernel_sizes)
+        self.proj = nn.Conv2d(dim, dim, 1, **dd)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        base = self.dwconv(x)
+        attn = base
+        for branch in self.branches:
+            attn = attn + branch(base)
+        return self.proj(attn) * x
+
+
+class SpatialAttention(nn.Module):
+    """MSCA between two 1×1 convolutions, with a shortcut around all three (figure 2 of the paper)."""
+
+    def __init__(
+        self,
+        dim: int,
+        dilation: int = 1,
+        act_layer: Callable[..., nn.Module] = nn.GELU,
+        device=None,
+        dtype=None,
+    ) -> None:
+        dd = {"device": device, "dtype": dtype}
+        super().__init__()
+        self.proj_in = nn.Conv2d(dim, dim, 1, **dd)
+        self.act = act_layer()
+        self.msca = MultiScaleConvAttention(dim, dilation=dilation, **dd)
+        self.proj_out = nn.Conv2d(dim, dim, 1, **dd)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        shortcut = x
+        x = self.act(self.proj_in(x))
+        x = self.msca(x)
+        return self.proj_out(x) + shortcut
+
+
+class ConvMlp(nn.Module):
+    """Inverted bottleneck of 1×1 convolutions with a depthwise 3×3 convolution before its activation."""
+
+    def __init__(
+        self,
+        dim: int,
+        hidden_dim: int,
+        dilation: int = 1,
+        act_layer: Callable[..., nn.Module] = nn.GELU,
+        drop: float = 0.0,
+        device=None,
+        dtype=None,
+    ) -> None:
+        dd = {"device": device, "dtype": dtype}
+        super().__init__()
+        self.fc1 = nn.Conv2d(dim, hidden_dim, 1, **dd)
+        self.dwconv = nn.Conv2d(hidden_dim, hidden_dim, 3, padding=dilation, dilation=dilation, groups=hidden_dim, **dd)
+        self.act = act_layer()
+        self.drop1 = nn.Dropout(drop)
+        self.fc2 = nn.Conv2d(hidden_dim, dim, 1, **dd)
+        self.drop2 = nn.Dropout(drop)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.fc1(x)
+        x = self.dwconv(x)
+        x = self.drop1(self.act(x))
+        return self.drop2(self.fc2(x))
+
+
+class MSCANBlock(nn.Module):
+    """Attention and MLP, each normalised first, scaled per channel and added to its input."""
+
+    def __init__(
+        self,
+        dim: int,
+        mlp_ratio: float = 4.0,
+        dilation: int = 1,
+        drop: float = 0.0,
+        drop_path: float = 0.0,
+        ls_init_value: float = 1e-2,
+        act_layer: Callable[..., nn.Module] = nn.GELU,
+        norm_layer: Callable[..., nn.Module] = nn.BatchNorm2d,
+        device=None,
+        dtype=None,
+    ) -> None:
+        dd = {"device": device, "dtype": dtype}
+        super().__init__()
+        self.norm1 = norm_layer(dim, **dd)
+        self.attn = SpatialAttention(dim, dilation=dilation, act_layer=act_layer, **dd)
+        self.ls1 = LayerScale2d(dim, init_values=ls_init_value, **dd)
+        self.drop_path1 = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
+
+        self.norm2 = norm_layer(dim, **dd)
+        self.mlp = ConvMlp(dim, int(dim * mlp_ratio), dilation=dilation, act_layer=act_layer, drop=drop, **dd)
+        self.ls2 = LayerScale2d(dim, init_values=ls_init_value, **dd)
+        self.drop_path2 = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x))))
+        x = x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
+        return x
+
+
+class Stem(nn.Module):
+    """Two 3×3 convolutions of stride 2: an image to features at a quarter of its size."""
+
+    def __init__(
+        self,
+        in_chs: int,
+        out_chs: int,
+        act_layer: Callable[..., nn.Module] = nn.GELU,
+        norm_layer: Callable[..., nn.Module] = nn.BatchNorm2d,
+        device=None,
+        dtype=None,
+    ) -> None:
+        dd = {"device": device, "dtype": dtype}
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_chs, out_chs // 2, 3, stride=2, padding=1, **dd)
+        self.norm1 = norm_layer(out_chs // 2, **dd)
+        self.act = act_layer()
+        self.conv2 = nn.Conv2d(out_chs // 2, out_chs, 3, stride=2, padding=1, **dd)
+        self.norm2 = norm_layer(out_chs, **dd)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.act(self.norm1(self.conv1(x)))
+        return self.norm2(self.conv2(x))
+
+
+class Downsample(nn.Module):
+    """Overlapping 3×3 convolution and normalisation between two stages."""
+
+    def __init__(
+        self,
+        in_chs: int,
+        out_chs: int,
+        stride: int = 2,
+        dilation: int = 1,
+        norm_layer: Callable[..., nn.Module] = nn.BatchNorm2d,
+        device=None,
+        dtype=None,
+    ) -> None:
+        dd = {"device": device, "dtype": dtype}
+        super().__init__()
+        self.conv = nn.Conv2d(in_chs, out_chs, 3, stride=stride, padding=dilation, dilation=dilation, **dd)
+        self.norm = norm_layer(out_chs, **dd)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.conv(x))
+
+
+class MSCANStage(nn.Module):
+    """Downsampling, blocks at one resolution, and a LayerNorm whose output is both feature and next input."""
+
+    def __init__(
+        self,
+        in_chs: int,
+        out_chs: int,
+        depth: int,
+        downsample: bool = True,
+        stride: int = 2,
+        dilation: Tuple[int, int] = (1, 1),
+        mlp_ratio: float = 4.0,
+        drop: float = 0.0,
+        drop_path_rates: Optional[List[float]] = None,
+        ls_init_value: float = 1e-2,
+        act_layer: Callable[..., nn.Module] = nn.GELU,
+        norm_layer: Callable[..., nn.Module] = nn.BatchNorm2d,
+        device=None,
+        dtype=None,
+    ) -> None:
+        """
+        Args:
+            in_chs: Number of input channels.
+            out_chs: Number of output channels.
+            depth: Number of blocks.
+            downsample: Begin with a downsampling convolution (the first stage has the stem instead).
+            stride: Stride of the downsampling convolution.
+            dilation: Dilation of the downsampling convolution, and of the blocks' depthwise convolutions.
+            mlp_ratio: Width of the MLP's hidden layer over that of the block.
+            drop: Dropout rate in the MLPs.
+            drop_path_rates: Stochastic depth rate of each block.
+            ls_init_value: Initial value of the layer scales.
+            act_layer: Activation layer.
+            norm_layer: Normalisation layer of the downsampling and of the blocks.
+        """
+        dd = {"device": device, "dtype": dtype}
+        super().__init__()
+        self.grad_checkpointing = False
+        if downsample:
+            self.downsample = Downsample(in_chs, out_chs, stride, dilation[0], norm_layer, **dd)
+        else:
+            self.downsample = nn.Identity()
+        drop_path_rates = drop_path_rates or [0.0] * depth
+        self.blocks = nn.Sequential(
+            *[
+                MSCANBlock(
+                    out_chs,
+                    mlp_ratio=mlp_ratio,
+                    dilation=dilation[1],
+                    drop=drop,
+                    drop_path=drop_path_rates[i],
+                    ls_init_value=ls_init_value,
+                    act_layer=act_layer,
+                    norm_layer=norm_layer,
+                    **dd,
+                )
+                for i in range(depth)
+            ]
+        )
+        self.norm = LayerNorm2d(out_chs, eps=1e-5, **dd)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.downsample(x)
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            x = checkpoint_seq(self.blocks, x)
+        else:
+            x = self.blocks(x)
+        return self.norm(x)
+
+
+class MSCAN(nn.Module):
+    """Multi-Scale Convolutional Attention Network.
+
+    A PyTorch impl of the encoder of: `SegNeXt: Rethinking Convolutional Attention Design for Semantic Segmentation`
+        - https://arxiv.org/abs/2209.08575, section 3.1 and table 2
+    """
+
+    def __init__(
+        self,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = "avg",
+        output_stride: int = 32,
+        depths: Tuple[int, ...] = (3, 3, 12, 3),
+        dims: Tuple[int, ...] = (64, 128, 320, 512),
+        mlp_ratios: Tuple[float, ...] = (8, 8, 4, 4),
+        ls_init_value: float = 1e-2,
+        act_layer: Union[str, Callable[..., nn.Module]] = "gelu",
+        norm_layer: Union[str, Callable[..., nn.Module]] = "batchnorm2d",
+        drop_rate: float = 0.0,
+        proj_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        device=None,
+        dtype=None,
+    ) -> None:
+        """
+        Args:
+            in_chans: Number of input image channels.
+            num_classes: Number of classes of the classifier, 0 for none.
+            global_pool: Global pooling type.
+            output_stride: Stride of the last feature, one of (8, 16, 32); stages that lose their stride are dilated,
+                so that their features are those of stride 32, more densely sampled.
+            depths: Number of blocks in each stage.
+            dims: Number of channels in each stage.
+            mlp_ratios: Width of the MLP's hidden layer over that of the block, in each stage.
+            ls_init_value: Initial value of the layer scales.
+            act_layer: Activation layer.
+            norm_layer: Normalisation layer of the stem, the downsampling and the blocks. The norm that ends each
+                stage is a LayerNorm over channels whatever this is.
+            drop_rate: Dropout rate before the classifier.
+            proj_drop_rate: Dropout rate in the blocks' MLPs.
+            drop_path_rate: Stochastic depth rate of the last block; rates rise linearly from 0 over all blocks.
+        """
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        if output_stride not in (8, 16, 32):
+            raise ValueError(f"output_stride must be 8, 16 or 32, got {output_stride}")
+        act_layer = get_act_layer(act_layer)
+        norm_layer = get_norm_layer(norm_layer)
+        self.num_classes = num_classes
+        self.in_chans = in_chans
+        self.drop_rate = drop_rate
+        self.feature_info = []
+
+        self.stem = Stem(in_chans, dims[0], act_layer=act_layer, norm_layer=norm_layer, **dd)
+
+        drop_path_rates = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
+        stages = []
+        prev_chs = dims[0]
+        reduction = 4
+        dilation = 1
+        for i in range(len(depths)):
+            stride = 2 if i > 0 else 1
+            first_dilation = dilation  # the downsampling convolution still sees the previous stage's sampling
+            if reduction * stride > output_stride:
+                dilation *= stride
+                stride = 1
+            reduction *= stride
+            stages.append(
+                MSCANStage(
+                    prev_chs,
+                    dims[i],
+                    depths[i],
+                    downsample=i > 0,
+                    stride=stride,
+                    dilation=(first_dilation, dilation),
+                    mlp_ratio=mlp_ratios[i],
+                    drop=proj_drop_rate,
+                    drop_path_rates=drop_path_rates[i],
+                    ls_init_value=ls_init_value,
+                    act_layer=act_layer,
+                    norm_layer=norm_layer,
+                    **dd,
+                )
+            )
+            prev_chs = dims[i]
+            self.feature_info.append({"num_chs": prev_chs, "reduction": reduction, "module": f"stages.{i}"})
+        self.stages = nn.Sequential(*stages)
+
+        self.num_features = prev_chs
+        self.head = ClassifierHead(prev_chs, num_classes, pool_type=global_pool, drop_rate=drop_rate, **dd)
+        self.head_hidden_size = prev_chs * self.head.global_pool.feat_mult()
+        self.apply(_init_weights)
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set:
+        return set()
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> Dict[str, Any]:
+        """Regular expressions that sort the parameters into layers, for layer-wise learning rate decay.
+
+        Args:
+            coarse: One layer a stage, rather than one a block.
+        """
+        if coarse:
+            return {"stem": r"^stem", "blocks": r"^stages\.(\d+)"}
+        # a stage's downsampling goes with its first block, its norm with its last
+        norms = [(rf"^stages\.({i})\.norm", (len(stage.blocks) - 1,)) for i, stage in enumerate(self.stages)]
+        return {
+            "stem": r"^stem",
+            "blocks": [
+                (r"^stages\.(\d+)\.downsample", (0,)),
+                (r"^stages\.(\d+)\.blocks\.(\d+)", None),
+                *norms,
+            ],
+        }
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block in the backward pass rather than keep its activations."""
+        for stage in self.stages:
+            stage.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module:
+        return self.head.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: Optional[str] = None) -> None:
+        """Replace the classifier.
+
+        Args:
+            num_classes: Number of classes, 0 to remove the classifier.
+            global_pool: Pooling type, '' to remove the pooling too, None to keep it.
+        """
+        parameter = next(self.parameters())
+        self.num_classes = num_classes
+        if global_pool is None:
+            global_pool = self.head.global_pool.pool_type
+        self.head = ClassifierHead(
+            self.num_features,
+            num_classes,
+            pool_type=global_pool,
+            drop_rate=self.drop_rate,
+            device=parameter.device,
+            dtype=parameter.dtype,
+        ).train(self.training)
+        self.head_hidden_size = self.num_features * self.head.global_pool.feat_mult()
+        self.head.apply(_init_weights)
+
+    def forward_intermediates(
+        self,
+        x: torch.Tensor,
+        indices: Optional[Union[int, List[int]]] = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Union[List[torch.Tensor], Tuple[torch.Tensor, List[torch.Tensor]]]:
+        """Forward features that returns intermediates.
+
+        Args:
+            x: Images of shape (B, C, H, W).
+            indices: Take last n stages if int, all if None, select matching indices if sequence.
+            norm: Without effect: the features of all stages are normalised.
+            stop_early: Stop iterating over stages when last desired intermediate hit.
+            output_fmt: Shape of intermediate feature outputs, only 'NCHW'.
+            intermediates_only: Only return intermediate features.
+
+        Returns:
+            List of features, or tuple of the last feature and that list.
+        """
+        assert output_fmt in ("NCHW",), "Output shape must be NCHW."
+        intermediates = []
+        take_indices, max_index = feature_take_indices(len(self.stages), indices)
+
+        x = self.stem(x)
+        if torch.jit.is_scripting() or not stop_early:  # can't slice blocks in torchscript
+            stages = self.stages
+        else:
+            stages = self.stages[: max_index + 1]
+        for feat_idx, stage in enumerate(stages):
+            x = stage(x)
+            if feat_idx in take_indices:
+                intermediates.append(x)
+
+        if intermediates_only:
+            return intermediates
+        return x, intermediates
+
+    def prune_intermediate_layers(
+        self,
+        indices: Union[int, List[int]] = 1,
+        prune_norm: bool = False,
+        prune_head: bool = True,
+    ) -> List[int]:
+        """Prune layers not required for specified intermediates.
+
+        Args:
+            indices: Indices of the stages to keep, the last n if int.
+            prune_norm: Without effect: each stage's norm is part of its feature.
+            prune_head: Prune the classifier even if all stages are kept.
+
+        Returns:
+            Indices of the kept features.
+        """
+        take_indices, max_index = feature_take_indices(len(self.stages), indices)
+        prune_end = max_index < len(self.stages) - 1
+        self.stages = self.stages[: max_index + 1]
+        self.num_features = self.feature_info[max_index]["num_chs"]
+        if prune_head or prune_end:
+            self.reset_classifier(0, "")
+        return take_indices
+
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+        """Images (B, C, H, W) to the last stage's feature (B, num_features, H / 32, W / 32), sizes rounded up."""
+        x = self.stem(x)
+        x = self.stages(x)
+        return x
+
+    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
+        """The last stage's feature to logits (B, num_classes), or to the pooled feature if `pre_logits`."""
+        return self.head(x, pre_logits=True) if pre_logits else self.head(x)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.forward_features(x)
+        x = self.forward_head(x)
+        return x
+
+
+def _init_weights(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv2d):
+        fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
+        nn.init.normal_(module.weight, std=math.sqrt(2.0 / fan_out))
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Linear):
+        trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)
+
+
+def checkpoint_filter_fn(state_dict: Dict[str, Any], model: MSCAN) -> Dict[str, torch.Tensor]:
+    """Published or native checkpoint to the model's parameters; a missing classifier stays as initialised."""
+    state_dict = backbone_to_native(state_dict)
+    if "head.fc.weight" not in state_dict and model.num_classes > 0:
+        if model.num_classes == model.pretrained_cfg.get("num_classes"):
+            _logger.warning(
+                "The checkpoint has no classifier: the backbone is loaded, the classifier stays as initialised."
+            )
+        state_dict.update({f"head.fc.{name}": p.detach() for name, p in model.head.fc.named_parameters()})
+    return state_dict
+
+
+def _cfg(url: str = "", **kwargs: Any) -> Dict[str, Any]:
+    return {
+        "url": url,
+        "num_classes": 1000,
+        "input_size": (3, 224, 224),
+        "pool_size": (7, 7),
+        "crop_pct": 0.9,
+        "interpolation": "bicubic",
+        "mean": IMAGENET_INCEPTION_MEAN,
+        "std": IMAGENET_INCEPTION_STD,
+        "first_conv": "stem.conv1",
+        "classifier": "head.fc",
+        "license": "apache-2.0",
+        "paper_ids": "arXiv:2209.08575",
+        "paper_name": "SegNeXt: Rethinking Convolutional Attention Design for Semantic Segmentation",
+        "origin_url": "https://github.com/Visual-Attention-Network/SegNeXt",
+        **kwargs,
+    }
+
+
+_PUBLISHED = "https://download.openmmlab.com/mmsegmentation/v0.5/pretrain/segnext/"
+
+default_cfgs = generate_default_cfgs(
+    {
+        "mscan_t.in1k": _cfg(_PUBLISHED + "mscan_t_20230227-119e8c9f.pth"),
+        "mscan_s.in1k": _cfg(_PUBLISHED + "mscan_s_20230227-f33ccdf2.pth"),
+        "mscan_b.in1k": _cfg(_PUBLISHED + "mscan_b_20230227-3ab7d230.pth"),
+        "mscan_l.in1k": _cfg(_PUBLISHED + "mscan_l_20230227-cef260d4.pth"),
+        "test_mscan.untrained": _cfg(input_size=(3, 160, 160), pool_size=(5, 5)),
+    }
+)
+
+
+def _fetch_pretrained(
+    variant: str,
+    pretrained_cfg: Any = None,
+    pretrained_cfg_overlay: Optional[Dict[str, Any]] = None,
+    cache_dir: Optional[Union[str, Path]] = None,
+) -> None:
+    """Download the weights, if they come from a URL, checking the hash in their name.
+
+    timm checks hashes only if told to for all its models at once; it then finds this file in the cache.
+    """
+    cfg = resolve_pretrained_cfg(variant, pretrained_cfg, pretrained_cfg_overlay)
+    if cfg.url and not (cfg.source in ("hf-hub", "local-dir") or cfg.state_dict or cfg.file or cfg.hf_hub_id):
+        download_cached_file(cfg.url, check_hash=True, progress=True, cache_dir=cache_dir)
+
+
+def _create_mscan(variant: str, pretrained: bool = False, **kwargs: Any) -> MSCAN:
+    if pretrained:
+        _fetch_pretrained(
+            variant, kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay"), kwargs.get("cache_dir")
+        )
+    if kwargs.get("features_only", False):
+        kwargs.setdefault("num_classes", 0)  # the wrapper drops the classifier anyway
+    return build_model_with_cfg(
+        MSCAN,
+        variant,
+        pretrained,
+        pretrained_filter_fn=checkpoint_filter_fn,
+        feature_cfg={"out_indices": (0, 1, 2, 3), "flatten_sequential": True},
+        **kwargs,
+    )
+
+
+def register_model(fn: Callable[..., MSCAN]) -> Callable[..., MSCAN]:
+    """timm's `register_model`, silent where this module, reloaded, registers its own models again."""
+    with warnings.catch_warnings():
+        if is_model(fn.__name__) and model_entrypoint(fn.__name__).__module__ == fn.__module__:
+            warnings.simplefilter("ignore")
+        return _register_model(fn)
+
+
+@register_model
+def mscan_t(pretrained: bool = False, **kwargs: Any) -> MSCAN:
+    """MSCAN-T, 4.2M parameters, 0.9 GMACs at 224²."""
+    model_args = {"dims": (32, 64, 160, 256), "depths": (3, 3, 5, 2)}
+    return _create_mscan("mscan_t", pretrained=pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def mscan_s(pretrained: bool = False, **kwargs: Any) -> MSCAN:
+    """MSCAN-S, 14.0M parameters, 2.6 GMACs at 224²."""
+    model_args = {"dims": (64, 128, 320, 512), "depths": (2, 2, 4, 2)}
+    return _create_mscan("mscan_s", pretrained=pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def mscan_b(pretrained: bool = False, **kwargs: Any) -> MSCAN:
+    """MSCAN-B, 26.8M parameters, 5.1 GMACs at 224²."""
+    model_args = {"dims": (64, 128, 320, 512), "depths": (3, 3, 12, 3)}
+    return _create_mscan("mscan_b", pretrained=pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def mscan_l(pretrained: bool = False, **kwargs: Any) -> MSCAN:
+    """MSCAN-L, 45.1M parameters, 9.0 GMACs at 224²."""
+    model_args = {"dims": (64, 128, 320, 512), "depths": (3, 5, 27, 3)}
+    return _create_mscan("mscan_l", pretrained=pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def test_mscan(pretrained: bool = False, **kwargs: Any) -> MSCAN:
+    """A narrow MSCAN for tests, without published weights."""
+    model_args = {"dims": (16, 24, 32, 48), "depths": (1, 1, 2, 1), "mlp_ratios": (2, 2, 2, 2)}
+    return _create_mscan("test_mscan", pretrained=pretrained, **dict(model_args, **kwargs))

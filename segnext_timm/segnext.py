@@ -1,0 +1,290 @@
+"""SegNeXt, in the form of a segmentation_models_pytorch (smp) architecture.
+
+Paper: `SegNeXt: Rethinking Convolutional Attention Design for Semantic Segmentation`
+    - https://arxiv.org/abs/2209.08575 (NeurIPS 2022)
+Original code: https://github.com/Visual-Attention-Network/SegNeXt
+"""
+
+import difflib
+from collections.abc import Callable
+from typing import Any
+
+import segmentation_models_pytorch as smp
+import timm
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from huggingface_hub import ModelCard
+from segmentation_models_pytorch.base import ClassificationHead, SegmentationHead, SegmentationModel
+from segmentation_models_pytorch.base.hub_mixin import supports_config_loading
+from segmentation_models_pytorch.base.utils import is_torch_compiling
+from segmentation_models_pytorch.encoders import get_encoder, get_encoder_names
+
+from .hamburger import Hamburger
+
+_NUM_GROUPS = 32  # of every GroupNorm in the decoder
+_MIN_SIZE = 32  # of an image side, in pixels
+
+
+class LightHamDecoder(nn.Module):
+    """Light Hamburger decoder: fuses the features of strides 8 to 32 at stride 8 and adds their global context.
+
+    Section 3.2 and figure 3(c) of the paper. The features are squeezed, each by a 1×1 convolution of its own, before
+    they are resized and summed; the original resizes and concatenates them, then squeezes them together. The two are
+    equal, since a 1×1 convolution commutes with bilinear resizing, and this order does a fraction of the work.
+    """
+
+    def __init__(
+        self,
+        encoder_channels: list[int],
+        channels: int = 256,
+        rank: int = 16,
+        dropout: float = 0.1,
+        train_steps: int = 6,
+        eval_steps: int = 7,
+        one_step_gradient: bool = False,
+    ) -> None:
+        """
+        Args:
+            encoder_channels: Channels of the encoder's features, the image first, strides doubling. The first three
+                (strides 1, 2, 4) are not used; at least one more is needed.
+            channels: Width of the decoder, divisible by 32.
+            rank: Number of bases of the matrix decomposition.
+            dropout: Rate at which whole channels of the output are dropped in training.
+            train_steps: Updates of the matrix decomposition in training.
+            eval_steps: Updates of the matrix decomposition in evaluation.
+            one_step_gradient: Back-propagate through the last of these updates only.
+
+        Raises:
+            ValueError: If `channels` or the number of features does not fit.
+        """
+        super().__init__()
+        if len(encoder_channels) < 4:
+            raise ValueError(
+                f"SegNeXt needs an encoder of depth 3, 4 or 5, got {len(encoder_channels) - 1}: its decoder takes the "
+                f"features from stride 8 on."
+            )
+        if channels < 1 or channels % _NUM_GROUPS:
+            raise ValueError(
+                f"decoder_channels must be a multiple of {_NUM_GROUPS} (its GroupNorms have {_NUM_GROUPS} groups), "
+                f"got {channels}; the nearest is {max(round(channels / _NUM_GROUPS), 1) * _NUM_GROUPS}."
+            )
+        self.squeeze = nn.ModuleList(nn.Conv2d(chs, channels, 1, bias=False) for chs in encoder_channels[3:])
+        self.squeeze_norm = nn.GroupNorm(_NUM_GROUPS, channels)
+        self.hamburger = Hamburger(channels, rank, train_steps, eval_steps, one_step_gradient, num_groups=_NUM_GROUPS)
+        self.align = nn.Conv2d(channels, channels, 1, bias=False)
+        self.align_norm = nn.GroupNorm(_NUM_GROUPS, channels)
+        self.dropout = nn.Dropout2d(dropout)
+
+    def forward(self, features: list[torch.Tensor]) -> torch.Tensor:
+        """Fuse features.
+
+        Args:
+            features: One tensor (B, C_i, H_i, W_i) for each of `encoder_channels`.
+
+        Returns:
+            Features of shape (B, channels, H_3, W_3), where the size is that of the feature of stride 8.
+        """
+        x = self.squeeze[0](features[3])
+        for i, squeeze in enumerate(self.squeeze):
+            if i > 0:
+                x = x + F.interpolate(squeeze(features[3 + i]), x.shape[-2:], mode="bilinear", align_corners=False)
+        x = F.relu(self.squeeze_norm(x))
+        x = self.hamburger(x)
+        x = F.relu(self.align_norm(self.align(x)))
+        return self.dropout(x)
+
+
+class ResizingHead(SegmentationHead):
+    """smp's segmentation head, its 1×1 convolution's logits resized to a given size, corners not aligned."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, activation: str | Callable[..., nn.Module] | None = None
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel_size=1, activation=activation, upsampling=1)
+
+    def forward(self, x: torch.Tensor, size: list[int]) -> torch.Tensor:
+        """Features (B, in_channels, h, w) to a map (B, out_channels, *size)."""
+        x = self[0](x)
+        x = F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+        return self[2](x)
+
+
+class SegNeXt(SegmentationModel):
+    """SegNeXt: convolutional attention in the encoder, matrix decomposition in the decoder.
+
+    Images of any size from 32×32 up are segmented at exactly that size. Evaluation is deterministic: see
+    :class:`segnext_timm.hamburger.NMF2d`.
+
+    Args:
+        encoder_name: Any encoder of smp, or "tu-" and any feature extractor of timm. The paper's are "tu-mscan_t",
+            "tu-mscan_s", "tu-mscan_b" and "tu-mscan_l".
+        encoder_depth: Number of encoder stages in range [3, 5]; the decoder takes those from stride 8 on.
+        encoder_weights: "imagenet" or True for an encoder pretrained on ImageNet, None or False for a random one, or
+            another of the weights that smp knows for the encoder.
+        decoder_channels: Width of the decoder, divisible by 32. The paper's: 256 for T and S, 512 for B, 1024 for L.
+        decoder_rank: Number of bases of the matrix decomposition. The paper's code: 16 for T and S, 64 for B and L;
+            mmsegmentation's configurations: 16 for all.
+        decoder_dropout: Rate at which the decoder's output channels are dropped in training.
+        decoder_train_steps: Updates of the matrix decomposition in training.
+        decoder_eval_steps: Updates of the matrix decomposition in evaluation.
+        in_channels: Number of input channels, 3 for RGB images.
+        classes: Number of classes, the channels of the output.
+        activation: Applied to the output: "sigmoid", "softmax2d", "logsoftmax", "tanh", "identity", a callable that
+            makes a module, or None for logits.
+        aux_params: Parameters of a classification head on top of the encoder, None for no such head:
+
+            - classes (int): Number of its classes
+            - pooling (str): "max" or "avg" (default)
+            - dropout (float): Dropout rate
+            - activation (str): Applied to its output
+        decoder_one_step_gradient: Back-propagate through the last update of the matrix decomposition only, as JSeg
+            does, for less memory and time in training.
+        kwargs: Arguments of timm's encoder, such as `drop_path_rate=0.1`, or `output_stride`.
+
+    Raises:
+        ValueError: If the encoder is unknown or an argument is out of its range.
+
+    .. seealso:: https://arxiv.org/abs/2209.08575
+    """
+
+    requires_divisible_input_shape = False
+
+    @supports_config_loading
+    def __init__(
+        self,
+        encoder_name: str = "tu-mscan_t",
+        encoder_depth: int = 5,
+        encoder_weights: str | bool | None = "imagenet",
+        decoder_channels: int = 256,
+        decoder_rank: int = 16,
+        decoder_dropout: float = 0.1,
+        decoder_train_steps: int = 6,
+        decoder_eval_steps: int = 7,
+        in_channels: int = 3,
+        classes: int = 1,
+        activation: str | Callable[..., nn.Module] | None = None,
+        aux_params: dict[str, Any] | None = None,
+        decoder_one_step_gradient: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__()
+        _check_encoder_name(encoder_name)
+        if encoder_depth not in (3, 4, 5):
+            raise ValueError(f"encoder_depth must be 3, 4 or 5, got {encoder_depth}")
+        self.in_channels = in_channels
+        self.encoder = get_encoder(
+            encoder_name,
+            in_channels=in_channels,
+            depth=encoder_depth,
+            weights=_smp_encoder_weights(encoder_name, encoder_weights),
+            **kwargs,
+        )
+        self.decoder = LightHamDecoder(
+            encoder_channels=self.encoder.out_channels,
+            channels=decoder_channels,
+            rank=decoder_rank,
+            dropout=decoder_dropout,
+            train_steps=decoder_train_steps,
+            eval_steps=decoder_eval_steps,
+            one_step_gradient=decoder_one_step_gradient,
+        )
+        self.segmentation_head = ResizingHead(decoder_channels, classes, activation=activation)
+        if aux_params is not None:
+            self.classification_head = ClassificationHead(in_channels=self.encoder.out_channels[-1], **aux_params)
+        else:
+            self.classification_head = None
+
+        self.name = f"segnext-{encoder_name}"
+        self.initialize()
+
+    def initialize(self) -> None:
+        super().initialize()
+        nn.init.normal_(self.segmentation_head[0].weight, std=0.01)
+
+    @torch.jit.unused
+    def check_input_shape(self, x: torch.Tensor) -> None:
+        """Raise a ValueError unless `x` is a batch of images with the model's channels and 32×32 pixels or more."""
+        if x.ndim != 4:
+            raise ValueError(f"SegNeXt takes a batch of images (B, C, H, W), got a tensor of shape {tuple(x.shape)}.")
+        if x.shape[1] != self.in_channels:
+            raise ValueError(
+                f"This model takes images of {self.in_channels} channels, got {x.shape[1]}. Convert the images, or "
+                f"create the model with in_channels={x.shape[1]}."
+            )
+        if min(x.shape[-2:]) < _MIN_SIZE:
+            raise ValueError(
+                f"SegNeXt takes images of {_MIN_SIZE}×{_MIN_SIZE} pixels or more, got {x.shape[-2]}×{x.shape[-1]} "
+                f"(height×width). Resize or pad the images."
+            )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """Segment images.
+
+        Args:
+            x: Images of shape (B, in_channels, H, W), H and W at least 32.
+
+        Returns:
+            Logits, or what `activation` makes of them, of shape (B, classes, H, W); with `aux_params`, a tuple of these
+            and the classification head's output.
+        """
+        if not (torch.jit.is_scripting() or torch.jit.is_tracing() or is_torch_compiling()):
+            self.check_input_shape(x)
+        features = self.encoder(x)
+        masks = self.segmentation_head(self.decoder(features), x.shape[-2:])
+        if self.classification_head is not None:
+            return masks, self.classification_head(features[-1])
+        return masks
+
+    @classmethod
+    def _from_pretrained(cls, **kwargs: Any) -> "SegNeXt":
+        # the file holds the encoder's weights too: fetching others first would only need a network
+        kwargs["encoder_weights"] = None
+        return super()._from_pretrained(**kwargs)
+
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
+        """The card of smp, with this package's import, licence and tags."""
+        card = super().generate_model_card(*args, **kwargs)
+        card.data.license = "apache-2.0"
+        card.data.tags = sorted({*card.data.tags, "segnext", "timm"})
+        imports = "import segmentation_models_pytorch as smp\n"
+        card.text = card.text.replace(imports, imports + "import segnext_timm  # registers SegNeXt and MSCAN\n")
+        return card
+
+
+def _check_encoder_name(name: str) -> None:
+    """Raise a ValueError that lists the nearest names unless `name` is an encoder of smp or timm."""
+    if name.startswith("tu-"):
+        arch = name.removeprefix("tu-").split(".")[0]
+        if ":" in name or timm.is_model(arch):
+            return
+        near = [f"tu-{n}" for n in difflib.get_close_matches(arch, timm.list_models(), n=4)]
+    else:
+        if name in get_encoder_names() or name.startswith("timm-"):
+            return
+        names = [*get_encoder_names(), *(f"tu-{n}" for n in timm.list_models("*mscan*"))]
+        near = difflib.get_close_matches(name, names, n=4)
+        if timm.is_model(name.split(".")[0]):
+            near = [f"tu-{name}"]
+    hint = f"Did you mean {' or '.join(map(repr, near))}?" if near else "timm's models are named 'tu-<model>'."
+    raise ValueError(f"Unknown encoder {name!r}. {hint}")
+
+
+def _smp_encoder_weights(encoder_name: str, weights: str | bool | None) -> str | bool | None:
+    """What smp's `get_encoder` takes for it: True for timm's encoders, a name for its own, None for random weights."""
+    if weights is False or weights is None:
+        return None
+    if encoder_name.startswith("tu-"):
+        return True if weights == "imagenet" else weights
+    return "imagenet" if weights is True else weights
+
+
+def _register() -> None:
+    """Make SegNeXt known to smp: as an attribute of the package, and by name to `create_model`."""
+    smp.SegNeXt = SegNeXt
+    smp.MODEL_ARCHITECTURES_MAPPING["segnext"] = SegNeXt
+    if "SegNeXt" not in smp.__all__:
+        smp.__all__.append("SegNeXt")
+
+
+_register()

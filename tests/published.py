@@ -1,0 +1,115 @@
+"""Checkpoints as they are published, with random weights: names and shapes written down from the sources.
+
+Independent of the package's own translation table on purpose: this is what that table is tested against.
+"""
+
+import torch
+
+VARIANTS = {
+    # variant: dims, depths, MLP ratios, decoder channels, rank in the paper's code
+    "t": ((32, 64, 160, 256), (3, 3, 5, 2), (8, 8, 4, 4), 256, 16),
+    "s": ((64, 128, 320, 512), (2, 2, 4, 2), (8, 8, 4, 4), 256, 16),
+    "b": ((64, 128, 320, 512), (3, 3, 12, 3), (8, 8, 4, 4), 512, 64),
+    "l": ((64, 128, 320, 512), (3, 5, 27, 3), (8, 8, 4, 4), 1024, 64),
+}
+
+
+def _conv(name, out, inp, *kernel, bias=True):
+    shapes = {f"{name}.weight": (out, inp, *kernel)}
+    return {**shapes, f"{name}.bias": (out,)} if bias else shapes
+
+
+def _norm(name, dim, running=True):
+    shapes = {f"{name}.weight": (dim,), f"{name}.bias": (dim,)}
+    if running:
+        shapes |= {f"{name}.running_mean": (dim,), f"{name}.running_var": (dim,), f"{name}.num_batches_tracked": ()}
+    return shapes
+
+
+def backbone_shapes(variant: str, dialect: str = "mmseg", classifier: bool = False) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of MSCAN's parameters and buffers.
+
+    Args:
+        variant: One of `VARIANTS`.
+        dialect: "paper" for the authors' spelling, "mmseg" for mmsegmentation's.
+        classifier: Include the 1000-class classifier.
+    """
+    dims, depths, ratios, _, _ = VARIANTS[variant]
+    half = dims[0] // 2
+    shapes = {
+        **_conv("patch_embed1.proj.0", half, 3, 3, 3),
+        **_norm("patch_embed1.proj.1", half),
+        **_conv("patch_embed1.proj.3", dims[0], half, 3, 3),
+        **_norm("patch_embed1.proj.4", dims[0]),
+    }
+    dwconv = "mlp.dwconv.dwconv" if dialect == "paper" else "mlp.dwconv"
+    for i, (dim, depth, ratio) in enumerate(zip(dims, depths, ratios), start=1):
+        if i > 1:
+            shapes |= _conv(f"patch_embed{i}.proj", dim, dims[i - 2], 3, 3) | _norm(f"patch_embed{i}.norm", dim)
+        for j in range(depth):
+            block, gate = f"block{i}.{j}", f"block{i}.{j}.attn.spatial_gating_unit"
+            shapes |= {f"{block}.layer_scale_1": (dim,), f"{block}.layer_scale_2": (dim,)}
+            shapes |= _norm(f"{block}.norm1", dim) | _conv(f"{block}.attn.proj_1", dim, dim, 1, 1)
+            shapes |= _conv(f"{gate}.conv0", dim, 1, 5, 5)
+            for k, length in enumerate((7, 11, 21)):
+                shapes |= _conv(f"{gate}.conv{k}_1", dim, 1, 1, length) | _conv(f"{gate}.conv{k}_2", dim, 1, length, 1)
+            shapes |= _conv(f"{gate}.conv3", dim, dim, 1, 1) | _conv(f"{block}.attn.proj_2", dim, dim, 1, 1)
+            hidden = dim * ratio
+            shapes |= _norm(f"{block}.norm2", dim) | _conv(f"{block}.mlp.fc1", hidden, dim, 1, 1)
+            shapes |= _conv(f"{block}.{dwconv}", hidden, 1, 3, 3) | _conv(f"{block}.mlp.fc2", dim, hidden, 1, 1)
+        shapes |= _norm(f"norm{i}", dim, running=False)
+    if classifier:
+        shapes |= {"head.weight": (1000, dims[-1]), "head.bias": (1000,)}
+    return shapes
+
+
+def head_shapes(variant: str, classes: int) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the light Hamburger head's parameters."""
+    dims, _, _, channels, _ = VARIANTS[variant]
+    return {
+        **_conv("conv_seg", classes, channels, 1, 1),
+        **_conv("squeeze.conv", channels, sum(dims[1:]), 1, 1, bias=False),
+        **_norm("squeeze.gn", channels, running=False),
+        **_conv("hamburger.ham_in.conv", channels, channels, 1, 1),
+        **_conv("hamburger.ham_out.conv", channels, channels, 1, 1, bias=False),
+        **_norm("hamburger.ham_out.gn", channels, running=False),
+        **_conv("align.conv", channels, channels, 1, 1, bias=False),
+        **_norm("align.gn", channels, running=False),
+    }
+
+
+def segmenter_shapes(variant: str, classes: int, dialect: str = "mmseg") -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a segmenter's parameters and buffers."""
+    return {
+        **{f"backbone.{name}": shape for name, shape in backbone_shapes(variant, dialect).items()},
+        **{f"decode_head.{name}": shape for name, shape in head_shapes(variant, classes).items()},
+    }
+
+
+def random_state_dict(shapes: dict[str, tuple[int, ...]], seed: int = 0) -> dict[str, torch.Tensor]:
+    """Random values in which every weight, scale, bias and running statistic matters.
+
+    Convolutions keep the scale of what passes through them; scales, variances and layer scales are spread around a
+    positive mean, biases and means around 0. Made of `torch.rand` alone, whose values do not depend on the processor,
+    and drawn in the order of the names.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def uniform(shape, low, high):
+        return torch.rand(shape, generator=generator) * (high - low) + low
+
+    state_dict = {}
+    for name, shape in sorted(shapes.items()):
+        if name.endswith("num_batches_tracked"):
+            value = torch.tensor(100)
+        elif "layer_scale" in name:
+            value = uniform(shape, 0.03, 0.1)
+        elif name.endswith(("running_var", "weight")) and len(shape) == 1:
+            value = uniform(shape, 0.5, 1.5)
+        elif len(shape) > 1:
+            bound = (3 / torch.tensor(shape[1:]).prod().item()) ** 0.5
+            value = uniform(shape, -bound, bound)
+        else:
+            value = uniform(shape, -0.5, 0.5)
+        state_dict[name] = value
+    return state_dict

@@ -60,20 +60,7 @@ class MultiScaleConvAttention(nn.Module):
     gather it at larger scales; a 1×1 convolution mixes their sum into the attention that weights the input.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        kernel_sizes: Tuple[int, ...] = (7, 11, 21),
-        dilation: int = 1,
-        device=None,
-        dtype=None,
-    ) -> None:
-        """
-        Args:
-            dim: Number of channels.
-            kernel_sizes: Lengths of the strips of the three branches.
-            dilation: Dilation of all depthwise convolutions.
-        """
+    def __init__(self, dim: int, dilation: int = 1, device=None, dtype=None) -> None:
         dd = {"device": device, "dtype": dtype}
         super().__init__()
 
@@ -82,7 +69,7 @@ class MultiScaleConvAttention(nn.Module):
             return nn.Conv2d(dim, dim, (height, width), padding=padding, dilation=dilation, groups=dim, **dd)
 
         self.dwconv = depthwise(5, 5)
-        self.branches = nn.ModuleList(nn.Sequential(depthwise(1, k), depthwise(k, 1)) for k in kernel_sizes)
+        self.branches = nn.ModuleList(nn.Sequential(depthwise(1, k), depthwise(k, 1)) for k in (7, 11, 21))
         self.proj = nn.Conv2d(dim, dim, 1, **dd)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -97,12 +84,7 @@ class SpatialAttention(nn.Module):
     """MSCA between two 1×1 convolutions, with a shortcut around all three (figure 2 of the paper)."""
 
     def __init__(
-        self,
-        dim: int,
-        dilation: int = 1,
-        act_layer: Callable[..., nn.Module] = nn.GELU,
-        device=None,
-        dtype=None,
+        self, dim: int, dilation: int = 1, act_layer: Callable[..., nn.Module] = nn.GELU, device=None, dtype=None
     ) -> None:
         dd = {"device": device, "dtype": dtype}
         super().__init__()
@@ -157,7 +139,6 @@ class MSCANBlock(nn.Module):
         dilation: int = 1,
         drop: float = 0.0,
         drop_path: float = 0.0,
-        ls_init_value: float = 1e-2,
         act_layer: Callable[..., nn.Module] = nn.GELU,
         norm_layer: Callable[..., nn.Module] = nn.BatchNorm2d,
         device=None,
@@ -167,12 +148,12 @@ class MSCANBlock(nn.Module):
         super().__init__()
         self.norm1 = norm_layer(dim, **dd)
         self.attn = SpatialAttention(dim, dilation=dilation, act_layer=act_layer, **dd)
-        self.ls1 = LayerScale2d(dim, init_values=ls_init_value, **dd)
+        self.ls1 = LayerScale2d(dim, init_values=1e-2, **dd)
         self.drop_path1 = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
 
         self.norm2 = norm_layer(dim, **dd)
         self.mlp = ConvMlp(dim, int(dim * mlp_ratio), dilation=dilation, act_layer=act_layer, drop=drop, **dd)
-        self.ls2 = LayerScale2d(dim, init_values=ls_init_value, **dd)
+        self.ls2 = LayerScale2d(dim, init_values=1e-2, **dd)
         self.drop_path2 = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -242,7 +223,6 @@ class MSCANStage(nn.Module):
         mlp_ratio: float = 4.0,
         drop: float = 0.0,
         drop_path_rates: Optional[List[float]] = None,
-        ls_init_value: float = 1e-2,
         act_layer: Callable[..., nn.Module] = nn.GELU,
         norm_layer: Callable[..., nn.Module] = nn.BatchNorm2d,
         device=None,
@@ -259,7 +239,6 @@ class MSCANStage(nn.Module):
             mlp_ratio: Width of the MLP's hidden layer over that of the block.
             drop: Dropout rate in the MLPs.
             drop_path_rates: Stochastic depth rate of each block.
-            ls_init_value: Initial value of the layer scales.
             act_layer: Activation layer.
             norm_layer: Normalisation layer of the downsampling and of the blocks.
         """
@@ -279,7 +258,6 @@ class MSCANStage(nn.Module):
                     dilation=dilation[1],
                     drop=drop,
                     drop_path=drop_path_rates[i],
-                    ls_init_value=ls_init_value,
                     act_layer=act_layer,
                     norm_layer=norm_layer,
                     **dd,
@@ -314,7 +292,6 @@ class MSCAN(nn.Module):
         depths: Tuple[int, ...] = (3, 3, 12, 3),
         dims: Tuple[int, ...] = (64, 128, 320, 512),
         mlp_ratios: Tuple[float, ...] = (8, 8, 4, 4),
-        ls_init_value: float = 1e-2,
         act_layer: Union[str, Callable[..., nn.Module]] = "gelu",
         norm_layer: Union[str, Callable[..., nn.Module]] = "batchnorm2d",
         drop_rate: float = 0.0,
@@ -333,7 +310,6 @@ class MSCAN(nn.Module):
             depths: Number of blocks in each stage.
             dims: Number of channels in each stage.
             mlp_ratios: Width of the MLP's hidden layer over that of the block, in each stage.
-            ls_init_value: Initial value of the layer scales.
             act_layer: Activation layer.
             norm_layer: Normalisation layer of the stem, the downsampling and the blocks. The norm that ends each
                 stage is a LayerNorm over channels whatever this is.
@@ -377,7 +353,6 @@ class MSCAN(nn.Module):
                     mlp_ratio=mlp_ratios[i],
                     drop=proj_drop_rate,
                     drop_path_rates=drop_path_rates[i],
-                    ls_init_value=ls_init_value,
                     act_layer=act_layer,
                     norm_layer=norm_layer,
                     **dd,
@@ -409,11 +384,7 @@ class MSCAN(nn.Module):
         norms = [(rf"^stages\.({i})\.norm", (len(stage.blocks) - 1,)) for i, stage in enumerate(self.stages)]
         return {
             "stem": r"^stem",
-            "blocks": [
-                (r"^stages\.(\d+)\.downsample", (0,)),
-                (r"^stages\.(\d+)\.blocks\.(\d+)", None),
-                *norms,
-            ],
+            "blocks": [(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None), *norms],
         }
 
     @torch.jit.ignore
@@ -489,10 +460,7 @@ class MSCAN(nn.Module):
         return x, intermediates
 
     def prune_intermediate_layers(
-        self,
-        indices: Union[int, List[int]] = 1,
-        prune_norm: bool = False,
-        prune_head: bool = True,
+        self, indices: Union[int, List[int]] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> List[int]:
         """Prune layers not required for specified intermediates.
 
@@ -542,7 +510,7 @@ def checkpoint_filter_fn(state_dict: Dict[str, Any], model: MSCAN) -> Dict[str, 
     """Published or native checkpoint to the model's parameters; a missing classifier stays as initialised."""
     state_dict = backbone_to_native(state_dict)
     if "head.fc.weight" not in state_dict and model.num_classes > 0:
-        if model.num_classes == model.pretrained_cfg.get("num_classes"):
+        if model.num_classes == getattr(model, "pretrained_cfg", {}).get("num_classes"):
             _logger.warning(
                 "The checkpoint has no classifier: the backbone is loaded, the classifier stays as initialised."
             )

@@ -1,0 +1,39 @@
+"""MSCAN under the other decoders of smp."""
+
+import pytest
+import segmentation_models_pytorch as smp
+import torch
+
+import segnext_timm  # noqa: F401
+
+DECODERS = (
+    "unet",
+    "unetplusplus",
+    "manet",
+    "linknet",
+    "fpn",
+    "pspnet",
+    "pan",
+    "deeplabv3",
+    "deeplabv3plus",
+    "upernet",
+    "segformer",
+)
+UNSUPPORTED = {}
+
+
+@pytest.mark.parametrize("arch", [a for a in DECODERS if a not in UNSUPPORTED])
+def test_decoder_trains_on_mscan(arch):
+    model = smp.create_model(arch, "tu-mscan_t", encoder_weights=None, classes=3).train()
+    output = model(torch.rand(2, 3, 64, 64))
+    assert output.shape == (2, 3, 64, 64)
+    output.square().mean().backward()
+    unused = [name for name, p in model.named_parameters() if p.grad is None]
+    assert not [name for name in unused if name.startswith("decoder")]
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in model.encoder.parameters())
+
+
+@pytest.mark.parametrize("arch", UNSUPPORTED)
+def test_decoder_that_smp_does_not_support_on_such_encoders(arch):
+    with pytest.raises((ValueError, RuntimeError), match=UNSUPPORTED[arch]):
+        smp.create_model(arch, "tu-mscan_t", encoder_weights=None, classes=3)(torch.rand(2, 3, 64, 64))

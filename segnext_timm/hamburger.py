@@ -114,7 +114,7 @@ class NMF2d(nn.Module):
         matrix = x.flatten(2).to(torch.promote_types(x.dtype, torch.float32))
         if torch.jit.is_scripting():
             matrix = self._approximate(matrix)
-        elif torch.is_autocast_enabled(x.device.type):
+        elif torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type):
             with torch.autocast(x.device.type, enabled=False):
                 matrix = self._approximate(matrix)
         else:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple, Union
 
 import torch
+import torch.fx
 import torch.nn as nn
 from timm.data import IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD
 from timm.layers import (
@@ -53,6 +54,12 @@ _logger = logging.getLogger(__name__)
 __all__ = ["MSCAN"]  # register_model adds each entrypoint to this
 
 
+@torch.fx.wrap
+def _saturate(x: torch.Tensor) -> torch.Tensor:
+    """In float16, the largest number where it overflows: attention is a product, and an infinite one ends in NaN."""
+    return x.clamp(-65504.0, 65504.0) if x.dtype == torch.float16 else x
+
+
 class MultiScaleConvAttention(nn.Module):
     """Multi-scale convolutional attention (MSCA), section 3.1 and equations 1 and 2 of the paper.
 
@@ -77,7 +84,7 @@ class MultiScaleConvAttention(nn.Module):
         attn = base
         for branch in self.branches:
             attn = attn + branch(base)
-        return self.proj(attn) * x
+        return _saturate(self.proj(attn) * x)
 
 
 class SpatialAttention(nn.Module):
@@ -97,7 +104,7 @@ class SpatialAttention(nn.Module):
         shortcut = x
         x = self.act(self.proj_in(x))
         x = self.msca(x)
-        return self.proj_out(x) + shortcut
+        return _saturate(self.proj_out(x)) + shortcut
 
 
 class ConvMlp(nn.Module):

@@ -63,17 +63,14 @@ def test_importing_again_or_reloading_warns_of_nothing():
 
 
 def test_overwriting_a_model_of_another_package_still_warns():
-    def mscan_x(pretrained=False, **kwargs):
-        pass
-
-    mscan_x.__module__ = "timm.models.resnet"
-    timm.models.register_model(mscan_x)
-    mscan_x.__module__ = "segnext_timm.mscan"
-    with pytest.warns(UserWarning, match="Overwriting mscan_x"):
-        segnext_timm.mscan.register_model(mscan_x)
-    timm.models._registry._clear_model_entries("mscan_x")
-    del timm.models._registry._model_entrypoints["mscan_x"]
-    segnext_timm.mscan.__all__.remove("mscan_x")
+    code = (
+        "import timm\n"
+        "def mscan_t(pretrained=False, **kwargs): ...\n"
+        "timm.models.register_model(mscan_t)\n"
+        "import segnext_timm\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "Overwriting mscan_t in registry with segnext_timm.mscan.mscan_t" in run.stderr
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -86,7 +83,7 @@ def test_parameters_and_macs_are_the_published_ones(name):
     assert count(model) == backbone
     with FlopCounterMode(display=False) as counter:
         model(x)
-    assert int(counter.get_total_flops() / 2 / 1e6) / 1e3 == gmacs
+    assert round(counter.get_total_flops() / 2e9, 3) == gmacs
 
 
 def test_native_names_are_frozen():
@@ -219,7 +216,8 @@ def test_script_export_and_compile_give_the_eager_result():
     model, x = tiny(), images(2, 3, 70, 90)
     expected = model(x)
     torch.testing.assert_close(torch.jit.script(model)(x), expected)
-    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
+    torch.testing.assert_close(torch.fx.symbolic_trace(model)(x), expected)
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="eager")
     torch.testing.assert_close(compiled(x), expected)
     size = {i: torch.export.Dim(name, min=33, max=1024) for i, name in ((2, "height"), (3, "width"))}
     program = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("batch", max=64), **size},))
@@ -259,7 +257,7 @@ def test_a_file_without_a_classifier_loads_and_warns_once(seeded, caplog):
     seeded(published)
     model = timm.create_model("mscan_t", pretrained=True)
     assert torch.equal(model.stages[3].norm.weight, published["norm4.weight"])
-    assert model.head.fc.weight.std() == pytest.approx(0.02, rel=0.05)
+    assert model.head.fc.weight.std().item() == pytest.approx(0.02, rel=0.05)
     (record,) = [r for r in caplog.records if r.levelno >= logging.WARNING]
     assert "no classifier" in record.message
 

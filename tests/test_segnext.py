@@ -211,7 +211,7 @@ def test_saving_and_loading_keeps_the_predictions(tmp_path):
     assert type(loaded) is SegNeXt
     assert not loaded.training
     assert torch.equal(loaded(x), model(x))
-    assert loaded.config == model.config | {"encoder_weights": None}
+    assert loaded.config == model.config | {"_model_class": "SegNeXt"}
     assert torch.equal(SegNeXt.from_pretrained(tmp_path)(x), model(x))
 
 
@@ -284,7 +284,7 @@ def test_script_compile_and_export_give_the_eager_result():
     expected = model(x)
     torch.testing.assert_close(torch.jit.script(model)(x), expected)
     torch.testing.assert_close(torch.jit.trace(model, x)(x), expected)
-    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="eager")
     size = {i: torch.export.Dim(name, min=33, max=1024) for i, name in ((2, "height"), (3, "width"))}
     program = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("batch", max=64), **size},))
     for other in (x, images(1, 3, 64, 64), images(3, 3, 33, 128)):

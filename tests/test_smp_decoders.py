@@ -25,8 +25,8 @@ UNSUPPORTED = {}
 @pytest.mark.parametrize("arch", [a for a in DECODERS if a not in UNSUPPORTED])
 def test_decoder_trains_on_mscan(arch):
     model = smp.create_model(arch, "tu-mscan_t", encoder_weights=None, classes=3).train()
-    output = model(torch.rand(2, 3, 64, 64))
-    assert output.shape == (2, 3, 64, 64)
+    output = model(torch.rand(2, 3, 128, 128))
+    assert output.shape == (2, 3, 128, 128)
     output.square().mean().backward()
     unused = [name for name, p in model.named_parameters() if p.grad is None]
     assert not [name for name in unused if name.startswith("decoder")]

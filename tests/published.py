@@ -13,6 +13,14 @@ VARIANTS = {
     "l": ((64, 128, 320, 512), (3, 5, 27, 3), (8, 8, 4, 4), 1024, 64),
 }
 
+# ImageNet-1k weights, by the names that torch.hub looks for in its cache
+FILES = {
+    "t": "mscan_t_20230227-119e8c9f.pth",
+    "s": "mscan_s_20230227-f33ccdf2.pth",
+    "b": "mscan_b_20230227-3ab7d230.pth",
+    "l": "mscan_l_20230227-cef260d4.pth",
+}
+
 
 def _conv(name, out, inp, *kernel, bias=True):
     shapes = {f"{name}.weight": (out, inp, *kernel)}

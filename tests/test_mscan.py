@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import segnext_timm.mscan
 
-from published import backbone_shapes, random_state_dict
+from published import FILES, backbone_shapes, random_state_dict
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -50,10 +50,11 @@ def tiny(**kwargs):
 def test_the_models_are_registered_with_their_weights():
     assert timm.list_models("mscan*") == ["mscan_b", "mscan_l", "mscan_s", "mscan_t"]
     assert timm.list_pretrained("*mscan*") == [f"mscan_{v}.in1k" for v in "blst"]
-    cfg = timm.get_pretrained_cfg("mscan_b")
-    assert cfg.tag == "in1k"
-    assert cfg.url.endswith("mscan_b_20230227-3ab7d230.pth")
-    assert (cfg.mean, cfg.std, cfg.crop_pct, cfg.interpolation) == ((0.5,) * 3, (0.5,) * 3, 0.9, "bicubic")
+    for variant, file in FILES.items():
+        cfg = timm.get_pretrained_cfg(f"mscan_{variant}")
+        assert cfg.tag == "in1k"
+        assert cfg.url == f"https://download.openmmlab.com/mmsegmentation/v0.5/pretrain/segnext/{file}"
+        assert (cfg.mean, cfg.std, cfg.crop_pct, cfg.interpolation) == ((0.5,) * 3, (0.5,) * 3, 0.9, "bicubic")
 
 
 def test_importing_again_or_reloading_warns_of_nothing():
@@ -234,7 +235,7 @@ def seeded(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
 
     def seed(checkpoint):
-        path = tmp_path / "hub" / "checkpoints" / "mscan_t_20230227-119e8c9f.pth"
+        path = tmp_path / "hub" / "checkpoints" / FILES["t"]
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.save(checkpoint, path)
 

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import segnext_timm
 from segnext_timm import LightHamDecoder, SegNeXt
 
-from published import VARIANTS, backbone_shapes, random_state_dict
+from published import FILES, VARIANTS, backbone_shapes, random_state_dict
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -174,7 +174,7 @@ def seeded(tmp_path, monkeypatch):
     published = random_state_dict(backbone_shapes("t"))
     cache = tmp_path / "torch" / "hub" / "checkpoints"
     cache.mkdir(parents=True)
-    torch.save(published, cache / "mscan_t_20230227-119e8c9f.pth")
+    torch.save(published, cache / FILES["t"])
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     return published, cache
 

@@ -10,7 +10,7 @@ import pytest
 import timm
 import torch
 
-from published import VARIANTS, backbone_shapes, random_state_dict
+from published import FILES, VARIANTS, backbone_shapes, random_state_dict
 
 pytestmark = pytest.mark.slow
 
@@ -45,14 +45,14 @@ def cache(tmp_path_factory):
     for i, variant in enumerate(VARIANTS):
         dialect = ("paper", "mmseg")[i % 2]
         state_dict = random_state_dict(backbone_shapes(variant, dialect, classifier=True))
-        name = timm.get_pretrained_cfg(f"mscan_{variant}").url.rsplit("/", 1)[-1]
-        torch.save({"state_dict": state_dict}, checkpoints / name)
+        torch.save({"state_dict": state_dict}, checkpoints / FILES[variant])
     return home
 
 
 def test_timms_own_tests_pass_for_every_model(suite, cache):
     environment = {k: v for k, v in os.environ.items() if k != "GITHUB_ACTIONS"} | {"TORCH_HOME": str(cache)}
-    command = [sys.executable, "-m", "pytest", "-q", "-k", "mscan", "-p", "no:cacheprovider", "-rs", "test_models.py"]
+    options = ["-q", "-k", "mscan", "-rs", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestUnknownMarkWarning"]
+    command = [sys.executable, "-m", "pytest", *options, "test_models.py"]
     result = subprocess.run(command, cwd=suite, env=environment, capture_output=True, text=True)
     print(result.stdout[-3000:])
     assert result.returncode == 0, result.stdout[-20000:] + result.stderr[-2000:]

@@ -51,11 +51,12 @@ def cache(tmp_path_factory):
 
 def test_timms_own_tests_pass_for_every_model(suite, cache):
     environment = {k: v for k, v in os.environ.items() if k != "GITHUB_ACTIONS"} | {"TORCH_HOME": str(cache)}
-    options = ["-q", "-k", "mscan", "-rs", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestUnknownMarkWarning"]
+    options = ["-q", "-k", "mscan", "-rps", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestUnknownMarkWarning"]
     command = [sys.executable, "-m", "pytest", *options, "test_models.py"]
     result = subprocess.run(command, cwd=suite, env=environment, capture_output=True, text=True)
-    print(result.stdout[-3000:])
+    print(result.stdout.splitlines()[-1])
     assert result.returncode == 0, result.stdout[-20000:] + result.stderr[-2000:]
-    for test in ("forward", "backward", "default_cfgs", "load_pretrained", "features_pretrained"):
-        assert f"test_model_{test}" in (suite / "test_models.py").read_text()
-    assert "skipped" not in result.stdout.splitlines()[-1]
+    assert "SKIPPED" not in result.stdout
+    for test in ("forward", "backward", "default_cfgs", "forward_intermediates", "forward_fx", "load_pretrained"):
+        for variant in VARIANTS:
+            assert re.search(rf"PASSED test_models\.py::test_model_{test}\[.*mscan_{variant}", result.stdout)

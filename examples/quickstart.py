@@ -152,7 +152,7 @@ def distinct_colours(count: int) -> tuple[tuple[int, int, int], ...]:
 def to_tensors(image: np.ndarray, labels: np.ndarray, transform: Callable) -> tuple[torch.Tensor, torch.Tensor]:
     """Transformed image (3, H, W), float and normalised, and labels (H, W), int64."""
     image = tv_tensors.Image(torch.from_numpy(image.copy()).permute(2, 0, 1))
-    image, labels = transform(image, tv_tensors.Mask(torch.from_numpy(labels.copy())))
+    image, labels = transform(image, tv_tensors.Mask(torch.from_numpy(labels.astype(np.int32))))
     return image.as_subclass(torch.Tensor), labels.as_subclass(torch.Tensor).long()
 
 

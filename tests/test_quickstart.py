@@ -65,7 +65,11 @@ def test_a_run_leaves_a_model_that_loads_and_two_pictures(folder):
 def test_ctrl_c_keeps_what_was_learnt(folder):
     out = folder.parent / "out"
     process = subprocess.Popen(
-        command(folder, out, "--steps", 100_000), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command(folder, out, "--steps", 100_000),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background jobs ignore it
     )
     shown = ""
     while not re.search(r"train: .* [3-9]/100000", shown):

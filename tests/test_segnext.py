@@ -293,6 +293,7 @@ def test_script_compile_and_export_give_the_eager_result():
 
 
 @pytest.mark.slow
+@torch.no_grad()
 def test_inductor_gives_the_eager_result():
     model = tiny()
     compiled = torch.compile(model, fullgraph=True, dynamic=True)

@@ -5,9 +5,24 @@ architecture `segnext` with smp.
 """
 
 from .hamburger import Hamburger, NMF2d
+from .hub import convert, push_to_hub
 from .mscan import MSCAN
+from .reading import CheckpointError
 from .segnext import LightHamDecoder, SegNeXt
+from .zoo import create_segmenter, list_segmenters
 
 __version__ = "0.1.0"
 
-__all__ = ["MSCAN", "Hamburger", "LightHamDecoder", "NMF2d", "SegNeXt", "__version__"]
+__all__ = [
+    "MSCAN",
+    "CheckpointError",
+    "Hamburger",
+    "LightHamDecoder",
+    "NMF2d",
+    "SegNeXt",
+    "__version__",
+    "convert",
+    "create_segmenter",
+    "list_segmenters",
+    "push_to_hub",
+]

@@ -1,20 +1,38 @@
-"""Published checkpoint dialects to native parameter names.
+"""SegNeXt's checkpoints: recognised by their tensors, translated from and to published names.
 
-SegNeXt's weights are published under two spellings: that of the authors' code
-(https://github.com/Visual-Attention-Network/SegNeXt, and its Jittor twin), whose depthwise convolution in the MLP is
-`mlp.dwconv.dwconv`, and that of mmsegmentation, whose is `mlp.dwconv`. Either can turn up in any file, so names are
-told apart by themselves, never by where they come from. One table of rules translates both.
+Weights are published under two spellings: that of the authors' code
+(https://github.com/Visual-Attention-Network/SegNeXt, and its Jittor twin https://github.com/uyzhang/JSeg), whose
+depthwise convolution in the MLP is `mlp.dwconv.dwconv`, and that of mmsegmentation, whose is `mlp.dwconv`. Either can
+turn up in any file, so names are told apart by themselves, never by where they come from. One table of rules
+translates both, and native names back to mmsegmentation's.
 """
 
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
 
+import numpy as np
 import torch
 
+from .reading import CheckpointError, read_checkpoint
+
+# Channels and depths of the published backbones (table 2 of the paper) and of the tests' narrow one
+_SIZES = {
+    "mscan_t": ((32, 64, 160, 256), (3, 3, 5, 2)),
+    "mscan_s": ((64, 128, 320, 512), (2, 2, 4, 2)),
+    "mscan_b": ((64, 128, 320, 512), (3, 3, 12, 3)),
+    "mscan_l": ((64, 128, 320, 512), (3, 5, 27, 3)),
+    "test_mscan": ((16, 24, 32, 48), (1, 1, 2, 1)),
+}
+# Rank of the matrix decomposition in the paper's code; in mmsegmentation's configurations it is 16 throughout
+_PAPER_RANKS = {"mscan_t": 16, "mscan_s": 16, "mscan_b": 64, "mscan_l": 64, "test_mscan": 16}
+
 # Published module or parameter name, native name. `{i}` counts stages from 0 and `{i1}` from 1, `{j}` counts blocks,
-# `{k}` the branches of the attention, `{n1}` the two strips of a branch from 1. What follows the name (`.weight`,
-# `.running_mean`, ...) is kept.
+# `{k}` the branches of the attention, `{n}` and `{n1}` the two strips of a branch from 0 and from 1. What follows the
+# name (`.weight`, `.running_mean`, ...) is kept. The first rule that fits a published name is taken, and the last that
+# fits a native one: of two published spellings, the later is mmsegmentation's.
 _BACKBONE_RULES = (
     ("patch_embed1.proj.0", "stem.conv1"),
     ("patch_embed1.proj.1", "stem.norm1"),
@@ -43,47 +61,87 @@ _DECODER_RULES = (
     ("squeeze.gn", "decoder.squeeze_norm"),
     ("hamburger.ham_in.conv", "decoder.hamburger.proj_in"),
     ("hamburger.ham_out.conv", "decoder.hamburger.proj_out"),
+    ("hamburger.ham.bases", "decoder.hamburger.nmf.bases"),
     ("hamburger.ham_out.gn", "decoder.hamburger.norm"),
     ("align.conv", "decoder.align"),
     ("align.gn", "decoder.align_norm"),
     ("conv_seg", "segmentation_head.0"),
 )
 _SQUEEZE = "squeeze.conv.weight"  # one convolution over concatenated features; native: one convolution a feature
+_ENCODER = "encoder.model."  # where an smp model keeps an encoder of timm
+_BASES = "decoder.hamburger.nmf.bases"
 
 
-def _compile(rules: tuple[tuple[str, str], ...]) -> list[tuple[re.Pattern, str]]:
-    def pattern(published: str) -> re.Pattern:
-        escaped = re.escape(published).replace(r"\{", "{").replace(r"\}", "}")
+def _patterns(rules: Iterable[tuple[str, str]]) -> list[tuple[re.Pattern, str]]:
+    """Rules (source, target) with the source compiled: its placeholders become named groups of digits."""
+
+    def compiled(template: str) -> re.Pattern:
+        escaped = re.escape(template).replace(r"\{", "{").replace(r"\}", "}")
         return re.compile(re.sub(r"{(\w+)}", r"(?P<\1>\\d+)", escaped) + r"(?=\.|$)")
 
-    return [(pattern(published), native) for published, native in rules]
+    return [(compiled(source), target) for source, target in rules]
 
 
-_BACKBONE_PATTERNS = _compile(_BACKBONE_RULES)
-_DECODER_PATTERNS = _compile(_DECODER_RULES)
+_BACKBONE_TO_NATIVE = _patterns(_BACKBONE_RULES)
+_DECODER_TO_NATIVE = _patterns(_DECODER_RULES)
+_BACKBONE_TO_MMSEG = _patterns((native, published) for published, native in reversed(_BACKBONE_RULES))
+_DECODER_TO_MMSEG = _patterns((native, published) for published, native in reversed(_DECODER_RULES))
 
 
 def _rename(name: str, patterns: list[tuple[re.Pattern, str]]) -> str | None:
-    """Native spelling of a published name, None if no rule fits."""
-    for pattern, native in patterns:
+    """The name by the first rule that fits, None if none does."""
+    for pattern, target in patterns:
         match = pattern.match(name)
         if match:
             numbers = {key: int(value) for key, value in match.groupdict().items()}
-            numbers |= {key[:-1]: value - 1 for key, value in numbers.items() if key.endswith("1")}
-            return native.format(**numbers) + name[match.end() :]
+            for key, value in list(numbers.items()):
+                numbers |= {key[:-1]: value - 1} if key.endswith("1") else {f"{key}1": value + 1}
+            return target.format(**numbers) + name[match.end() :]
     return None
 
 
-def unnest(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """The state dict inside a checkpoint, which may hold it as `state_dict` or `model`, or be it.
+_EMA_KEYS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")  # timm's, timm's, mmengine's, JSeg's
+_WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
+
+
+def unnest(checkpoint: Mapping[str, Any], ema: bool = False) -> dict[str, torch.Tensor]:
+    """The state dict inside a checkpoint, which may hold it as `state_dict`, `model` or `module`, or be it.
 
     Args:
-        checkpoint: What the file holds: parameters by name, or a dictionary with them among other things.
+        checkpoint: What a file holds: tensors or arrays by name, or a dictionary with them among other things.
+        ema: Take the exponential moving average of the weights.
+
+    Returns:
+        Tensors by name, without the prefixes of wrappers.
+
+    Raises:
+        CheckpointError: If `ema` is asked for and there is none.
     """
-    for key in ("state_dict", "model"):
+    if ema:
+        nested = next((checkpoint[key] for key in _EMA_KEYS if isinstance(checkpoint.get(key), Mapping)), None)
+        if nested is not None:
+            return unnest(nested)
+    for key in ("state_dict", "model", "module"):
         if isinstance(checkpoint.get(key), Mapping):
-            return unnest(checkpoint[key])
-    return {name: value for name, value in checkpoint.items() if isinstance(value, torch.Tensor)}
+            return unnest(checkpoint[key], ema)
+    tensors = {}
+    for name, value in checkpoint.items():
+        while name.startswith(_WRAPPERS):
+            name = name.split(".", 1)[1]
+        if isinstance(value, np.ndarray) and value.dtype != object:
+            value = torch.from_numpy(value if value.flags.writeable else value.copy())
+        if isinstance(value, torch.Tensor):
+            tensors[name] = value
+    # mmcv keeps averages beside the weights, each under its weight's name with its dots lost
+    averages = {name: f"ema_{name.replace('.', '_')}" for name in tensors}
+    averages = {name: tensors[average] for name, average in averages.items() if average in tensors}
+    if ema and not averages:
+        raise CheckpointError("no moving average (EMA) of the weights in it: take the weights themselves.")
+    tensors = {name: value for name, value in tensors.items() if not name.startswith("ema_")}
+    return tensors | averages if ema else tensors
+
+
+# Translating
 
 
 def backbone_to_native(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
@@ -95,21 +153,20 @@ def backbone_to_native(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]
         checkpoint: A backbone's or a segmenter's state dict, or a checkpoint that holds one.
 
     Raises:
-        ValueError: If no name in it is one of MSCAN's.
+        CheckpointError: If no name in it is one of MSCAN's.
     """
     state_dict = unnest(checkpoint)
-    if any(name.startswith("backbone.") for name in state_dict):
-        state_dict = {
-            name.removeprefix("backbone."): v for name, v in state_dict.items() if name.startswith("backbone.")
-        }
-    if any(name.startswith(("stem.", "stages.")) for name in state_dict):
-        return state_dict
-    renamed = {name: _rename(name, _BACKBONE_PATTERNS) for name in state_dict}
+    for prefix in ("backbone.", _ENCODER):
+        if any(name.startswith(prefix) for name in state_dict):
+            state_dict = {name.removeprefix(prefix): v for name, v in state_dict.items() if name.startswith(prefix)}
+    if any(name.startswith(("stem.", "stages.", "stages_")) for name in state_dict):
+        return {re.sub(r"^stages_", "stages.", name): value for name, value in state_dict.items()}
+    renamed = {name: _rename(name, _BACKBONE_TO_NATIVE) for name in state_dict}
     if not any(new and new.startswith("stages.") for new in renamed.values()):
         names = ", ".join(list(state_dict)[:3]) or "no tensors"
-        raise ValueError(
-            f"Not a checkpoint of MSCAN: expected names like 'patch_embed1.proj.0.weight' or 'stem.conv1.weight', "
-            f"found {names}."
+        raise CheckpointError(
+            f"not a checkpoint of MSCAN or SegNeXt: expected names like 'patch_embed1.proj.0.weight' or "
+            f"'stem.conv1.weight', found {names}. Check that it is the right file."
         )
     return {renamed[name] or name: value for name, value in state_dict.items()}
 
@@ -117,27 +174,260 @@ def backbone_to_native(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]
 def segmenter_to_native(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """Parameters of SegNeXt by their native names, from a published segmenter.
 
-    The bases of the matrix decomposition are not among them: no published checkpoint holds any.
+    The bases of the matrix decomposition are among them only if the checkpoint holds them; no published one does.
 
     Args:
         checkpoint: A segmenter's state dict, with names under `backbone.` and `decode_head.`, or a checkpoint that
             holds one.
 
     Raises:
-        ValueError: If it is not a published segmenter.
+        CheckpointError: If it is not a published segmenter.
     """
     state_dict = unnest(checkpoint)
     head = {name.removeprefix("decode_head."): v for name, v in state_dict.items() if name.startswith("decode_head.")}
     if _SQUEEZE not in head:
-        raise ValueError(f"Not a published SegNeXt segmenter: it has no 'decode_head.{_SQUEEZE}'.")
-    native = {}
+        raise CheckpointError(
+            f"not a published SegNeXt segmenter: it has no 'decode_head.{_SQUEEZE}'. Check it is the right one."
+        )
     backbone = backbone_to_native(state_dict)
-    for name, value in backbone.items():
-        # timm's feature extractors flatten the stages into themselves
-        native["encoder.model." + re.sub(r"^stages\.", "stages_", name)] = value
+    # timm's feature extractors flatten the stages into themselves
+    native = {_ENCODER + re.sub(r"^stages\.", "stages_", name): value for name, value in backbone.items()}
     widths = [backbone[f"stages.{i}.norm.weight"].shape[0] for i in (1, 2, 3)]
     for level, weight in enumerate(head.pop(_SQUEEZE).split(widths, dim=1)):
         native[f"decoder.squeeze.{level}.weight"] = weight.contiguous()
     for name, value in head.items():
-        native[_rename(name, _DECODER_PATTERNS) or f"decode_head.{name}"] = value
+        native[_rename(name, _DECODER_TO_NATIVE) or f"decode_head.{name}"] = value
     return native
+
+
+def native_to_mmseg(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Parameters by mmsegmentation's names, from the native ones of a backbone or a segmenter.
+
+    The bases of the matrix decomposition are left out: mmsegmentation draws them.
+
+    Args:
+        state_dict: That of `timm.create_model("mscan_t")` or of SegNeXt on such an encoder.
+
+    Raises:
+        CheckpointError: If mmsegmentation's SegNeXt has no place for a parameter.
+    """
+    squeeze = [state_dict[name] for name in (f"decoder.squeeze.{i}.weight" for i in range(3)) if name in state_dict]
+    published = {}
+    for name, value in state_dict.items():
+        if name == _BASES or re.fullmatch(r"decoder\.squeeze\.\d\.weight", name):
+            continue
+        if name.startswith(_ENCODER):
+            renamed = _rename(name.removeprefix(_ENCODER).replace("stages_", "stages."), _BACKBONE_TO_MMSEG)
+            renamed = renamed and f"backbone.{renamed}"
+        elif squeeze:
+            renamed = _rename(name, _DECODER_TO_MMSEG)
+            renamed = renamed and f"decode_head.{renamed}"
+        else:
+            renamed = _rename(name, _BACKBONE_TO_MMSEG)
+        if renamed is None:
+            raise CheckpointError(f"mmsegmentation's SegNeXt has no place for {name!r}: convert to native.")
+        published[renamed] = value
+    if squeeze:
+        if len(squeeze) < 3:
+            raise CheckpointError("mmsegmentation's SegNeXt has four stages, this one fewer: convert to native.")
+        published[f"decode_head.{_SQUEEZE}"] = torch.cat(squeeze, dim=1)
+    return published
+
+
+# Recognising
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights by native names, and what they are.
+
+    Attributes:
+        state_dict: Tensors by native names; of a segmenter, without the decomposition's bases unless the file has them.
+        kind: A backbone (with or without classifier) or a whole segmenter.
+        architecture: The backbone's name in timm.
+        spelling: Whose names the file used.
+        in_chans: Number of input channels.
+        num_classes: Number of classes, 0 for a backbone without classifier.
+        decoder_channels: Width of a segmenter's decoder.
+        rank: Number of bases of a segmenter's matrix decomposition.
+        rank_source: How the rank is known: it is in no tensor of a published file.
+        label_names: Name of each class, if known.
+        palette: Colour of each class, if known.
+    """
+
+    state_dict: dict[str, torch.Tensor]
+    kind: Literal["backbone", "segmenter"]
+    architecture: str
+    spelling: Literal["the paper's code", "mmsegmentation", "native"]
+    in_chans: int
+    num_classes: int
+    decoder_channels: int | None = None
+    rank: int | None = None
+    rank_source: str | None = None
+    label_names: tuple[str, ...] | None = None
+    palette: tuple[tuple[int, int, int], ...] | None = None
+
+    def with_labels(
+        self, names: tuple[str, ...] | None, palette: tuple[tuple[int, int, int], ...] | None
+    ) -> "Checkpoint":
+        """The same with other class names, unless these are None, and their palette."""
+        return self if names is None else replace(self, label_names=names, palette=palette)
+
+    def __str__(self) -> str:
+        classes = f"{self.num_classes} classes" + (" with names" if self.label_names else "")
+        parts = [
+            f"{'SegNeXt on ' if self.kind == 'segmenter' else ''}{self.architecture}",
+            classes if self.num_classes else "no classifier",
+            f"{self.in_chans} input channels",
+        ]
+        if self.kind == "segmenter":
+            parts += [f"{self.decoder_channels} decoder channels", f"rank {self.rank} ({self.rank_source})"]
+        return f"{', '.join(parts)}; names of {self.spelling}"
+
+
+def mscan_size(state_dict: Mapping[str, torch.Tensor]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Channels and number of blocks of each stage, from MSCAN's native parameters."""
+    dims, depths = [], []
+    while (norm := state_dict.get(f"stages.{len(dims)}.norm.weight")) is not None:
+        blocks = rf"stages\.{len(dims)}\.blocks\.(\d+)\."
+        found = {match[1] for match in (re.match(blocks, name) for name in state_dict) if match}
+        dims.append(norm.shape[0])
+        depths.append(len(found))
+    return tuple(dims), tuple(depths)
+
+
+def describe_mscan(state_dict: Mapping[str, torch.Tensor]) -> str:
+    """Which MSCAN native parameters belong to: its name in timm, or its size if that is none of the published ones."""
+    size = mscan_size(state_dict)
+    name = next((name for name, known in _SIZES.items() if known == size), None)
+    return name or f"an MSCAN of channels {size[0]} and depths {size[1]}"
+
+
+def _spelling(names: Iterable[str]) -> Literal["the paper's code", "mmsegmentation", "native"]:
+    names = list(names)
+    if any(name.startswith(("stem.", _ENCODER)) for name in names):
+        return "native"
+    return "the paper's code" if any(".mlp.dwconv.dwconv." in name for name in names) else "mmsegmentation"
+
+
+def _meta_labels(meta: Any, num_classes: int) -> tuple[tuple | None, tuple | None]:
+    """Class names and palette as mmsegmentation 0.x (CLASSES) and 1.x (dataset_meta) keep them."""
+    if not isinstance(meta, Mapping):
+        return None, None
+    meta = meta.get("dataset_meta") if isinstance(meta.get("dataset_meta"), Mapping) else meta
+    found = []
+    for key in ("classes", "palette"):
+        value = next((v for k, v in meta.items() if isinstance(k, str) and k.lower() == key), None)
+        value = value.tolist() if isinstance(value, np.ndarray) else value
+        fits = isinstance(value, Sequence) and not isinstance(value, str) and len(value) == num_classes
+        found.append(value if fits else None)
+    names, palette = found
+    return names and tuple(map(str, names)), palette and tuple(tuple(map(int, color)) for color in palette)
+
+
+def _rank(state_dict: Mapping[str, torch.Tensor], meta: Any, architecture: str, rank: int | None) -> tuple[int, str]:
+    if _BASES in state_dict:
+        held = state_dict[_BASES].shape[-1]
+        if rank not in (None, held):
+            raise CheckpointError(f"its bases are of rank {held}, not {rank}: leave the rank out.")
+        return held, "that of its bases"
+    if rank is not None:
+        return rank, "as told"
+    config = " ".join(str(meta.get(key, "")) for key in ("cfg", "config")) if isinstance(meta, Mapping) else ""
+    declared = re.search(r"MD_R['\"]?\s*[=:]\s*(\d+)", config)
+    if declared:
+        return int(declared[1]), "that of the configuration in the file"
+    return _PAPER_RANKS[architecture], "that of the paper's code; the file does not tell"
+
+
+def recognise(content: Any, rank: int | None = None, ema: bool = False) -> Checkpoint:
+    """Tell what a checkpoint is by its tensors, and name them natively.
+
+    Args:
+        content: What the file holds.
+        rank: Rank of a segmenter's matrix decomposition, where the checkpoint does not hold its bases. Without it,
+            that of mmsegmentation's configuration in the checkpoint, or else that of the paper's code.
+        ema: Take the exponential moving average of the weights.
+
+    Raises:
+        CheckpointError: If it is neither MSCAN nor SegNeXt, of no published size, or holds numbers that are not finite.
+    """
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"a {type(content).__name__}, not parameters by name: check that it is the right file.")
+    if rank is not None and rank < 1:
+        raise CheckpointError(f"a rank is at least 1, got {rank}.")
+    tensors = unnest(content, ema)
+    meta = content.get("meta")
+    spelling = _spelling(tensors)
+    segmenter = f"decode_head.{_SQUEEZE}" in tensors or "decoder.squeeze.0.weight" in tensors
+    backbone = backbone_to_native(tensors)
+    architecture = describe_mscan(backbone)
+    if architecture not in _SIZES:
+        raise CheckpointError(
+            f"{architecture}, which is none of {', '.join(_SIZES)}: build it with timm.create_model('mscan_t', dims=…, "
+            f"depths=…) and load what segnext_timm.checkpoints.backbone_to_native makes of it."
+        )
+    if segmenter:
+        state_dict = tensors if spelling == "native" else segmenter_to_native(tensors)
+    else:
+        state_dict = backbone
+    for name, value in state_dict.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise CheckpointError(
+                f"NaN or infinity in {name!r}: its training diverged or it is damaged. Use another one."
+            )
+    for name in [name for name in state_dict if name.endswith(".running_mean")]:
+        # Jittor does not count batches
+        state_dict.setdefault(name.replace("running_mean", "num_batches_tracked"), torch.tensor(0))
+    classifier = state_dict.get("segmentation_head.0.weight" if segmenter else "head.fc.weight")
+    num_classes = 0 if classifier is None else classifier.shape[0]
+    label_names, palette = _meta_labels(meta, num_classes)
+    common = {
+        "state_dict": state_dict,
+        "architecture": architecture,
+        "spelling": spelling,
+        "in_chans": backbone["stem.conv1.weight"].shape[1] if "stem.conv1.weight" in backbone else 3,
+        "num_classes": num_classes,
+        "label_names": label_names,
+        "palette": palette,
+    }
+    if not segmenter:
+        return Checkpoint(kind="backbone", **common)
+    channels = state_dict["decoder.squeeze.0.weight"].shape[0]
+    rank, source = _rank(state_dict, meta, architecture, rank)
+    return Checkpoint(kind="segmenter", decoder_channels=channels, rank=rank, rank_source=source, **common)
+
+
+def load_checkpoint(path: str | Path, rank: int | None = None, ema: bool = False) -> Checkpoint:
+    """Read a published or native checkpoint, safely, and tell what it is.
+
+    Args:
+        path: A .pth, .pt, .pkl or .safetensors file.
+        rank: See :func:`recognise`.
+        ema: See :func:`recognise`.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        CheckpointError: If it cannot be read, would run code, or is not what :func:`recognise` knows.
+    """
+    content = read_checkpoint(path)
+    try:
+        return recognise(content, rank, ema)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+
+
+def check_parameters(state_dict: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
+    """Raise a CheckpointError that says in one line how names or shapes differ from a model's."""
+    problems = []
+    differing = [n for n, v in state_dict.items() if n in expected and v.shape != expected[n].shape]
+    for what, names in (
+        ("lacks", [n for n in expected if n not in state_dict]),
+        ("has the unknown", [n for n in state_dict if n not in expected]),
+        ("has the wrong shape in", differing),
+    ):
+        if names:
+            more = f" and {len(names) - 2} more" if len(names) > 2 else ""
+            problems.append(f"{what} {', '.join(names[:2])}{more}")
+    if problems:
+        raise CheckpointError(f"{'; '.join(problems)}: incomplete, or of a changed network. Check where it came from.")

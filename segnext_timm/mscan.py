@@ -45,9 +45,9 @@ from timm.models import (
 )
 from timm.models import register_model as _register_model
 from timm.models._features import feature_take_indices
-from timm.models._hub import download_cached_file
 
-from .checkpoints import backbone_to_native
+from .checkpoints import backbone_to_native, describe_mscan, load_checkpoint
+from .reading import CheckpointError, fetch
 
 _logger = logging.getLogger(__name__)
 
@@ -375,6 +375,13 @@ class MSCAN(nn.Module):
         self.apply(_init_weights)
 
     @torch.jit.ignore
+    def load_state_dict(self, state_dict: Dict[str, Any], strict: bool = True, assign: bool = False):
+        """As of any module; checkpoints of published spelling, as of timm's `checkpoint_path`, are translated."""
+        if "patch_embed1.proj.0.weight" in state_dict:
+            state_dict = checkpoint_filter_fn(state_dict, self)
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
+
+    @torch.jit.ignore
     def no_weight_decay(self) -> set:
         return set()
 
@@ -516,6 +523,10 @@ def _init_weights(module: nn.Module) -> None:
 def checkpoint_filter_fn(state_dict: Dict[str, Any], model: MSCAN) -> Dict[str, torch.Tensor]:
     """Published or native checkpoint to the model's parameters; a missing classifier stays as initialised."""
     state_dict = backbone_to_native(state_dict)
+    found, expected = describe_mscan(state_dict), describe_mscan(model.state_dict())
+    if found != expected:
+        # timm loads what fits where classes differ; of another variant, that would be a part of the blocks
+        raise CheckpointError(f"weights of {found}, not of {expected}: create {found}, or give {expected} its own.")
     if "head.fc.weight" not in state_dict and model.num_classes > 0:
         if model.num_classes == getattr(model, "pretrained_cfg", {}).get("num_classes"):
             _logger.warning(
@@ -558,36 +569,48 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-def _fetch_pretrained(
+def _pretrained_file(
     variant: str,
     pretrained_cfg: Any = None,
     pretrained_cfg_overlay: Optional[Dict[str, Any]] = None,
     cache_dir: Optional[Union[str, Path]] = None,
-) -> None:
-    """Download the weights, if they come from a URL, checking the hash in their name.
+) -> Optional[Path]:
+    """The file that timm will load weights from, None if they do not come from a file or URL.
 
-    timm checks hashes only if told to for all its models at once; it then finds this file in the cache.
+    One that comes from a URL is downloaded here, its hash checked: timm checks hashes only if told to for all its
+    models at once. It then finds the file in the cache.
     """
     cfg = resolve_pretrained_cfg(variant, pretrained_cfg, pretrained_cfg_overlay)
-    if cfg.url and not (cfg.source in ("hf-hub", "local-dir") or cfg.state_dict or cfg.file or cfg.hf_hub_id):
-        download_cached_file(cfg.url, check_hash=True, progress=True, cache_dir=cache_dir)
+    if cfg.source in ("hf-hub", "local-dir") or cfg.state_dict:
+        return None
+    if cfg.file:
+        return Path(cfg.file)
+    return fetch(cfg.url, cache_dir) if cfg.url and not cfg.hf_hub_id else None
 
 
 def _create_mscan(variant: str, pretrained: bool = False, **kwargs: Any) -> MSCAN:
-    if pretrained:
-        _fetch_pretrained(
-            variant, kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay"), kwargs.get("cache_dir")
-        )
+    sources = ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
+    file = _pretrained_file(variant, *(kwargs.get(name) for name in sources)) if pretrained else None
     if kwargs.get("features_only", False):
         kwargs.setdefault("num_classes", 0)  # the wrapper drops the classifier anyway
-    return build_model_with_cfg(
-        MSCAN,
-        variant,
-        pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg={"out_indices": (0, 1, 2, 3), "flatten_sequential": True},
-        **kwargs,
-    )
+    try:
+        return build_model_with_cfg(
+            MSCAN,
+            variant,
+            pretrained,
+            pretrained_filter_fn=checkpoint_filter_fn,
+            feature_cfg={"out_indices": (0, 1, 2, 3), "flatten_sequential": True},
+            **kwargs,
+        )
+    except Exception as error:
+        if file is None:
+            raise
+        if isinstance(error, CheckpointError):
+            raise CheckpointError(f"{file}: {error}") from None
+        load_checkpoint(file)  # says what is wrong with the file, if that is it
+        if file.suffix == ".pkl":
+            raise CheckpointError(f"{file}: timm reads no Jittor files. Convert it: segnext-timm convert.") from None
+        raise
 
 
 def register_model(fn: Callable[..., MSCAN]) -> Callable[..., MSCAN]:

@@ -20,6 +20,7 @@ from segmentation_models_pytorch.base.hub_mixin import supports_config_loading
 from segmentation_models_pytorch.base.utils import is_torch_compiling
 from segmentation_models_pytorch.encoders import get_encoder, get_encoder_names
 
+from .cards import segmenter_card
 from .hamburger import Hamburger
 
 _NUM_GROUPS = 32  # of every GroupNorm in the decoder
@@ -140,6 +141,10 @@ class SegNeXt(SegmentationModel):
             - activation (str): Applied to its output
         decoder_one_step_gradient: Back-propagate through the last update of the matrix decomposition only, as JSeg
             does, for less memory and time in training.
+        pretrained_cfg: What is known of the weights, kept with them in the configuration, as in timm. Under
+            `label_names` and `palette`, the name and colour (red, green, blue) of each class; under `mean` and `std`,
+            the normalisation of images scaled to 0..1; under `dataset`, `license`, `description` and `results`, what
+            the model card says.
         kwargs: Arguments of timm's encoder, such as `drop_path_rate=0.1`, or `output_stride`.
 
     Raises:
@@ -166,9 +171,12 @@ class SegNeXt(SegmentationModel):
         activation: str | Callable[..., nn.Module] | None = None,
         aux_params: dict[str, Any] | None = None,
         decoder_one_step_gradient: bool = False,
+        pretrained_cfg: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__()
+        # one dictionary: what is changed in it later is saved too
+        self.pretrained_cfg = self.config["pretrained_cfg"] = {} if pretrained_cfg is None else pretrained_cfg
         _check_encoder_name(encoder_name)
         if encoder_depth not in (3, 4, 5):
             raise ValueError(f"encoder_depth must be 3, 4 or 5, got {encoder_depth}")
@@ -243,13 +251,14 @@ class SegNeXt(SegmentationModel):
         return super()._from_pretrained(**kwargs)
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
-        """The card of smp, with this package's import, licence and tags."""
-        card = super().generate_model_card(*args, **kwargs)
-        card.data.license = "apache-2.0"
-        card.data.tags = sorted({*card.data.tags, "segnext", "timm"})
-        imports = "import segmentation_models_pytorch as smp\n"
-        card.text = card.text.replace(imports, imports + "import segnext_timm  # registers SegNeXt and MSCAN\n")
-        return card
+        """The model card: how to load it, architecture, preprocessing, classes, results, licence and citation.
+
+        Args:
+            dataset: Name of the data set it was trained on, in place of that in `pretrained_cfg`.
+            metrics: Results by name, which smp's `save_pretrained` takes, beside those in `pretrained_cfg`.
+        """
+        fields = {"dataset": kwargs["dataset"]} if kwargs.get("dataset") else {}
+        return segmenter_card(self.config | {"_model_class": type(self).__name__}, kwargs.get("metrics"), **fields)
 
 
 def _check_encoder_name(name: str) -> None:

@@ -65,11 +65,11 @@ def test_unknown_names_are_kept_for_load_state_dict_to_report():
 
 
 def test_other_checkpoints_are_refused():
-    with pytest.raises(ValueError, match=r"Not a checkpoint of MSCAN.*found conv1\.weight"):
+    with pytest.raises(ValueError, match=r"not a checkpoint of MSCAN.*found conv1\.weight"):
         backbone_to_native({"conv1.weight": torch.zeros(1)})
     with pytest.raises(ValueError, match="no tensors"):
         backbone_to_native({})
-    with pytest.raises(ValueError, match="Not a published SegNeXt segmenter"):
+    with pytest.raises(ValueError, match="not a published SegNeXt segmenter"):
         segmenter_to_native(random_state_dict(backbone_shapes("t")))
 
 

@@ -15,6 +15,7 @@ from timm.optim import param_groups_layer_decay
 from torch.utils.flop_counter import FlopCounterMode
 
 import segnext_timm.mscan
+from segnext_timm.reading import CheckpointError
 
 from published import FILES, backbone_shapes, random_state_dict
 
@@ -322,7 +323,7 @@ def test_downloads_are_checked_against_the_hash_in_their_name(server, tmp_path, 
     overlay = {"url": f"{address}/{name}"}
 
     (folder / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    with pytest.raises(RuntimeError, match="invalid hash value"):
+    with pytest.raises(CheckpointError, match="invalid hash value"):
         timm.create_model("mscan_t", pretrained=True, pretrained_cfg_overlay=overlay)
     assert list(cache.iterdir()) == []
 

@@ -1,0 +1,119 @@
+"""The command `segnext-timm`: what the package does, from a shell."""
+
+import sys
+from pathlib import Path
+
+import click
+import timm
+import torch
+
+from . import __version__
+from .checkpoints import CheckpointError
+from .hub import convert, push_to_hub
+from .segnext import SegNeXt
+from .zoo import get_segmenter_cfg, list_segmenters
+
+
+class _OneLineErrors(click.Group):
+    """Ends with a line on the user's errors, not with a traceback."""
+
+    def invoke(self, ctx: click.Context):
+        try:
+            return super().invoke(ctx)
+        except (CheckpointError, OSError, RuntimeError, TypeError, ValueError) as error:
+            if ctx.params.get("traceback"):
+                raise
+            raise click.ClickException(" ".join(str(error).split())) from None
+
+
+@click.group(cls=_OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+@click.option("--traceback", is_flag=True, help="On an error, show where it arose.")
+def main(traceback: bool) -> None:
+    """SegNeXt for timm, segmentation-models-pytorch and the Hugging Face Hub."""
+
+
+def _table(rows: list[tuple[str, ...]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+
+
+def _parameters(model: torch.nn.Module) -> str:
+    return f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f}M"
+
+
+# ImageNet-1k top-1 of the paper's table 2 (https://arxiv.org/abs/2209.08575)
+_TOP1 = {"mscan_t": "75.9", "mscan_s": "81.2", "mscan_b": "83.0", "mscan_l": "83.9"}
+
+
+@main.command()
+def models() -> None:
+    """List backbones and segmenters."""
+    rows = [("backbone", "parameters", "weights", "top-1")]
+    for name, top1 in _TOP1.items():
+        cfg = timm.get_pretrained_cfg(name)
+        with torch.device("meta"):
+            model = timm.create_model(name)
+        rows.append((f"{name}.{cfg.tag}", _parameters(model), "ImageNet-1k", top1))
+    click.echo(_table(rows) + "\n")
+    rows = [("segmenter", "parameters", "weights", "mIoU", "multi-scale", "rank")]
+    for name in list_segmenters():
+        cfg = get_segmenter_cfg(name)
+        with torch.device("meta"):
+            model = SegNeXt(
+                cfg.encoder_name, encoder_weights=None, decoder_channels=cfg.decoder_channels, classes=cfg.num_classes
+            )
+        miou = tuple(f"{value:.2f}" for value in cfg.miou)
+        rows.append((name, _parameters(model), cfg.dataset, *miou, str(cfg.decoder_rank)))
+    click.echo(_table(rows))
+    click.echo(
+        "\nAccuracies are published ones: top-1 from the paper, mIoU on the validation set from mmsegmentation.\n"
+        "The weights are under Apache-2.0; their authors ask commercial users to contact them."
+    )
+
+
+@main.command("convert")
+@click.argument("src", type=click.Path(path_type=Path))
+@click.argument("dst", type=click.Path(path_type=Path))
+@click.option("--rank", type=click.IntRange(min=1), help="Rank of a segmenter's matrix decomposition.")
+@click.option("--to", type=click.Choice(["native", "mmseg"]), default="native", show_default=True)
+@click.option("--classes", help="File with a class name a line, or a data set: ade20k, cityscapes, ...")
+@click.option("--ema", is_flag=True, help="Take the moving average of the weights.")
+@click.option("--force", is_flag=True, help="Replace DST.")
+def convert_command(src: Path, dst: Path, force: bool, **options) -> None:
+    """Make of the checkpoint SRC a folder DST that timm or smp loads.
+
+    SRC is a .pth, .pt, .pkl or .safetensors file of any origin, or such a folder. With --to mmseg, DST is a .pth file
+    for mmsegmentation.
+    """
+    click.echo(str(convert(src, dst, force=force, **options)))
+    if options["to"] == "mmseg":
+        click.echo(f"Wrote {dst}.")
+        return
+    config = (dst / "config.json").read_text(encoding="utf-8")
+    load = (
+        f'smp.from_pretrained("{dst}")'
+        if '"encoder_name"' in config
+        else f'timm.create_model("local-dir:{dst}", pretrained=True)'
+    )
+    click.echo(f"Wrote {dst}. Load it, after `import segnext_timm`, by {load}.")
+
+
+@main.command()
+@click.argument("src", type=click.Path(path_type=Path))
+@click.argument("repo")
+@click.option("--private", is_flag=True, help="Make a private repository.")
+@click.option("--revision", help="Branch to push to.")
+@click.option("--create-pr", is_flag=True, help="Open a pull request.")
+@click.option("-m", "--message", "commit_message", help="Message of the commit.")
+@click.option("--extra-files/--no-extra-files", default=None, help="Push what else lies in SRC; asked if not given.")
+def push(src: Path, repo: str, extra_files: bool | None, **options) -> None:
+    """Push the model folder SRC to REPO (user/name) on the Hugging Face Hub."""
+
+    def ask(names: list[str]) -> bool:
+        listed = "\n".join(f"  {name}" for name in names)
+        return click.confirm(f"{src} also holds\n{listed}\nPush these too?")
+
+    wanted = ask if extra_files is None and sys.stdin.isatty() else extra_files
+    commit = push_to_hub(src, repo, extra_files=wanted, **options)
+    click.echo(f"Pushed: {commit.pr_url or commit.commit_url}")

@@ -1,0 +1,192 @@
+"""Fetching checkpoint files, and reading those of PyTorch, Jittor and safetensors without running code in them.
+
+Pickles can run code when they are loaded. Here they cannot: PyTorch's are read as weights only, Jittor's by an
+unpickler that admits numpy arrays and plain containers.
+"""
+
+import hashlib
+import http.client
+import pickle
+import re
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import numpy as np
+import torch
+import torch.hub
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is not what was expected. The message, one line, names it and says what it is and what to do."""
+
+
+def _admitted_globals() -> dict[str, Any]:
+    """What a pickle may name: numpy's arrays and scalars, and what restores them."""
+    admitted = {"collections.OrderedDict": OrderedDict, "numpy.ndarray": np.ndarray, "numpy.dtype": np.dtype}
+    array, scalar = np.zeros(1), np.float64(0)
+    # numpy's own functions, by the names they had before and have since version 2
+    for module, function in (
+        ("multiarray", array.__reduce__()[0]),
+        ("multiarray", scalar.__reduce__()[0]),
+        ("numeric", array.__reduce_ex__(5)[0]),
+    ):
+        for core in ("core", "_core"):
+            admitted[f"numpy.{core}.{module}.{function.__name__}"] = function
+    return admitted
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    """How pickles of protocol 2 spell bytes; `codecs.encode` itself could be asked for any codec."""
+    if encoding not in ("latin1", "latin-1"):
+        raise pickle.UnpicklingError(f"bytes in the encoding {encoding}")
+    return text.encode("latin1")
+
+
+class _HistoryBuffer:
+    """Stands in for mmengine's log of losses, which its training checkpoints hold."""
+
+
+_ADMITTED = _admitted_globals()
+
+
+class _Forbidden(pickle.UnpicklingError):
+    """A pickle names something that could run code."""
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Restores numpy arrays and plain containers, and nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("_codecs", "encode"):
+            return _encode
+        try:
+            return _ADMITTED[f"{module}.{name}"]
+        except KeyError:
+            raise _Forbidden(f"{module}.{name}") from None
+
+
+def _check_jittor_sum(path: Path) -> None:
+    """Raise if the file carries Jittor's checksum (sha1 and a mark after the pickle) and does not match it."""
+    mark = b"HCAJSLHD"
+    size = path.stat().st_size - len(mark) - hashlib.sha1().digest_size
+    if size < 0:
+        return
+    with path.open("rb") as file:
+        file.seek(size)
+        tail = file.read()
+        if not tail.endswith(mark):
+            return
+        file.seek(0)
+        digest = hashlib.sha1()
+        while size > 0 and (chunk := file.read(min(size, 1 << 20))):
+            digest.update(chunk)
+            size -= len(chunk)
+    if digest.digest() != tail[: -len(mark)]:
+        raise pickle.UnpicklingError("its checksum does not match")
+
+
+def _load_torch(path: Path, zipped: bool) -> Any:
+    dtypes = [type(np.dtype(code)) for code in "?bhilqBHILQefd"]
+    globals_ = [(value, name) for name, value in _ADMITTED.items()]
+    history = (_HistoryBuffer, "mmengine.logging.history_buffer.HistoryBuffer")
+    with torch.serialization.safe_globals([*globals_, *dtypes, history]):
+        # mapped, not read: of a training checkpoint, the optimizer's part is never touched
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+
+
+_TORCH_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"  # the number that PyTorch's files before the zip format begin with
+
+
+def read_checkpoint(path: str | Path) -> Any:
+    """What a file holds, read without running any code in it.
+
+    Args:
+        path: A file of PyTorch (.pth, .pt), Jittor (.pkl) or safetensors. The contents tell which, not the name.
+
+    Returns:
+        Nested dictionaries of tensors, arrays and plain values.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        CheckpointError: If the file is none of these, is damaged, or would run code.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file.")
+    with path.open("rb") as file:
+        head = file.read(512)
+    if not head:
+        raise CheckpointError(f"{path}: an empty file. Download it again.")
+    text = head.lstrip().lower()
+    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise CheckpointError(
+            f"{path}: a web page, not a checkpoint; the link led to a page about the file. Download the file itself."
+        )
+    if text.startswith(b"version https://git-lfs"):
+        raise CheckpointError(f"{path}: a Git LFS pointer, not the file it stands for. Fetch that with `git lfs pull`.")
+    try:
+        if head.startswith(b"PK\x03\x04"):
+            return _load_torch(path, zipped=True)
+        if _TORCH_MAGIC in head[:16]:
+            return _load_torch(path, zipped=False)
+        if head[8:9] == b"{":
+            return load_file(path)
+        _check_jittor_sum(path)
+        with path.open("rb") as file:
+            return _ArrayUnpickler(file).load()
+    except KeyboardInterrupt:
+        raise
+    except _Forbidden as error:
+        raise CheckpointError(_forbidden(path, str(error))) from None
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: a damaged safetensors file ({error}). Download it again.") from None
+    except Exception as error:  # torch, pickle and numpy raise anything on damaged bytes
+        named = re.search(r"(?:GLOBAL|callable|class) [`']?([\w.]+)", str(error))
+        if isinstance(error, pickle.UnpicklingError) and "weights_only" in str(error) and named:
+            raise CheckpointError(_forbidden(path, named[1])) from None
+        if head.startswith((b"PK\x03\x04", b"\x80")):
+            reason = str(error).split("\n")[0].split(". ")[0] or type(error).__name__
+            raise CheckpointError(f"{path}: damaged or cut short ({reason}). Download it again.") from None
+        raise CheckpointError(
+            f"{path}: not a checkpoint, neither PyTorch's (.pth, .pt), nor Jittor's (.pkl), nor safetensors. "
+            f"Check where it came from."
+        ) from None
+
+
+def _forbidden(path: Path, name: str) -> str:
+    return (
+        f"{path}: refused, since loading it would run {name}, which weights never need. Nothing was run. Get the file "
+        f"from its publisher, or ask them for safetensors."
+    )
+
+
+def fetch(url: str, cache_dir: str | Path | None = None) -> Path:
+    """Download a file into torch.hub's cache, unless it is there, showing progress.
+
+    Eight or more hexadecimal digits at the end of the file's name must begin the sha256 of what arrives, as torch.hub
+    has it. The file stands under its name only once it is whole; of a failed download, nothing is kept.
+
+    Args:
+        url: Where the file is.
+        cache_dir: Used in place of `$TORCH_HOME/hub/checkpoints`.
+
+    Raises:
+        CheckpointError: If the file does not arrive, or not as its name says.
+    """
+    folder = Path(cache_dir) if cache_dir else Path(torch.hub.get_dir()) / "checkpoints"
+    path = folder / Path(urlparse(url).path).name
+    if path.exists():
+        return path
+    folder.mkdir(parents=True, exist_ok=True)
+    digest = re.search(r"-([0-9a-f]{8,})\.", path.name)
+    try:
+        torch.hub.download_url_to_file(url, str(path), digest and digest[1])
+    except (OSError, http.client.HTTPException, RuntimeError) as error:
+        raise CheckpointError(
+            f"{url}: the download failed ({error}). Nothing was kept; try again, or put the file at {path} yourself."
+        ) from None
+    return path

@@ -117,3 +117,7 @@ def push(src: Path, repo: str, extra_files: bool | None, **options) -> None:
     wanted = ask if extra_files is None and sys.stdin.isatty() else extra_files
     commit = push_to_hub(src, repo, extra_files=wanted, **options)
     click.echo(f"Pushed: {commit.pr_url or commit.commit_url}")
+
+
+if __name__ == "__main__":
+    main()

@@ -39,7 +39,7 @@ def _beside(path: Path, force: bool) -> Iterator[Path]:
     """
     if path.exists():
         if not force:
-            raise FileExistsError(f"{path} exists: choose another name, or allow to replace it (force).")
+            raise FileExistsError(f"{path} exists: choose another name, or allow to replace it (--force).")
         extra = sorted(file.name for file in path.iterdir() if file.name not in _MODEL_FILES) if path.is_dir() else []
         if extra:
             raise FileExistsError(f"{path} holds more than a model ({', '.join(extra[:3])}): it is not replaced.")

@@ -6,6 +6,7 @@ unpickler that admits numpy arrays and plain containers.
 
 import hashlib
 import http.client
+import os
 import pickle
 import re
 from collections import OrderedDict
@@ -168,7 +169,8 @@ def fetch(url: str, cache_dir: str | Path | None = None) -> Path:
     """Download a file into torch.hub's cache, unless it is there, showing progress.
 
     Eight or more hexadecimal digits at the end of the file's name must begin the sha256 of what arrives, as torch.hub
-    has it. The file stands under its name only once it is whole; of a failed download, nothing is kept.
+    has it; without them, the file must at least be readable. It stands under its name only once it is whole; of a
+    failed download, nothing is kept.
 
     Args:
         url: Where the file is.
@@ -183,10 +185,18 @@ def fetch(url: str, cache_dir: str | Path | None = None) -> Path:
         return path
     folder.mkdir(parents=True, exist_ok=True)
     digest = re.search(r"-([0-9a-f]{8,})\.", path.name)
+    # torch.hub takes a file that was cut short for a whole one, unless its hash tells
+    arriving = path if digest else path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        torch.hub.download_url_to_file(url, str(path), digest and digest[1])
-    except (OSError, http.client.HTTPException, RuntimeError) as error:
+        torch.hub.download_url_to_file(url, str(arriving), digest and digest[1])
+        if not digest:
+            read_checkpoint(arriving)
+            arriving.replace(path)
+    except (CheckpointError, OSError, http.client.HTTPException, RuntimeError) as error:
         raise CheckpointError(
             f"{url}: the download failed ({error}). Nothing was kept; try again, or put the file at {path} yourself."
         ) from None
+    finally:
+        if arriving != path:
+            arriving.unlink(missing_ok=True)
     return path

@@ -178,10 +178,14 @@ def create_segmenter(name: str, pretrained: bool = False, classes: int | None = 
     model = SegNeXt(**{**arguments, **overrides})
     if pretrained:
         path = fetch(cfg.url)
+        checkpoint = load_checkpoint(path, rank=model.decoder.hamburger.nmf.rank)
+        expected = cfg.encoder_name.removeprefix("tu-")
+        if checkpoint.architecture != expected:
+            raise CheckpointError(f"{path}: weights of {checkpoint.architecture}, not of {expected}: remove the file.")
         try:
-            _load(model, load_checkpoint(path, rank=model.decoder.hamburger.nmf.rank).state_dict, same_classes)
+            _load(model, checkpoint.state_dict, same_classes)
         except CheckpointError as error:
-            raise CheckpointError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from None
+            raise CheckpointError(f"{path}: {error}") from None
         if not same_classes:
             _logger.warning(
                 f"{cfg.name} has {cfg.num_classes} classes, {classes} were asked for: all weights but the last layer's "

@@ -49,6 +49,11 @@ def run(variant: str, state_dict: dict[str, torch.Tensor], x: torch.Tensor) -> d
     ).eval()
     native = segmenter_to_native(state_dict)
     segmenter.load_state_dict(native | {"decoder.hamburger.nmf.bases": bases(variant)})
+    return outputs(encoder, segmenter, x)
+
+
+def outputs(encoder: torch.nn.Module, segmenter: torch.nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What a classifier and a segmenter make of images: the entries of `reference.run`."""
     with torch.inference_mode():
         last, features = encoder.to(x.dtype).forward_intermediates(x)
         logits = encoder.forward_head(last)

@@ -199,10 +199,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             )
         headers = {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X_Repo_Commit": commit}
         if path.endswith(LFS_SUFFIXES):
-            headers |= {
-                "X_Linked_Etag": f'"{hashlib.sha256(content).hexdigest()}"',
-                "X_Linked_Size": str(len(content)),
-            }
+            headers |= {"X_Linked_Etag": f'"{hashlib.sha256(content).hexdigest()}"', "X_Linked_Size": str(len(content))}
         return self._answer(200, content, **headers)
 
     _REPO = r"(?P<repo>[^/]+/[^/]+)"

@@ -3,6 +3,10 @@
 Independent of the package's own translation table on purpose: this is what that table is tested against.
 """
 
+import hashlib
+import pickle
+from pathlib import Path
+
 import torch
 
 VARIANTS = {
@@ -121,3 +125,43 @@ def random_state_dict(shapes: dict[str, tuple[int, ...]], seed: int = 0) -> dict
             value = uniform(shape, -0.5, 0.5)
         state_dict[name] = value
     return state_dict
+
+
+def zero_state_dict(shapes: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
+    """Zeros that take no memory, for what looks at names and shapes only."""
+    return {name: torch.zeros(()).expand(shape) for name, shape in shapes.items()}
+
+
+def paper_spelling(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """mmsegmentation's names to those of the authors' code."""
+    return {name.replace(".mlp.dwconv.", ".mlp.dwconv.dwconv."): value for name, value in state_dict.items()}
+
+
+def write(path: Path, state_dict: dict[str, torch.Tensor], dialect: str) -> Path:
+    """Write weights in mmsegmentation's spelling as one of the origins publishes them.
+
+    Args:
+        path: The file, without suffix.
+        state_dict: A backbone's or a segmenter's.
+        dialect: "paper" or "mmseg" (PyTorch's files), or "jittor" (a pickle of arrays, without counts of batches).
+
+    Returns:
+        The file.
+    """
+    if dialect == "mmseg":
+        torch.save({"state_dict": state_dict, "meta": {}}, path.with_suffix(".pth"))
+        return path.with_suffix(".pth")
+    state_dict = paper_spelling(state_dict)
+    if dialect == "paper":
+        torch.save({"state_dict": state_dict}, path.with_suffix(".pth"))
+        return path.with_suffix(".pth")
+    arrays = {name: v.numpy() for name, v in state_dict.items() if not name.endswith("num_batches_tracked")}
+    segmenter = any(name.startswith("decode_head.") for name in arrays)
+    save_jittor(path.with_suffix(".pkl"), {"model": arrays, "meta": {"iter": 1}} if segmenter else arrays)
+    return path.with_suffix(".pkl")
+
+
+def save_jittor(path: Path, content: object) -> None:
+    """Write as Jittor's `save` does: a pickle, its sha1 and a mark."""
+    data = pickle.dumps(content, 4)
+    path.write_bytes(data + hashlib.sha1(data).digest() + b"HCAJSLHD")

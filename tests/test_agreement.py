@@ -1,12 +1,16 @@
 """MSCAN and SegNeXt compute what mmsegmentation's, and so the authors', compute."""
 
 import pytest
+import segmentation_models_pytorch as smp
+import timm
 import torch
 from make_golden import GOLDEN
 from safetensors.torch import load_file
 
+from segnext_timm import NMF2d, convert
+
 import agreement
-from published import VARIANTS, segmenter_shapes
+from published import VARIANTS, segmenter_shapes, write
 
 cases = pytest.mark.parametrize("variant", VARIANTS)
 
@@ -51,3 +55,25 @@ def test_published_names_are_those_of_mmsegmentation(variant):
     }
     shapes = {f"{m}.{n}": tuple(v.shape) for m, module in modules.items() for n, v in module.state_dict().items()}
     assert shapes == segmenter_shapes(variant, 19)
+
+
+@pytest.mark.slow
+@cases
+def test_converted_checkpoints_predict_as_mmsegmentation(variant, tmp_path):
+    import reference
+
+    state_dict = agreement.weights(variant)
+    segmenter = {name: value for name, value in state_dict.items() if not name.startswith("head.")}
+    backbone = {name.removeprefix("backbone."): v for name, v in state_dict.items() if "decode_head" not in name}
+    x = agreement.images((71, 99))
+    *_, channels, rank = VARIANTS[variant]
+    expected = reference.run(variant, state_dict, NMF2d(channels, rank).bases, x)
+    for dialect in ("paper", "mmseg", "jittor"):
+        convert(write(tmp_path / "segmenter", segmenter, dialect), tmp_path / "smp", force=True)
+        convert(write(tmp_path / "backbone", backbone, dialect), tmp_path / "timm", force=True)
+        encoder = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).eval()
+        outputs = agreement.outputs(encoder, smp.from_pretrained(tmp_path / "smp"), x)
+        for name, output in outputs.items():
+            error = agreement.relative_error(output, expected[name])
+            print(f"mscan_{variant} from {dialect} {name}: relative error {error:.1e}")
+            assert error < 1e-5, f"{name} from {dialect}: relative error {error:.1e}"

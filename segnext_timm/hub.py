@@ -297,7 +297,7 @@ def _hub_errors(repo_id: str) -> Iterator[None]:
         raise RuntimeError(f"The Hub did not take {repo_id} (status {status}): {reason}") from None
     except Exception as error:
         # the client's library for HTTP is requests, httpx or another one, by its version
-        if isinstance(error, OSError) or type(error).__module__.split(".")[0].startswith(("httpx", "requests")):
+        if isinstance(error, ConnectionError) or type(error).__module__.startswith(("httpx", "httpcore", "requests")):
             raise ConnectionError(f"The Hub cannot be reached: {error}") from None
         raise
 
@@ -341,27 +341,28 @@ def push_to_hub(
         ValueError: If a folder holds files that are not the model's, and `extra_files` does not say what to do.
         TypeError: If the model is neither timm's nor smp's.
     """
-    if not (token or get_token()):
-        raise PermissionError("There is no token for the Hub: log in with `hf auth login`, or set HF_TOKEN.")
     api = HfApi(token=token, library_name="segnext-timm")
-    with _folder_of(model_or_folder) as folder, _hub_errors(repo_id):
+    with _folder_of(model_or_folder) as folder:
         files = _files_to_push(folder, extra_files)
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        if revision and not create_pr and not revision.startswith("refs/"):
-            api.create_branch(repo_id, branch=revision, exist_ok=True)
-        is_model = isinstance(model_or_folder, torch.nn.Module)
-        keep_card = is_model and card is None and api.file_exists(repo_id, CARD, revision=revision)
-        operations = [CommitOperationAdd(str(path), str(folder / path)) for path in files if str(path) != CARD]
-        if not keep_card:
-            text = _card_text(folder, repo_id, card)
-            operations.append(CommitOperationAdd(CARD, text.encode()))
-        return api.create_commit(
-            repo_id,
-            operations,
-            commit_message=commit_message or f"Push {_title(_read_config(folder))}",
-            revision=revision,
-            create_pr=create_pr,
-        )
+        if not (token or get_token()):
+            raise PermissionError("There is no token for the Hub: log in with `hf auth login`, or set HF_TOKEN.")
+        with _hub_errors(repo_id):
+            repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+            if revision and not create_pr and not revision.startswith("refs/"):
+                api.create_branch(repo_id, branch=revision, exist_ok=True)
+            is_model = isinstance(model_or_folder, torch.nn.Module)
+            keep_card = is_model and card is None and api.file_exists(repo_id, CARD, revision=revision)
+            operations = [CommitOperationAdd(str(path), str(folder / path)) for path in files if str(path) != CARD]
+            if not keep_card:
+                text = _card_text(folder, repo_id, card)
+                operations.append(CommitOperationAdd(CARD, text.encode()))
+            return api.create_commit(
+                repo_id,
+                operations,
+                commit_message=commit_message or f"Push {_title(_read_config(folder))}",
+                revision=revision,
+                create_pr=create_pr,
+            )
 
 
 def _title(config: Mapping[str, Any]) -> str:

@@ -50,6 +50,15 @@ def _encode(text: str, encoding: str) -> bytes:
 class _HistoryBuffer:
     """Stands in for mmengine's log of losses, which its training checkpoints hold."""
 
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+def _history_method(owner: type, name: str) -> None:
+    """Stands in for `getattr`, by which that log names its own methods."""
+    if owner is not _HistoryBuffer:
+        raise pickle.UnpicklingError(f"weights_only: GLOBAL builtins.getattr of {owner}")
+
 
 _ADMITTED = _admitted_globals()
 
@@ -93,8 +102,8 @@ def _check_jittor_sum(path: Path) -> None:
 def _load_torch(path: Path, zipped: bool) -> Any:
     dtypes = [type(np.dtype(code)) for code in "?bhilqBHILQefd"]
     globals_ = [(value, name) for name, value in _ADMITTED.items()]
-    history = (_HistoryBuffer, "mmengine.logging.history_buffer.HistoryBuffer")
-    with torch.serialization.safe_globals([*globals_, *dtypes, history]):
+    history = [(_HistoryBuffer, "mmengine.logging.history_buffer.HistoryBuffer"), (_history_method, "builtins.getattr")]
+    with torch.serialization.safe_globals([*globals_, *dtypes, *history]):
         # mapped, not read: of a training checkpoint, the optimizer's part is never touched
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
 

@@ -332,11 +332,10 @@ assert HfApi().model_info("writer/segmenter").private
 
 
 def test_branches_pull_requests_and_cards(hub):
-    server, run = hub
+    _, run = hub
     run("""
 model = narrow()
 segnext_timm.push_to_hub(model, "writer/x")
-files = lambda revision: {f.rfilename for f in HfApi().model_info("writer/x", revision=revision).siblings}
 torch.nn.init.ones_(model.segmentation_head[0].bias)
 commit = segnext_timm.push_to_hub(model, "writer/x", create_pr=True)
 assert commit.pr_url.endswith("/writer/x/discussions/1")
@@ -345,17 +344,15 @@ assert equal(model, smp.from_pretrained("writer/x", revision="refs/pr/1"))
 segnext_timm.push_to_hub(model, "writer/x", revision="dev/two")
 assert equal(model, smp.from_pretrained("writer/x", revision="dev/two"))
 assert not equal(model, smp.from_pretrained("writer/x"))
+
+card = ModelCard.load("writer/x")
+card.text += "Edited by hand."
+card.push_to_hub("writer/x")
+segnext_timm.push_to_hub(model, "writer/x")
+assert "Edited by hand" in ModelCard.load("writer/x").text
+segnext_timm.push_to_hub(model, "writer/x", card=ModelCard("---\\nlicense: mit\\n---\\nA new card."))
+assert ModelCard.load("writer/x").text.endswith("A new card.")
 """)
-    first = server.repos["writer/x"].branches["main"]["README.md"]
-    server.repos["writer/x"].branches["main"]["README.md"] = first + b"\nEdited by hand.\n"
-    run("""
-segnext_timm.push_to_hub(narrow(), "writer/x")
-""")
-    assert b"Edited by hand" in server.repos["writer/x"].branches["main"]["README.md"]
-    run("""
-segnext_timm.push_to_hub(narrow(), "writer/x", card=ModelCard("---\\nlicense: mit\\n---\\nA new card."))
-""")
-    assert server.repos["writer/x"].branches["main"]["README.md"].endswith(b"A new card.")
 
 
 def test_files_that_are_not_the_model_s_are_asked_about(hub, tmp_path):
@@ -363,19 +360,20 @@ def test_files_that_are_not_the_model_s_are_asked_about(hub, tmp_path):
     narrow().save_pretrained(tmp_path / "run")
     (tmp_path / "run" / "curve.png").write_bytes(b"png")
     (tmp_path / "run" / "secrets.env").write_text("x", encoding="utf-8")
-    refused = run("segnext_timm.push_to_hub(folder / 'run', 'writer/x')", check=False)
-    assert "holds more than the model's files: curve.png, secrets.env" in refused.stderr
-    assert server.repos == {}
-    run("segnext_timm.push_to_hub(folder / 'run', 'writer/x', extra_files=False)")
-    assert sorted(server.repos["writer/x"].branches["main"]) == ["README.md", "config.json", "model.safetensors"]
-    run(
-        "segnext_timm.push_to_hub(folder / 'run', 'writer/x', extra_files=lambda names: names == "
-        "['curve.png', 'secrets.env'])"
-    )
+    with pytest.raises(ValueError, match=r"holds more than the model's files: curve\.png, secrets\.env"):
+        push_to_hub(tmp_path / "run", "writer/x")
+    run("""
+segnext_timm.push_to_hub(folder / "run", "writer/x", extra_files=False)
+files = [f.rfilename for f in HfApi().model_info("writer/x").siblings]
+assert files == ["README.md", "config.json", "model.safetensors"]
+asked = []
+segnext_timm.push_to_hub(folder / "run", "writer/x", extra_files=lambda names: asked.extend(names) or True)
+assert asked == ["curve.png", "secrets.env"]
+""")
     assert "curve.png" in server.repos["writer/x"].branches["main"]
     (tmp_path / "run" / "last.pth").write_bytes(b"")
-    refused = run("segnext_timm.push_to_hub(folder / 'run', 'writer/x', extra_files=True)", check=False)
-    assert "holds pickles, which are not pushed: remove last.pth" in refused.stderr
+    with pytest.raises(ValueError, match=r"holds pickles, which are not pushed: remove last\.pth"):
+        push_to_hub(tmp_path / "run", "writer/x", extra_files=True)
 
 
 @pytest.mark.parametrize(
@@ -395,6 +393,15 @@ def test_a_missing_or_refused_token_is_one_clear_line(hub, tmp_path, token, mess
     assert done.stderr.strip().splitlines()[-1] == f"Error: {message}"
     assert "Traceback" not in done.stderr
     assert server.repos == {}
+
+
+def test_a_hub_that_is_away_is_named(tmp_path):
+    narrow().save_pretrained(tmp_path / "run")
+    env = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_TOKEN": "hf_writer", "HF_HOME": str(tmp_path / "hf")}
+    command = [sys.executable, "-m", "segnext_timm.cli", "push", tmp_path / "run", "writer/x"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1].startswith("Error: The Hub cannot be reached: ")
 
 
 def test_what_cannot_be_pushed_is_named(tmp_path):

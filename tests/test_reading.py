@@ -46,7 +46,7 @@ def test_files_are_read_by_what_they_are_whatever_their_name(tmp_path, writer, s
     read = read_checkpoint(path)
     assert read.keys() == WEIGHTS.keys()
     for name, value in WEIGHTS.items():
-        assert torch.equal(torch.as_tensor(np.array(read[name])), value)
+        assert torch.equal(torch.as_tensor(np.array(read[name].tolist())).to(value.dtype), value)
 
 
 def test_numpy_s_scalars_and_ordered_dictionaries_are_read(tmp_path):
@@ -59,29 +59,57 @@ def test_numpy_s_scalars_and_ordered_dictionaries_are_read(tmp_path):
     assert read_checkpoint(tmp_path / "x.pth")["step"] == 7
 
 
-def test_training_checkpoints_of_mmengine_are_read(tmp_path, monkeypatch):
-    class HistoryBuffer:
-        def __init__(self):
-            self.max_length = 10
-            self._log_history, self._count_history = np.array([0.5, 0.25]), np.array([1, 1])
-
-    HistoryBuffer.__module__, HistoryBuffer.__qualname__ = "mmengine.logging.history_buffer", "HistoryBuffer"
-    for name in ("mmengine", "mmengine.logging", "mmengine.logging.history_buffer"):
-        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
-    sys.modules[HistoryBuffer.__module__].HistoryBuffer = HistoryBuffer
+def training_checkpoint(history_buffer, path):
+    """Write what mmengine's runner does."""
     parameter = torch.nn.Parameter(torch.ones(2))
     optimizer = torch.optim.AdamW([parameter])
     parameter.sum().backward()
     optimizer.step()
     content = {
         "meta": {"iter": 2, "seed": np.int64(3)},
-        "message_hub": {"log_scalars": OrderedDict({"train/loss": HistoryBuffer()}), "runtime_info": {"lr": 1e-4}},
+        "message_hub": {"log_scalars": OrderedDict({"train/loss": history_buffer}), "runtime_info": {"lr": 1e-4}},
         "state_dict": WEIGHTS,
         "optimizer": optimizer.state_dict(),
     }
-    torch.save(content, tmp_path / "iter_2.pth")
+    torch.save(content, path)
+
+
+def test_training_checkpoints_of_mmengine_are_read(tmp_path, monkeypatch):
+    class HistoryBuffer:  # pickled as mmengine's is, with references to its own methods
+        def __init__(self):
+            self._log_history, self._count_history = np.array([0.5, 0.25]), np.array([1, 1])
+            self._statistics_methods = {"min": HistoryBuffer.min}
+
+        def min(self):
+            pass
+
+    HistoryBuffer.__module__ = HistoryBuffer.min.__module__ = "mmengine.logging.history_buffer"
+    HistoryBuffer.__qualname__, HistoryBuffer.min.__qualname__ = "HistoryBuffer", "HistoryBuffer.min"
+    for name in ("mmengine", "mmengine.logging", "mmengine.logging.history_buffer"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    sys.modules[HistoryBuffer.__module__].HistoryBuffer = HistoryBuffer
+    training_checkpoint(HistoryBuffer(), tmp_path / "iter_2.pth")
     monkeypatch.undo()
     assert torch.equal(read_checkpoint(tmp_path / "iter_2.pth")["state_dict"]["a.weight"], WEIGHTS["a.weight"])
+
+
+@pytest.mark.slow
+def test_training_checkpoints_of_mmengine_itself_are_read(tmp_path):
+    from mmengine.logging import HistoryBuffer
+
+    training_checkpoint(HistoryBuffer([0.5, 0.25], [1, 1]), tmp_path / "iter_2.pth")
+    assert torch.equal(read_checkpoint(tmp_path / "iter_2.pth")["state_dict"]["a.weight"], WEIGHTS["a.weight"])
+
+
+def test_getattr_of_anything_else_is_refused(tmp_path):
+    class Getattr:
+        def __reduce__(self):
+            return getattr, (np.ndarray, "tofile")
+
+    for writer in (torch.save, legacy, lambda content, path: path.write_bytes(pickle.dumps(content))):
+        writer({"x": Getattr()}, tmp_path / "x.pth")
+        with pytest.raises(CheckpointError, match=r"refused, since loading it would run (builtins\.)?getattr"):
+            read_checkpoint(tmp_path / "x.pth")
 
 
 class Attack:

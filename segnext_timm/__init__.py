@@ -6,6 +6,7 @@ architecture `segnext` with smp.
 
 from .hamburger import Hamburger, NMF2d
 from .hub import convert, push_to_hub
+from .inference import predict
 from .mscan import MSCAN
 from .reading import CheckpointError
 from .segnext import LightHamDecoder, SegNeXt
@@ -24,5 +25,6 @@ __all__ = [
     "convert",
     "create_segmenter",
     "list_segmenters",
+    "predict",
     "push_to_hub",
 ]

@@ -375,3 +375,36 @@ def _card_text(folder: Path, repo_id: str, card: ModelCard | Mapping[str, Any] |
     if card is None and (folder / CARD).is_file():
         return (folder / CARD).read_text(encoding="utf-8").replace(REPO_PLACEHOLDER, repo_id)
     return str(_card(_read_config(folder), repo_id, card or {}))
+
+
+def add_results(folder: str | Path, results: Sequence[Mapping[str, Any]]) -> None:
+    """Write evaluation results into a model folder: into its configuration and its card.
+
+    Results of the same data set, split, metric and setting are replaced. Of a card that was edited by hand, only the
+    front matter is changed.
+
+    Args:
+        folder: A folder that `convert` or `save_pretrained` made.
+        results: As of :func:`push_to_hub`'s `card`.
+    """
+    folder = Path(folder)
+    config = _read_config(folder)
+    before = str(_card(config, REPO_PLACEHOLDER, {}))
+
+    def key(result: Mapping[str, Any]) -> tuple[Any, ...]:
+        return tuple(result.get(name) for name in ("dataset", "split", "metric", "setting"))
+
+    info = config["pretrained_cfg"] = config.get("pretrained_cfg") or {}
+    replaced = {key(result) for result in results}
+    info["results"] = [r for r in info.get("results") or () if key(r) not in replaced] + [dict(r) for r in results]
+    after = _card(config, REPO_PLACEHOLDER, {})
+    path = folder / CARD
+    if path.is_file() and path.read_text(encoding="utf-8").strip() != before.strip():
+        card = ModelCard.load(path)
+        card.data.model_name = card.data.model_name or after.data.model_name
+        card.data.eval_results, card.data.metrics = after.data.eval_results, after.data.metrics
+        after = card
+    for name, text in ((CONFIG, json.dumps(config, indent=2, sort_keys=True)), (CARD, str(after))):
+        new = folder / f".{name}.new"
+        new.write_text(text, encoding="utf-8")
+        new.replace(folder / name)

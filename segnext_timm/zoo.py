@@ -4,8 +4,10 @@ import difflib
 import fnmatch
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import segmentation_models_pytorch as smp
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import adapt_input_conv
@@ -206,3 +208,29 @@ def _load(model: SegNeXt, state_dict: dict[str, torch.Tensor], classifier: bool)
     state_dict |= {name: own[name] for name in keep}
     check_parameters(state_dict, own)
     model.load_state_dict(state_dict)
+
+
+def load_segmenter(name: str | Path) -> torch.nn.Module:
+    """A trained segmentation model.
+
+    Args:
+        name: One of :func:`list_segmenters`, a folder that `save_pretrained` or `convert` made, or the name of a
+            repository on the Hugging Face Hub, of any architecture of smp.
+
+    Returns:
+        The model, in evaluation mode.
+
+    Raises:
+        FileNotFoundError: If it is none of these.
+    """
+    text = str(name)
+    if text in _CFGS or any(text == cfg.name.split(".")[0] for cfg in _CFGS.values()):
+        return create_segmenter(text, pretrained=True).eval()
+    if Path(name).is_dir():
+        if not (Path(name) / "config.json").is_file():
+            raise FileNotFoundError(f"{name}: not a model folder, it has no config.json.")
+    elif text.count("/") != 1 or text.startswith((".", "/")):
+        raise FileNotFoundError(
+            f"{name}: no such folder, no name on the Hub (user/repo), and none of {', '.join(list_segmenters())}."
+        )
+    return smp.from_pretrained(text).eval()

@@ -9,7 +9,7 @@ import torch
 from published import VARIANTS
 
 
-def _import_mmseg():
+def import_mmseg():
     """mmsegmentation with mmcv-lite, which lacks the compiled `mmcv.ops` that SegNeXt does not use."""
 
     def stand_in(name: str) -> type:
@@ -30,7 +30,7 @@ def backbone(variant: str) -> torch.nn.Module:
     """mmsegmentation's MSCAN, in evaluation mode."""
     dims, depths, ratios, _, _ = VARIANTS[variant]
     return (
-        _import_mmseg()
+        import_mmseg()
         .backbones.MSCAN(embed_dims=list(dims), depths=list(depths), mlp_ratios=list(ratios), norm_cfg={"type": "BN"})
         .eval()
     )
@@ -41,7 +41,7 @@ def head(variant: str, classes: int, bases: torch.Tensor) -> torch.nn.Module:
     dims, _, _, channels, _ = VARIANTS[variant]
     norm = {"type": "GN", "num_groups": 32}
     module = (
-        _import_mmseg()
+        import_mmseg()
         .decode_heads.LightHamHead(
             in_channels=list(dims[1:]),
             in_index=[1, 2, 3],

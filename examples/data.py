@@ -1,0 +1,385 @@
+"""Data sets for semantic segmentation, read as they are distributed, and any folder of images and labels.
+
+    python examples/data.py examples/recipes/ade20k.yaml --data_root DIR     # shows what will be fed to the model
+
+That prints the number of images and the share of each class, and draws `data.png`: augmented crops with their labels.
+
+A folder of one's own holds `images/train`, `images/val`, `labels/train`, `labels/val` and `classes.txt`, which names a
+class a line. The labels of an image are a PNG of the same name whose pixels are line numbers, from 0.
+"""
+
+import colorsys
+import signal
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from segnext_timm.labels import LABEL_SETS
+
+from pictures import draw_samples
+from recipe import TrainSettings, UserError, parse, run
+from transforms import MEAN, STD, RandomResizedCrop, TrainTransform, Transform, photometric_distortion
+
+Image.MAX_IMAGE_PIXELS = None  # aerial images are large, and training data are one's own
+
+
+class DataError(UserError):
+    """Data that cannot be trained on or evaluated; the message says which file, why, and what to do."""
+
+
+@dataclass
+class Split:
+    """One split of a data set.
+
+    Attributes:
+        name: What the data set is called.
+        images: Image files.
+        labels: Label file of each image.
+        classes: Name of each class.
+        palette: Colour of each class.
+        mapping: Label of each value in the label files; None if the values are the labels.
+        ignore_index: Label of pixels that do not count.
+    """
+
+    name: str
+    images: list[Path]
+    labels: list[Path]
+    classes: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    mapping: np.ndarray | None = None
+    ignore_index: int = 255
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def open(self, index: int) -> tuple[Image.Image, np.ndarray]:
+        """An image (RGB) and its labels (H, W), as they are in the file.
+
+        Raises:
+            DataError: If a file cannot be read, or the two differ in size.
+        """
+        path, label_path = self.images[index], self.labels[index]
+        try:
+            image = Image.open(path)
+            image = (image if image.getexif().get(0x0112, 1) == 1 else ImageOps.exif_transpose(image)).convert("RGB")
+        except Exception as error:  # Pillow's decoders raise anything on damaged files
+            raise DataError(f"{path} cannot be read as an image: {error}") from None
+        labels = read_labels(label_path)
+        if labels.shape != (image.height, image.width):
+            raise DataError(
+                f"{label_path} has {labels.shape[1]}×{labels.shape[0]} pixels (width×height), its image {path.name} "
+                f"{image.width}×{image.height}: make them equal."
+            )
+        return image, labels
+
+    def check(self, labels: np.ndarray, index: int) -> None:
+        """Raise a DataError if a label file holds a value that is neither a class nor the label to ignore."""
+        known = len(self.classes if self.mapping is None else self.mapping)
+        if labels.max(initial=0) >= known:
+            unknown = labels[(labels >= known) & (labels != self.ignore_index)]
+            if unknown.size:
+                self._unknown(unknown, index)
+
+    def targets(self, index: int) -> tuple[Image.Image, np.ndarray]:
+        """An image and its labels, checked and mapped to classes.
+
+        Raises:
+            DataError: As :meth:`open` and :meth:`check` do.
+        """
+        image, labels = self.open(index)
+        self.check(labels, index)
+        return image, labels if self.mapping is None else self.mapping[labels]
+
+    def _unknown(self, values: np.ndarray, index: int) -> None:
+        listed = ", ".join(map(str, np.unique(values)[:10]))
+        raise DataError(
+            f"{self.labels[index]} holds the labels {listed}, but there are {len(self.classes)} classes (0 to "
+            f"{len(self.classes) - 1}), and {self.ignore_index} marks pixels to leave out. Name more classes, or say "
+            f"--ignore_index {np.unique(values)[0]}."
+        )
+
+
+def read_labels(path: Path) -> np.ndarray:
+    """Values of a label file, of shape (H, W); of one with a palette, the indices.
+
+    Raises:
+        DataError: If it cannot be read, or is a colour image.
+    """
+    try:
+        labels = np.asarray(Image.open(path))
+    except Exception as error:
+        raise DataError(f"{path} cannot be read as an image: {error}") from None
+    if labels.ndim != 2:
+        raise DataError(f"{path} is a colour image: labels are PNGs of one channel that holds class numbers.")
+    return labels
+
+
+# Layouts
+
+
+def _files(folder: Path, suffixes: Iterable[str] | None = None) -> list[Path]:
+    """Image files of a folder, sorted.
+
+    Raises:
+        DataError: If there is no such folder, or no image in it.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder} does not exist: point --data_root to the data set's folder.")
+    suffixes = set(suffixes or Image.registered_extensions())
+    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in suffixes)
+    if not files:
+        raise DataError(f"{folder} holds no images.")
+    return files
+
+
+def _paired(images: list[Path], label_of: Callable[[Path], Path]) -> tuple[list[Path], list[Path]]:
+    """Images with their labels.
+
+    Raises:
+        DataError: If an image has none.
+    """
+    labels = [label_of(image) for image in images]
+    missing = [path for path in labels if not path.is_file()]
+    if missing:
+        more = " and so on" if len(missing) > 1 else ""
+        raise DataError(f"{len(missing)} of {len(images)} images have no labels: add {missing[0]}{more}.")
+    return images, labels
+
+
+def _listed(root: Path, list_file: Path, image_folder: str, label_folder: str) -> tuple[list[Path], list[Path]]:
+    """Images and labels by the names in a list, as of Pascal VOC."""
+    if not list_file.is_file():
+        raise DataError(f"{list_file} does not exist: point --data_root to the data set's folder.")
+    names = list_file.read_text(encoding="utf-8").split()
+    if not names:
+        raise DataError(f"{list_file} names no images.")
+    images = [root / image_folder / f"{name}.jpg" for name in names]
+    missing = [path for path in images if not path.is_file()]
+    if missing:
+        raise DataError(f"{len(missing)} of the {len(names)} images in {list_file} are missing: {missing[0]}.")
+    return _paired(images, lambda image: root / label_folder / f"{image.stem}.png")
+
+
+def _inside(root: Path, *names: str) -> Path:
+    """The folder of that name in the root, or the root itself, if that is it."""
+    return next((root / name for name in names if (root / name).is_dir()), root)
+
+
+def _shifted() -> np.ndarray:
+    """Values from 1 to labels from 0; 0 is left out."""
+    mapping = np.arange(-1, 255).astype(np.uint8)
+    mapping[0] = 255
+    return mapping
+
+
+# The 19 classes of Cityscapes among its label ids (github.com/mcordts/cityscapesScripts, helpers/labels.py)
+_CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
+# Ids of COCO that no pixel of COCO-Stuff has: of its 182 things and stuff, 171 are left
+_COCO_GAPS = (11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90)
+
+
+def _only(ids: Iterable[int]) -> np.ndarray:
+    """The given values to labels in their order; others are left out."""
+    mapping = np.full(256, 255, np.uint8)
+    for label, value in enumerate(ids):
+        mapping[value] = label
+    return mapping
+
+
+def _ade20k(root: Path, split: str) -> dict:
+    root = _inside(root, "ADEChallengeData2016")
+    name = {"train": "training", "val": "validation"}[split]
+    images = _files(root / "images" / name)
+    return {
+        "pairs": _paired(images, lambda image: root / "annotations" / name / f"{image.stem}.png"),
+        "mapping": _shifted(),
+    }
+
+
+def _cityscapes(root: Path, split: str) -> dict:
+    folder = root / "leftImg8bit" / split
+    if not folder.is_dir():
+        raise DataError(f"{folder} does not exist: point --data_root to the folder of leftImg8bit and gtFine.")
+    images = sorted(folder.glob("*/*_leftImg8bit.png"))
+    if not images:
+        raise DataError(f"{folder} holds no CITY/*_leftImg8bit.png.")
+
+    def label_of(image: Path) -> Path:
+        name = image.name.replace("_leftImg8bit.png", "_gtFine_labelIds.png")
+        return root / "gtFine" / split / image.parent.name / name
+
+    return {"pairs": _paired(images, label_of), "mapping": _only(_CITYSCAPES_IDS)}
+
+
+def _coco_stuff164k(root: Path, split: str) -> dict:
+    folder = _inside(root, "annotations", "stuffthingmaps") / f"{split}2017"
+    images = _files(root / "images" / f"{split}2017")
+    return {
+        "pairs": _paired(images, lambda image: folder / f"{image.stem}.png"),
+        "mapping": _only(i for i in range(182) if i not in _COCO_GAPS),
+    }
+
+
+def _voc2012(root: Path, split: str) -> dict:
+    root = _inside(root, "VOCdevkit/VOC2012", "VOC2012")
+    lists = root / "ImageSets" / "Segmentation"
+    augmented = split == "train" and (lists / "trainaug.txt").is_file()
+    list_file = lists / ("trainaug.txt" if augmented else f"{split}.txt")
+    labels = "SegmentationClassAug" if augmented else "SegmentationClass"
+    return {"pairs": _listed(root, list_file, "JPEGImages", labels)}
+
+
+def _pascal_context(root: Path, split: str) -> dict:
+    root = _inside(root, "VOCdevkit/VOC2010", "VOC2010")
+    list_file = root / "ImageSets" / "SegmentationContext" / f"{split}.txt"
+    return {"pairs": _listed(root, list_file, "JPEGImages", "SegmentationClassContext"), "mapping": _shifted()}
+
+
+def _isaid(root: Path, split: str) -> dict:
+    images = _files(root / "img_dir" / split)
+    suffix = "_instance_color_RGB.png"
+    return {"pairs": _paired(images, lambda image: root / "ann_dir" / split / f"{image.stem}{suffix}")}
+
+
+LAYOUTS = {
+    "ade20k": _ade20k,
+    "cityscapes": _cityscapes,
+    "coco_stuff164k": _coco_stuff164k,
+    "voc2012": _voc2012,
+    "pascal_context": _pascal_context,
+    "isaid": _isaid,
+}
+
+
+def open_folder(root: Path, split: str, ignore_index: int = 255) -> Split:
+    """One split of a folder of one's own.
+
+    Raises:
+        DataError: If it is not as the head of this file says.
+    """
+    path = root / "classes.txt"
+    if not path.is_file():
+        raise DataError(f"{path} does not exist: it names the classes, one a line, in the order of their labels.")
+    classes = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    if len(classes) < 2:
+        raise DataError(f"{path} names {len(classes)} classes: at least two are needed.")
+    images = _files(root / "images" / split)
+    images, labels = _paired(images, lambda image: root / "labels" / split / f"{image.stem}.png")
+    return Split(root.resolve().name, images, labels, classes, distinct_colours(len(classes)), None, ignore_index)
+
+
+def open_split(dataset: str, root: str | Path, split: str, ignore_index: int = 255) -> Split:
+    """One split of a data set.
+
+    Args:
+        dataset: "ade20k", "cityscapes", "coco_stuff164k", "voc2012", "pascal_context", "isaid" or "folder".
+        root: Its folder.
+        split: "train" or "val".
+        ignore_index: Of a folder, the label of pixels to leave out.
+
+    Raises:
+        DataError: If files are missing.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise DataError(f"{root} does not exist: point --data_root to the data set's folder.")
+    if dataset == "folder":
+        return open_folder(root, split, ignore_index)
+    found = LAYOUTS[dataset](root, split)
+    labels = LABEL_SETS[dataset]
+    return Split(labels.name, *found.pop("pairs"), labels.classes, labels.palette, **found)
+
+
+def distinct_colours(count: int) -> tuple[tuple[int, int, int], ...]:
+    """Colours as far apart as hue and brightness allow."""
+    hues = [(i * 0.618034) % 1 for i in range(count)]
+    rgb = [colorsys.hsv_to_rgb(h, 0.65 if i % 2 else 0.9, 0.95 if i % 3 else 0.6) for i, h in enumerate(hues)]
+    return tuple(tuple(round(255 * c) for c in colour) for colour in rgb)
+
+
+# What is fed
+
+
+@dataclass
+class TrainSamples(Dataset):
+    """Augmented samples of a split, without end: sample k is the same in every run of the same seed.
+
+    Epochs are permutations of the split, each drawn from the seed and its number; the augmentation of a sample is
+    drawn from the seed and the sample's number. A run that begins at sample k therefore sees what one that was not
+    interrupted would have seen.
+    """
+
+    split: Split
+    transform: Transform
+    seed: int = 0
+    _epoch: tuple[int, list[int]] = field(default=(-1, []), repr=False)
+
+    def locate(self, k: int) -> int:
+        """Which image sample k is."""
+        epoch, place = divmod(k, len(self.split))
+        if self._epoch[0] != epoch:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+            self._epoch = (epoch, torch.randperm(len(self.split), generator=generator).tolist())
+        return self._epoch[1][place]
+
+    def __getitem__(self, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        index = self.locate(k)
+        image, labels = self.split.open(index)
+        self.split.check(labels, index)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed * 7_919 + k)
+            return self.transform(image, labels)
+
+
+def training_samples(split: Split, settings: TrainSettings) -> TrainSamples:
+    """A split with the augmentation of the settings."""
+    crop = RandomResizedCrop(
+        settings.crop_size,
+        settings.base_scale,
+        settings.resize_factors,
+        settings.max_class_share,
+        split.ignore_index,
+        split.mapping,
+    )
+    distort = photometric_distortion() if settings.colour_distortion else None
+    return TrainSamples(split, TrainTransform(crop, distort), settings.seed)
+
+
+def ignore_interrupts(worker: int) -> None:
+    """For the processes of a DataLoader: leave Ctrl-C to the one that they work for."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def main(argv: list[str]) -> None:
+    """Show what will be fed to the model."""
+    settings = parse(TrainSettings, argv, __doc__.split("\n")[0])
+    for name in ("train", "val"):
+        split = open_split(settings.dataset, settings.data_root, name, settings.ignore_index)
+        pixels = np.zeros(256, np.int64)
+        for index in tqdm(range(len(split)), desc=f"read {name}", unit="image", leave=False):
+            pixels += np.bincount(split.targets(index)[1].ravel(), minlength=256)[:256]
+        left_out = pixels[split.ignore_index] if split.ignore_index < 256 else 0
+        pixels = pixels[: len(split.classes)]
+        share = 100 * left_out / max(left_out + pixels.sum(), 1)
+        print(f"{name}: {len(split)} images of {split.name}, {share:.1f}% of the pixels left out")
+        if name == "train":
+            samples = training_samples(split, settings)
+        for label, count in enumerate(pixels):
+            print(f"  {label:3d} {split.classes[label]:24s} {100 * count / max(pixels.sum(), 1):6.2f}%")
+    shown = []
+    for k in range(16):
+        x, labels = samples[k]
+        image = (x.permute(1, 2, 0) * torch.tensor(STD) + torch.tensor(MEAN)).clamp(0, 1)
+        shown.append((image.numpy(), labels.numpy()))
+    draw_samples(shown, samples.split.classes, samples.split.palette, samples.split.ignore_index, Path("data.png"))
+    print("data.png: 16 augmented crops with their labels")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,122 @@
+"""Intersection over union and accuracy of a segmentation, over a whole data set."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import torch
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+
+@dataclass
+class Scores:
+    """What a model reaches, from the pixels it gave each class.
+
+    Attributes:
+        classes: Name of each class.
+        confusion: Pixels of each true class (rows) that were given each class (columns), those to ignore left out.
+    """
+
+    classes: Sequence[str]
+    confusion: torch.Tensor
+
+    @property
+    def iou(self) -> torch.Tensor:
+        """Intersection over union of each class; NaN for one in neither truth nor prediction."""
+        confusion = self.confusion.double()
+        intersection = confusion.diag()
+        return intersection / (confusion.sum(0) + confusion.sum(1) - intersection)
+
+    @property
+    def accuracy(self) -> torch.Tensor:
+        """Share of each class's pixels that were found; NaN for one that is not in the truth."""
+        return self.confusion.double().diag() / self.confusion.double().sum(1)
+
+    @property
+    def miou(self) -> float:
+        """Mean IoU over the classes that occur."""
+        return self.iou.nanmean().item()
+
+    @property
+    def macc(self) -> float:
+        """Mean accuracy over the classes in the truth."""
+        return self.accuracy.nanmean().item()
+
+    @property
+    def aacc(self) -> float:
+        """Share of all pixels that are right."""
+        return (self.confusion.diag().sum() / self.confusion.sum().clamp(min=1)).item()
+
+    @property
+    def commonest_class_miou(self) -> float:
+        """mIoU of giving every pixel the commonest class."""
+        truth = self.confusion.sum(1)
+        guess = torch.zeros_like(self.confusion)
+        guess[:, truth.argmax()] = truth
+        return Scores(self.classes, guess).miou
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it in percent, by name, and the pixels behind it."""
+
+        def percent(value: float) -> float | None:
+            return None if math.isnan(value) else round(100 * value, 6)
+
+        diagonal = self.confusion.diag()
+        truth, predicted = self.confusion.sum(1), self.confusion.sum(0)
+        return {
+            "miou": percent(self.miou),
+            "macc": percent(self.macc),
+            "aacc": percent(self.aacc),
+            "iou": {name: percent(v) for name, v in zip(self.classes, self.iou.tolist())},
+            "accuracy": {name: percent(v) for name, v in zip(self.classes, self.accuracy.tolist())},
+            "pixels": {
+                name: {"intersection": i, "union": t + p - i, "truth": t, "predicted": p}
+                for name, i, t, p in zip(self.classes, diagonal.tolist(), truth.tolist(), predicted.tolist())
+            },
+        }
+
+    def table(self) -> str:
+        """IoU and accuracy of each class, and their means, in percent."""
+
+        def line(name: str, *values: float) -> str:
+            return name.ljust(width) + "".join(f"{'absent' if math.isnan(v) else f'{100 * v:.2f}':>10}" for v in values)
+
+        width = max(map(len, [*self.classes, "all pixels"])) + 2
+        lines = [" " * width + f"{'IoU':>10}{'accuracy':>10}"]
+        lines += [line(*row) for row in zip(self.classes, self.iou.tolist(), self.accuracy.tolist())]
+        lines += [
+            line("mean", self.miou, self.macc),
+            line("all pixels", math.nan, self.aacc).replace("absent", "      "),
+        ]
+        return "\n".join(lines)
+
+    def draw(self, folder: Path) -> None:
+        """Draw the IoU of each class, `iou.png`, and where its pixels went, `confusion.png`."""
+        order = self.iou.nan_to_num(-1).argsort(descending=True).tolist()
+        names = [self.classes[i] for i in order]
+        count = len(names)
+        figure, axis = plt.subplots(figsize=(7, 1 + 0.22 * count), layout="constrained")
+        axis.barh(range(count), [100 * self.iou[i].nan_to_num(0).item() for i in order], color="tab:blue")
+        axis.axvline(100 * self.miou, color="tab:orange", label=f"mean {100 * self.miou:.2f}")
+        axis.set(
+            yticks=range(count), yticklabels=names, xlabel="IoU in percent", xlim=(0, 100), ylim=(count - 0.5, -0.5)
+        )
+        axis.legend(loc="lower right")
+        figure.savefig(folder / "iou.png", dpi=100)
+        plt.close(figure)
+
+        shares = self.confusion.double() / self.confusion.sum(1, keepdim=True).clamp(min=1)
+        side = max(4.5, 1.5 + 0.22 * count)
+        figure, axis = plt.subplots(figsize=(side + 1, side), layout="constrained")
+        drawn = axis.imshow(100 * shares, vmin=0, vmax=100, cmap="Blues")
+        axis.set(xlabel="prediction", ylabel="truth", xticks=range(count), yticks=range(count))
+        axis.set_xticklabels(self.classes, rotation=90)
+        axis.set_yticklabels(self.classes)
+        figure.colorbar(drawn, label="percent of the true class", shrink=0.7)
+        figure.savefig(folder / "confusion.png", dpi=100)
+        plt.close(figure)

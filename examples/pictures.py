@@ -1,0 +1,107 @@
+"""Pictures of predictions and of training."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.patches import Patch
+
+Color = tuple[int, int, int]
+
+
+def colored(labels: np.ndarray, palette: Sequence[Color]) -> np.ndarray:
+    """Labels (H, W) as colours (H, W, 3); labels beyond the palette are black."""
+    colors = np.zeros((max(256, len(palette)), 3), np.uint8)
+    colors[: len(palette)] = palette
+    return colors[np.clip(labels, 0, len(colors) - 1)]
+
+
+def _legend(figure: plt.Figure, present: Iterable[int], classes: Sequence[str], palette: Sequence[Color]) -> None:
+    handles = [Patch(color=np.array(palette[i]) / 255, label=classes[i]) for i in present if i < len(classes)]
+    figure.legend(handles=handles, loc="outside lower center", ncols=max(min(len(handles), 7), 1), frameon=False)
+
+
+def draw_samples(
+    samples: Sequence[tuple[np.ndarray, np.ndarray]],
+    classes: Sequence[str],
+    palette: Sequence[Color],
+    ignore_index: int,
+    path: Path,
+) -> None:
+    """Draw images with their labels over them, four a row, with a legend of the classes that occur.
+
+    Args:
+        samples: Image (H, W, 3), from 0 to 1, and labels (H, W) of each.
+        classes: Name of each class.
+        palette: Colour of each class.
+        ignore_index: Label over which nothing is drawn.
+        path: The picture.
+    """
+    rows = -(-len(samples) // 4)
+    figure, axes = plt.subplots(rows, 4, figsize=(12, 3.1 * rows), squeeze=False, layout="constrained")
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for axis, (image, labels) in zip(axes.flat, samples):
+        over = np.where((labels == ignore_index)[..., None], image, colored(labels, palette) / 255)
+        axis.imshow(0.5 * image + 0.5 * over, interpolation="nearest")
+    present = np.unique(np.concatenate([np.unique(labels) for _, labels in samples]))
+    _legend(figure, present, classes, palette)
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
+
+
+def draw_predictions(
+    samples: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]],
+    classes: Sequence[str],
+    palette: Sequence[Color],
+    path: Path,
+) -> None:
+    """Draw image, truth and prediction side by side, with a legend of the classes that occur.
+
+    Args:
+        samples: Image (H, W, 3), true labels and predicted labels (H, W) of each row.
+        classes: Name of each class.
+        palette: Colour of each class.
+        path: The picture.
+    """
+    figure, axes = plt.subplots(len(samples), 3, figsize=(9, 2.9 * len(samples)), squeeze=False, layout="constrained")
+    for row, (image, truth, prediction) in zip(axes, samples):
+        pictures = (image, colored(truth, palette), colored(prediction, palette))
+        for axis, picture, title in zip(row, pictures, ("image", "truth", "prediction")):
+            axis.imshow(picture, interpolation="nearest")
+            axis.set_axis_off()
+            if row is axes[0]:
+                axis.set_title(title)
+    present = np.unique(np.concatenate([np.unique(labels) for sample in samples for labels in sample[1:]]))
+    _legend(figure, present, classes, palette)
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
+
+
+def draw_training(losses: Sequence[float], mious: Sequence[tuple[int, float]], path: Path, loss: str) -> None:
+    """Draw the loss of each step and the mIoU of each evaluation.
+
+    Args:
+        losses: Of the steps, from the first.
+        mious: Step and mIoU of each evaluation.
+        path: The picture.
+        loss: What the loss is.
+    """
+    losses = np.array(losses)
+    window = max(len(losses) // 40, 1)
+    smooth = np.convolve(losses, np.ones(window) / window, "valid")
+    figure, axis = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    axis.plot(np.arange(1, len(losses) + 1), losses, color="tab:blue", alpha=0.25, linewidth=0.8)
+    axis.plot(np.arange(window, len(losses) + 1), smooth, color="tab:blue", label=f"loss, mean of {window} steps")
+    axis.set(xlabel="step", ylabel=f"loss ({loss})", ylim=(0, None))
+    twin = axis.twinx()
+    if mious:
+        twin.plot(*zip(*mious), "o-", color="tab:orange", label="mIoU on held-out images")
+    twin.set(ylabel="mIoU", ylim=(0, 1))
+    figure.legend(loc="outside upper center", ncols=2, frameon=False)
+    figure.savefig(path, dpi=80)
+    plt.close(figure)

@@ -1,0 +1,224 @@
+"""Settings of training and evaluation: a recipe file, then the command line.
+
+A recipe is a YAML file of the names below. Whatever it leaves out has the value given here; whatever the command line
+says (`--lr 1e-4`, `--variant b`, `--flip`) goes before both. `python examples/train.py --help` lists all.
+"""
+
+import difflib
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import tyro
+import yaml
+
+
+@dataclass
+class DataSettings:
+    """What is trained on and evaluated."""
+
+    dataset: Literal["ade20k", "cityscapes", "coco_stuff164k", "voc2012", "pascal_context", "isaid", "folder"] = (
+        "folder"
+    )
+    """Layout of the data set on the disk, and its classes."""
+    data_root: str = "data"
+    """Folder of the data set."""
+    ignore_index: int = 255
+    """Of a folder of one's own: label of pixels to leave out."""
+    base_scale: tuple[int, int] = (2048, 512)
+    """Longest sides (long, short) that images are fitted in, keeping their aspect, before the random resizing."""
+    workers: int = 4
+    """Processes that read images, for each process that trains or evaluates."""
+
+    # Evaluation
+    eval_fit: tuple[int, int] | None = None
+    """Longest sides (long, short) that images are fitted in; their own size otherwise."""
+    eval_divisor: int = 1
+    """Sides of fitted images are rounded up to multiples of it."""
+    eval_mode: Literal["whole", "slide"] = "whole"
+    """See images whole, or in sliding windows."""
+    eval_window: int = 512
+    """Side of the windows in pixels."""
+    eval_stride: int = 384
+    """Distance of the windows in pixels."""
+
+
+@dataclass
+class EvalSettings(DataSettings):
+    """What is evaluated, and how."""
+
+    split: str = "val"
+    """Split of the data set."""
+    scales: tuple[float, ...] = (1.0,)
+    """Sizes at which images are seen, over that of the recipe. The published tables use 0.5 0.75 1.0 1.25 1.5 1.75."""
+    flip: bool = False
+    """See each image mirrored too."""
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    """Autocast."""
+    json: str | None = None
+    """File for the results."""
+    plots: str | None = None
+    """Folder for pictures of the IoU of each class and of the confusion matrix."""
+    write_card: bool = False
+    """Write the results into the card and configuration of the model folder."""
+
+
+@dataclass
+class TrainSettings(DataSettings):
+    """What is trained, and how. The defaults are those of the paper's code for ADE20K."""
+
+    # Model
+    variant: Literal["t", "s", "b", "l"] = "t"
+    """Size of the model: sets encoder, decoder_channels, decoder_rank and drop_path_rate where these are not given."""
+    encoder: str | None = None
+    """Any encoder of smp, in its spelling."""
+    decoder_channels: int | None = None
+    """Width of the decoder."""
+    decoder_rank: int | None = None
+    """Rank of the matrix decomposition."""
+    drop_path_rate: float | None = None
+    """Stochastic depth rate of the encoder's last block."""
+    start: str = "imagenet"
+    """Weights to begin with: imagenet (the encoder's), none, a published segmenter, a folder, or a name on the Hub."""
+    freeze_encoder: bool = False
+    """Train the decoder only; the encoder's batch norms keep their statistics."""
+    one_step_gradient: bool = False
+    """Back-propagate through the last update of the matrix decomposition only: less memory and time."""
+    grad_checkpointing: bool = False
+    """Compute the encoder's activations again in the backward pass: less memory, more time."""
+
+    # Augmentation
+    crop_size: int = 512
+    """Side of the training images in pixels."""
+    resize_factors: tuple[float, float] = (0.5, 2.0)
+    """Range of the factor by which images are resized, beyond fitting them in base_scale."""
+    max_class_share: float = 0.75
+    """A crop is drawn again while one class fills more than this share of it."""
+    colour_distortion: bool = True
+    """Distort brightness, contrast, saturation and hue."""
+
+    # Optimisation
+    iterations: int = 160_000
+    """Number of updates of the weights."""
+    batch_size: int = 16
+    """Images an update, over all processes and accumulated batches."""
+    accumulate: int = 1
+    """Batches that an update accumulates: less memory for the same batch size."""
+    lr: float = 6e-5
+    """Highest learning rate of the encoder."""
+    decoder_lr_factor: float = 10.0
+    """Learning rate of the decoder over that of the encoder."""
+    weight_decay: float = 0.01
+    """Of AdamW; the encoder's norms between and in its blocks are exempt."""
+    warmup: int = 1_500
+    """Iterations in which the learning rate rises from a millionth; it falls linearly to 0 after that."""
+    clip_grad: float | None = None
+    """Largest norm of the gradient."""
+    ema_decay: float | None = None
+    """Keep a moving average of the weights, such as 0.9998; it is what is evaluated and saved."""
+
+    # Machine
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    """Autocast; bf16 where the GPU has it."""
+    channels_last: bool = True
+    """Layout of images and weights in memory; the faster one on most machines."""
+    compile: bool = False
+    """Compile the encoder with torch.compile."""
+    seed: int = 0
+    """Of weights, data and order. The same seed gives the same run."""
+
+    # Output
+    out: str = "runs/train"
+    """Folder of the run: best, last, the checkpoint to resume from, logs and pictures."""
+    resume: bool = True
+    """Go on from the checkpoint in the run's folder, if there is one."""
+    eval_every: int = 16_000
+    """Iterations between evaluations."""
+    save_every: int = 1_000
+    """Iterations between checkpoints."""
+    log_every: int = 50
+    """Iterations between log entries."""
+    tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
+    """Where the log goes."""
+    push_to_hub: str | None = None
+    """Repository on the Hugging Face Hub for the best model, in the end."""
+
+
+S = TypeVar("S")
+
+
+class UserError(Exception):
+    """What was asked for cannot be done; the message says why in a line, and what to do."""
+
+
+class SettingsError(UserError):
+    """Settings cannot be used; the message says which, and what is allowed."""
+
+
+def read_recipe(path: str | Path) -> dict[str, Any]:
+    """Settings in a recipe file, of training and evaluation.
+
+    Args:
+        path: A YAML file.
+
+    Raises:
+        SettingsError: If there is no such file, it is none, or a name is unknown. The message names the nearest one.
+    """
+    path = Path(path)
+    names = list({f.name: None for cls in (TrainSettings, EvalSettings) for f in fields(cls)})
+    if not path.is_file():
+        raise SettingsError(
+            f"{path} does not exist: the first argument is a recipe, such as examples/recipes/folder.yaml."
+        )
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise SettingsError(f"{path} holds no settings by name.")
+    for name in content:
+        if name not in names:
+            near = difflib.get_close_matches(str(name), names, n=1) or [", ".join(names)]
+            raise SettingsError(f"{path}: there is no setting {name!r}. Did you mean {near[0]}?")
+    return content
+
+
+def parse(cls: type[S], argv: list[str], description: str) -> S:
+    """Settings from `RECIPE.yaml --name value ...`.
+
+    Args:
+        cls: A dataclass, whose fields are the names.
+        argv: The recipe and what follows it.
+        description: What the program does.
+
+    Raises:
+        SettingsError: As of :func:`read_recipe`.
+        SystemExit: If a value is of the wrong type, the command line names something unknown, or asks for help.
+    """
+    own = [f.name for f in fields(cls)]
+    told = []
+    if argv and not argv[0].startswith("-"):
+        recipe = read_recipe(argv[0])
+        # its values go the way of the command line's, which checks their types; the last one said holds
+        for name, value in recipe.items():
+            if name in own:
+                values = value if isinstance(value, list) else [value]
+                told += [f"--{name}" if value is not False else f"--no-{name}"]
+                told += [] if isinstance(value, bool) else map(str, values)
+        argv = argv[1:]
+    elif not {"-h", "--help"} & set(argv):
+        raise SettingsError("the first argument is a recipe, such as examples/recipes/folder.yaml.")
+    return tyro.cli(cls, args=[*told, *argv], description=description, use_underscores=True)
+
+
+def run(main: Callable[[list[str]], None]) -> None:
+    """Run a program; end with a line on the user's mistakes."""
+    try:
+        main(sys.argv[1:])
+    except (UserError, OSError, ValueError) as error:
+        # of an error in a worker process, torch gives its traceback too
+        sys.exit(f"{Path(sys.argv[0]).name}: {str(error).strip().splitlines()[-1].removeprefix('data.DataError: ')}")
+    except KeyboardInterrupt:
+        sys.exit(f"{Path(sys.argv[0]).name}: interrupted")

@@ -1,0 +1,333 @@
+import signal
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import miniatures
+import numpy as np
+import pytest
+import segmentation_models_pytorch as smp
+import torch
+from accelerate.state import AcceleratorState
+from huggingface_hub import ModelCard
+
+import data
+import train
+from recipe import SettingsError, TrainSettings
+
+EXAMPLES = Path(data.__file__).parent
+RECIPES = EXAMPLES / "recipes"
+NARROW = ("--encoder", "tu-test_mscan", "--decoder_channels", 32, "--decoder_rank", 4, "--start", "none")
+SHORT = ("--crop_size", 32, "--batch_size", 2, "--iterations", 6, "--warmup", 2, "--workers", 0, "--tracker", "none")
+QUICK = ("--eval_every", 3, "--save_every", 2, "--log_every", 1)
+
+
+def run(recipe, *arguments):
+    train.main(list(map(str, [RECIPES / f"{recipe}.yaml", *NARROW, *SHORT, *QUICK, *arguments])))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A data folder of three classes."""
+    miniatures.make("folder", tmp_path / "data", [0, 1, 2, 255])
+    return tmp_path / "data"
+
+
+@pytest.fixture(autouse=True)
+def new_accelerator():
+    """Accelerate keeps its state for the process's life; each test is to begin anew."""
+    yield
+    AcceleratorState._reset_state(True)
+
+
+def weights(out):
+    return torch.load(out / "checkpoint.pt", weights_only=True)["model"]
+
+
+@pytest.mark.parametrize("dataset", miniatures.PATHS)
+def test_each_recipe_trains_and_evaluates(tmp_path, dataset):
+    values = {"cityscapes": [7, 8, 0], "coco_stuff164k": [0, 5, 255]}.get(dataset, [0, 1, 2])
+    sizes = ((48, 64), (20, 30), (300, 40))  # one that is smaller than a crop, one that is long
+    miniatures.make(dataset, tmp_path / "data", values, sizes)
+    options = ("--eval_window", 48, "--eval_stride", 32) if dataset == "cityscapes" else ()
+    fit = ("--eval_fit", 96, 64) if dataset in ("ade20k", "coco_stuff164k", "voc2012", "pascal_context") else ()
+    scale = ("--base_scale", 96, 64)
+    out = ("--data_root", tmp_path / "data", "--out", tmp_path / "run")
+    run(dataset, "--iterations", 2, "--eval_every", 2, *scale, *options, *fit, *out)
+    for name in ("best", "last"):
+        model = smp.from_pretrained(tmp_path / "run" / name)
+        split = data.open_split(dataset, tmp_path / "data", "val")
+        assert model.pretrained_cfg["label_names"] == list(split.classes)
+        assert model(torch.rand(1, 3, 40, 50)).shape == (1, len(split.classes), 40, 50)
+        card = ModelCard.load(tmp_path / "run" / name / "README.md")
+        assert card.data.eval_results[0].metric_type == "mean_iou"
+    assert [f.name for f in (tmp_path / "run" / "predictions").iterdir()] == ["000002.png"]
+
+
+def test_a_run_that_goes_on_ends_as_one_that_was_not_stopped(folder, tmp_path):
+    options = ("--data_root", folder, "--ema_decay", 0.9, "--clip_grad", 1.0, "--accumulate", 2, "--crop_size", 64)
+    run("folder", *options, "--out", tmp_path / "whole")
+    command = [sys.executable, EXAMPLES / "train.py", RECIPES / "folder.yaml", *NARROW, *SHORT, *QUICK, *options]
+    command = list(map(str, [*command, "--out", tmp_path / "parts"]))
+    process = subprocess.Popen(command)
+    while not (tmp_path / "parts" / "checkpoint.pt").is_file():
+        assert process.poll() is None
+    process.kill()
+    process.wait()
+    assert torch.load(tmp_path / "parts" / "checkpoint.pt", weights_only=True)["iteration"] < 6
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "Going on from iteration" in done.stdout
+    one, other = (torch.load(tmp_path / n / "checkpoint.pt", weights_only=True) for n in ("whole", "parts"))
+    for part in ("model", "average"):
+        assert all(torch.equal(value, other[part][name]) for name, value in one[part].items())
+    assert one["losses"] == other["losses"]
+    assert one["mious"] == other["mious"]
+
+
+def test_ctrl_c_saves_and_the_same_command_goes_on(folder, tmp_path):
+    options = (
+        "--data_root",
+        folder,
+        "--out",
+        tmp_path / "run",
+        "--iterations",
+        2000,
+        "--save_every",
+        2000,
+        "--workers",
+        1,
+    )
+    options = (*options, "--eval_every", 2000)
+    command = [sys.executable, EXAMPLES / "train.py", RECIPES / "folder.yaml", *NARROW, *SHORT, *QUICK, *options]
+    process = subprocess.Popen(
+        list(map(str, command)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        start_new_session=True,
+    )
+    while b"10/2000" not in process.stderr.read(50):
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert b"the same command goes on from there" in output
+    state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    assert 10 <= state["iteration"] == len(state["losses"]) < 2000
+
+
+def test_rates_rise_and_fall_as_published():
+    settings = TrainSettings()
+    assert train.lr_at(0, settings) == pytest.approx(6e-11)
+    assert train.lr_at(1499, settings) == train.lr_at(1500, settings) == pytest.approx(6e-5)
+    assert train.lr_at(750, settings) == pytest.approx(6e-5 * 750 / 1499, rel=1e-3)
+    assert train.lr_at(80_000, settings) == pytest.approx(6e-5 * (1 - 78_500 / 158_499))
+    assert train.lr_at(159_999, settings) == train.lr_at(160_000, settings) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", "tsbl")
+def test_rates_and_decays_are_those_of_mmengine(variant):
+    import reference
+
+    reference.import_mmseg()
+    from mmengine.optim import LinearLR, PolyLR, build_optim_wrapper
+
+    from segnext_timm.checkpoints import native_to_mmseg
+
+    import agreement
+
+    settings = TrainSettings(variant=variant, start="none", iterations=160_000)
+    classes = [str(i) for i in range(agreement.CLASSES)]
+    split = data.Split("x", [], [], classes, [(0, 0, 0)] * len(classes))
+    ours = train.build_model(settings, split)
+    channels, rank = train.VARIANTS[variant][1:3]
+    theirs = torch.nn.ModuleDict(
+        {
+            "backbone": reference.backbone(variant),
+            "decode_head": reference.head(variant, len(classes), torch.zeros(1, channels, rank)),
+        }
+    )
+    wrapper = build_optim_wrapper(
+        theirs,
+        {
+            "type": "OptimWrapper",
+            "optimizer": {"type": "AdamW", "lr": 6e-5, "betas": (0.9, 0.999), "weight_decay": 0.01},
+            "paramwise_cfg": {
+                "custom_keys": {
+                    "pos_block": {"decay_mult": 0.0},
+                    "norm": {"decay_mult": 0.0},
+                    "head": {"lr_mult": 10.0},
+                }
+            },
+        },
+    )
+    schedules = [
+        LinearLR(wrapper, start_factor=1e-6, by_epoch=False, begin=0, end=1500),
+        PolyLR(wrapper, power=1.0, begin=1500, end=160_000, eta_min=0.0, by_epoch=False),
+    ]
+    names = {id(parameter): name for name, parameter in theirs.named_parameters()}
+    own = {id(parameter): name for name, parameter in ours.named_parameters()}
+    groups = {}
+    for group in train.parameter_groups(ours, settings):
+        groups |= {own[id(parameter)]: group for parameter in group["params"]}
+    published = {}
+    for name in groups:
+        # of a published name, what is native: one parameter at a time, the squeeze's three being one there
+        if name.startswith("decoder.squeeze."):
+            published["decode_head.squeeze.conv.weight"] = groups[name]
+        else:
+            state = {"decoder.squeeze.0.weight": torch.zeros(1)} | {name: torch.zeros(1)}
+            state |= {f"decoder.squeeze.{i}.weight": torch.zeros(1, 1) for i in range(3)}
+            (renamed,) = set(native_to_mmseg(state)) - {"decode_head.squeeze.conv.weight"}
+            published[renamed] = groups[name]
+    compared, looked_at = 0, {0, 750, 1_500} | ({80_000, 159_999, 160_000} if variant == "t" else set())
+    for iteration in range(max(looked_at) + 1):
+        if iteration in looked_at:
+            for group in wrapper.optimizer.param_groups:
+                for parameter in group["params"]:
+                    own_group = published[names[id(parameter)]]
+                    rate = train.lr_at(iteration, settings) * own_group["lr_factor"]
+                    assert rate == pytest.approx(group["lr"], rel=1e-9, abs=1e-20), (names[id(parameter)], iteration)
+                    assert own_group["weight_decay"] == group["weight_decay"], names[id(parameter)]
+                    compared += 1
+        for schedule in schedules:
+            schedule.step()
+    assert compared == len(looked_at) * len(names)
+
+
+def test_every_parameter_is_in_one_group_and_frozen_ones_in_none():
+    split = data.Split("x", [], [], ["a", "b"], [(0, 0, 0)] * 2)
+    for frozen in (False, True):
+        settings = TrainSettings(encoder="tu-test_mscan", decoder_channels=32, start="none", freeze_encoder=frozen)
+        model = train.build_model(settings, split)
+        grouped = [p for group in train.parameter_groups(model, settings) for p in group["params"]]
+        expected = [p for n, p in model.named_parameters() if not (frozen and n.startswith("encoder."))]
+        assert len(grouped) == len({id(p) for p in grouped}) == len(expected)
+
+
+def test_processes_share_the_samples_of_an_iteration():
+    settings = TrainSettings(batch_size=8, accumulate=2, iterations=5)
+    for start in (0, 3):
+        taken = [k for p in range(2) for batch in train.sample_numbers(settings, start, p, 2) for k in batch]
+        assert sorted(taken) == list(range(8 * start, 40))
+        assert next(iter(train.sample_numbers(settings, start, 1, 2))) == [8 * start + 2, 8 * start + 3]
+
+
+def test_the_loss_is_averaged_over_all_pixels():
+    logits, labels = torch.randn(2, 3, 4, 4), torch.randint(0, 3, (2, 4, 4))
+    labels[0] = 255
+    expected = torch.nn.functional.cross_entropy(logits[1:], labels[1:]) / 2
+    torch.testing.assert_close(train.loss_of(logits, labels, 255), expected)
+
+
+def test_other_beginnings(folder, tmp_path):
+    run("folder", "--data_root", folder, "--out", tmp_path / "first", "--iterations", 2)
+    split = data.open_split("folder", folder, "train")
+    settings = TrainSettings(start=str(tmp_path / "first" / "best"))
+    model = train.build_model(settings, split)
+    saved = smp.from_pretrained(tmp_path / "first" / "best").state_dict()
+    assert all(torch.equal(value, saved[name]) for name, value in model.state_dict().items())
+    split.classes, split.palette = (*split.classes, "more"), (*split.palette, (0, 0, 0))
+    other = train.build_model(settings, split).state_dict()
+    assert torch.equal(other["decoder.align.weight"], saved["decoder.align.weight"])
+    assert other["segmentation_head.0.weight"].shape[0] == 4
+
+
+def test_bf16_checkpointing_and_the_rest_train_too(folder, tmp_path):
+    for options in (
+        ("--precision", "bf16", "--grad_checkpointing", "--one_step_gradient"),
+        ("--freeze_encoder", "--no-channels_last", "--no-colour_distortion"),
+    ):
+        out = tmp_path / options[0]
+        run("folder", "--data_root", folder, "--out", out, "--iterations", 2, *options)
+        assert all(value.isfinite().all() for value in weights(out).values())
+
+
+def test_a_frozen_encoder_stays_as_it_is(folder, tmp_path):
+    run(
+        "folder",
+        "--data_root",
+        folder,
+        "--out",
+        tmp_path / "a",
+        "--freeze_encoder",
+        "--iterations",
+        2,
+        "--save_every",
+        1,
+    )
+    torch.manual_seed(0)
+    split = data.open_split("folder", folder, "train")
+    settings = TrainSettings(encoder="tu-test_mscan", decoder_channels=32, decoder_rank=4, start="none")
+    start = train.build_model(settings, split).state_dict()
+    end = weights(tmp_path / "a")
+    for name, value in start.items():
+        assert torch.equal(end[name], value) == name.startswith(("encoder.", "decoder.hamburger.nmf")), name
+
+
+def test_a_loss_that_is_not_finite_changes_nothing_and_is_reported(folder, tmp_path, capsys):
+    with pytest.raises(SettingsError, match="not finite 10 times in a row: try a smaller --lr"):
+        run(
+            "folder",
+            "--data_root",
+            folder,
+            "--out",
+            tmp_path / "a",
+            "--lr",
+            1e30,
+            "--warmup",
+            0,
+            "--iterations",
+            40,
+            "--eval_every",
+            40,
+            "--save_every",
+            40,
+        )
+    output = capsys.readouterr().out
+    assert "the loss is nan; no update. Images: train_" in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--batch_size", 3, "--accumulate", 2), "batch_size 3 cannot be shared among 1 processes and 2 accumulated"),
+        (("--data_root", "none"), "none does not exist"),
+        (("--encoder", "tu-mscan_x"), "Unknown encoder 'tu-mscan_x'"),
+        (("--start", "nothing"), "nothing: no such folder"),
+    ],
+)
+def test_mistakes_are_named(folder, tmp_path, arguments, message):
+    with pytest.raises((ValueError, OSError, SettingsError, data.DataError), match=message):
+        run("folder", "--data_root", folder, "--out", tmp_path / "run", *arguments)
+
+
+def test_a_run_is_not_overwritten(folder, tmp_path):
+    options = ("--data_root", folder, "--out", tmp_path / "run", "--iterations", 2)
+    run("folder", *options)
+    with pytest.raises(SettingsError, match="that of another run: choose another --out"):
+        run("folder", *options, "--no-resume")
+    with pytest.raises(SettingsError, match="was made with another seed: choose another --out"):
+        run("folder", *options, "--seed", 1)
+
+
+def test_mistakes_end_in_a_line(folder, tmp_path):
+    split = data.open_split("folder", folder, "train")
+    for label in split.labels:
+        miniatures.labels(label, np.full_like(data.read_labels(label), 9))
+    command = [sys.executable, EXAMPLES / "train.py", RECIPES / "folder.yaml", *NARROW, *SHORT, "--workers", 1]
+    command += ["--data_root", folder, "--out", tmp_path / "run"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(f"train.py: {folder / 'labels' / 'train'}")
+    assert "holds the labels 9, but there are 3 classes (0 to 2)" in done.stderr.splitlines()[-1]
+
+
+def test_recipes_hold_settings_only():
+    names = {f.name for f in fields(TrainSettings)}
+    for path in RECIPES.glob("*.yaml"):
+        import yaml
+
+        assert set(yaml.safe_load(path.read_text(encoding="utf-8"))) <= names, path

@@ -303,6 +303,12 @@ def distinct_colours(count: int) -> tuple[tuple[int, int, int], ...]:
     return tuple(tuple(round(255 * c) for c in colour) for colour in rgb)
 
 
+def check_files(split: Split) -> None:
+    """Raise a DataError if a file of a split cannot be used; reads them all."""
+    for index in tqdm(range(len(split)), desc="check files", unit="image", leave=False):
+        split.targets(index)
+
+
 # What is fed
 
 

@@ -84,17 +84,21 @@ def build_model(settings: TrainSettings, split: Split) -> smp.base.SegmentationM
         fitting = {n: v for n, v in source.state_dict().items() if n in own and v.shape == own[n].shape}
         print(f"{settings.start}: {len(fitting)} of {len(own)} tensors fit; the others stay as initialised.")
         model.load_state_dict(fitting, strict=False)
-    if isinstance(model, SegNeXt):
-        known = {"dataset": split.name, "label_names": list(split.classes), "palette": list(map(list, split.palette))}
-        shape = [3, settings.crop_size, settings.crop_size]
-        model.pretrained_cfg.clear()
-        model.pretrained_cfg.update(known, mean=list(MEAN), std=list(STD), input_size=shape)
+    describe(model, split, settings.crop_size)
     model.encoder.requires_grad_(not settings.freeze_encoder)
     if settings.grad_checkpointing:
         model.encoder.model.set_grad_checkpointing(True)
     if settings.compile:
         model.encoder.compile()
     return model
+
+
+def describe(model: torch.nn.Module, split: Split, crop_size: int) -> None:
+    """Tell a model what it is trained on: classes, palette and preprocessing are saved with it."""
+    if isinstance(model, SegNeXt):
+        known = {"dataset": split.name, "label_names": list(split.classes), "palette": list(map(list, split.palette))}
+        model.pretrained_cfg.clear()
+        model.pretrained_cfg.update(known, mean=list(MEAN), std=list(STD), input_size=[3, crop_size, crop_size])
 
 
 def parameter_groups(model: torch.nn.Module, settings: TrainSettings) -> list[dict[str, Any]]:

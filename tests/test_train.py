@@ -1,6 +1,7 @@
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import fields
 from pathlib import Path
 
@@ -235,14 +236,16 @@ def test_other_beginnings(folder, tmp_path):
     assert other["segmentation_head.0.weight"].shape[0] == 4
 
 
-def test_bf16_checkpointing_and_the_rest_train_too(folder, tmp_path):
-    for options in (
+@pytest.mark.parametrize(
+    "options",
+    [
         ("--precision", "bf16", "--grad_checkpointing", "--one_step_gradient"),
         ("--freeze_encoder", "--no-channels_last", "--no-colour_distortion"),
-    ):
-        out = tmp_path / options[0]
-        run("folder", "--data_root", folder, "--out", out, "--iterations", 2, *options)
-        assert all(value.isfinite().all() for value in weights(out).values())
+    ],
+)
+def test_the_options_train_too(folder, tmp_path, options):
+    run("folder", "--data_root", folder, "--out", tmp_path / "run", "--iterations", 2, *options)
+    assert all(value.isfinite().all() for value in weights(tmp_path / "run").values())
 
 
 def test_a_frozen_encoder_stays_as_it_is(folder, tmp_path):
@@ -331,3 +334,81 @@ def test_recipes_hold_settings_only():
         import yaml
 
         assert set(yaml.safe_load(path.read_text(encoding="utf-8"))) <= names, path
+
+
+def launch(script, *arguments, processes=2):
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes",
+        processes,
+        script,
+        *arguments,
+    ]
+    return subprocess.run(list(map(str, command)), capture_output=True, text=True)
+
+
+def test_two_processes_have_the_gradients_of_one_with_the_joined_batch(tmp_path):
+    script = Path(__file__).with_name("two_processes.py")
+    gradients = []
+    for processes in (1, 2):
+        done = launch(script, tmp_path / f"{processes}.pt", EXAMPLES, processes=processes)
+        assert done.returncode == 0, done.stderr
+        gradients.append(torch.load(tmp_path / f"{processes}.pt"))
+    for name, one in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], one, rtol=1e-4, atol=1e-7, msg=name)
+
+
+def test_two_processes_train_and_go_on(folder, tmp_path):
+    options = ("--data_root", folder, "--out", tmp_path / "run", "--batch_size", 4)
+    arguments = (RECIPES / "folder.yaml", *NARROW, *SHORT, *QUICK, *options)
+    done = launch(EXAMPLES / "train.py", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert "Batch norms are not synchronised: torch does so on GPUs only" in done.stdout
+    state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    assert state["iteration"] == len(state["losses"]) == 6
+    assert smp.from_pretrained(tmp_path / "run" / "best")(torch.rand(1, 3, 40, 40)).isfinite().all()
+    assert "The run is finished" in launch(EXAMPLES / "train.py", *arguments).stdout
+
+
+@pytest.mark.slow
+def test_a_run_killed_ten_times_ends_as_one_that_was_not(folder, tmp_path):
+    options = ("--data_root", folder, "--iterations", 60, "--save_every", 1, "--eval_every", 20)
+    run("folder", *options, "--out", tmp_path / "whole")
+    command = [sys.executable, EXAMPLES / "train.py", RECIPES / "folder.yaml", *NARROW, *SHORT, *QUICK, *options]
+    command = list(map(str, [*command, "--out", tmp_path / "parts"]))
+    rng, kills = np.random.default_rng(0), 0
+    while kills < 10:
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+        while b"train" not in process.stderr.read(20):
+            assert process.poll() is None
+        time.sleep(rng.uniform(0, 0.3))
+        assert process.poll() is None, "the run ended before it was killed ten times"
+        process.kill()
+        process.communicate()
+        kills += 1
+    subprocess.run(command, check=True, capture_output=True)
+    one, other = (torch.load(tmp_path / n / "checkpoint.pt", weights_only=True) for n in ("whole", "parts"))
+    assert all(torch.equal(value, other["model"][name]) for name, value in one["model"].items())
+    assert one["losses"] == other["losses"]
+    saved = [smp.from_pretrained(tmp_path / n / "last").state_dict() for n in ("whole", "parts")]
+    assert all(torch.equal(value, saved[1][name]) for name, value in saved[0].items())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
+def test_cuda_trains_in_each_precision(folder, tmp_path, precision):
+    run("folder", "--data_root", folder, "--out", tmp_path / "run", "--precision", precision, "--workers", 1)
+    assert all(value.isfinite().all() for value in weights(tmp_path / "run").values())
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_two_gpus_train_with_synchronised_batch_norms(folder, tmp_path):
+    options = ("--data_root", folder, "--out", tmp_path / "run", "--batch_size", 4)
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", 2, EXAMPLES / "train.py"]
+    command += [RECIPES / "folder.yaml", *NARROW, *SHORT, *QUICK, *options]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "not synchronised" not in done.stdout

@@ -1,0 +1,36 @@
+"""Gradients of a batch that several processes share: `accelerate launch --cpu --num_processes 2 two_processes.py FILE`.
+
+Batch norms use their running statistics, since torch synchronises them on GPUs only.
+"""
+
+import sys
+
+import segmentation_models_pytorch as smp
+import torch
+from accelerate import Accelerator
+
+import segnext_timm  # noqa: F401
+
+sys.path.insert(0, sys.argv[2])
+import train
+
+
+def main() -> None:
+    accelerator = Accelerator()
+    torch.manual_seed(0)
+    model = smp.SegNeXt("tu-test_mscan", encoder_weights=None, classes=3, decoder_channels=32, decoder_rank=4).eval()
+    images, labels = torch.randn(4, 3, 64, 64), torch.randint(0, 3, (4, 64, 64))
+    labels[0] = 255  # shared unevenly: the mean is over all pixels, so it does not matter
+    share = slice(accelerator.process_index * 4 // accelerator.num_processes, None)
+    share = slice(share.start, share.start + 4 // accelerator.num_processes)
+    model = accelerator.prepare(model)
+    loss = train.loss_of(model(images[share]), labels[share], 255)
+    accelerator.backward(loss)
+    if accelerator.is_main_process:
+        plain = accelerator.unwrap_model(model)
+        torch.save({name: p.grad for name, p in plain.named_parameters()}, sys.argv[1])
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main()

@@ -13,6 +13,7 @@ there are. With `--write_card`, the results go into a model folder's card and co
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset
@@ -20,7 +21,7 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 from tqdm import tqdm
 
 from segnext_timm.hub import add_results
-from segnext_timm.inference import read_image, segment
+from segnext_timm.inference import predict, read_image, segment
 from segnext_timm.zoo import load_segmenter
 
 from data import Split, ignore_interrupts, open_split
@@ -85,6 +86,21 @@ def evaluate(model: torch.nn.Module, split: Split, settings: DataSettings, accel
         )
     model.train(training)
     return Scores(split.classes, accelerator.reduce(confusion, "sum").cpu())
+
+
+def some_predictions(
+    model: torch.nn.Module, split: Split, count: int, fit_in: tuple[int, int] | None = None
+) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Image (H, W, 3), true and predicted labels (H, W) of images spread over a split.
+
+    Pixels to ignore get the number of classes as their label, for which no picture has a colour.
+    """
+    samples = []
+    for index in np.linspace(0, len(split) - 1, min(count, len(split))).round().astype(int):
+        image, labels = split.targets(int(index))
+        labels = np.where(labels == split.ignore_index, len(split.classes), labels)
+        samples.append((np.asarray(image), labels, predict(model, image, fit_in=fit_in)))
+    return samples
 
 
 def results_of(scores: Scores, settings: EvalSettings, name: str) -> list[dict]:

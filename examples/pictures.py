@@ -68,14 +68,16 @@ def draw_predictions(
         palette: Colour of each class.
         path: The picture.
     """
-    figure, axes = plt.subplots(len(samples), 3, figsize=(9, 2.9 * len(samples)), squeeze=False, layout="constrained")
+    aspect = max(image.shape[0] / image.shape[1] for image, _, _ in samples)
+    size = (9, 3 * aspect * len(samples) + 1)
+    figure, axes = plt.subplots(len(samples), 3, figsize=size, squeeze=False, layout="constrained")
+    for axis, title in zip(axes[0], ("image", "truth", "prediction")):
+        axis.set_title(title)
     for row, (image, truth, prediction) in zip(axes, samples):
         pictures = (image, colored(truth, palette), colored(prediction, palette))
-        for axis, picture, title in zip(row, pictures, ("image", "truth", "prediction")):
+        for axis, picture in zip(row, pictures):
             axis.imshow(picture, interpolation="nearest")
             axis.set_axis_off()
-            if row is axes[0]:
-                axis.set_title(title)
     present = np.unique(np.concatenate([np.unique(labels) for sample in samples for labels in sample[1:]]))
     _legend(figure, present, classes, palette)
     figure.savefig(path, dpi=80)

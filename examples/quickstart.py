@@ -36,7 +36,7 @@ import segnext_timm  # noqa: F401  (registers MSCAN with timm and SegNeXt with s
 from segnext_timm.inference import predict
 
 from data import Split, TrainSamples, check_files, open_folder
-from evaluate import evaluate
+from evaluate import evaluate, some_predictions
 from metrics import Scores
 from pictures import draw_predictions, draw_training
 from recipe import DataSettings, UserError
@@ -98,11 +98,7 @@ def train(model: torch.nn.Module, loader: DataLoader, val_split: Split, accelera
 def save(model: torch.nn.Module, split: Split, scores: Scores, history: dict, folder: Path) -> None:
     """Write the model, its card and pictures of its predictions and training."""
     model.save_pretrained(folder)
-    shown = []
-    for index in np.linspace(0, len(split) - 1, min(6, len(split))).round().astype(int):
-        image, labels = split.targets(int(index))
-        labels = np.where(labels == split.ignore_index, len(split.classes), labels)
-        shown.append((np.asarray(image), labels, predict(model, image)))
+    shown = some_predictions(model, split, 6)
     draw_predictions(shown, split.classes, split.palette, folder / "predictions.png")
     mious = [*history["miou"], (len(history["loss"]), scores.miou)]
     draw_training(history["loss"], mious, folder / "training.png", "cross-entropy + Dice")

@@ -80,7 +80,7 @@ class TrainSettings(DataSettings):
     """Rank of the matrix decomposition."""
     drop_path_rate: float | None = None
     """Stochastic depth rate of the encoder's last block."""
-    start: str = "imagenet"
+    init_from: str = "imagenet"
     """Weights to begin with: imagenet (the encoder's), none, a published segmenter, a folder, or a name on the Hub."""
     freeze_encoder: bool = False
     """Train the decoder only; the encoder's batch norms keep their statistics."""

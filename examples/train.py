@@ -33,11 +33,10 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from segnext_timm import SegNeXt, create_segmenter, list_segmenters, push_to_hub
-from segnext_timm.inference import predict
 from segnext_timm.zoo import load_segmenter
 
 from data import Split, ignore_interrupts, open_split, training_samples
-from evaluate import evaluate
+from evaluate import evaluate, some_predictions
 from pictures import draw_predictions, draw_training
 from recipe import SettingsError, TrainSettings, parse, run
 from transforms import MEAN, STD
@@ -58,31 +57,31 @@ def build_model(settings: TrainSettings, split: Split) -> smp.base.SegmentationM
     encoder = settings.encoder or encoder
     drop_path = drop_path if settings.drop_path_rate is None else settings.drop_path_rate
     classes = len(split.classes)
-    if settings.start in ("imagenet", "none"):
+    if settings.init_from in ("imagenet", "none"):
         model = SegNeXt(
             encoder,
-            encoder_weights="imagenet" if settings.start == "imagenet" else None,
+            encoder_weights="imagenet" if settings.init_from == "imagenet" else None,
             decoder_channels=settings.decoder_channels or channels,
             decoder_rank=settings.decoder_rank or rank,
             classes=classes,
             decoder_one_step_gradient=settings.one_step_gradient,
             **({"drop_path_rate": drop_path} if "mscan" in encoder or settings.drop_path_rate is not None else {}),
         )
-    elif any(settings.start in (name, name.split(".")[0]) for name in list_segmenters()):
+    elif any(settings.init_from in (name, name.split(".")[0]) for name in list_segmenters()):
         model = create_segmenter(
-            settings.start,
+            settings.init_from,
             pretrained=True,
             classes=classes,
             drop_path_rate=drop_path,
             decoder_one_step_gradient=settings.one_step_gradient,
         )
     else:
-        source = load_segmenter(settings.start)
+        source = load_segmenter(settings.init_from)
         config = {**source.config, "classes": classes, "encoder_weights": None, "pretrained_cfg": None}
         model = type(source)(**{name: value for name, value in config.items() if not name.startswith("_")})
         own = model.state_dict()
         fitting = {n: v for n, v in source.state_dict().items() if n in own and v.shape == own[n].shape}
-        print(f"{settings.start}: {len(fitting)} of {len(own)} tensors fit; the others stay as initialised.")
+        print(f"{settings.init_from}: {len(fitting)} of {len(own)} tensors fit; the others stay as initialised.")
         model.load_state_dict(fitting, strict=False)
     describe(model, split, settings.crop_size)
     model.encoder.requires_grad_(not settings.freeze_encoder)
@@ -263,12 +262,8 @@ def main(argv: list[str]) -> None:
             best = scores.miou
             replace_files(out / "best", trained.save_pretrained)
         replace_files(out / "last", trained.save_pretrained)
-        shown = []
-        for index in np.linspace(0, len(val_split) - 1, min(4, len(val_split))).round().astype(int):
-            image, labels = val_split.targets(int(index))
-            labels = np.where(labels == val_split.ignore_index, len(val_split.classes), labels)
-            shown.append((np.asarray(image), labels, predict(trained, image, fit_in=settings.eval_fit)))
         (out / "predictions").mkdir(exist_ok=True)
+        shown = some_predictions(trained, val_split, 4, settings.eval_fit)
         draw_predictions(shown, val_split.classes, val_split.palette, out / "predictions" / f"{iteration:06d}.png")
         draw_training(losses, mious, out / "training.png", "cross-entropy")
 
@@ -302,6 +297,7 @@ def main(argv: list[str]) -> None:
             plain.encoder.eval()
 
         # 2. Accumulate the gradient
+        statistics = [buffer.clone() for buffer in plain.buffers()]
         total = torch.zeros((), device=device)
         for part in range(settings.accumulate):
             images, labels = (t.to(device, non_blocking=True) for t in next(batches))
@@ -314,20 +310,23 @@ def main(argv: list[str]) -> None:
                 loss = loss_of(logits, labels, train_split.ignore_index) / settings.accumulate
                 accelerator.backward(loss)
             total += loss.detach()
-        loss = accelerator.reduce(total, "mean").item()
+        signalled = torch.tensor(float(bool(stop)), device=device)  # all processes stop after the same iteration
+        loss, stopping = accelerator.reduce(torch.stack([total, signalled]), "mean").tolist()
 
-        # 3. Step, unless the loss is not finite
-        if math.isfinite(loss):
-            skipped = 0
-        else:
-            skipped += 1
+        # 3. Step, unless loss or gradient is not finite; float16's scaler looks after the gradient itself
+        norm = accelerator.clip_grad_norm_(model.parameters(), settings.clip_grad or math.inf).item()
+        finite = math.isfinite(loss) and (accelerator.scaler is not None or math.isfinite(norm))
+        skipped = 0 if finite else skipped + 1
+        if not finite:
+            for buffer, before in zip(plain.buffers(), statistics):
+                buffer.copy_(before)  # of the batch norms, which have seen what it came from
             files = [train_split.images[samples.locate(k)].name for k in _numbers(settings, iteration)]
-            accelerator.print(f"\niteration {iteration}: the loss is {loss}; no update. Images: {', '.join(files)}")
+            accelerator.print(
+                f"\niteration {iteration}: loss {loss}, gradient {norm}; no update. Images: {', '.join(files)}"
+            )
             if skipped == MAX_SKIPPED:
                 raise SettingsError(f"the loss was not finite {MAX_SKIPPED} times in a row: try a smaller --lr.")
-        if skipped == 0 or accelerator.scaler:  # the scaler of float16 skips by itself, and takes note
-            if settings.clip_grad:
-                accelerator.clip_grad_norm_(model.parameters(), settings.clip_grad)
+        if finite or accelerator.scaler:
             optimizer.step()
             if average:
                 average.update(plain)
@@ -345,9 +344,9 @@ def main(argv: list[str]) -> None:
         if done % settings.eval_every == 0 or done == settings.iterations:
             validate(done)
             clock = time.monotonic()
-        if done % settings.save_every == 0 or done == settings.iterations or stop:
+        if done % settings.save_every == 0 or done == settings.iterations or stopping:
             save_checkpoint(done)
-        if stop:
+        if stopping:
             progress.close()
             accelerator.print(f"Stopped after iteration {done}: the same command goes on from there.")
             return

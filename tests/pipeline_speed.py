@@ -1,8 +1,8 @@
 """Speed of the input pipeline beside mmsegmentation's: `OMP_NUM_THREADS=1 python tests/pipeline_speed.py`.
 
 Both read, resize, crop, flip and distort the same files on one core, by turns; ours normalises and pads besides, which
-mmsegmentation leaves to the model. Prints images per second of both and their ratio, for images of 2048×1024 (PNG, as of
-Cityscapes, crop 1024) and of 683×512 (JPEG, as of ADE20K, crop 512). Needs mmsegmentation, see reference.py.
+mmsegmentation leaves to the model. Prints images per second of both and their ratio, for images of 2048×1024 (PNG, as
+of Cityscapes, crop 1024) and of 683×512 (JPEG, as of ADE20K, crop 512). Needs mmsegmentation, see reference.py.
 """
 
 import statistics
@@ -90,10 +90,8 @@ def main() -> dict[str, float]:
         with tempfile.TemporaryDirectory() as folder:
             split = make(Path(folder), width, height, suffix)
             transform = TrainTransform(RandomResizedCrop(crop, base_scale), photometric_distortion())
-            loaders = {
-                "ours": TrainSamples(split, transform).__getitem__,
-                "mmsegmentation": theirs(split, base_scale, crop),
-            }
+            ours = TrainSamples(split, transform)
+            loaders = {"ours": ours.__getitem__, "mmsegmentation": theirs(split, base_scale, crop)}
             rates = {name: [] for name in loaders}
             for number in range(ROUNDS + 1):
                 for name, load in loaders.items():
@@ -102,9 +100,9 @@ def main() -> dict[str, float]:
                         load(k)
                     if number:  # the first round warms up
                         rates[name].append(COUNT / (time.perf_counter() - start))
-        ours, other = (statistics.median(rates[name]) for name in ("ours", "mmsegmentation"))
-        ratios[f"{width}×{height}"] = ours / other
-        print(f"{width}×{height}: {ours:.1f} images/s, mmsegmentation {other:.1f}: {ours / other:.2f} times as fast")
+        own, other = (statistics.median(rates[name]) for name in ("ours", "mmsegmentation"))
+        ratios[f"{width}×{height}"] = own / other
+        print(f"{width}×{height}: {own:.1f} images/s, mmsegmentation {other:.1f}: {own / other:.2f} times as fast")
         print("  rounds:", {name: [round(r, 1) for r in values] for name, values in rates.items()})
     return ratios
 

@@ -24,7 +24,7 @@ from segnext_timm.labels import LABEL_SETS
 
 from pictures import draw_samples
 from recipe import TrainSettings, UserError, parse, run
-from transforms import MEAN, STD, RandomResizedCrop, TrainTransform, Transform, photometric_distortion
+from transforms import MEAN, STD, PhotometricDistortion, RandomResizedCrop, TrainTransform, Transform
 
 Image.MAX_IMAGE_PIXELS = None  # aerial images are large, and training data are one's own
 
@@ -353,7 +353,7 @@ def training_samples(split: Split, settings: TrainSettings) -> TrainSamples:
         split.ignore_index,
         split.mapping,
     )
-    distort = photometric_distortion() if settings.colour_distortion else None
+    distort = PhotometricDistortion() if settings.colour_distortion else None
     return TrainSamples(split, TrainTransform(crop, distort), settings.seed)
 
 

@@ -61,36 +61,84 @@ class RandomResizedCrop:
         scale = min(long / max(image.size), short / min(image.size))
         resized = [max(round(side * scale), 1) for side in image.size]
         crop = [min(side, self.size) for side in resized]
+        values = Image.fromarray(labels if labels.dtype == np.uint8 else labels.astype(np.int32))
         for _ in range(10):
             corner = [math.floor(uniform(0, full - side + 1)) for full, side in zip(resized, crop)]
-            # nearest neighbours, at the centres of the pixels of the crop
-            columns, rows = (
-                ((start + np.arange(side) + 0.5) * own / full).astype(np.intp)
-                for start, side, own, full in zip(corner, crop, image.size, resized)
-            )
-            cropped = labels[rows[:, None], columns]
+            # the crop in the pixels of the image as it is
+            own, full = image.size, resized
+            box = [(c + side * k) * o / f for k in (0, 1) for c, side, o, f in zip(corner, crop, own, full)]
+            cropped = np.asarray(values.resize(crop, Image.Resampling.NEAREST, box))
             cropped = cropped if self.mapping is None else self.mapping[cropped]
             if not self._one_class_fills(cropped):
                 break
-        own, full = image.size, resized
-        box = [(c + side * k) * o / f for k in (0, 1) for c, side, o, f in zip(corner, crop, own, full)]
         return image.resize(crop, Image.Resampling.BILINEAR, box), cropped
 
     def _one_class_fills(self, labels: np.ndarray) -> bool:
-        counts = np.bincount(labels.ravel())
+        # Pillow counts bytes several times as fast
+        counts = Image.fromarray(labels).histogram() if labels.dtype == np.uint8 else np.bincount(labels.ravel())
+        counts = np.asarray(counts)
         counts[self.ignore_index : self.ignore_index + 1] = 0
         return np.count_nonzero(counts) < 2 or counts.max() >= self.max_share * counts.sum()
 
 
-def photometric_distortion() -> v2.Transform:
-    """Brightness ±32/255, contrast and saturation 0.5 to 1.5, hue ±18°, each with probability one half."""
+class PhotometricDistortion:
+    """Random brightness, contrast, saturation and hue, each with probability one half.
 
-    def maybe(**jitter: float) -> v2.Transform:
-        return v2.RandomApply([v2.ColorJitter(**jitter)], p=0.5)
+    As in the published training code, brightness is added and contrast multiplied, before or after the other two.
+    Saturation blends with the grey of equal luminance, and hue is turned around the axis of greys. All of these are
+    linear in the colours: they are one matrix, which is applied once.
 
-    contrast, colour = maybe(contrast=0.5), [maybe(saturation=0.5), maybe(hue=18 / 360)]
-    orders = [v2.Compose([contrast, *colour]), v2.Compose([*colour, contrast])]
-    return v2.Compose([maybe(brightness=32 / 255), v2.RandomChoice(orders)])
+    Args:
+        brightness: Largest change of all channels, from 0 to 1.
+        contrast: Range of the factor of all channels.
+        saturation: Range of the factor of the distance from grey.
+        hue: Largest turn in degrees.
+    """
+
+    def __init__(
+        self,
+        brightness: float = 32 / 255,
+        contrast: tuple[float, float] = (0.5, 1.5),
+        saturation: tuple[float, float] = (0.5, 1.5),
+        hue: float = 18,
+    ) -> None:
+        self.brightness = brightness
+        self.contrast = contrast
+        self.saturation = saturation
+        self.hue = hue
+
+    def matrix(self) -> np.ndarray:
+        """A random matrix (3, 4) of colours from 0 to 255: factors, and what is added."""
+        steps = []
+        if uniform(0, 1) < 0.5:
+            steps.append(self._affine(np.eye(3), 255 * uniform(-self.brightness, self.brightness)))
+        if uniform(0, 1) < 0.5:
+            factor = uniform(*self.saturation)
+            grey = np.outer(np.ones(3), (0.299, 0.587, 0.114))
+            steps.append(self._affine(factor * np.eye(3) + (1 - factor) * grey))
+        if uniform(0, 1) < 0.5:
+            angle = math.radians(uniform(-self.hue, self.hue))
+            cross = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)
+            axis = np.full((3, 3), 1 / 3)
+            steps.append(self._affine(math.cos(angle) * (np.eye(3) - axis) + axis + math.sin(angle) * cross))
+        if uniform(0, 1) < 0.5:
+            contrast = self._affine(uniform(*self.contrast) * np.eye(3))
+            first = int(bool(steps)) if uniform(0, 1) < 0.5 else len(steps)
+            steps.insert(first, contrast)
+        total = np.eye(4)
+        for step in steps:
+            total = step @ total
+        return total[:3]
+
+    @staticmethod
+    def _affine(factors: np.ndarray, offset: float = 0.0) -> np.ndarray:
+        matrix = np.eye(4)
+        matrix[:3, :3], matrix[:3, 3] = factors, offset
+        return matrix
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        matrix = self.matrix()
+        return image if np.array_equal(matrix, np.eye(4)[:3]) else image.convert("RGB", tuple(matrix.ravel()))
 
 
 class TrainTransform:
@@ -98,10 +146,10 @@ class TrainTransform:
 
     Args:
         crop: Resizes and crops.
-        distort: Changes colours, None for none. It runs on Pillow's images, whose colour operations are the fastest.
+        distort: Changes colours, None for none.
     """
 
-    def __init__(self, crop: RandomResizedCrop, distort: v2.Transform | None) -> None:
+    def __init__(self, crop: RandomResizedCrop, distort: Callable[[Image.Image], Image.Image] | None) -> None:
         self.crop = crop
         self.distort = distort
         self.flip = v2.RandomHorizontalFlip()
@@ -109,16 +157,21 @@ class TrainTransform:
     def __call__(self, image: Image.Image, labels: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """An image and its labels to a normalised one (3, size, size) and int64 labels (size, size)."""
         image, labels = self.crop(image, labels)
-        mask = tv_tensors.Mask(torch.from_numpy(np.ascontiguousarray(labels)))
+        mask = tv_tensors.Mask(torch.from_numpy(labels.copy()))
         image, mask = self.flip(image, mask)
         image = self.distort(image) if self.distort else image
+        x = normalise(image)
         padding = [0, 0, self.crop.size - mask.shape[1], self.crop.size - mask.shape[0]]
-        x = v2.functional.pad(normalise(image), padding)
-        mask = v2.functional.pad(mask, padding, fill=self.crop.ignore_index)
-        return x.as_subclass(torch.Tensor), mask.as_subclass(torch.Tensor).long()
+        if any(padding):
+            x = v2.functional.pad(x, padding)
+            mask = v2.functional.pad(mask, padding, fill=self.crop.ignore_index)
+        return x, mask.as_subclass(torch.Tensor).long()
+
+
+_MEAN, _STD = (255 * torch.tensor(values)[:, None, None] for values in (MEAN, STD))
 
 
 def normalise(image: Image.Image) -> torch.Tensor:
     """An image to the model's input (3, H, W)."""
-    x = v2.functional.to_dtype(v2.functional.pil_to_tensor(image), torch.float32, scale=True)
-    return v2.functional.normalize(x, MEAN, STD, inplace=True)
+    x = torch.from_numpy(np.asarray(image).transpose(2, 0, 1).astype(np.float32))
+    return x.sub_(_MEAN).div_(_STD)

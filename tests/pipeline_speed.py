@@ -19,7 +19,7 @@ import reference
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from data import Split, TrainSamples
-from transforms import RandomResizedCrop, TrainTransform, photometric_distortion
+from transforms import PhotometricDistortion, RandomResizedCrop, TrainTransform
 
 COUNT, ROUNDS = 12, 5
 
@@ -89,7 +89,7 @@ def main() -> dict[str, float]:
     ):
         with tempfile.TemporaryDirectory() as folder:
             split = make(Path(folder), width, height, suffix)
-            transform = TrainTransform(RandomResizedCrop(crop, base_scale), photometric_distortion())
+            transform = TrainTransform(RandomResizedCrop(crop, base_scale), PhotometricDistortion())
             ours = TrainSamples(split, transform)
             loaders = {"ours": ours.__getitem__, "mmsegmentation": theirs(split, base_scale, crop)}
             rates = {name: [] for name in loaders}

@@ -68,6 +68,7 @@ def test_every_pixel_of_every_image_is_counted_once(root, tmp_path, capsys):
     assert "class 1" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_figures_of_one(root, tmp_path):
     folder, model = root
     run(model, FOLDER, "--data_root", folder, "--workers", 0, "--json", tmp_path / "one.json", "--flip")

@@ -67,6 +67,7 @@ def test_each_recipe_trains_and_evaluates(tmp_path, dataset):
     assert [f.name for f in (tmp_path / "run" / "predictions").iterdir()] == ["000002.png"]
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_ends_as_one_that_was_not_stopped(folder, tmp_path):
     options = ("--data_root", folder, "--ema_decay", 0.9, "--clip_grad", 1.0, "--accumulate", 2, "--crop_size", 64)
     run("folder", *options, "--out", tmp_path / "whole")
@@ -87,6 +88,7 @@ def test_a_run_that_goes_on_ends_as_one_that_was_not_stopped(folder, tmp_path):
     assert one["mious"] == other["mious"]
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_the_same_command_goes_on(folder, tmp_path):
     options = (
         "--data_root",
@@ -242,11 +244,13 @@ def test_other_beginnings(folder, tmp_path):
     [
         ("--precision", "bf16", "--grad_checkpointing", "--one_step_gradient"),
         ("--freeze_encoder", "--no-channels_last", "--no-colour_distortion"),
+        ("--tracker", "tensorboard", "--workers", 2, "--ema_decay", 0.5),
     ],
 )
 def test_the_options_train_too(folder, tmp_path, options):
     run("folder", "--data_root", folder, "--out", tmp_path / "run", "--iterations", 2, *options)
     assert all(value.isfinite().all() for value in weights(tmp_path / "run").values())
+    assert bool(list((tmp_path / "run").glob("log/events.*"))) == ("tensorboard" in options)
 
 
 def test_a_frozen_encoder_stays_as_it_is(folder, tmp_path):
@@ -331,6 +335,7 @@ def launch(script, *arguments, processes=2):
     return subprocess.run(list(map(str, [*command, *arguments])), capture_output=True, text=True, env=env)
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_gradients_of_one_with_the_joined_batch(tmp_path):
     script = Path(__file__).with_name("two_processes.py")
     gradients = []
@@ -342,6 +347,7 @@ def test_two_processes_have_the_gradients_of_one_with_the_joined_batch(tmp_path)
         torch.testing.assert_close(gradients[1][name], one, rtol=1e-4, atol=1e-7, msg=name)
 
 
+@pytest.mark.slow
 def test_two_processes_train_and_go_on(folder, tmp_path):
     options = ("--data_root", folder, "--out", tmp_path / "run", "--batch_size", 4)
     arguments = (RECIPES / "folder.yaml", *NARROW, *SHORT, *QUICK, *options)

@@ -126,12 +126,12 @@ def unnest(checkpoint: Mapping[str, Any], ema: bool = False) -> dict[str, torch.
             return unnest(checkpoint[key], ema)
     tensors = {}
     for name, value in checkpoint.items():
-        while name.startswith(_WRAPPERS):
+        while str(name).startswith(_WRAPPERS):
             name = name.split(".", 1)[1]
         if isinstance(value, np.ndarray) and value.dtype != object:
             value = torch.from_numpy(value if value.flags.writeable else value.copy())
         if isinstance(value, torch.Tensor):
-            tensors[name] = value
+            tensors[str(name)] = value
     # mmcv keeps averages beside the weights, each under its weight's name with its dots lost
     averages = {name: f"ema_{name.replace('.', '_')}" for name in tensors}
     averages = {name: tensors[average] for name, average in averages.items() if average in tensors}

@@ -98,7 +98,7 @@ def _read_labels(source: str | Path | Sequence[str] | None) -> tuple[tuple[str, 
 
 
 def _read_source(src: Path, rank: int | None, ema: bool) -> Checkpoint:
-    """A checkpoint file, or the one in a model folder with what its configuration knows beyond the tensors."""
+    """A checkpoint file, or the one in a model folder with the class names that its configuration knows."""
     if not src.is_dir():
         return load_checkpoint(src, rank, ema)
     config = _read_config(src)

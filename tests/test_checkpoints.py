@@ -227,6 +227,7 @@ def test_batches_that_jittor_does_not_count_are_added(tmp_path, names):
             "not a checkpoint of MSCAN",
         ),
         ({"state_dict": {}}, "not a checkpoint of MSCAN or SegNeXt.*found no tensors"),
+        ({0: torch.zeros(3)}, "not a checkpoint of MSCAN or SegNeXt.*found 0"),
         (
             {f"stages.{i}.norm.weight": torch.zeros(8) for i in range(4)},
             r"an MSCAN of channels \(8, 8, 8, 8\) and depths \(0, 0, 0, 0\), which is none of mscan_t",

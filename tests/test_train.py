@@ -6,6 +6,7 @@ import time
 from dataclasses import fields
 from pathlib import Path
 
+import hub_server
 import miniatures
 import numpy as np
 import pytest
@@ -50,9 +51,9 @@ def weights(out):
 @pytest.mark.parametrize("dataset", miniatures.PATHS)
 def test_each_recipe_trains_and_evaluates(tmp_path, dataset):
     values = {"cityscapes": [7, 8, 0], "coco_stuff164k": [0, 5, 255]}.get(dataset, [0, 1, 2])
-    sizes = ((48, 64), (20, 30), (300, 40))  # one that is smaller than a crop, one that is long
+    sizes = ((48, 64), (20, 30), (300, 40), (1500, 2000))  # one smaller than a crop, one long, one huge
     miniatures.make(dataset, tmp_path / "data", values, sizes)
-    options = ("--eval_window", 48, "--eval_stride", 32) if dataset == "cityscapes" else ()
+    options = ("--eval_window", 512, "--eval_stride", 384) if dataset == "cityscapes" else ()
     fit = ("--eval_fit", 96, 64) if dataset in ("ade20k", "coco_stuff164k", "voc2012", "pascal_context") else ()
     scale = ("--base_scale", 96, 64)
     out = ("--data_root", tmp_path / "data", "--out", tmp_path / "run")
@@ -358,6 +359,20 @@ def test_two_processes_train_and_go_on(folder, tmp_path):
     assert state["iteration"] == len(state["losses"]) == 6
     assert smp.from_pretrained(tmp_path / "run" / "best")(torch.rand(1, 3, 40, 40)).isfinite().all()
     assert "The run is finished" in launch(EXAMPLES / "train.py", *arguments).stdout
+
+
+@pytest.mark.slow
+def test_the_best_model_is_pushed_in_the_end(folder, tmp_path):
+    with hub_server.serve() as hub:
+        env = {**os.environ, "HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_writer", "HF_HUB_DISABLE_XET": "1"}
+        command = [sys.executable, EXAMPLES / "train.py", RECIPES / "folder.yaml", *NARROW, *SHORT, *QUICK]
+        command += ["--data_root", folder, "--out", tmp_path / "run", "--push_to_hub", "writer/mine"]
+        env["HF_HOME"] = str(tmp_path / "hf")
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=env)
+        assert done.returncode == 0, done.stderr
+        files = hub.repos["writer/mine"].branches["main"]
+    assert files["model.safetensors"] == (tmp_path / "run" / "best" / "model.safetensors").read_bytes()
+    assert ModelCard(files["README.md"].decode()).data.eval_results[0].dataset_split == "val"
 
 
 @pytest.mark.slow

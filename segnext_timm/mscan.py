@@ -527,8 +527,8 @@ def checkpoint_filter_fn(state_dict: Dict[str, Any], model: MSCAN) -> Dict[str, 
     if found != expected:
         # timm loads what fits where classes differ; of another variant, that would be a part of the blocks
         raise CheckpointError(f"weights of {found}, not of {expected}: create {found}, or give {expected} its own.")
-    stem = state_dict["stem.conv1.weight"]
-    if stem.shape == model.stem.conv1.weight.shape:
+    stem = state_dict.get("stem.conv1.weight")
+    if stem is not None and stem.shape == model.stem.conv1.weight.shape:
         # before 1.0.31, timm adapts every stem to other than 3 channels, and drops it where it has them already
         model.stem.conv1.weight.data.copy_(stem)
     if "head.fc.weight" not in state_dict and model.num_classes > 0:

@@ -176,7 +176,7 @@ class SegNeXt(SegmentationModel):
     ) -> None:
         super().__init__()
         # one dictionary: what is changed in it later is saved too
-        self.pretrained_cfg = self.config["pretrained_cfg"] = {} if pretrained_cfg is None else pretrained_cfg
+        self.pretrained_cfg = self.config["pretrained_cfg"] = dict(pretrained_cfg or {})
         _check_encoder_name(encoder_name)
         if encoder_depth not in (3, 4, 5):
             raise ValueError(f"encoder_depth must be 3, 4 or 5, got {encoder_depth}")

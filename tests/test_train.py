@@ -112,7 +112,9 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(folder, tmp_path):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         start_new_session=True,
     )
-    while b"10/2000" not in process.stderr.read(50):
+    shown = b""
+    while b" 10/2000" not in shown:
+        shown += process.stderr.read(50)
         assert process.poll() is None
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
@@ -384,7 +386,9 @@ def test_a_run_killed_ten_times_ends_as_one_that_was_not(folder, tmp_path):
     rng, kills = np.random.default_rng(0), 0
     while kills < 10:
         process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
-        while b"train" not in process.stderr.read(20):
+        shown = b""
+        while b"train" not in shown:
+            shown += process.stderr.read(20)
             assert process.poll() is None
         time.sleep(rng.uniform(0, 0.3))
         assert process.poll() is None, "the run ended before it was killed ten times"

@@ -268,10 +268,9 @@ def main(argv: list[str]) -> None:
         draw_training(losses, mious, out / "training.png", "cross-entropy")
 
     # Training
-    numbers = sample_numbers(settings, first, accelerator.process_index, processes)
     loader = DataLoader(
         samples,
-        batch_sampler=numbers,
+        batch_sampler=sample_numbers(settings, first, accelerator.process_index, processes),
         num_workers=settings.workers,
         pin_memory=device.type == "cuda",
         worker_init_fn=ignore_interrupts,
@@ -320,7 +319,8 @@ def main(argv: list[str]) -> None:
         if not finite:
             for buffer, before in zip(plain.buffers(), statistics):
                 buffer.copy_(before)  # of the batch norms, which have seen what it came from
-            files = [train_split.images[samples.locate(k)].name for k in _numbers(settings, iteration)]
+            numbers = range(iteration * settings.batch_size, (iteration + 1) * settings.batch_size)
+            files = [train_split.images[samples.locate(k)].name for k in numbers]
             accelerator.print(
                 f"\niteration {iteration}: loss {loss}, gradient {norm}; no update. Images: {', '.join(files)}"
             )
@@ -354,11 +354,6 @@ def main(argv: list[str]) -> None:
     if settings.push_to_hub and accelerator.is_main_process:
         print(push_to_hub(out / "best", settings.push_to_hub).commit_url)
     accelerator.end_training()
-
-
-def _numbers(settings: TrainSettings, iteration: int) -> range:
-    """All samples of an iteration."""
-    return range(iteration * settings.batch_size, (iteration + 1) * settings.batch_size)
 
 
 if __name__ == "__main__":

@@ -148,8 +148,6 @@ def read_checkpoint(path: str | Path) -> Any:
         _check_jittor_sum(path)
         with path.open("rb") as file:
             return _ArrayUnpickler(file).load()
-    except KeyboardInterrupt:
-        raise
     except _Forbidden as error:
         raise CheckpointError(_forbidden(path, str(error))) from None
     except SafetensorError as error:

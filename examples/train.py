@@ -140,9 +140,21 @@ def sample_numbers(settings: TrainSettings, start: int, process: int, processes:
             yield list(range(first, first + size))
 
 
-def loss_of(logits: torch.Tensor, labels: torch.Tensor, ignore_index: int) -> torch.Tensor:
-    """Cross-entropy, averaged over all pixels as in the published code, those to ignore counting as 0."""
-    return F.cross_entropy(logits.float(), labels, ignore_index=ignore_index, reduction="none").mean()
+class LossModel(torch.nn.Module):
+    """A model whose output is its loss: of several processes, gradients are averaged for what is called as a whole.
+
+    The loss is cross-entropy, averaged over all pixels as in the published code, those to ignore counting as 0.
+    """
+
+    def __init__(self, model: torch.nn.Module, ignore_index: int) -> None:
+        super().__init__()
+        self.model = model
+        self.options = {"ignore_index": ignore_index, "reduction": "sum"}
+
+    def forward(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        if isinstance(self.model, SegNeXt):
+            return self.model.cross_entropy(images, labels, **self.options) / labels.numel()
+        return F.cross_entropy(self.model(images).float(), labels, **self.options) / labels.numel()
 
 
 def replace_files(folder: Path, write: Callable[[Path], None]) -> None:
@@ -200,7 +212,7 @@ def main(argv: list[str]) -> None:
     # Optimiser
     fused = device.type == "cuda"
     optimizer = torch.optim.AdamW(parameter_groups(model, settings), lr=settings.lr, fused=fused)
-    model, optimizer = accelerator.prepare(model, optimizer)
+    model, optimizer = accelerator.prepare(LossModel(model, train_split.ignore_index), optimizer)
 
     # Resume
     checkpoint, first, best, losses, mious = out / "checkpoint.pt", 0, -1.0, [], []
@@ -305,8 +317,7 @@ def main(argv: list[str]) -> None:
             last = part == settings.accumulate - 1
             with nullcontext() if last else accelerator.no_sync(model):
                 with accelerator.autocast():
-                    logits = model(images)
-                loss = loss_of(logits, labels, train_split.ignore_index) / settings.accumulate
+                    loss = model(images, labels) / settings.accumulate
                 accelerator.backward(loss)
             total += loss.detach()
         signalled = torch.tensor(float(bool(stop)), device=device)  # all processes stop after the same iteration

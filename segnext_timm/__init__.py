@@ -4,6 +4,7 @@ Importing this package registers the backbones `mscan_t`, `mscan_s`, `mscan_b` a
 architecture `segnext` with smp.
 """
 
+from .deploy import export, fuse
 from .hamburger import Hamburger, NMF2d
 from .hub import convert, push_to_hub
 from .inference import predict
@@ -24,6 +25,8 @@ __all__ = [
     "__version__",
     "convert",
     "create_segmenter",
+    "export",
+    "fuse",
     "list_segmenters",
     "predict",
     "push_to_hub",

@@ -9,9 +9,10 @@ import torch
 
 from . import __version__
 from .checkpoints import CheckpointError
+from .deploy import export
 from .hub import convert, push_to_hub
 from .segnext import SegNeXt
-from .zoo import get_segmenter_cfg, list_segmenters
+from .zoo import get_segmenter_cfg, list_segmenters, load_segmenter
 
 
 class _OneLineErrors(click.Group):
@@ -20,7 +21,7 @@ class _OneLineErrors(click.Group):
     def invoke(self, ctx: click.Context):
         try:
             return super().invoke(ctx)
-        except (CheckpointError, OSError, RuntimeError, TypeError, ValueError) as error:
+        except (CheckpointError, ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
             if ctx.params.get("traceback"):
                 raise
             raise click.ClickException(" ".join(str(error).split())) from None
@@ -117,6 +118,30 @@ def push(src: Path, repo: str, extra_files: bool | None, **options) -> None:
     wanted = ask if extra_files is None and sys.stdin.isatty() else extra_files
     commit = push_to_hub(src, repo, extra_files=wanted, **options)
     click.echo(f"Pushed: {commit.pr_url or commit.commit_url}")
+
+
+@main.command("export")
+@click.argument("model")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--size", type=click.IntRange(min=32), nargs=2, metavar="HEIGHT WIDTH", help="[default: as trained, or 512 512]"
+)
+@click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Images at once.")
+@click.option("--dynamic", is_flag=True, help="Take other batches and sizes too.")
+@click.option("--argmax", is_flag=True, help="Give labels, not logits.")
+@click.option("--fuse/--no-fuse", default=True, show_default=True, help="Fold norms and layer scales first.")
+def export_command(model: str, file: Path, size: tuple[int, int] | None, batch: int, **options) -> None:
+    """Write MODEL as a graph that runs without this package: FILE ends in .onnx or .pt2.
+
+    MODEL is a name that `segnext-timm models` lists, a model folder, or a repository on the Hugging Face Hub. The graph
+    takes images normalised by the mean and standard deviation in the file's metadata.
+    """
+    segmenter = load_segmenter(model)
+    known = getattr(segmenter, "pretrained_cfg", {}).get("input_size") or (0, 512, 512)
+    shape = (batch, segmenter.config.get("in_channels", 3), *(size or known[1:]))
+    click.echo(f"Exporting for images {'like ' if options['dynamic'] else ''}{shape} ...")
+    export(segmenter, file, shape, **options)
+    click.echo(f"Wrote {file} ({file.stat().st_size / 1e6:.1f} MB).")
 
 
 if __name__ == "__main__":

@@ -74,32 +74,37 @@ class NMF2d(nn.Module):
             return F.normalize(torch.rand(x.shape[0], self.channels, self.rank, dtype=x.dtype, device=x.device), dim=1)
         return self.bases.to(x.dtype).expand(x.shape[0], -1, -1)
 
-    def _update_coefficients(self, x: torch.Tensor, bases: torch.Tensor, coef: torch.Tensor) -> torch.Tensor:
-        numerator = torch.bmm(x.transpose(1, 2), bases)
+    def _update_coefficients(self, projection: torch.Tensor, bases: torch.Tensor, coef: torch.Tensor) -> torch.Tensor:
         denominator = torch.bmm(coef, torch.bmm(bases.transpose(1, 2), bases))
-        return coef * numerator / (denominator + self.eps)
+        return coef * projection / (denominator + self.eps)
 
     def _update_bases(self, x: torch.Tensor, bases: torch.Tensor, coef: torch.Tensor) -> torch.Tensor:
         numerator = torch.bmm(x, coef)
         denominator = torch.bmm(bases, torch.bmm(coef.transpose(1, 2), coef))
         return bases * numerator / (denominator + self.eps)
 
-    def _factorise(self, x: torch.Tensor, bases: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        coef = F.softmax(torch.bmm(x.transpose(1, 2), bases), dim=-1)
+    def _factorise(self, x: torch.Tensor, bases: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Bases, coefficients, and the projection Xᵀ B of X on the bases, from which the next coefficients follow."""
+        projection = torch.bmm(x.transpose(1, 2), bases)
+        coef = F.softmax(projection, dim=-1)
         for _ in range(self.train_steps if self.training else self.eval_steps):
-            coef = self._update_coefficients(x, bases, coef)
+            coef = self._update_coefficients(projection, bases, coef)
             bases = self._update_bases(x, bases, coef)
-        return bases, coef
+            projection = torch.bmm(x.transpose(1, 2), bases)
+        return bases, coef, projection
 
-    def _approximate(self, x: torch.Tensor) -> torch.Tensor:
-        """X (B, D, N) to B Cᵀ of the same shape."""
+    def _approximate(self, x: torch.Tensor, channels_last: bool) -> torch.Tensor:
+        """X (B, D, N) to B Cᵀ of the same shape, of its transpose's layout if `channels_last`."""
         bases = self._initial_bases(x)
         if self.one_step_gradient:
             with torch.no_grad():
-                bases, coef = self._factorise(x, bases)
+                bases, coef, projection = self._factorise(x, bases)
+            projection = torch.bmm(x.transpose(1, 2), bases)
         else:
-            bases, coef = self._factorise(x, bases)
-        coef = self._update_coefficients(x, bases, coef)
+            bases, coef, projection = self._factorise(x, bases)
+        coef = self._update_coefficients(projection, bases, coef)
+        if channels_last:
+            return torch.bmm(coef, bases.transpose(1, 2)).transpose(1, 2)
         return torch.bmm(bases, coef.transpose(1, 2))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -109,16 +114,17 @@ class NMF2d(nn.Module):
             x: Non-negative features of shape (B, D, H, W).
 
         Returns:
-            Features of the same shape and dtype.
+            Features of the same shape, dtype and memory format.
         """
+        channels_last = x.is_contiguous(memory_format=torch.channels_last)
         matrix = x.flatten(2).to(torch.promote_types(x.dtype, torch.float32))
         if torch.jit.is_scripting():
-            matrix = self._approximate(matrix)
+            matrix = self._approximate(matrix, channels_last)
         elif torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type):
             with torch.autocast(x.device.type, enabled=False):
-                matrix = self._approximate(matrix)
+                matrix = self._approximate(matrix, channels_last)
         else:
-            matrix = self._approximate(matrix)
+            matrix = self._approximate(matrix, channels_last)
         return matrix.reshape(x.shape).to(x.dtype)
 
     def extra_repr(self) -> str:

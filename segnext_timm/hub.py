@@ -18,6 +18,7 @@ from timm.models import FeatureListNet, save_for_hf
 
 from .cards import REPO_PLACEHOLDER, backbone_card, segmenter_card
 from .checkpoints import Checkpoint, CheckpointError, check_parameters, load_checkpoint, native_to_mmseg
+from .folding import is_fused
 from .hamburger import NMF2d
 from .labels import LABEL_SETS
 from .segnext import SegNeXt
@@ -248,6 +249,8 @@ def _folder_of(model_or_folder: torch.nn.Module | str | Path) -> Iterator[Path]:
         yield folder
         return
     model = _unwrap(model_or_folder)
+    if is_fused(model):
+        raise ValueError("A fused model cannot be pushed: no other loads its weights. Push the one it was made from.")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if isinstance(model, SegmentationModel):

@@ -7,6 +7,7 @@ Original code: https://github.com/Visual-Attention-Network/SegNeXt
 
 import difflib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import segmentation_models_pytorch as smp
@@ -21,10 +22,13 @@ from segmentation_models_pytorch.base.utils import is_torch_compiling
 from segmentation_models_pytorch.encoders import get_encoder, get_encoder_names
 
 from .cards import segmenter_card
+from .folding import is_fused
 from .hamburger import Hamburger
+from .resizing import resized_argmax, resized_cross_entropy
 
 _NUM_GROUPS = 32  # of every GroupNorm in the decoder
 _MIN_SIZE = 32  # of an image side, in pixels
+_ORDER_KEEPING = (nn.Identity, nn.Sigmoid, nn.Softmax, nn.LogSoftmax, nn.Tanh)  # the greatest logit stays the greatest
 
 
 class LightHamDecoder(nn.Module):
@@ -243,6 +247,63 @@ class SegNeXt(SegmentationModel):
         if self.classification_head is not None:
             return masks, self.classification_head(features[-1])
         return masks
+
+    @torch.jit.unused
+    def forward_logits(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits before they are resized, of shape (B, classes, H / 8, W / 8), sizes rounded up.
+
+        Args:
+            x: Images of shape (B, in_channels, H, W), H and W at least 32.
+        """
+        if not (torch.jit.is_tracing() or is_torch_compiling()):
+            self.check_input_shape(x)
+        return self.segmentation_head[0](self.decoder(self.encoder(x)))
+
+    @torch.jit.unused
+    def predict_labels(self, x: torch.Tensor) -> torch.Tensor:
+        """Label images: `forward(x).argmax(1)`, without maps of all classes at the images' size.
+
+        Args:
+            x: Images of shape (B, in_channels, H, W), H and W at least 32.
+
+        Returns:
+            Labels of shape (B, H, W), int64. A model of one class gives 1 where its logit is positive, else 0.
+        """
+        size = x.shape[-2:]
+        with torch.no_grad():
+            logits = self.forward_logits(x)
+            if logits.shape[1] == 1:
+                return (F.interpolate(logits, size=size, mode="bilinear", align_corners=False)[:, 0] > 0).long()
+            if isinstance(self.segmentation_head[2].activation, _ORDER_KEEPING):
+                return resized_argmax(logits, size)
+            masks = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+            return self.segmentation_head[2](masks).argmax(1)
+
+    @torch.jit.unused
+    def cross_entropy(self, x: torch.Tensor, target: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        """Train on labelled images: `cross_entropy(forward(x), target)`, without maps at the images' size.
+
+        This takes a fraction of the time and memory, and computes the loss in float32 under autocast too. `activation`
+        has no part in it.
+
+        Args:
+            x: Images of shape (B, in_channels, H, W), H and W at least 32.
+            target: Labels of shape (B, H, W), int64.
+            kwargs: `weight`, `ignore_index`, `reduction` ("mean" or "sum") and `label_smoothing`, which mean what they
+                mean to `torch.nn.functional.cross_entropy`.
+
+        Returns:
+            The loss, a scalar.
+        """
+        return resized_cross_entropy(self.forward_logits(x), target, **kwargs)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        if is_fused(self):
+            raise ValueError(
+                "A fused model cannot be saved: no other loads its weights. Save the model it was made from, and fuse "
+                "after loading; or export it."
+            )
+        super()._save_pretrained(save_directory)
 
     @classmethod
     def _from_pretrained(cls, **kwargs: Any) -> "SegNeXt":

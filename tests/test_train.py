@@ -223,11 +223,19 @@ def test_processes_share_the_samples_of_an_iteration():
         assert next(iter(train.sample_numbers(settings, start, 1, 2))) == [8 * start + 2, 8 * start + 3]
 
 
-def test_the_loss_is_averaged_over_all_pixels():
-    logits, labels = torch.randn(2, 3, 4, 4), torch.randint(0, 3, (2, 4, 4))
+@pytest.mark.parametrize(
+    "model",
+    [
+        smp.SegNeXt("tu-test_mscan", encoder_weights=None, classes=3, decoder_channels=32, decoder_rank=4),
+        smp.Unet("tu-test_mscan", encoder_weights=None, classes=3),
+    ],
+    ids=["segnext", "unet"],
+)
+def test_the_loss_is_averaged_over_all_pixels(model):
+    images, labels = torch.randn(2, 3, 64, 64), torch.randint(0, 3, (2, 64, 64))
     labels[0] = 255
-    expected = torch.nn.functional.cross_entropy(logits[1:], labels[1:]) / 2
-    torch.testing.assert_close(train.loss_of(logits, labels, 255), expected)
+    expected = torch.nn.functional.cross_entropy(model.eval()(images)[1:], labels[1:]) / 2
+    torch.testing.assert_close(train.LossModel(model, 255)(images, labels), expected)
 
 
 def test_other_beginnings(folder, tmp_path):

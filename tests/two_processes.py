@@ -23,12 +23,10 @@ def main() -> None:
     labels[0] = 255  # shared unevenly: the mean is over all pixels, so it does not matter
     share = slice(accelerator.process_index * 4 // accelerator.num_processes, None)
     share = slice(share.start, share.start + 4 // accelerator.num_processes)
-    model = accelerator.prepare(model)
-    loss = train.loss_of(model(images[share]), labels[share], 255)
-    accelerator.backward(loss)
+    prepared = accelerator.prepare(train.LossModel(model, 255))
+    accelerator.backward(prepared(images[share], labels[share]))
     if accelerator.is_main_process:
-        plain = accelerator.unwrap_model(model)
-        torch.save({name: p.grad for name, p in plain.named_parameters()}, sys.argv[1])
+        torch.save({name: p.grad for name, p in model.named_parameters()}, sys.argv[1])
     accelerator.end_training()
 
 

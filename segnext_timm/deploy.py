@@ -1,0 +1,301 @@
+"""Models made ready to run: fused for inference, or exported to ONNX and torch.export for other runtimes."""
+
+import copy
+import json
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn as nn
+from timm.models import reparameterize_model
+
+from .folding import is_fused
+from .inference import normalisation
+from .segnext import SegNeXt
+
+_FORMATS = (".onnx", ".pt2")
+_MIN_SIDE, _MAX_SIDE, _MAX_BATCH = 33, 16384, 1024  # of dynamic sizes; from 33 on, no feature map is a single pixel
+_TOLERANCE = 1e-4  # of an exported model's output against the model's, relative to the greatest value
+
+
+def fuse(model: nn.Module, inplace: bool = False) -> nn.Module:
+    """A model for inference only: the same outputs, up to rounding, in less time and memory.
+
+    Of MSCAN, alone or as an encoder, batch norms and layer scales are folded into the convolutions beside them; other
+    encoders of timm are reparameterised where they know how to. LayerNorm and GroupNorm stay, for they depend on the
+    input. `timm.models.reparameterize_model` does the same.
+
+    Args:
+        model: Any model in evaluation mode, such as MSCAN, its `features_only` form, or SegNeXt.
+        inplace: Change the model itself, rather than a copy.
+
+    Returns:
+        The fused model. It can be cast, scripted, compiled and exported, but not saved for others to load. A model
+        that was fused before stays as it is.
+
+    Raises:
+        ValueError: If the model is in training mode, in which norms depend on the batch.
+    """
+    if model.training:
+        raise ValueError("A model in training mode cannot be fused: its norms depend on the batch. Call model.eval().")
+    if is_fused(model):
+        return model if inplace else copy.deepcopy(model)
+    return reparameterize_model(model, inplace=inplace)
+
+
+def export(
+    model: nn.Module,
+    path: str | Path,
+    input_size: tuple[int, int, int, int] = (1, 3, 512, 512),
+    dynamic: bool = False,
+    fuse: bool = True,
+    argmax: bool = False,
+) -> Path:
+    """Write a model as a graph that runs without this package: ONNX, or a program of torch.export.
+
+    The input is called `images`: normalised images (B, C, H, W) in float32. The output is called `logits`, (B, classes,
+    H, W), or `labels`, (B, H, W) in int64; those of a feature extractor `feature0` and so on. Mean and standard
+    deviation of the normalisation, class names and palette are in the file's metadata: of ONNX, under
+    `metadata_props`; of torch.export, in the extra file `metadata.json`.
+
+    An ONNX file is run by onnxruntime and compared with the model before it is left in place: on two images, of two
+    sizes if `dynamic`.
+
+    Args:
+        model: SegNeXt on any encoder, another model of smp, or a model of timm. It stays as it is.
+        path: The file to write, which ends in .onnx or .pt2.
+        input_size: Shape (B, C, H, W) of the images.
+        dynamic: Take other batches and sizes too, with sides from 33 to 16,384 pixels; models of smp that divide
+            images take multiples of what they divide by.
+        fuse: Fuse the model first, see :func:`fuse`.
+        argmax: Let the graph give labels, not logits. SegNeXt's then holds no full-size maps of the classes that
+            cannot win: see :meth:`SegNeXt.predict_labels`.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: If the path ends otherwise, the shape does not fit the model, or labels are asked of a model that
+            gives no map of logits.
+        RuntimeError: If the model cannot be exported, naming the part that cannot, or if the written file does not
+            give the model's output; no file is left then.
+        ImportError: If a package of the extra `export` is missing, for ONNX.
+    """
+    path = Path(path)
+    if path.suffix not in _FORMATS:
+        raise ValueError(f"{path}: the name of an exported model ends in {' or '.join(_FORMATS)}.")
+    if len(input_size) != 4 or min(input_size) < 1:
+        raise ValueError(f"input_size is a shape (B, C, H, W), got {tuple(input_size)}.")
+    if path.suffix == ".onnx":
+        _require_onnx()
+    model = copy.deepcopy(model).to("cpu", torch.float32).eval()
+    if fuse:
+        model = _fuse(model, inplace=True)
+    graph = _Labels(model) if argmax else model
+    images = torch.randn(input_size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        output = model(images)  # says what is wrong with the shape
+    if argmax and not (isinstance(output, torch.Tensor) and output.ndim == 4):
+        raise ValueError("Labels are made of a map of logits (B, classes, H, W), and this model gives none.")
+    metadata = _metadata(model, input_size, dynamic, argmax)
+    names = ["labels"] if argmax else _output_names(output)
+
+    program = _trace(graph, images, dynamic)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as temporary:
+        written = Path(temporary) / path.name
+        if path.suffix == ".pt2":
+            torch.export.save(program, written, extra_files={"metadata.json": json.dumps(metadata)})
+        else:
+            _write_onnx(program, written, names, metadata)
+            other = _other_size(model, input_size) if dynamic else input_size
+            for size in (input_size, other):
+                _check_onnx(written, graph, model, torch.randn(size, generator=torch.Generator().manual_seed(1)))
+        written.replace(path)
+    return path
+
+
+_fuse = fuse  # which `export` has a parameter of the name of
+
+
+class _Labels(nn.Module):
+    """A segmentation model that gives labels."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if isinstance(self.model, SegNeXt):
+            return self.model.predict_labels(images)
+        masks = self.model(images)
+        return masks.argmax(1) if masks.shape[1] > 1 else (masks[:, 0] > 0).long()
+
+
+def _require_onnx() -> None:
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ImportError(f"Exporting to ONNX needs {error.name}: pip install 'segnext-timm[export]'") from None
+
+
+def _metadata(model: nn.Module, input_size: tuple[int, ...], dynamic: bool, argmax: bool) -> dict[str, Any]:
+    cfg = getattr(model, "pretrained_cfg", None) or {}
+    mean, std = normalisation(model)
+    known = {name: cfg[name] for name in ("label_names", "palette", "dataset", "license") if cfg.get(name)}
+    return {
+        "input_size": list(input_size),
+        "dynamic": dynamic,
+        "output": "labels" if argmax else "logits",
+        "mean": list(mean),
+        "std": list(std),
+        **known,
+    }
+
+
+def _output_names(output: Any) -> list[str]:
+    if isinstance(output, torch.Tensor):
+        return ["logits"]
+    if isinstance(output, tuple) and len(output) == 2:
+        return ["logits", "image_logits"]  # of a segmentation model with a classification head
+    return [f"feature{i}" for i in range(len(output))]
+
+
+def _step(model: nn.Module) -> int:
+    """What the sides of a model's images must be multiples of."""
+    return model.encoder.output_stride if getattr(model, "requires_divisible_input_shape", False) else 1
+
+
+def _other_size(model: nn.Module, size: tuple[int, ...]) -> tuple[int, int, int, int]:
+    """Another shape of images for a model of dynamic size: a batch more, smaller and not square."""
+    step = _step(model)
+    height, width = (max(side // 2 + more, _MIN_SIDE) for side, more in zip(size[2:], (1, 32)))
+    return size[0] + 1, size[1], -(-height // step) * step, -(-width // step) * step
+
+
+def _trace(graph: nn.Module, images: torch.Tensor, dynamic: bool) -> torch.export.ExportedProgram:
+    """The program of torch.export; a RuntimeError names the part of the model that has none."""
+    model = graph.model if isinstance(graph, _Labels) else graph
+    shapes = None
+    if dynamic:
+        step = _step(model)
+
+        def side(name: str) -> Any:
+            dim = torch.export.Dim(name, min=-(-_MIN_SIDE // step), max=_MAX_SIDE // step)
+            return step * dim if step > 1 else dim
+
+        shapes = ({0: torch.export.Dim("batch", max=_MAX_BATCH), 2: side("height"), 3: side("width")},)
+        if images.shape[0] == 1:  # torch.export takes a batch of one for a constant
+            images = images.expand(2, -1, -1, -1)
+    try:
+        with torch.no_grad(), _quiet():
+            return torch.export.export(graph, (images,), dynamic_shapes=shapes, strict=False)
+    except Exception as error:
+        part, cause = _failing_part(model, images)
+        reason = str(cause or error).strip().splitlines()[0]
+        raise RuntimeError(f"{part} cannot be exported: {type(cause or error).__name__}: {reason}") from error
+
+
+def _failing_part(model: nn.Module, images: torch.Tensor) -> tuple[str, Exception | None]:
+    """The innermost module that torch.export fails on by itself, as it is called in the model, and how it fails."""
+    arguments: dict[nn.Module, tuple[tuple, dict]] = {}
+
+    def record(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        arguments.setdefault(module, (args, kwargs))
+
+    hooks = [module.register_forward_pre_hook(record, with_kwargs=True) for module in model.modules()]
+    try:
+        with torch.no_grad():
+            model(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+    def descend(module: nn.Module, name: str, cause: Exception | None) -> tuple[str, Exception | None]:
+        for child_name, child in module.named_children():
+            if child in arguments:
+                args, kwargs = arguments[child]
+                try:
+                    with torch.no_grad(), _quiet():
+                        torch.export.export(child, args, kwargs, strict=False)
+                except Exception as error:
+                    return descend(child, f"{name}.{child_name}".lstrip("."), error)
+        return f"{name or 'The model'} ({type(module).__name__})", cause
+
+    return descend(model, "", None)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporters' remarks on their own workings, which a user can do nothing about."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels):
+            logger.setLevel(level)
+
+
+def _write_onnx(program: torch.export.ExportedProgram, path: Path, names: list[str], metadata: dict[str, Any]) -> None:
+    import onnx
+
+    with _quiet():
+        torch.onnx.export(
+            program,
+            (),
+            path,
+            dynamo=True,
+            input_names=["images"],
+            output_names=names,
+            external_data=False,
+            verbose=False,
+        )
+    proto = onnx.load(path)
+    for part in (proto.graph, *proto.graph.node, *proto.graph.input, *proto.graph.output, *proto.graph.value_info):
+        del part.metadata_props[:]  # traces of the source, with the paths of this machine
+    onnx.helper.set_model_props(proto, {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()})
+    onnx.save(proto, path)
+
+
+def _check_onnx(path: Path, graph: nn.Module, model: nn.Module, images: torch.Tensor) -> None:
+    """Raise a RuntimeError unless onnxruntime gives a model's output on some images."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    outputs = [torch.from_numpy(output) for output in session.run(None, {"images": images.numpy()})]
+    with torch.no_grad():
+        expected = graph(images)
+    expected = [expected] if isinstance(expected, torch.Tensor) else list(expected)
+    for name, output, right in zip((o.name for o in session.get_outputs()), outputs, expected):
+        error = float("inf")
+        if output.shape == right.shape and right.is_floating_point():
+            error = ((output - right).abs().max() / right.abs().max().clamp(min=1e-12)).item()
+        elif output.shape == right.shape:
+            error = 0.0 if torch.equal(output, right) else _label_error(model, images, output)
+        if not error <= _TOLERANCE:
+            raise RuntimeError(
+                f"The ONNX graph's {name} of images {tuple(images.shape)} differ from the model's by {error:.1e} of "
+                f"their range; {_TOLERANCE:.0e} is allowed. No file is left."
+            )
+
+
+@torch.no_grad()
+def _label_error(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
+    """By how much, relative to the range, the logits of labels fall short of the greatest."""
+    logits = model(images)
+    if logits.shape[1] == 1:
+        logits = torch.cat([torch.zeros_like(logits), logits], 1)
+    short = logits.amax(1) - logits.gather(1, labels[:, None])[:, 0]
+    return (short.max() / logits.abs().max()).item()

@@ -1,0 +1,225 @@
+"""Labels and losses of resized maps, without holding the maps.
+
+A segmenter's logits come at a fraction of the image's size, and are resized to it: of 150 classes at 1024×2048 pixels
+that makes 1.3 GB in float32, and it takes as long as a small network. Labels and the cross-entropy need these maps a
+few rows at a time only, and labels only those of a few classes.
+
+Resizing is bilinear here, without aligned corners, as `torch.nn.functional.interpolate` does it by default.
+"""
+
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
+
+_CPU_BYTES = 1 << 20  # of the maps that are held at once: what fits the caches
+_GPU_BYTES = 1 << 28  # what keeps a GPU busy
+_BANDS = 8  # of rows in an exported graph
+
+
+def _source(size: int, resized: int, like: torch.Tensor) -> torch.Tensor:
+    """Where on an axis of `size` pixels each of `resized` pixels is interpolated from, (resized,)."""
+    centres = torch.arange(resized, dtype=like.dtype, device=like.device) + 0.5
+    return (centres * (size / resized) - 0.5).clamp(0, size - 1)
+
+
+def _weights(size: int, resized: int, like: torch.Tensor) -> torch.Tensor:
+    """The matrix (resized, size) that resizes an axis."""
+    pixels = torch.arange(size, dtype=like.dtype, device=like.device)
+    return (1 - (_source(size, resized, like)[:, None] - pixels).abs()).clamp(min=0)
+
+
+def _rows_at_once(width: int, classes: int, device: torch.device) -> int:
+    return max((_CPU_BYTES if device.type == "cpu" else _GPU_BYTES) // (4 * width * classes), 1)
+
+
+def _widen(logits: torch.Tensor) -> torch.Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _possible(logits: torch.Tensor) -> torch.Tensor:
+    """Which classes can be the greatest between two neighbouring rows of logits (B, classes, h, w), when resized.
+
+    Every value of a resized map lies between the values of the four pixels around it. Where the greatest of a class's
+    four is below the least of another's, that class is not the greatest.
+
+    Returns:
+        True for the possible, of shape (B, classes, h - 1), or h if that is 1.
+    """
+    kernel = (min(2, logits.shape[2]), min(2, logits.shape[3]))
+    most = F.max_pool2d(logits, kernel, stride=1)
+    least = -F.max_pool2d(-logits, kernel, stride=1)
+    return (most >= least.amax(1, keepdim=True)).any(3)
+
+
+def resized_argmax(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """The greatest channel of resized maps: `interpolate(logits, size, mode="bilinear").argmax(1)`.
+
+    The maps are made a band of rows at a time, and of the classes only those that can be the greatest there.
+
+    Args:
+        logits: Shape (B, classes, h, w).
+        size: Height and width of the labels.
+
+    Returns:
+        Labels of shape (B, *size), int64. Of classes that are equal, up to rounding, any is given.
+    """
+    logits = _widen(logits)
+    if torch.compiler.is_compiling():
+        return _resized_argmax_graph(logits.contiguous(), size)
+    batch, classes, height, _ = logits.shape
+    rows = _source(height, size[0], logits)
+    above = rows.long().clamp(max=max(height - 2, 0))
+    share = (rows - above)[:, None, None]
+    # a band: the rows that are interpolated from the same rows of the logits, or from a few more if there is room
+    step = max(_rows_at_once(size[1], classes, logits.device) * height // size[0], 1)
+    tops = range(0, max(height - 1, 1), step)
+    ends = torch.searchsorted(above, torch.tensor([*tops[1:], height], device=above.device)).tolist()
+    labels = torch.empty((batch, *size), dtype=torch.long, device=logits.device)
+    possible = _possible(logits)
+    for i in range(batch):
+        start = 0
+        for top, end in zip(tops, ends):
+            kept = possible[i, :, top : top + step].any(1).nonzero()[:, 0]
+            source = logits[i : i + 1, kept, top : top + step + 1].contiguous(memory_format=torch.channels_last)
+            wide = F.interpolate(source, (source.shape[2], size[1]), mode="bilinear", align_corners=False)
+            wide = wide[0].permute(1, 2, 0)  # (rows, width, kept), so that the greatest is sought along memory
+            upper, lower = wide[:-1], wide[1:]
+            if wide.shape[0] != 2:
+                upper = wide[above[start:end] - top]
+                lower = wide[(above[start:end] - top + 1).clamp(max=wide.shape[0] - 1)]
+            maps = torch.lerp(upper, lower, share[start:end])
+            labels[i, start:end] = kept[maps.max(-1).indices]
+            start = end
+    return labels
+
+
+def _resized_argmax_graph(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """`resized_argmax` for torch.export and ONNX: no loop over images, and resizing by products of matrices.
+
+    A graph of dynamic size cannot be cut into bands; it holds the full-size maps of the possible classes.
+    """
+    classes, height, width = logits.shape[1:]
+    columns, rows = _weights(width, size[1], logits), _weights(height, size[0], logits)
+    static = all(isinstance(side, int) for side in (height, width, *size))
+    edges = [size[0] * i // _BANDS for i in range(_BANDS + 1)] if static else [0, size[0]]
+    labels = []
+    for start, end in pairwise(edges):
+        source, weights = logits, rows
+        if static:
+            # the rows that the first and the last of the band are interpolated from, in whole numbers
+            first = max(((2 * start + 1) * height - size[0]) // (2 * size[0]), 0)
+            last = ((2 * end - 1) * height - size[0]) // (2 * size[0]) + 2
+            source, weights = logits[:, :, first:last], rows[start:end, first:last]
+        kept = _possible(source).any(2).any(0).nonzero()[:, 0]
+        torch._check(kept.shape[0] >= 1)
+        torch._check(kept.shape[0] <= classes)
+        maps = torch.matmul(columns, source.index_select(1, kept).permute(0, 2, 3, 1))
+        maps = torch.matmul(weights, maps.flatten(2)).unflatten(2, (size[1], kept.shape[0]))
+        labels.append(kept[maps.argmax(-1)])
+    return torch.cat(labels, 1)
+
+
+def resized_cross_entropy(
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    weight: torch.Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> torch.Tensor:
+    """Cross-entropy of resized maps: `cross_entropy(interpolate(logits, target.shape[1:], mode="bilinear"), target)`.
+
+    Computed, as is its gradient, a band of rows at a time and in float32, under autocast too. It can be differentiated
+    once.
+
+    Args:
+        logits: Shape (B, classes, h, w).
+        target: Labels of shape (B, H, W), int64.
+        weight: Weight of each class, shape (classes,).
+        ignore_index: Label of pixels that do not count.
+        reduction: "mean" of the pixels that count, by weight, or "sum".
+        label_smoothing: Share of the target that is spread evenly over all classes.
+
+    Returns:
+        The loss, a scalar.
+
+    Raises:
+        ValueError: If `reduction` is another, or the shapes do not fit.
+    """
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f"reduction must be 'mean' or 'sum', got {reduction!r}")
+    if target.ndim != 3 or logits.ndim != 4 or target.shape[0] != logits.shape[0]:
+        raise ValueError(
+            f"Labels (B, H, W) of logits (B, classes, h, w) are needed, got {tuple(target.shape)} of "
+            f"{tuple(logits.shape)}."
+        )
+    with torch.autocast(logits.device.type, enabled=False):
+        loss = _ResizedCrossEntropy.apply(
+            logits, target, weight, ignore_index, label_smoothing, logits.requires_grad and torch.is_grad_enabled()
+        )
+    if reduction == "sum":
+        return loss
+    counted = target[target != ignore_index]
+    return loss / (counted.numel() if weight is None else weight[counted].sum())
+
+
+class _ResizedCrossEntropy(torch.autograd.Function):
+    """The sum over all pixels. The forward pass computes the gradient too, while it has the maps of a band."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits: torch.Tensor,
+        target: torch.Tensor,
+        weight: torch.Tensor | None,
+        ignore_index: int,
+        smoothing: float,
+        needs_gradient: bool,
+    ) -> torch.Tensor:
+        narrow = _widen(logits.detach()).permute(0, 2, 3, 1)  # (B, h, w, classes)
+        batch, height, width, classes = narrow.shape
+        rows, columns = _weights(height, target.shape[1], narrow), _weights(width, target.shape[2], narrow)
+        above = _source(height, target.shape[1], narrow).long().tolist()
+        weight = None if weight is None else weight.to(narrow)
+        even = narrow.new_full((classes,), smoothing / classes)  # what smoothing adds for each class
+        even = even if weight is None else even * weight
+        gradient = torch.empty_like(narrow) if needs_gradient else None
+        loss = narrow.new_zeros(())
+        step = _rows_at_once(target.shape[2], classes, logits.device)
+        for i in range(batch):
+            wide = torch.matmul(columns, narrow[i])  # (h, W, classes)
+            wide_gradient = torch.zeros_like(wide) if needs_gradient else None
+            for start in range(0, target.shape[1], step):
+                end = min(start + step, target.shape[1])
+                band = slice(above[start], above[end - 1] + 2)
+                resize = rows[start:end, band]
+                maps = torch.mm(resize, wide[band].flatten(1)).view(-1, classes)  # (pixels, classes)
+                label = target[i, start:end].reshape(-1, 1)
+                counts = label != ignore_index
+                label = label.where(counts, 0)
+                share = counts.to(maps.dtype) * (1 - smoothing)
+                share = share if weight is None else share * weight[label]
+                maps = F.log_softmax(maps, 1)
+                loss -= (maps.gather(1, label) * share).sum()
+                if smoothing:
+                    loss -= ((maps @ even)[:, None] * counts).sum()
+                if needs_gradient:
+                    maps.exp_().mul_(share + even.sum() * counts).scatter_add_(1, label, -share)
+                    if smoothing:
+                        maps.sub_(even * counts)
+                    wide_gradient[band].flatten(1).addmm_(resize.T, maps.view(end - start, -1))
+            if needs_gradient:
+                torch.matmul(columns.T, wide_gradient, out=gradient[i])
+        if needs_gradient:
+            ctx.save_for_backward(gradient.permute(0, 3, 1, 2))
+            ctx.dtype = logits.dtype
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return (gradient * grad_output).to(ctx.dtype), None, None, None, None, None

@@ -1,6 +1,6 @@
 """Pictures of predictions and of training."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -105,5 +105,52 @@ def draw_training(losses: Sequence[float], mious: Sequence[tuple[int, float]], p
         twin.plot(*zip(*mious), "o-", color="tab:orange", label="mIoU on held-out images")
     twin.set(ylabel="mIoU", ylim=(0, 1))
     figure.legend(loc="outside upper center", ncols=2, frameon=False)
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
+
+
+def draw_bars(speeds: Mapping[str, Mapping[str, float]], path: Path, title: str) -> None:
+    """Draw how many times as fast as the first contender each is, a panel a task.
+
+    Args:
+        speeds: Task to contender to speed.
+        path: The picture.
+        title: Where this was measured.
+    """
+    height = 0.34 * sum(len(bars) + 1.6 for bars in speeds.values()) + 0.5
+    ratios = [len(bars) + 1 for bars in speeds.values()]
+    figure, axes = plt.subplots(
+        len(speeds), figsize=(8, height), squeeze=False, sharex=True, height_ratios=ratios, layout="constrained"
+    )
+    for axis, (task, bars) in zip(axes[:, 0], speeds.items()):
+        names = list(bars)[::-1]
+        colors = ["tab:gray" if name == names[-1] else "tab:blue" for name in names]
+        drawn = axis.barh(names, [bars[name] for name in names], color=colors)
+        axis.bar_label(drawn, fmt=" %.2f×")
+        axis.axvline(1, color="black", linewidth=0.8)
+        axis.set_title(task, loc="left")
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.margins(x=0.1)
+    axes[-1, 0].set_xlabel(f"times the speed of {next(iter(bars))}\n{title}")
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
+
+
+def draw_growth(curves: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], path: Path, title: str) -> None:
+    """Draw time over megapixels, a panel a task.
+
+    Args:
+        curves: Task to contender to its points, megapixels of a batch and milliseconds.
+        path: The picture.
+        title: Where this was measured.
+    """
+    figure, axes = plt.subplots(1, len(curves), figsize=(5.5 * len(curves), 4.5), squeeze=False, layout="constrained")
+    for axis, (task, lines) in zip(axes[0], curves.items()):
+        for name, points in lines.items():
+            axis.plot(*zip(*sorted(points)), "o-", label=name)
+        axis.set(title=task, xlabel="megapixels of a batch", ylabel="ms", xscale="log", yscale="log")
+        axis.grid(alpha=0.3)
+        axis.legend(frameon=False)
+    figure.suptitle(title, fontsize="medium")
     figure.savefig(path, dpi=80)
     plt.close(figure)

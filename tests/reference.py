@@ -1,29 +1,9 @@
 """mmsegmentation's SegNeXt, where it is installed: `pip install mmsegmentation==1.2.2 mmcv-lite==2.1.0 ftfy regex`."""
 
-import sys
-import types
-import warnings
-
 import torch
 
+from peers import import_mmseg
 from published import VARIANTS
-
-
-def import_mmseg():
-    """mmsegmentation with mmcv-lite, which lacks the compiled `mmcv.ops` that SegNeXt does not use."""
-
-    def stand_in(name: str) -> type:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return type(name, (torch.nn.Module,), {})
-
-    ops = types.ModuleType("mmcv.ops")
-    ops.__getattr__ = stand_in
-    sys.modules.setdefault("mmcv.ops", ops)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import mmseg.models
-    return mmseg.models
 
 
 def backbone(variant: str) -> torch.nn.Module:

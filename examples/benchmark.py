@@ -54,6 +54,7 @@ from pictures import draw_bars, draw_growth
 from recipe import UserError, run
 
 RUNTIMES = {"onnx": "onnxruntime", "openvino": "openvino"}
+WAYS = ("eager", "channels_last", "fused", "bf16", "fp16", "compile", "graph", "onnx", "openvino", "memory")
 
 
 @dataclass
@@ -146,6 +147,10 @@ class Case:
         return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(self.device)
 
 
+class NotApplicableError(Exception):
+    """A contender cannot do a task; the message says why."""
+
+
 class TrafficMode(TorchDispatchMode):
     """Counts the bytes of the tensors that operations read and write, views apart."""
 
@@ -173,7 +178,7 @@ def prepare(case: Case) -> Callable[[], Any]:
     if case.task == "train":
         return prepare_training(case, model, images)
     if case.way == "memory":
-        raise ValueError("memory is a way to train")
+        raise NotApplicableError("memory is a way to train")
     if case.way != "eager":
         model, images = layout(model if case.way == "channels_last" else fuse(model), images)
     call = (labels_of if case.task == "labels" else logits_of)(model)
@@ -202,13 +207,13 @@ def prepare(case: Case) -> Callable[[], Any]:
 def prepare_training(case: Case, model: torch.nn.Module, images: torch.Tensor) -> Callable[[], Any]:
     """A step of training, as train.py makes it; of other models, as their users do."""
     if case.way not in ("eager", "channels_last", "memory", "bf16", "compile"):
-        raise ValueError(f"{case.way} is no way to train")
+        raise NotApplicableError(f"{case.way} is no way to train")
     ours = isinstance(model.train(), SegNeXt)
     if ours or case.way != "eager":
         model, images = layout(model, images)
     if case.way == "memory":
         if not ours:
-            raise ValueError("these options of training are SegNeXt's")
+            raise NotApplicableError("these options of training are SegNeXt's")
         model.encoder.model.set_grad_checkpointing(True)
         model.decoder.hamburger.nmf.one_step_gradient = True
     shape = (case.batch, case.height, case.width)
@@ -231,7 +236,7 @@ def prepare_training(case: Case, model: torch.nn.Module, images: torch.Tensor) -
 def prepare_runtime(case: Case) -> Callable[[], Any]:
     """A case in a runtime of its own; its graph is exported if it is not yet there."""
     if case.task == "train":
-        raise ValueError(f"{case.way} is no way to train")
+        raise NotApplicableError(f"{case.way} is no way to train")
     images = case.images().cpu()
     if not case.file.is_file():
         export(build(case.model, case.classes), case.file, tuple(images.shape), argmax=case.task == "labels")
@@ -343,7 +348,7 @@ def measure(cases: list[Case], settings: Settings) -> list[Result]:
         if reason is None:
             try:
                 calls[case] = prepare(case)
-            except ValueError as error:
+            except NotApplicableError as error:
                 reason = str(error)
         if reason:
             print(f"{case.contender} is left out: {reason}.")
@@ -432,6 +437,9 @@ def main(argv: list[str]) -> None:
     for contender in settings.contenders:
         if contender.count("@") != 1:
             raise UserError(f"{contender!r} is not of the form MODEL@WAY, such as segnext_t@fused.")
+        way = contender.split("@")[1].split(":")[0]
+        if way not in WAYS:
+            raise UserError(f"{way!r} is no way to run a model: {', '.join(WAYS)} are.")
     if settings.threads:
         torch.set_num_threads(settings.threads)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = settings.tf32

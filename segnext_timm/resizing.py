@@ -51,7 +51,7 @@ def _possible(logits: torch.Tensor) -> torch.Tensor:
     kernel = (min(2, logits.shape[2]), min(2, logits.shape[3]))
     most = F.max_pool2d(logits, kernel, stride=1)
     least = -F.max_pool2d(-logits, kernel, stride=1)
-    return (most >= least.amax(1, keepdim=True)).any(3)
+    return (~(most < least.amax(1, keepdim=True))).any(3)  # said so that NaN is possible
 
 
 def resized_argmax(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
@@ -104,7 +104,8 @@ def _resized_argmax_graph(logits: torch.Tensor, size: tuple[int, int]) -> torch.
     classes, height, width = logits.shape[1:]
     columns, rows = _weights(width, size[1], logits), _weights(height, size[0], logits)
     static = all(isinstance(side, int) for side in (height, width, *size))
-    edges = [size[0] * i // _BANDS for i in range(_BANDS + 1)] if static else [0, size[0]]
+    bands = max(min(_BANDS, size[0] // 16), 1) if static else 1
+    edges = [size[0] * i // bands for i in range(bands + 1)]
     labels = []
     for start, end in pairwise(edges):
         source, weights = logits, rows
@@ -116,9 +117,8 @@ def _resized_argmax_graph(logits: torch.Tensor, size: tuple[int, int]) -> torch.
         kept = _possible(source).any(2).any(0).nonzero()[:, 0]
         torch._check(kept.shape[0] >= 1)
         torch._check(kept.shape[0] <= classes)
-        maps = torch.matmul(columns, source.index_select(1, kept).permute(0, 2, 3, 1))
-        maps = torch.matmul(weights, maps.flatten(2)).unflatten(2, (size[1], kept.shape[0]))
-        labels.append(kept[maps.argmax(-1)])
+        maps = torch.matmul(weights, torch.matmul(source.index_select(1, kept), columns.T))
+        labels.append(kept.index_select(0, maps.argmax(1).flatten()).reshape(-1, end - start, size[1]))
     return torch.cat(labels, 1)
 
 

@@ -21,8 +21,11 @@ MODEL is `segnext_t` (s, b, l), `mmseg_t` (mmsegmentation's SegNeXt), an archite
     memory         for training: checkpointed blocks and one-step gradient
 
 All contenders run in turn, round after round, so that what else the machine does falls on all of them. Memory is
-measured for each in a process of its own: the most that it holds above what it held when all was imported, and on a
-GPU the most that was allocated there.
+measured for each in a process of its own: the most that the process holds above what it held when all was imported, and
+the most that tensors of torch take, weights and optimiser included, on the GPU if there is one.
+
+Beside each time stands what the machine's ceilings, a large product of matrices and a large copy, would need for the
+arithmetic, and for reading and writing every tensor that eager torch reads and writes.
 """
 
 import importlib.util
@@ -43,6 +46,7 @@ from typing import Any, Literal
 
 import torch
 import tyro
+from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
@@ -107,7 +111,7 @@ class Result:
     gflops: float | None = None
     gigabytes: float | None = None
     process_mb: float | None = None
-    device_mb: float | None = None
+    tensors_mb: float | None = None
 
     @property
     def median(self) -> float:
@@ -255,17 +259,23 @@ def prepare_runtime(case: Case) -> Callable[[], Any]:
 
 
 def count(case: Case) -> tuple[float, float]:
-    """Billions of floating-point operations, and gigabytes that the operations of eager torch read and write."""
-    model, images = build(case.model, case.classes), case.images().cpu()
+    """Billions of floating-point operations, and gigabytes that the operations of eager torch read and write.
+
+    A step of training counts three times the operations of its forward pass, as if it computed no gradient twice.
+    """
+    case = Case(**{**asdict(case), "device": "cpu"})
+    model, images = build(case.model, case.classes), case.images()
     if case.task != "train" and case.way != "eager":
         model, images = layout(model if case.way == "channels_last" else fuse(model), images)
-    if case.task == "train":
-        once = prepare_training(Case(**{**asdict(case), "device": "cpu"}), model, images)
-    else:
-        once = torch.no_grad()(lambda: (labels_of if case.task == "labels" else logits_of)(model)(images))
+    call = torch.no_grad()((labels_of if case.task == "labels" else logits_of)(model))
     with TrafficMode() as traffic, FlopCounterMode(display=False) as flops:
+        call(images)
+    if case.task != "train":
+        return flops.get_total_flops() / 1e9, traffic.bytes / 1e9
+    once = prepare_training(case, model, images)
+    with TrafficMode() as traffic:
         once()
-    return flops.get_total_flops() / 1e9, traffic.bytes / 1e9
+    return 3 * flops.get_total_flops() / 1e9, traffic.bytes / 1e9
 
 
 def ceilings(device: str) -> tuple[float, float]:
@@ -309,7 +319,7 @@ def forget_most() -> None:
 
 
 def measure_memory(case: Case) -> tuple[float, float | None]:
-    """Megabytes a case needs in a process of its own: of that process, and on the GPU."""
+    """Megabytes a case needs in a process of its own: of that process, and of torch's tensors."""
     call = [sys.executable, __file__, "--child", json.dumps(asdict(case))]
     done = subprocess.run(call, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -325,11 +335,27 @@ def child(case: Case) -> None:
         __import__(RUNTIMES[case.way])
     before = resident_mb(most=False)
     forget_most()
+    prepare_and_run(case)
+    held = resident_mb(most=True) - before
+    if case.way in RUNTIMES:
+        tensors = None
+    elif "cuda" in case.device:
+        tensors = torch.cuda.max_memory_allocated() / 2**20
+    else:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+            prepare_and_run(case)
+        with tempfile.TemporaryDirectory() as folder:
+            trace = Path(folder) / "trace.json"
+            profiler.export_chrome_trace(str(trace))
+            events = json.loads(trace.read_text())["traceEvents"]
+        tensors = max(e["args"]["Total Allocated"] for e in events if e.get("name") == "[memory]") / 2**20
+    print(json.dumps([held, tensors]))
+
+
+def prepare_and_run(case: Case) -> None:
     once = prepare(case)
     for _ in range(3):
         once()
-    on_device = torch.cuda.max_memory_allocated() / 2**20 if "cuda" in case.device else None
-    print(json.dumps([resident_mb(most=True) - before, on_device]))
 
 
 def missing(case: Case) -> str | None:
@@ -368,7 +394,7 @@ def measure(cases: list[Case], settings: Settings) -> list[Result]:
         result = Result(case.contender, case.task, case.height, case.width, case.batch, times[case])
         result.gflops, result.gigabytes = count(case)
         if settings.memory:
-            result.process_mb, result.device_mb = measure_memory(case)
+            result.process_mb, result.tensors_mb = measure_memory(case)
         results.append(result)
     return results
 
@@ -376,21 +402,16 @@ def measure(cases: list[Case], settings: Settings) -> list[Result]:
 def table(results: list[Result], ceiling: tuple[float, float]) -> str:
     """Results of one task, size and batch in Markdown: ratios to the first, times, floors, memory."""
     first = results[0]
-    on_device = any(result.device_mb is not None for result in results)
+    columns = ("contender", "speed", "ms, median", "quartiles", "images/s", "arithmetic, ms", "traffic, ms")
+    columns += ("process, MB", "", "tensors, MB", "")
     lines = [
         f"{first.task}, batch {first.batch}, {first.height}×{first.width}",
         "",
-        f"| contender | speed | ms, median | quartiles | images/s | arithmetic, ms | traffic, ms | memory | MB "
-        f"{'| GPU MB ' if on_device else ''}|",
-        "|---|---|---|---|---|---|---|---|---|" + ("---|" if on_device else ""),
+        f"| {' | '.join(columns)} |",
+        "|---" * len(columns) + "|",
     ]
     for result in results:
         quartiles = statistics.quantiles(result.times_ms, n=4) if len(result.times_ms) > 1 else [result.median] * 3
-        memory = ["", ""]
-        if result.process_mb is not None:
-            memory = [f"{result.process_mb / first.process_mb:.2f}×", f"{result.process_mb:.0f}"]
-        if on_device:
-            memory.append(f"{result.device_mb:.0f}")
         cells = [
             f"`{result.contender}`",
             f"{first.median / result.median:.2f}×",
@@ -399,8 +420,9 @@ def table(results: list[Result], ceiling: tuple[float, float]) -> str:
             f"{1e3 * result.batch / result.median:.2f}",
             f"{result.gflops / ceiling[0] * 1e3:.1f}",
             f"{result.gigabytes / ceiling[1] * 1e3:.1f}",
-            *memory,
         ]
+        for mb, reference in ((result.process_mb, first.process_mb), (result.tensors_mb, first.tensors_mb)):
+            cells += ["", ""] if mb is None else [f"{mb:.0f}", f"{mb / reference:.2f}×" if reference else ""]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn as nn
-from timm.models import reparameterize_model
+from timm.utils import reparameterize_model
 
 from .folding import is_fused
 from .inference import normalisation
@@ -28,7 +28,7 @@ def fuse(model: nn.Module, inplace: bool = False) -> nn.Module:
 
     Of MSCAN, alone or as an encoder, batch norms and layer scales are folded into the convolutions beside them; other
     encoders of timm are reparameterised where they know how to. LayerNorm and GroupNorm stay, for they depend on the
-    input. `timm.models.reparameterize_model` does the same.
+    input. `timm.utils.reparameterize_model` does the same.
 
     Args:
         model: Any model in evaluation mode, such as MSCAN, its `features_only` form, or SegNeXt.

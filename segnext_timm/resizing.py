@@ -54,6 +54,7 @@ def _possible(logits: torch.Tensor) -> torch.Tensor:
     return (~(most < least.amax(1, keepdim=True))).any(3)  # said so that NaN is possible
 
 
+@torch.compiler.disable  # a loop with as many shapes as bands: torch.compile takes the model up to here
 def resized_argmax(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """The greatest channel of resized maps: `interpolate(logits, size, mode="bilinear").argmax(1)`.
 

@@ -6,7 +6,7 @@ import pytest
 import segmentation_models_pytorch as smp
 import timm
 import torch
-from timm.models import reparameterize_model
+from timm.utils import reparameterize_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import segnext_timm.mscan

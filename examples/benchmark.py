@@ -53,7 +53,7 @@ from tqdm import tqdm
 
 from segnext_timm import SegNeXt, export, fuse
 
-from peers import build, labels_of, logits_of, loss_of
+from peers import build, import_mmseg, labels_of, logits_of, loss_of
 from pictures import draw_bars, draw_growth
 from recipe import UserError, run
 
@@ -330,7 +330,7 @@ def measure_memory(case: Case) -> tuple[float, float | None]:
 def child(case: Case) -> None:
     torch.set_num_threads(case.threads)
     if case.model.startswith("mmseg"):
-        build(case.model, case.classes)  # imports what it imports
+        import_mmseg()
     if case.way in RUNTIMES:
         __import__(RUNTIMES[case.way])
     before = resident_mb(most=False)

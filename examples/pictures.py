@@ -126,8 +126,8 @@ def draw_bars(speeds: Mapping[str, Mapping[str, float]], path: Path, title: str)
         names = list(bars)[::-1]
         colors = ["tab:gray" if name == names[-1] else "tab:blue" for name in names]
         drawn = axis.barh(names, [bars[name] for name in names], color=colors)
-        axis.bar_label(drawn, fmt=" %.2f×")
-        axis.axvline(1, color="black", linewidth=0.8)
+        axis.bar_label(drawn, fmt="%.2f×", padding=3, bbox={"color": "white", "pad": 0.5})
+        axis.axvline(1, color="black", linewidth=0.8, zorder=0)
         axis.set_title(task, loc="left")
         axis.spines[["top", "right"]].set_visible(False)
         axis.margins(x=0.1)

@@ -52,6 +52,18 @@ def test_convert_says_what_it_found_and_how_to_load_it(checkpoint, tmp_path):
     assert done.output.endswith(f"Wrote {tmp_path / 'mmseg.pth'}.\n")
 
 
+def test_export_takes_the_size_that_the_model_knows(tmp_path):
+    cfg = {"input_size": [3, 64, 96], "label_names": ["a", "b", "c"]}
+    model = smp.SegNeXt("tu-test_mscan", encoder_weights=None, classes=3, decoder_channels=32, pretrained_cfg=cfg)
+    model.save_pretrained(tmp_path / "model")
+    done = run("export", tmp_path / "model", tmp_path / "model.pt2", "--argmax")
+    assert done.exit_code == 0, done.output
+    assert "Exporting for images (1, 3, 64, 96) ..." in done.output
+    assert f"Wrote {tmp_path / 'model.pt2'}" in done.output
+    images = torch.randn(1, 3, 64, 96)
+    assert torch.equal(torch.export.load(tmp_path / "model.pt2").module()(images), model.eval().predict_labels(images))
+
+
 def test_mistakes_end_in_one_line(checkpoint, tmp_path):
     (tmp_path / "page.pth").write_text("<html>", encoding="utf-8")
     for arguments, message in (
@@ -60,6 +72,8 @@ def test_mistakes_end_in_one_line(checkpoint, tmp_path):
         (("convert", checkpoint, tmp_path), "exists: choose another name, or allow to replace it (--force)"),
         (("convert", checkpoint, tmp_path / "out", "--rank", "0"), "0 is not in the range x>=1"),
         (("push", tmp_path / "none", "user/repo"), "no such folder"),
+        (("export", tmp_path / "none", tmp_path / "x.onnx"), "no such folder, no name on the Hub"),
+        (("export", tmp_path / "none", tmp_path / "x.onnx", "--size", "16", "16"), "16 is not in the range x>=32"),
     ):
         done = run(*arguments)
         assert done.exit_code != 0

@@ -218,7 +218,7 @@ def prepare_training(case: Case, model: torch.nn.Module, images: torch.Tensor) -
     if case.way == "memory":
         if not ours:
             raise NotApplicableError("these options of training are SegNeXt's")
-        model.encoder.model.set_grad_checkpointing(True)
+        model.set_grad_checkpointing()
         model.decoder.hamburger.nmf.one_step_gradient = True
     shape = (case.batch, case.height, case.width)
     labels = torch.randint(0, case.classes, shape, generator=torch.Generator().manual_seed(0)).to(case.device)

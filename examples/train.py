@@ -86,7 +86,7 @@ def build_model(settings: TrainSettings, split: Split) -> smp.base.SegmentationM
     describe(model, split, settings.crop_size)
     model.encoder.requires_grad_(not settings.freeze_encoder)
     if settings.grad_checkpointing:
-        model.encoder.model.set_grad_checkpointing(True)
+        (model if isinstance(model, SegNeXt) else model.encoder.model).set_grad_checkpointing(True)
     if settings.compile:
         model.encoder.compile()
     return model

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import segnext_timm
 from segnext_timm import LightHamDecoder, SegNeXt
 
+import training_memory
 from published import FILES, VARIANTS, backbone_shapes, random_state_dict
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -150,6 +151,25 @@ def test_one_step_gradient_reaches_all_parameters():
     model = tiny(decoder_one_step_gradient=True).train()
     model(images(2, 3, 64, 64)).square().mean().backward()
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
+
+
+def test_checkpointed_blocks_give_the_same_gradients_and_keep_less():
+    gradients, kept = [], []
+    for enable in (False, True):
+        model = tiny().to(memory_format=torch.channels_last)
+        model.set_grad_checkpointing(enable)
+        assert [stage.grad_checkpointing for stage in list(model.encoder.model.children())[1:]] == [enable] * 4
+        kept.append(sum(training_memory.kept(model, 64)[0].values()))
+        model.eval().cross_entropy(images(2, 3, 64, 64), torch.zeros(2, 64, 64, dtype=torch.long)).backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+    assert kept[1] < 0.6 * kept[0]
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient)
+
+
+def test_an_encoder_that_cannot_be_checkpointed_is_named():
+    with pytest.raises(ValueError, match="The encoder ResNetEncoder cannot compute activations again"):
+        tiny(encoder_name="resnet18").set_grad_checkpointing()
 
 
 def test_channels_last_images_stay_channels_last():

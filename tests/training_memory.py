@@ -32,7 +32,8 @@ def kept(model: torch.nn.Module, size: int = 256) -> tuple[Counter, Counter]:
             kinds[kind] += storage.nbytes()
         return tensor
 
-    images, labels = torch.randn(2, 3, size, size), torch.randint(0, 150, (2, size, size))
+    classes = model.segmentation_head[0].out_channels
+    images, labels = torch.randn(2, 3, size, size), torch.randint(0, classes, (2, size, size))
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         model.train().cross_entropy(images, labels)
     return parts, kinds
@@ -42,7 +43,7 @@ def main() -> None:
     name = f"segnext_{sys.argv[1] if len(sys.argv) > 1 else 't'}"
     model = create_segmenter(name).to(memory_format=torch.channels_last)
     sparing = create_segmenter(name, decoder_one_step_gradient=True).to(memory_format=torch.channels_last)
-    sparing.encoder.model.set_grad_checkpointing(True)
+    sparing.set_grad_checkpointing()
     for title, each in (("default", model), ("checkpointed blocks, one-step gradient", sparing)):
         parts, kinds = kept(each)
         print(f"{title}: {sum(parts.values()) / 2**20:.0f} MB")

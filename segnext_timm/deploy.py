@@ -100,7 +100,7 @@ def export(
     images = torch.randn(input_size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         output = model(images)  # says what is wrong with the shape
-    if argmax and not (isinstance(output, torch.Tensor) and output.ndim == 4):
+    if argmax and (isinstance(output, list) or _masks(output).ndim != 4):
         raise ValueError("Labels are made of a map of logits (B, classes, H, W), and this model gives none.")
     metadata = _metadata(model, input_size, dynamic, argmax)
     names = ["labels"] if argmax else _output_names(output)
@@ -123,6 +123,11 @@ def export(
 _fuse = fuse  # which `export` has a parameter of the name of
 
 
+def _masks(output: Any) -> torch.Tensor:
+    """What a segmentation model says of pixels, apart from what its classification head says of the image."""
+    return output[0] if isinstance(output, tuple) else output
+
+
 class _Labels(nn.Module):
     """A segmentation model that gives labels."""
 
@@ -133,7 +138,7 @@ class _Labels(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         if isinstance(self.model, SegNeXt):
             return self.model.predict_labels(images)
-        masks = self.model(images)
+        masks = _masks(self.model(images))
         return masks.argmax(1) if masks.shape[1] > 1 else (masks[:, 0] > 0).long()
 
 
@@ -163,7 +168,7 @@ def _metadata(model: nn.Module, input_size: tuple[int, ...], dynamic: bool, argm
 def _output_names(output: Any) -> list[str]:
     if isinstance(output, torch.Tensor):
         return ["logits"]
-    if isinstance(output, tuple) and len(output) == 2:
+    if isinstance(output, tuple):
         return ["logits", "image_logits"]  # of a segmentation model with a classification head
     return [f"feature{i}" for i in range(len(output))]
 
@@ -294,7 +299,7 @@ def _check_onnx(path: Path, graph: nn.Module, model: nn.Module, images: torch.Te
 @torch.no_grad()
 def _label_error(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
     """By how much, relative to the range, the logits of labels fall short of the greatest."""
-    logits = model(images)
+    logits = _masks(model(images))
     if logits.shape[1] == 1:
         logits = torch.cat([torch.zeros_like(logits), logits], 1)
     short = logits.amax(1) - logits.gather(1, labels[:, None])[:, 0]

@@ -122,9 +122,8 @@ def test_rows_at_a_time_give_the_same_features(output_stride, monkeypatch):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("make", [tiny, backbone])
-def test_fused_models_are_scripted_traced_and_compiled(make):
-    model, x = make(), images(2, 3, 64, 96)
+def test_fused_models_are_scripted_traced_and_compiled():
+    model, x = tiny(), images(2, 3, 64, 96)
     fused = fuse(model)
     expected = model(x)
     assert_same(torch.jit.script(fused)(x), expected)
@@ -260,7 +259,6 @@ def run_onnx(path, x):
     ("argmax", "sizes"),
     [
         (False, []),
-        (True, []),
         pytest.param(True, [(3, 3, 71, 99), (2, 3, 33, 128)], marks=pytest.mark.slow, id="labels of dynamic size"),
     ],
 )
@@ -287,6 +285,16 @@ def test_a_program_runs_and_knows_its_preprocessing(tmp_path, argmax, sizes):
     assert not is_fused(model)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("architecture", ["segnext", "unet"])
+def test_a_classification_head_beside_is_exported_too(architecture, tmp_path):
+    aux = {"aux_params": {"classes": 3}, "encoder_weights": None, "classes": 5}
+    model, x = lively(smp.create_model(architecture, "tu-test_mscan", **aux)), images(1, 3, 64, 64)
+    assert_same(torch.export.load(export(model, tmp_path / "a.pt2", (1, 3, 64, 64))).module()(x), model(x))
+    labels = torch.export.load(export(model, tmp_path / "b.pt2", (1, 3, 64, 64), argmax=True)).module()(x)
+    assert_greatest(labels, model(x)[0])
+
+
 def assert_greatest(labels, logits):
     """Labels are those of the greatest logit, up to rounding."""
     short = logits.amax(1) - logits.gather(1, labels[:, None])[:, 0]
@@ -296,10 +304,13 @@ def assert_greatest(labels, logits):
 @pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_onnx_runtime_gives_the_logits_of_all_variants(variant, tmp_path):
+def test_exported_variants_give_the_logits(variant, tmp_path):
     model, x = lively(create_segmenter(f"segnext_{variant}", classes=19)), images(1, 3, 71, 99)
-    path = export(model, tmp_path / "model.onnx", tuple(x.shape))
-    assert_same(run_onnx(path, x)[0], model(x), tolerance=1e-4)
+    if variant in "tl":  # the least and the deepest, which takes half a minute
+        output = run_onnx(export(model, tmp_path / "model.onnx", tuple(x.shape)), x)[0]
+    else:
+        output = torch.export.load(export(model, tmp_path / "model.pt2", tuple(x.shape))).module()(x)
+    assert_same(output, model(x), tolerance=1e-4)
 
 
 @pytest.mark.slow
@@ -307,12 +318,11 @@ def test_onnx_runtime_gives_the_logits_of_all_variants(variant, tmp_path):
 @pytest.mark.parametrize(
     ("make", "sizes", "argmax"),
     [
-        (tiny, [(1, 3, 64, 96), (3, 3, 71, 99), (2, 3, 33, 128)], False),
         (tiny, [(1, 3, 64, 96), (3, 3, 71, 99), (2, 3, 33, 128)], True),
-        (lambda: tiny(encoder_name="resnet18"), [(1, 3, 64, 96), (3, 3, 71, 99), (2, 3, 33, 128)], True),
+        (lambda: tiny(encoder_name="resnet18"), [(1, 3, 64, 96), (3, 3, 71, 99), (2, 3, 33, 128)], False),
         (lambda: lively(smp.Unet("tu-test_mscan", encoder_weights=None)), [(1, 3, 64, 96), (3, 3, 128, 64)], True),
     ],
-    ids=["segnext", "segnext labels", "resnet labels", "unet labels of one class"],
+    ids=["segnext labels", "resnet", "unet labels of one class"],
 )
 def test_onnx_graphs_of_dynamic_size_run_at_other_sizes(make, sizes, argmax, tmp_path):
     model = make()

@@ -133,6 +133,7 @@ def test_errors_are_printed_without_a_traceback(folder):
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.timed
 @pytest.mark.slow
 def test_the_main_job_reaches_its_accuracy_in_minutes(tmp_path):
     result = subprocess.run([sys.executable, str(SCRIPT), "--out", str(tmp_path)], capture_output=True, text=True)

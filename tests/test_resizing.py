@@ -117,6 +117,7 @@ def test_labels_beyond_the_classes_and_shapes_that_do_not_fit_are_refused():
         resized_cross_entropy(x, torch.zeros(1, 32, 32, dtype=torch.long), reduction="none")
 
 
+@pytest.mark.timed
 @pytest.mark.slow
 def test_large_label_maps_need_a_fifth_of_the_memory_and_less_time():
     plain, ours = label_memory.main()

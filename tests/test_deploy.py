@@ -285,6 +285,7 @@ def test_a_program_runs_and_knows_its_preprocessing(tmp_path, argmax, sizes):
     assert not is_fused(model)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("architecture", ["segnext", "unet"])
 def test_a_classification_head_beside_is_exported_too(architecture, tmp_path):

@@ -299,6 +299,7 @@ def test_half_precision_autocast_stays_finite(dtype, training):
     assert [name for name, p in model.named_parameters() if not p.grad.isfinite().all()] == []
 
 
+@pytest.mark.slow
 def test_script_compile_and_export_give_the_eager_result():
     model, x = tiny(), images(2, 3, 70, 90)
     expected = model(x)

@@ -6,7 +6,8 @@
     python examples/benchmark.py --tasks train --sizes 256 --batches 2 --contenders mmseg_t@eager segnext_t@eager
     python examples/benchmark.py --contenders segnext_b@eager segnext_b@bf16 segnext_b@graph
 
-A contender is MODEL@WAY. The first that can be run is the reference: ratios are its time, or memory, over the others'.
+A contender is MODEL@WAY. The first that can be run is the reference: speeds are its time over the others', memory
+ratios the others' over its.
 MODEL is `segnext_t` (s, b, l), `mmseg_t` (mmsegmentation's SegNeXt), an architecture and encoder of smp such as
 `segformer:mit_b0`, or a model of timm. WAY is
 

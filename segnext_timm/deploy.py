@@ -15,7 +15,7 @@ import torch.nn as nn
 from timm.utils import reparameterize_model
 
 from .folding import is_fused
-from .inference import normalisation
+from .inference import normalisation, size_divisor
 from .segnext import SegNeXt
 
 _FORMATS = (".onnx", ".pt2")
@@ -102,8 +102,8 @@ def export(
         output = model(images)  # says what is wrong with the shape
     if argmax and (isinstance(output, list) or _masks(output).ndim != 4):
         raise ValueError("Labels are made of a map of logits (B, classes, H, W), and this model gives none.")
-    metadata = _metadata(model, input_size, dynamic, argmax)
     names = ["labels"] if argmax else _output_names(output)
+    metadata = _metadata(model, input_size, dynamic, names)
 
     program = _trace(graph, images, dynamic)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -151,14 +151,14 @@ def _require_onnx() -> None:
         raise ImportError(f"Exporting to ONNX needs {error.name}: pip install 'segnext-timm[export]'") from None
 
 
-def _metadata(model: nn.Module, input_size: tuple[int, ...], dynamic: bool, argmax: bool) -> dict[str, Any]:
+def _metadata(model: nn.Module, input_size: tuple[int, ...], dynamic: bool, names: list[str]) -> dict[str, Any]:
     cfg = getattr(model, "pretrained_cfg", None) or {}
     mean, std = normalisation(model)
     known = {name: cfg[name] for name in ("label_names", "palette", "dataset", "license") if cfg.get(name)}
     return {
         "input_size": list(input_size),
         "dynamic": dynamic,
-        "output": "labels" if argmax else "logits",
+        "output": ", ".join(names),
         "mean": list(mean),
         "std": list(std),
         **known,
@@ -173,14 +173,9 @@ def _output_names(output: Any) -> list[str]:
     return [f"feature{i}" for i in range(len(output))]
 
 
-def _step(model: nn.Module) -> int:
-    """What the sides of a model's images must be multiples of."""
-    return model.encoder.output_stride if getattr(model, "requires_divisible_input_shape", False) else 1
-
-
 def _other_size(model: nn.Module, size: tuple[int, ...]) -> tuple[int, int, int, int]:
     """Another shape of images for a model of dynamic size: a batch more, smaller and not square."""
-    step = _step(model)
+    step = size_divisor(model)
     height, width = (max(side // 2 + more, _MIN_SIDE) for side, more in zip(size[2:], (1, 32)))
     return size[0] + 1, size[1], -(-height // step) * step, -(-width // step) * step
 
@@ -190,7 +185,7 @@ def _trace(graph: nn.Module, images: torch.Tensor, dynamic: bool) -> torch.expor
     model = graph.model if isinstance(graph, _Labels) else graph
     shapes = None
     if dynamic:
-        step = _step(model)
+        step = size_divisor(model)
 
         def side(name: str) -> Any:
             dim = torch.export.Dim(name, min=-(-_MIN_SIDE // step), max=_MAX_SIDE // step)

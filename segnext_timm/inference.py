@@ -39,6 +39,11 @@ def fit(size: tuple[int, int], long: int, short: int, divisor: int = 1) -> tuple
     return -(-height // divisor) * divisor, -(-width // divisor) * divisor
 
 
+def size_divisor(model: nn.Module) -> int:
+    """What the sides of a model's images must be multiples of, in pixels."""
+    return model.encoder.output_stride if getattr(model, "requires_divisible_input_shape", False) else 1
+
+
 @torch.inference_mode()
 def whole_logits(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     """Logits (B, classes, H, W) of images (B, C, H, W), each seen whole.
@@ -46,7 +51,7 @@ def whole_logits(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     Sides below 32 pixels, and sides that a model of smp cannot divide, are padded for the model with zeros.
     """
     height, width = images.shape[-2:]
-    step = model.encoder.output_stride if getattr(model, "requires_divisible_input_shape", False) else 1
+    step = size_divisor(model)
     padded = [-(-max(side, 32) // step) * step for side in (height, width)]
     if padded != [height, width]:
         images = F.pad(images, (0, padded[1] - width, 0, padded[0] - height))

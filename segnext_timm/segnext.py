@@ -268,6 +268,9 @@ class SegNeXt(SegmentationModel):
 
         Returns:
             Labels of shape (B, H, W), int64. A model of one class gives 1 where its logit is positive, else 0.
+
+        Raises:
+            ValueError: If the images do not fit the model.
         """
         size = x.shape[-2:]
         with torch.no_grad():
@@ -294,6 +297,9 @@ class SegNeXt(SegmentationModel):
 
         Returns:
             The loss, a scalar.
+
+        Raises:
+            ValueError: If the shapes do not fit, or `reduction` is another.
         """
         return resized_cross_entropy(self.forward_logits(x), target, **kwargs)
 
@@ -303,6 +309,9 @@ class SegNeXt(SegmentationModel):
 
         Block by block in MSCAN, and in other encoders of timm whose stages can do so; else, as timm's wrapper does it,
         stage by stage, which keeps a whole stage's activations at once.
+
+        Args:
+            enable: Compute them again, or keep them.
 
         Raises:
             ValueError: If the encoder cannot.

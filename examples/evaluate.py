@@ -21,7 +21,8 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 from tqdm import tqdm
 
 from segnext_timm.hub import add_results
-from segnext_timm.inference import predict, read_image, segment
+from segnext_timm.images import read_image
+from segnext_timm.inference import predict, segment
 from segnext_timm.zoo import load_segmenter
 
 from data import Split, ignore_interrupts, open_split

@@ -10,14 +10,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.patches import Patch
 
-Color = tuple[int, int, int]
-
-
-def colored(labels: np.ndarray, palette: Sequence[Color]) -> np.ndarray:
-    """Labels (H, W) as colours (H, W, 3); labels beyond the palette are black."""
-    colors = np.zeros((max(256, len(palette)), 3), np.uint8)
-    colors[: len(palette)] = palette
-    return colors[np.clip(labels, 0, len(colors) - 1)]
+from segnext_timm.images import colored
+from segnext_timm.labels import Color
 
 
 def _legend(figure: plt.Figure, present: Iterable[int], classes: Sequence[str], palette: Sequence[Color]) -> None:

@@ -7,6 +7,7 @@ architecture `segnext` with smp.
 from .deploy import export, fuse
 from .hamburger import Hamburger, NMF2d
 from .hub import convert, push_to_hub
+from .images import overlay
 from .inference import predict
 from .mscan import MSCAN
 from .reading import CheckpointError
@@ -28,6 +29,7 @@ __all__ = [
     "export",
     "fuse",
     "list_segmenters",
+    "overlay",
     "predict",
     "push_to_hub",
 ]

@@ -9,7 +9,8 @@ import torch
 
 from . import __version__
 from .checkpoints import CheckpointError
-from .deploy import export
+from .deploy import export, fuse
+from .files import AREAS, find_images, predict_files
 from .hub import convert, push_to_hub
 from .segnext import SegNeXt
 from .zoo import get_segmenter_cfg, list_segmenters, load_segmenter
@@ -142,6 +143,73 @@ def export_command(model: str, file: Path, size: tuple[int, int] | None, batch: 
     click.echo(f"Exporting for images {'like ' if options['dynamic'] else ''}{shape} ...")
     export(segmenter, file, shape, **options)
     click.echo(f"Wrote {file} ({file.stat().st_size / 1e6:.1f} MB).")
+
+
+def _scales(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in value.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is no list of numbers, such as 0.5,1,1.5.") from None
+
+
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    return torch.device(name)
+
+
+@main.command("predict")
+@click.argument("model")
+@click.argument("images", nargs=-1, required=True, metavar="IMAGE|DIR|PATTERN...")
+@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder of the results.")
+@click.option(
+    "--mode",
+    type=click.Choice(["auto", "whole", "slide"]),
+    default="auto",
+    show_default=True,
+    help="See images whole, or in sliding windows; by size and memory if not told.",
+)
+@click.option("--window", type=click.IntRange(min=32), help="Side of the windows.  [default: as trained, or 512]")
+@click.option("--stride", type=click.IntRange(min=1), help="Distance of the windows.  [default: 3/4 of their side]")
+@click.option("--scales", default="1", show_default=True, callback=_scales, help="Average over sizes: 0.5,1,1.5")
+@click.option("--flip", is_flag=True, help="Average over mirrored images too.")
+@click.option(
+    "--fit", "fit_in", type=click.IntRange(min=1), nargs=2, metavar="LONG SHORT", help="Resize images to fit first."
+)
+@click.option("--device", help="cpu, cuda, cuda:1, mps, ...  [default: a GPU if there is one]")
+@click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32", show_default=True)
+@click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Windows at once.")
+@click.option("--tile", type=click.IntRange(min=1), help="Side of the pieces whose scores are held at once: memory.")
+@click.option("--overlay/--no-overlay", "overlays", default=True, show_default=True, help="Write overlays.")
+@click.option("--probabilities", is_flag=True, help="Write probabilities: 2 bytes a class and pixel.")
+@click.option("--areas", is_flag=True, help=f"Write how much each class covers to OUT/{AREAS}.")
+@click.option("--fuse/--no-fuse", "fused", default=True, show_default=True, help="Fold norms and layer scales first.")
+@click.option("--resume", is_flag=True, help="Leave out images whose labels are in OUT.")
+def predict_command(model: str, images: tuple[str, ...], out: Path, device: str | None, fused: bool, **options) -> None:
+    """Label every pixel of images by MODEL.
+
+    MODEL is a name that `segnext-timm models` lists, a model folder, or a repository on the Hugging Face Hub. Labels
+    are written to OUT as indexed PNG, IMAGE.png, and drawn over the image in IMAGE_overlay.jpg. Images that cannot be
+    read are listed at the end, and the exit status is 1. Ctrl-C keeps what is done, and --resume goes on.
+    """
+    places, place = find_images(images, out), _device(device)
+    segmenter = load_segmenter(model)
+    segmenter = fuse(segmenter, inplace=True) if fused else segmenter
+    segmenter = segmenter.to(place, memory_format=torch.channels_last)
+    done = 0.0
+    with click.progressbar(length=100 * len(places), item_show_func=lambda file: file and file.name, width=24) as bar:
+
+        def report(file: Path, share: float) -> None:
+            nonlocal done
+            bar.update(round(100 * (done + share)) - bar.pos, file)
+            done += share == 1
+
+        failures = predict_files(segmenter, places, out, report=report, **options)
+    click.echo(f"Predicted {len(places) - len(failures)} of {len(places)} images to {out}.")
+    for file, reason in failures.items():
+        click.echo(f"{file}: {reason}", err=True)
+    if failures:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -2,21 +2,52 @@
 
 A model's `pretrained_cfg` tells how its images are normalised (`mean` and `std`, of values from 0 to 1), as timm's
 does; without it, ImageNet's statistics are taken, with which SegNeXt was trained.
+
+An image of any size is labelled in bounded memory: windows are kept at the size of the decoder's logits, and resized,
+averaged and compared a tile of the image at a time.
 """
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torchvision.transforms.v2 import functional as TF
 
-Mode = Literal["whole", "slide"]
+from .images import read_image
+from .labels import Color, voc_palette
+from .resizing import resized_piece
+
+Mode = Literal["auto", "whole", "slide"]
+Precision = Literal["fp32", "bf16", "fp16"]
+ImageLike = str | Path | Image.Image | np.ndarray | torch.Tensor
+
+_PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+_WHOLE_BYTES = 2 << 30  # what an image may take to be seen whole without being told to
+_PIXEL_BYTES = 600  # what a pixel of it takes, but for maps of all classes at its size
+_TILE_BYTES = 1 << 27  # of a tile's scores
+_KEPT_BYTES = 1 << 30  # of the windows' logits that other tiles will need
+
+
+def in_channels(model: nn.Module) -> int:
+    """How many channels a model's images have."""
+    return (getattr(model, "config", None) or {}).get("in_channels", 3)
+
+
+def _classes(model: nn.Module) -> int:
+    """How many classes a model has; a guess, for models of others."""
+    return (getattr(model, "config", None) or {}).get("classes", 150)
+
+
+def _label_type(classes: int) -> type:
+    return np.uint8 if classes <= 256 else np.int32
 
 
 def normalisation(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -25,7 +56,19 @@ def normalisation(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...
     return tuple(cfg.get("mean") or IMAGENET_DEFAULT_MEAN), tuple(cfg.get("std") or IMAGENET_DEFAULT_STD)
 
 
-def fit(size: tuple[int, int], long: int, short: int, divisor: int = 1) -> tuple[int, int]:
+def names_and_palette(model: nn.Module) -> tuple[list[str], list[Color]]:
+    """Name and colour of each label that a model gives, both of a binary one included."""
+    cfg = getattr(model, "pretrained_cfg", None) or {}
+    classes = _classes(model)
+    names = list(cfg.get("label_names") or (f"class {label}" for label in range(classes)))
+    colors = cfg.get("palette") or voc_palette(256)[1 if classes == 1 else 0 :][:classes]
+    palette = [tuple(color) for color in colors]
+    if classes == 1:  # 0 is where it is not
+        return ["background", *names], [(0, 0, 0), *palette]
+    return names, palette
+
+
+def fit(size: tuple[int, int], long: float, short: float, divisor: int = 1) -> tuple[int, int]:
     """The size (height, width) to which an image is resized to fit, keeping its aspect.
 
     Args:
@@ -44,168 +87,347 @@ def size_divisor(model: nn.Module) -> int:
     return model.encoder.output_stride if getattr(model, "requires_divisible_input_shape", False) else 1
 
 
-@torch.inference_mode()
-def whole_logits(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """Logits (B, classes, H, W) of images (B, C, H, W), each seen whole.
-
-    Sides below 32 pixels, and sides that a model of smp cannot divide, are padded for the model with zeros.
-    """
-    height, width = images.shape[-2:]
+def _pad(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """Images with sides below 32, or that the model cannot divide, padded with zeros below and on the right."""
     step = size_divisor(model)
-    padded = [-(-max(side, 32) // step) * step for side in (height, width)]
-    if padded != [height, width]:
-        images = F.pad(images, (0, padded[1] - width, 0, padded[0] - height))
-    return model(images)[..., :height, :width]
+    height, width = (-(-max(side, 32) // step) * step for side in images.shape[-2:])
+    return F.pad(images, (0, width - images.shape[-1], 0, height - images.shape[-2]))
 
 
-@torch.inference_mode()
-def slide_logits(
-    model: nn.Module, images: torch.Tensor, window: tuple[int, int], stride: tuple[int, int]
-) -> torch.Tensor:
-    """Logits (B, classes, H, W) of images (B, C, H, W), the mean over the windows that see a pixel.
+def _autocast(device: torch.device, precision: Precision) -> torch.autocast | nullcontext:
+    dtype = _PRECISIONS[precision]
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+
+
+class _View:
+    """What a model sees of an image at one size, perhaps mirrored: the mean of its logits over all windows at a pixel.
 
     Windows lie `stride` apart; the last of a row or column is moved back to end with the image.
-
-    Args:
-        model: Maps images to logits of the same size.
-        images: Normalised images.
-        window: Height and width of the windows; larger than the image means the image.
-        stride: Distance of their upper left corners.
     """
-    size = images.shape[-2:]
-    corners = [
-        [max(min(i * step + side, full) - side, 0) for i in range(max(full - side + step - 1, 0) // step + 1)]
-        for full, side, step in zip(size, window, stride)
+
+    def __init__(
+        self, model: nn.Module, image: torch.Tensor, size: tuple[int, int], mirrored: bool, options: dict[str, Any]
+    ) -> None:
+        self.model = model
+        self.image = TF.resize(image, list(size), antialias=True) if size != tuple(image.shape[-2:]) else image
+        self.size = size
+        self.mirrored = mirrored
+        self.window = tuple(min(side, full) for side, full in zip(options["window"], size))
+        self.batch = options["batch"]
+        self.precision = options["precision"]
+        self.statistics = normalisation(model)
+        # upper and left borders of the windows
+        self.borders = [
+            [min(i * step, full - side) for i in range(-(-(full - side) // step) + 1)]
+            for full, side, step in zip(size, self.window, options["stride"])
+        ]
+        self.padded = self.window
+        self.seen: dict[tuple[int, int], torch.Tensor] = {}  # logits (h, w, classes) by border
+
+    def crop(self, top: int, left: int) -> torch.Tensor:
+        """The normalised pixels (1, C, h, w) of a window."""
+        left = self.size[1] - left - self.window[1] if self.mirrored else left
+        x = self.image[:, top : top + self.window[0], left : left + self.window[1]]
+        x = TF.normalize(TF.to_dtype(x, torch.float32, scale=True), *map(list, self.statistics))[None]
+        return x.flip(-1) if self.mirrored else x
+
+    def _look(self, borders: Sequence[tuple[int, int]]) -> None:
+        """Run the model on windows."""
+        model = self.model
+        images = _pad(model, torch.cat([self.crop(*border) for border in borders]))
+        self.padded = tuple(images.shape[-2:])
+        with _autocast(images.device, self.precision):
+            logits = model.forward_logits(images) if hasattr(model, "forward_logits") else model(images)
+        logits = logits[0] if isinstance(logits, tuple) else logits  # beside those of a classification head
+        for border, maps in zip(borders, logits.float()):
+            self.seen[border] = maps.permute(1, 2, 0).contiguous()
+
+    def _forget(self, above: int) -> None:
+        """Let go of the windows that end above a row, then of the oldest, until the rest fits."""
+        for border in [border for border in self.seen if border[0] + self.window[0] <= above]:
+            del self.seen[border]
+        while sum(maps.nbytes for maps in self.seen.values()) > _KEPT_BYTES and len(self.seen) > self.batch:
+            del self.seen[next(iter(self.seen))]
+
+    def logits(self, rows: slice, columns: slice) -> torch.Tensor:
+        """Logits (rows, columns, classes) of a piece, which is not above those asked for before."""
+        if self.mirrored:
+            columns = slice(self.size[1] - columns.stop, self.size[1] - columns.start)
+        tops, lefts = (
+            [border for border in borders if border < part.stop and border + side > part.start]
+            for borders, side, part in zip(self.borders, self.window, (rows, columns))
+        )
+        needed = [(top, left) for top in tops for left in lefts]
+        total = None
+        for i in range(0, len(needed), self.batch):
+            group = needed[i : i + self.batch]
+            missing = [border for border in group if border not in self.seen]
+            if missing:
+                self._look(missing)
+            for top, left in group:
+                part = [
+                    slice(max(whole.start, border), min(whole.stop, border + side))
+                    for whole, border, side in zip((rows, columns), (top, left), self.window)
+                ]
+                inside = [slice(p.start - border, p.stop - border) for p, border in zip(part, (top, left))]
+                seen = self.seen[top, left]
+                maps = resized_piece(lambda r, c, seen=seen: seen[r, c], tuple(seen.shape[:2]), self.padded, *inside)
+                if len(needed) == 1:
+                    total = maps
+                    break
+                if total is None:
+                    size = (rows.stop - rows.start, columns.stop - columns.start)
+                    total = maps.new_zeros((*size, maps.shape[2]))
+                total[part[0].start - rows.start : part[0].stop - rows.start,
+                      part[1].start - columns.start : part[1].stop - columns.start] += maps  # fmt: skip
+            self._forget(rows.start)
+        if len(needed) > 1:
+            for axis, (borders, side, part) in enumerate(zip((tops, lefts), self.window, (rows, columns))):
+                pixels = torch.arange(part.start, part.stop, device=total.device)[:, None]
+                starts = torch.tensor(borders, device=total.device)
+                count = ((pixels >= starts) & (pixels < starts + side)).sum(1)
+                total /= count[:, None] if axis else count[:, None, None]
+        return total.flip(1) if self.mirrored else total
+
+    def resized_logits(self, size: tuple[int, int], rows: slice, columns: slice) -> torch.Tensor:
+        """A piece (rows, columns, classes) of the logits resized to `size`."""
+        return resized_piece(self.logits, self.size, size, rows, columns)
+
+
+def _scores(
+    model: nn.Module, image: torch.Tensor, options: dict[str, Any], tile: int | None
+) -> Iterator[tuple[slice, slice, torch.Tensor]]:
+    """Rows, columns and scores (rows, columns, classes) of each tile of an image, from the top down.
+
+    Scores are logits if there is one view, else the mean of the probabilities.
+    """
+    own = tuple(image.shape[-2:])
+    views = [
+        _View(model, image, size, mirrored, options)
+        for size in options["sizes"]
+        for mirrored in ((False, True) if options["flip"] else (False,))
     ]
-    total = None
-    count = images.new_zeros((1, 1, *size))
-    for top in corners[0]:
-        for left in corners[1]:
-            rows, columns = slice(top, top + window[0]), slice(left, left + window[1])
-            logits = whole_logits(model, images[..., rows, columns])
-            if total is None:
-                total = logits.new_zeros((*logits.shape[:2], *size))
-            total[..., rows, columns] += logits
-            count[..., rows, columns] += 1
-    return total / count
+    steps = own
+    if tile is not None:
+        steps = (max(tile, 1),) * 2
+    for top in range(0, own[0], steps[0]):
+        for left in range(0, own[1], steps[1]):
+            rows, columns = slice(top, min(top + steps[0], own[0])), slice(left, min(left + steps[1], own[1]))
+            scores = None
+            for view in views:
+                logits = view.resized_logits(own, rows, columns)
+                if len(views) == 1:
+                    scores = logits
+                    break
+                probabilities = _probabilities(logits).div_(len(views))
+                scores = probabilities if scores is None else scores.add_(probabilities)
+            yield rows, columns, scores
 
 
-@torch.inference_mode()
-def segment(
+def _probabilities(logits: torch.Tensor) -> torch.Tensor:
+    return logits.softmax(-1) if logits.shape[-1] > 1 else logits.sigmoid()
+
+
+def _free_memory(device: torch.device) -> float:
+    """Bytes that a device has left, as far as it tells."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        if hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
+            return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return float("inf")
+
+
+def _options(
     model: nn.Module,
-    image: torch.Tensor,
-    mode: Mode = "whole",
-    window: int | tuple[int, int] = 512,
+    own: tuple[int, int],
+    mode: Mode = "auto",
+    window: int | tuple[int, int] | None = None,
     stride: int | tuple[int, int] | None = None,
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
     fit_in: tuple[int, int] | None = None,
     divisor: int = 1,
-) -> torch.Tensor:
+    precision: Precision = "fp32",
+    batch: int = 1,
+) -> dict[str, Any]:
+    """What was asked for, checked and made definite for an image of a size.
+
+    Raises:
+        ValueError: If something that was asked for does not exist.
+    """
+    if mode not in ("auto", "whole", "slide"):
+        raise ValueError(f"mode must be 'auto', 'whole' or 'slide', got {mode!r}")
+    if precision not in _PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(_PRECISIONS)}, got {precision!r}")
+    if not scales or min(scales) <= 0:
+        raise ValueError(f"scales must be positive, got {scales!r}")
+    if batch < 1:
+        raise ValueError(f"batch must be at least 1, got {batch}")
+    cfg = getattr(model, "pretrained_cfg", None) or {}
+    window = window or tuple((cfg.get("input_size") or (0, 512, 512))[1:])
+    window = (window, window) if isinstance(window, int) else tuple(window)
+    stride = tuple(max(side * 3 // 4, 1) for side in window) if stride is None else stride
+    stride = (stride, stride) if isinstance(stride, int) else tuple(stride)
+    if min(window) < 1 or min(stride) < 1 or any(step > side for step, side in zip(stride, window)):
+        raise ValueError(f"stride must be from 1 to the window's side, got {stride} of {window}")
+    channels, known = in_channels(model), len(normalisation(model)[0])
+    if known != channels:
+        raise ValueError(
+            f"The model takes {channels} channels, and its mean and std have {known}: put those of your images, of "
+            f'values from 0 to 1, into model.pretrained_cfg["mean"] and ["std"].'
+        )
+    longest = fit_in or (max(own), min(own))
+    sizes = [fit(own, *(side * scale for side in longest), divisor) for scale in scales]
+    if mode == "auto":
+        device = next(model.parameters()).device
+        each = _PIXEL_BYTES + (0 if hasattr(model, "forward_logits") else 12 * _classes(model))
+        needed = each * max(height * width for height, width in sizes)
+        mode = "whole" if needed <= min(_WHOLE_BYTES, _free_memory(device) / 2) else "slide"
+    if mode == "whole":
+        window = stride = tuple(max(side) for side in zip(*sizes))
+    return {
+        "mode": mode, "window": window, "stride": stride, "sizes": sizes, "flip": flip, "precision": precision,
+        "batch": batch,
+    }  # fmt: skip
+
+
+@torch.inference_mode()
+def segment(model: nn.Module, image: torch.Tensor, **options: Any) -> torch.Tensor:
     """Scores of one image at its own size: their greatest is the label.
 
     Args:
-        model: Maps normalised images (1, C, H, W) to logits of the same size.
-        image: Values from 0 to 255, uint8, of shape (C, H, W).
-        mode: See the image whole, or in sliding windows.
-        window: Side, or height and width, of the windows.
+        model: Maps normalised images (1, C, H, W) to logits of the same size; in evaluation mode.
+        image: Shape (C, H, W): uint8 from 0 to 255, or float32 from 0 to 1.
+        options: As of :func:`predict`, `mode` to `batch`; and `divisor`, whose multiples the sides are rounded up to
+            when the image is resized.
+
+    Returns:
+        Scores of shape (classes, H, W), on the model's device: logits if the image is seen once, else the mean of the
+        probabilities.
+    """
+    options = _options(model, tuple(image.shape[-2:]), **options)
+    ((_, _, scores),) = _scores(model, image.to(next(model.parameters()).device), options, None)
+    return scores.permute(2, 0, 1)
+
+
+@torch.inference_mode()
+def _predict(
+    model: nn.Module,
+    image: torch.Tensor,
+    options: dict[str, Any],
+    tile: int | None,
+    probabilities: bool | Callable[[int], np.ndarray],
+    progress: Callable[[float], None] | None,
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Labels (H, W), and probabilities (classes, H, W) if asked for: see :func:`predict`."""
+    own = tuple(image.shape[-2:])
+    image = image.to(next(model.parameters()).device)
+    views = len(options["sizes"]) * (2 if options["flip"] else 1)
+    once = views == 1 and options["mode"] == "whole" and options["sizes"] == [own]
+    if once and not probabilities and hasattr(model, "predict_labels"):  # no map of all classes at all
+        view = _View(model, image, own, False, options)
+        with _autocast(image.device, options["precision"]):
+            found = model.predict_labels(_pad(model, view.crop(0, 0)))[0, : own[0], : own[1]]
+        if progress is not None:
+            progress(1.0)
+        return found.cpu().numpy().astype(_label_type(_classes(model))), None
+    if tile is None:
+        tile = min(max(int((_TILE_BYTES / 4 / _classes(model)) ** 0.5), 64), 4096)
+    labels, given, done = None, None, 0
+    for rows, columns, scores in _scores(model, image, options, tile):
+        classes = scores.shape[-1]
+        if labels is None:
+            labels = np.empty(own, _label_type(classes))
+            if probabilities:
+                given = np.empty((classes, *own), np.float32) if probabilities is True else probabilities(classes)
+        # one channel: a binary model, whose logit is positive, or probability above one half, where its class is
+        found = scores.max(-1).indices if classes > 1 else scores[..., 0] > (0 if views == 1 else 0.5)
+        labels[rows, columns] = found.cpu().numpy()
+        if given is not None:
+            shares = scores if views > 1 else _probabilities(scores)
+            given[:, rows, columns] = shares.permute(2, 0, 1).cpu().numpy()
+        done += found.numel()
+        if progress is not None:
+            progress(done / labels.size)
+    return labels, given
+
+
+def predict(
+    model: nn.Module,
+    image: ImageLike | Sequence[ImageLike],
+    mode: Mode = "auto",
+    window: int | tuple[int, int] | None = None,
+    stride: int | tuple[int, int] | None = None,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    fit_in: tuple[int, int] | None = None,
+    probabilities: bool | Callable[[int], np.ndarray] = False,
+    precision: Precision = "fp32",
+    batch: int = 1,
+    tile: int | None = None,
+    progress: Callable[[float], None] | None = None,
+) -> Any:
+    """Label every pixel of an image, of any size.
+
+    Args:
+        model: A segmentation model; it is used in evaluation mode, on the device where it is. Its `pretrained_cfg` says
+            how images are normalised.
+        image: A file, an image of Pillow, an array (H, W, C) or (H, W), or a tensor (C, H, W): of uint8 from 0 to 255,
+            uint16, or floating point from 0 to 1, not normalised. A list of them, an array (B, H, W, C) or a tensor
+            (B, C, H, W) are images one after another.
+        mode: See the image "whole", or in sliding windows ("slide"), which takes less memory and sees less around a
+            pixel. "auto": whole if that takes less than 2 GB and half of what is free.
+        window: Side, or height and width, of the windows in pixels; those of the images that the model was trained on
+            by default, or 512.
         stride: Distance of the windows; three quarters of their side by default.
         scales: Sizes at which the image is seen, over that of `fit_in`, or over its own.
         flip: See each mirrored too.
         fit_in: Longest sides, (long, short), that the image is resized to fit, keeping its aspect; its own size
             otherwise.
-        divisor: Round the resized sides up to multiples of it.
+        probabilities: Give them too, 4 bytes a class and pixel; or a function that makes of the number of classes the
+            array (classes, H, W) to write them to, which may lie in a file.
+        precision: "bf16" and "fp16" run the model under autocast; "fp32" leaves it as it is.
+        batch: Windows that the model sees at once.
+        tile: Side of the pieces of the image whose scores are held at once. It changes the memory that is needed, not
+            the labels. Chosen by the number of classes by default.
+        progress: Called with the share of an image that is done, from 0 to 1.
 
     Returns:
-        Scores of shape (classes, H, W): logits if the image is seen once, else the mean of the probabilities.
-    """
-    window = (window, window) if isinstance(window, int) else window
-    stride = tuple(max(side * 3 // 4, 1) for side in window) if stride is None else stride
-    stride = (stride, stride) if isinstance(stride, int) else stride
-    mean, std = normalisation(model)
-    device = next(model.parameters()).device
-    image = image.to(device)
-    own = tuple(image.shape[-2:])
-    views = [(scale, mirrored) for scale in scales for mirrored in ((False, True) if flip else (False,))]
-    scores = None
-    for scale, mirrored in views:
-        long, short = (side * scale for side in (fit_in or (max(own), min(own))))
-        size = fit(own, long, short, divisor)
-        x = TF.resize(image, list(size), antialias=True) if size != own else image
-        x = TF.normalize(TF.to_dtype(x, torch.float32, scale=True), mean, std)[None]
-        x = x.flip(-1) if mirrored else x
-        logits = whole_logits(model, x) if mode == "whole" else slide_logits(model, x, window, stride)
-        logits = logits.flip(-1) if mirrored else logits
-        logits = F.interpolate(logits.float(), own, mode="bilinear", align_corners=False)[0]
-        if len(views) == 1:
-            return logits
-        probabilities = (logits.softmax(0) if logits.shape[0] > 1 else logits.sigmoid()) / len(views)
-        scores = probabilities if scores is None else scores.add_(probabilities)
-    return scores
-
-
-def read_image(image: str | Path | Image.Image | np.ndarray) -> torch.Tensor:
-    """An image as uint8 of shape (3, H, W).
-
-    Args:
-        image: A file that Pillow reads, turned as its EXIF says; an image of Pillow; or an array of shape (H, W, 3) or
-            (H, W) with values from 0 to 255.
+        Labels of shape (H, W), at the image's own size: uint8, or int32 for more than 256 classes. With
+        `probabilities`, a tuple of these and an array (classes, H, W) of float32. For several images a list.
 
     Raises:
-        ValueError: If a file cannot be read as an image, or an array is none.
+        FileNotFoundError: If there is no such file.
+        ValueError: If the image cannot be read or does not fit the model, or an option is none.
     """
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3):
-            raise ValueError(f"An image array is uint8 of shape (H, W, 3) or (H, W), got {image.dtype} {image.shape}.")
-        image = np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image
-    else:
-        try:
-            opened = Image.open(image) if isinstance(image, str | Path) else image
-            image = np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))
-        except OSError as error:
-            if isinstance(error, FileNotFoundError):
-                raise
-            raise ValueError(f"{image} cannot be read as an image: {error}") from None
-    return torch.from_numpy(image.copy()).permute(2, 0, 1)
+    if tile is not None and tile < 1:
+        raise ValueError(f"tile must be at least 1, got {tile}")
 
+    def label(image: ImageLike) -> Any:
+        pixels = read_image(image, in_channels(model))
+        seen = _options(
+            model,
+            tuple(pixels.shape[-2:]),
+            mode,
+            window,
+            stride,
+            scales,
+            flip,
+            fit_in,
+            precision=precision,
+            batch=batch,
+        )
+        labels, given = _predict(model, pixels, seen, tile, probabilities, progress)
+        return (labels, given) if probabilities else labels
 
-def predict(
-    model: nn.Module,
-    image: str | Path | Image.Image | np.ndarray,
-    mode: Mode = "whole",
-    window: int | tuple[int, int] = 512,
-    stride: int | tuple[int, int] | None = None,
-    scales: Sequence[float] = (1.0,),
-    flip: bool = False,
-    fit_in: tuple[int, int] | None = None,
-) -> np.ndarray:
-    """Label every pixel of an image.
-
-    Args:
-        model: A segmentation model; it is used in evaluation mode, on the device where it is.
-        image: A file, an image of Pillow, or an array (H, W, 3) of uint8.
-        mode: See the image whole, or in sliding windows, which need less memory for large images.
-        window: See :func:`segment`.
-        stride: See :func:`segment`.
-        scales: See :func:`segment`.
-        flip: See :func:`segment`.
-        fit_in: See :func:`segment`.
-
-    Returns:
-        Labels of shape (H, W), at the image's own size: uint8, or int32 for more than 256 classes.
-
-    Raises:
-        ValueError: If the image cannot be read, or `mode` is unknown.
-    """
-    if mode not in ("whole", "slide"):
-        raise ValueError(f"mode must be 'whole' or 'slide', got {mode!r}")
     training = model.training
     model.eval()
     try:
-        scores = segment(model, read_image(image), mode, window, stride, scales, flip, fit_in)
+        several = isinstance(image, list | tuple) or getattr(image, "ndim", 0) == 4
+        return [label(one) for one in image] if several else label(image)
     finally:
         model.train(training)
-    # one channel: a binary model, whose logit is positive, or probability above one half, where its class is
-    views = len(scales) * (2 if flip else 1)
-    labels = scores.argmax(0) if scores.shape[0] > 1 else (scores[0] > (0 if views == 1 else 0.5)).long()
-    return labels.cpu().numpy().astype(np.uint8 if scores.shape[0] <= 256 else np.int32)

@@ -7,6 +7,7 @@ few rows at a time only, and labels only those of a few classes.
 Resizing is bilinear here, without aligned corners, as `torch.nn.functional.interpolate` does it by default.
 """
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -25,10 +26,50 @@ def _source(size: int, resized: int, like: torch.Tensor) -> torch.Tensor:
     return (centres * (size / resized) - 0.5).clamp(0, size - 1)
 
 
-def _weights(size: int, resized: int, like: torch.Tensor) -> torch.Tensor:
-    """The matrix (resized, size) that resizes an axis."""
-    pixels = torch.arange(size, dtype=like.dtype, device=like.device)
-    return (1 - (_source(size, resized, like)[:, None] - pixels).abs()).clamp(min=0)
+def _weights(
+    size: int, resized: int, like: torch.Tensor, part: slice = slice(None), kept: slice = slice(None)
+) -> torch.Tensor:
+    """The matrix (resized, size) that resizes an axis, or some of its rows and columns."""
+    pixels = torch.arange(size, dtype=like.dtype, device=like.device)[kept]
+    return (1 - (_source(size, resized, like)[part, None] - pixels).abs()).clamp(min=0)
+
+
+def resized_piece(
+    maps: Callable[[slice, slice], torch.Tensor],
+    full: tuple[int, int],
+    size: tuple[int, int],
+    rows: slice,
+    columns: slice,
+) -> torch.Tensor:
+    """A piece of resized maps, made of the part of the maps that it needs.
+
+    Args:
+        maps: Gives of rows and columns of the maps a tensor (rows, columns, channels).
+        full: Height and width of the maps.
+        size: What they are resized to.
+        rows: Of the resized maps.
+        columns: Of the resized maps.
+
+    Returns:
+        Shape (rows, columns, channels).
+    """
+    if full == size:
+        return maps(rows, columns)
+    needed = [
+        slice(
+            max(int((part.start + 0.5) * side / resized - 0.5) - 1, 0),
+            min(int((part.stop - 0.5) * side / resized - 0.5) + 3, side),
+        )
+        for side, resized, part in zip(full, size, (rows, columns))
+    ]
+    source = maps(*needed)
+    with torch.autocast(source.device.type, enabled=False):
+        down, across = (
+            _weights(side, resized, source, part, kept)
+            for side, resized, part, kept in zip(full, size, (rows, columns), needed)
+        )
+        wide = torch.matmul(across, source)
+        return torch.matmul(down, wide.flatten(1)).unflatten(1, wide.shape[1:])
 
 
 def _rows_at_once(width: int, classes: int, device: torch.device) -> int:

@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 from segnext_timm import predict
-from segnext_timm.inference import fit, segment, slide_logits, whole_logits
+from segnext_timm.inference import fit, names_and_palette, segment
 
 
 @pytest.fixture(scope="module")
@@ -61,21 +61,6 @@ def test_predicting_leaves_a_model_in_training_as_it_is(model):
     assert np.array_equal(predict(model.eval(), noise(50, 70)), labels)
 
 
-def test_other_kinds_of_images_are_read(model, tmp_path):
-    grey = np.random.default_rng(0).integers(0, 256, (40, 60), np.uint8)
-    expected = predict(model, np.repeat(grey[..., None], 3, axis=2))
-    Image.fromarray(grey).save(tmp_path / "grey.png")
-    assert np.array_equal(predict(model, grey), expected)
-    assert np.array_equal(predict(model, tmp_path / "grey.png"), expected)
-    rgba = np.dstack([noise(40, 60), np.full((40, 60), 7, np.uint8)])
-    Image.fromarray(rgba).save(tmp_path / "rgba.png")
-    assert np.array_equal(predict(model, tmp_path / "rgba.png"), predict(model, noise(40, 60)))
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by a quarter
-    Image.fromarray(noise(40, 60)).save(tmp_path / "turned.png", exif=exif)
-    assert np.array_equal(predict(model, tmp_path / "turned.png"), predict(model, np.rot90(noise(40, 60), -1)))
-
-
 def test_the_model_s_own_normalisation_is_used(model):
     image = torch.from_numpy(noise(40, 60)).permute(2, 0, 1)
     x = (image / 255 - torch.tensor([0.485, 0.456, 0.406])[:, None, None]) / torch.tensor([0.229, 0.224, 0.225])[
@@ -89,15 +74,153 @@ def test_the_model_s_own_normalisation_is_used(model):
     model.pretrained_cfg.clear()
 
 
+def pixels(height, width, seed=0):
+    return torch.from_numpy(noise(height, width, seed)).permute(2, 0, 1)
+
+
 def test_windows_that_hold_the_image_see_it_whole(model):
-    x = torch.randn(1, 3, 50, 70)
-    torch.testing.assert_close(slide_logits(model, x, (64, 80), (48, 60)), whole_logits(model, x))
+    slid = segment(model, pixels(50, 70), mode="slide", window=(64, 80), stride=(48, 60))
+    torch.testing.assert_close(slid, segment(model, pixels(50, 70), mode="whole"))
 
 
 @pytest.mark.parametrize(("window", "stride"), [((32, 32), (16, 24)), ((40, 56), (40, 56)), ((33, 47), (10, 11))])
 def test_windows_cover_every_pixel_and_are_averaged(window, stride):
-    model, x = Pointwise(), torch.randn(2, 3, 75, 91)
-    torch.testing.assert_close(slide_logits(model, x, window, stride), model(x).detach())
+    model, x = Pointwise(), pixels(75, 91)
+    slid = segment(model, x, mode="slide", window=window, stride=stride)
+    torch.testing.assert_close(slid, segment(model, x, mode="whole"))
+
+
+def test_windows_give_the_labels_of_the_whole_image_away_from_their_borders():
+    torch.manual_seed(0)
+    reach = 6  # of two convolutions
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 7, padding=3), torch.nn.ReLU(), torch.nn.Conv2d(8, 5, 7, padding=3)
+    )
+    image = noise(200, 260)
+    whole, slid = predict(model, image, mode="whole"), predict(model, image, mode="slide", window=128, stride=96)
+    inside = np.ones((200, 260), bool)
+    for axis, side in enumerate((200, 260)):
+        starts = sorted({min(i * 96, side - 128) for i in range(3)})
+        borders = [*starts[1:], *(start + 128 for start in starts[:-1])]
+        position = np.arange(side).reshape((-1, 1) if axis == 0 else (1, -1))
+        for border in borders:
+            inside &= (position < border - reach) | (position >= border + reach)
+    assert inside.mean() > 0.5
+    assert np.array_equal(slid[inside], whole[inside])
+    assert not np.array_equal(slid, whole)
+
+
+@pytest.mark.parametrize("views", [{}, {"scales": (0.7, 1.5), "flip": True}, {"fit_in": (96, 64)}])
+def test_any_tile_gives_the_same_labels(model, views):
+    image = noise(90, 120)
+    for mode in ({"mode": "slide", "window": 48, "stride": 32}, {"mode": "whole"}):
+        expected = segment(model, torch.from_numpy(image).permute(2, 0, 1), **mode, **views).argmax(0).numpy()
+        for tile in (17, 64, 500):
+            assert np.array_equal(predict(model, image, tile=tile, **mode, **views), expected), (mode, tile)
+
+
+def test_windows_can_be_forgotten_and_seen_again(model, monkeypatch):
+    options = {"mode": "slide", "window": 48, "stride": 20, "tile": 33}
+    expected = predict(model, noise(100, 130), **options)
+    monkeypatch.setattr("segnext_timm.inference._KEPT_BYTES", 1)
+    assert np.array_equal(predict(model, noise(100, 130), **options), expected)
+    assert np.array_equal(predict(model, noise(100, 130), batch=3, **options), expected)
+
+
+def test_models_without_logits_of_their_own_slide_too():
+    torch.manual_seed(0)
+    model = smp.Unet("tu-test_mscan", encoder_weights=None, classes=3, decoder_channels=(16, 8, 8, 8, 8)).eval()
+    options = {"mode": "slide", "window": 50, "stride": 40}
+    labels, shares = predict(model, noise(75, 110), probabilities=True, tile=40, **options)
+    scores = segment(model, pixels(75, 110), **options)
+    assert np.array_equal(labels, scores.argmax(0).numpy())
+    np.testing.assert_allclose(shares, scores.softmax(0).numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_large_images_are_seen_in_windows_by_themselves(model, monkeypatch):
+    slid = predict(model, noise(100, 130), mode="slide", window=48)
+    whole = predict(model, noise(100, 130), mode="whole")
+    assert np.array_equal(predict(model, noise(100, 130), window=48), whole)
+    monkeypatch.setattr("segnext_timm.inference._WHOLE_BYTES", 1000)
+    assert np.array_equal(predict(model, noise(100, 130), window=48), slid)
+    assert not np.array_equal(slid, whole)
+
+
+def test_windows_are_as_large_as_the_images_of_the_training():
+    torch.manual_seed(0)
+    cfg = {"input_size": [3, 40, 56]}
+    model = smp.SegNeXt("tu-test_mscan", encoder_weights=None, classes=5, decoder_channels=32, pretrained_cfg=cfg)
+    expected = predict(model, noise(100, 130), mode="slide", window=(40, 56), stride=(30, 42))
+    assert np.array_equal(predict(model, noise(100, 130), mode="slide"), expected)
+
+
+def test_probabilities_come_on_request(model):
+    for options in ({}, {"flip": True}, {"mode": "slide", "window": 48}):
+        labels, shares = predict(model, noise(50, 70), probabilities=True, **options)
+        assert np.array_equal(labels, predict(model, noise(50, 70), **options))
+        assert (shares.shape, shares.dtype) == ((5, 50, 70), np.float32)
+        np.testing.assert_allclose(shares.sum(0), 1, rtol=1e-5)
+        assert (shares.argmax(0) == labels).mean() > 0.999
+
+
+def test_several_images_give_a_list(model):
+    images = [noise(50, 70), noise(33, 40, seed=1)]
+    labels = predict(model, images)
+    assert [one.shape for one in labels] == [(50, 70), (33, 40)]
+    assert np.array_equal(labels[1], predict(model, images[1]))
+    batch = np.stack([noise(50, 70), noise(50, 70, seed=1)])
+    for several in (batch, torch.from_numpy(batch).permute(0, 3, 1, 2)):
+        assert np.array_equal(predict(model, several)[1], predict(model, batch[1]))
+
+
+def test_tensors_and_numbers_from_0_to_1_are_images_too(model):
+    image = noise(50, 70)
+    expected = predict(model, image)
+    assert np.array_equal(predict(model, torch.from_numpy(image).permute(2, 0, 1)), expected)
+    assert np.array_equal(predict(model, (image / 255).astype(np.float32)), expected)
+    assert np.array_equal(predict(model, image.astype(np.uint16) * 257), expected)
+
+
+def test_half_precision_gives_nearly_the_same_labels(model):
+    image = np.kron(noise(4, 5), np.ones((16, 16, 1), np.uint8))
+    for mode in ("whole", "slide"):
+        labels = predict(model, image, precision="bf16", mode=mode, window=48)
+        assert (labels == predict(model, image, mode=mode, window=48)).mean() > 0.9
+
+
+def test_other_numbers_of_channels_need_their_own_statistics():
+    torch.manual_seed(0)
+    model = smp.SegNeXt("tu-test_mscan", encoder_weights=None, classes=3, decoder_channels=32, in_channels=6)
+    image = np.concatenate([noise(40, 60), noise(40, 60, seed=1)], 2)
+    with pytest.raises(ValueError, match=r"takes 6 channels, and its mean and std have 3: put those of your images"):
+        predict(model, image)
+    model.pretrained_cfg.update(mean=[0.5] * 6, std=[0.25] * 6)
+    assert predict(model, image).shape == (40, 60)
+    with pytest.raises(ValueError, match=r"takes images of 6 channels, got uint8 \(40, 60, 3\)"):
+        predict(model, noise(40, 60))
+    grey = smp.SegNeXt("tu-test_mscan", encoder_weights=None, classes=3, decoder_channels=32, in_channels=1)
+    grey.pretrained_cfg.update(mean=[0.5], std=[0.25])
+    expected = predict(grey, np.asarray(Image.fromarray(noise(40, 60)).convert("L")))
+    assert np.array_equal(predict(grey, Image.fromarray(noise(40, 60))), expected)
+    assert (predict(grey, noise(40, 60)) == expected).mean() > 0.99
+
+
+def test_progress_is_told(model):
+    told = []
+    predict(model, noise(60, 70), mode="slide", window=40, tile=32, progress=told.append)
+    assert told == sorted(told)
+    assert len(told) == 6
+    assert told[-1] == 1
+
+
+def test_a_model_names_its_labels(model):
+    assert names_and_palette(model)[0][4] == "class 4"
+    binary = smp.SegNeXt("tu-test_mscan", encoder_weights=None, classes=1, decoder_channels=32)
+    names, palette = names_and_palette(binary)
+    assert names == ["background", "class 0"]
+    assert palette[0] == (0, 0, 0) != palette[1]
+    binary.pretrained_cfg.update(label_names=["road"], palette=[[1, 2, 3]])
+    assert names_and_palette(binary) == (["background", "road"], [(0, 0, 0), (1, 2, 3)])
 
 
 def test_mirrored_images_give_mirrored_labels_with_flip(model):
@@ -139,15 +262,15 @@ def test_sizes_fit_and_round_up():
     assert fit((1, 5000), 100, 100) == (1, 100)
 
 
-def test_mistakes_are_named(model, tmp_path):
-    (tmp_path / "x.png").write_bytes(b"x")
-    for image, error, message in (
-        (tmp_path / "x.png", ValueError, r"x\.png cannot be read as an image"),
-        (tmp_path / "none.png", FileNotFoundError, r"none\.png"),
-        (np.zeros((4, 4, 3)), ValueError, r"is uint8 of shape \(H, W, 3\) or \(H, W\), got float64 \(4, 4, 3\)"),
-        (np.zeros((4, 4, 2), np.uint8), ValueError, "got uint8"),
+def test_mistakes_are_named(model):
+    for options, message in (
+        ({"mode": "tile"}, "mode must be 'auto', 'whole' or 'slide', got 'tile'"),
+        ({"mode": "slide", "window": 32, "stride": 33}, r"stride must be from 1 to the window's side, got \(33, 33\)"),
+        ({"scales": ()}, "scales must be positive"),
+        ({"scales": (0.0,)}, "scales must be positive"),
+        ({"precision": "int8"}, "precision must be one of fp32, bf16, fp16, got 'int8'"),
+        ({"batch": 0}, "batch must be at least 1"),
+        ({"tile": 0}, "tile must be at least 1"),
     ):
-        with pytest.raises(error, match=message):
-            predict(model, image)
-    with pytest.raises(ValueError, match="mode must be 'whole' or 'slide', got 'tile'"):
-        predict(model, noise(40, 40), mode="tile")
+        with pytest.raises(ValueError, match=message):
+            predict(model, noise(40, 40), **options)

@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from segnext_timm.resizing import _resized_argmax_graph, resized_argmax, resized_cross_entropy
+from segnext_timm.resizing import _resized_argmax_graph, resized_argmax, resized_cross_entropy, resized_piece
 
 import label_memory
 
@@ -130,3 +130,26 @@ def test_cuda_gives_the_labels_and_the_loss_of_the_cpu():
     x, target = logits((2, 7, 9, 13), smooth=3), torch.randint(0, 7, (2, 71, 99))
     assert (resized_argmax(x.cuda(), (71, 99)).cpu() != resized_argmax(x, (71, 99))).float().mean() < 1e-3
     torch.testing.assert_close(resized_cross_entropy(x.cuda(), target.cuda()).cpu(), resized_cross_entropy(x, target))
+
+
+@pytest.mark.parametrize(
+    ("full", "size"), [((7, 9), (56, 72)), ((7, 9), (50, 61)), ((40, 30), (17, 90)), ((1, 1), (8, 8))]
+)
+def test_a_piece_of_resized_maps_is_that_piece_of_them(full, size):
+    maps = torch.randn(1, 5, *full)
+    expected = F.interpolate(maps, size, mode="bilinear", align_corners=False)[0].permute(1, 2, 0)
+    asked = []
+
+    def part(rows, columns):
+        asked.append((rows, columns))
+        return maps[0].permute(1, 2, 0)[rows, columns]
+
+    for rows, columns in (
+        (slice(0, size[0]), slice(0, size[1])),
+        (slice(3, 8), slice(5, 6)),
+        (slice(7, 8), slice(0, 3)),
+    ):
+        piece = resized_piece(part, full, size, rows, columns)
+        torch.testing.assert_close(piece, expected[rows, columns], rtol=1e-4, atol=1e-5)
+    if size[0] > full[0] > 1:  # no more than it needs
+        assert asked[1][0].stop - asked[1][0].start <= 5

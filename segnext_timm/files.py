@@ -1,0 +1,178 @@
+"""Images on disk to labels on disk: what `segnext-timm predict` does."""
+
+import glob
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch.nn as nn
+from PIL import Image
+
+from .images import class_areas, label_picture, overlay, read_image
+from .inference import in_channels, names_and_palette, predict
+
+AREAS = "areas.json"
+
+
+def find_images(paths: Sequence[str | Path], out: str | Path) -> dict[Path, Path]:
+    """Where the results of images go.
+
+    Args:
+        paths: Files; folders, of which all files are taken that are named like images, in folders below too; and
+            patterns such as "photos/**/*.jpg".
+        out: Folder of the results. What lies in it is no image to predict.
+
+    Returns:
+        Of each image the path of its results, without suffix: below `out`, its place in the folder that was named. If
+        names differ in their suffix only, it stays: `a.jpg`, `a.png`.
+
+    Raises:
+        FileNotFoundError: If there is no such file or folder, or no image in them.
+        ValueError: If `out` is a file, or holds images to predict, or two results had the same name.
+    """
+    out = Path(out)
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file, and results need a folder.")
+    known = Image.registered_extensions()
+    places: dict[Path, Path] = {}
+    for path in map(Path, paths):
+        if path.is_dir():
+            files = [f for f in sorted(path.rglob("*")) if f.suffix.lower() in known and f.is_file()]
+            places |= {f: f.relative_to(path) for f in files if out.resolve() not in f.resolve().parents}
+        elif path.exists():
+            places[path] = Path(path.name)
+        elif glob.has_magic(str(path)):
+            files = sorted(Path(f) for f in glob.glob(str(path), recursive=True) if Path(f).is_file())  # noqa: PTH207
+            root = Path(*path.parts[: next(i for i, part in enumerate(path.parts) if glob.has_magic(part))])
+            places |= {f: f.relative_to(root) for f in files}
+        else:
+            raise FileNotFoundError(f"{path}: no such file or folder.")
+    if not places:
+        raise FileNotFoundError(f"no images in {', '.join(map(str, paths))}.")
+    inside = [file for file in places if file.resolve().parent == out.resolve()]
+    if inside:
+        raise ValueError(f"{out} holds {inside[0].name}, an image to predict: choose another folder for the results.")
+    stems = Counter(place.with_suffix("") for place in places.values())
+    places = {f: place.with_suffix("") if stems[place.with_suffix("")] == 1 else place for f, place in places.items()}
+    twice = [place for place, count in Counter(places.values()).items() if count > 1]
+    if twice:
+        raise ValueError(f"{len(twice)} results had the name of another, {twice[0]}: predict these folders one by one.")
+    return {file: out / place for file, place in places.items()}
+
+
+def predict_file(
+    model: nn.Module,
+    file: str | Path,
+    result: str | Path,
+    overlays: bool = True,
+    probabilities: bool = False,
+    **options: Any,
+) -> dict[str, Any]:
+    """Predict one image, and write the results; each file is whole once it has its name.
+
+    Args:
+        model: See :func:`predict`.
+        file: The image.
+        result: Path of the results without suffix: `.png` is added for the labels, an indexed picture with the palette
+            (for more than 256 classes a grey one of 16 bits), `_overlay.jpg` for the picture with its legend, and
+            `_probabilities.npy` for an array (classes, H, W) of float16.
+        overlays: Write the overlay.
+        probabilities: Write the probabilities, tile by tile.
+        options: Others of :func:`predict`.
+
+    Returns:
+        `file`, `height`, `width` and `classes`, see :func:`class_areas`.
+
+    Raises:
+        ValueError: If the image cannot be read, or does not fit the model.
+    """
+    file, result = Path(file), Path(result)
+    image = read_image(file, in_channels(model))
+    result.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=result.parent, prefix=f".{result.name}.") as folder:
+        work = Path(folder) / "result"
+        store = None
+        if probabilities:
+
+            def store(classes: int) -> np.ndarray:
+                shape = (classes, *image.shape[1:])
+                return np.lib.format.open_memmap(_named(work, "_probabilities.npy"), "w+", np.float16, shape)
+
+        labels = predict(model, image, probabilities=store or False, **options)
+        labels = labels[0] if probabilities else labels
+        names, palette = names_and_palette(model)
+        if overlays:
+            picture = overlay(image, labels, names, palette)
+            try:
+                picture.save(_named(work, "_overlay.jpg"), quality=90)
+            except OSError as error:  # JPEG has no sides beyond 65,535
+                raise ValueError(f"{file}: the overlay cannot be written: {error}") from None
+            del picture
+        label_picture(labels, palette).save(_named(work, ".png"))
+        # the labels last: where they are, the rest is
+        for written in sorted(work.parent.iterdir(), key=lambda f: f.suffix == ".png"):
+            written.chmod(0o644)
+            written.replace(_named(result, written.name.removeprefix(work.name)))
+    return {
+        "file": str(file),
+        "height": labels.shape[0],
+        "width": labels.shape[1],
+        "classes": class_areas(labels, names),
+    }
+
+
+def _named(path: Path, ending: str) -> Path:
+    return path.with_name(path.name + ending)
+
+
+def predict_files(
+    model: nn.Module,
+    places: dict[Path, Path],
+    out: str | Path,
+    areas: bool = False,
+    resume: bool = False,
+    report: Callable[[Path, float], None] = lambda file, share: None,
+    **options: Any,
+) -> dict[Path, str]:
+    """Predict images one after another; one that cannot be read does not keep the others.
+
+    Args:
+        model: See :func:`predict`.
+        places: Of :func:`find_images`.
+        out: Folder of the results.
+        areas: Write how much of each image each class covers to `areas.json`, also if interrupted.
+        resume: Leave out images whose labels are there.
+        report: Called with an image and the share of it that is done, from 0 to 1; 1 once for each.
+        options: Others of :func:`predict_file`.
+
+    Returns:
+        What was wrong with each image that could not be predicted.
+    """
+    failures: dict[Path, str] = {}
+    listed = Path(out) / AREAS
+    entries = []
+    if areas and resume and listed.is_file():
+        entries = json.loads(listed.read_text(encoding="utf-8"))["images"]
+    try:
+        for file, result in places.items():
+            report(file, 0)
+            if not (resume and _named(result, ".png").is_file()):
+                entries = [entry for entry in entries if entry["file"] != str(file)]
+                try:
+                    progress = lambda share, file=file: report(file, min(share, 0.999))  # noqa: E731
+                    entries.append(predict_file(model, file, result, progress=progress, **options))
+                except (OSError, ValueError) as error:
+                    text = str(error).removeprefix(f"{file}").lstrip(": ")
+                    failures[file] = " ".join(text.split())
+            report(file, 1)
+    finally:
+        if areas:
+            listed.parent.mkdir(parents=True, exist_ok=True)
+            new = listed.with_name(f".{AREAS}")
+            new.write_text(json.dumps({"images": entries}, indent=1), encoding="utf-8")
+            new.replace(listed)
+    return failures

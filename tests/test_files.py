@@ -1,0 +1,235 @@
+import json
+import resource
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import segmentation_models_pytorch as smp
+import torch
+from click.testing import CliRunner
+from PIL import Image
+
+import segnext_timm.files
+from segnext_timm import predict
+from segnext_timm.cli import main
+from segnext_timm.files import find_images, predict_files
+
+NAMES, PALETTE = ["road", "car", "sky"], [[90, 90, 100], [200, 20, 20], [130, 190, 240]]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A model folder."""
+    torch.manual_seed(0)
+    cfg = {"label_names": NAMES, "palette": PALETTE, "input_size": [3, 64, 64]}
+    model = smp.SegNeXt(
+        "tu-test_mscan", encoder_weights=None, classes=3, decoder_channels=32, decoder_rank=4, pretrained_cfg=cfg
+    )
+    torch.nn.init.normal_(model.segmentation_head[0].weight)
+    folder = tmp_path_factory.mktemp("model")
+    model.save_pretrained(folder)
+    return folder
+
+
+def noise(height, width, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def write(folder, *names):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(noise(50, 70)).save(folder / name)
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, ["predict", *map(str, arguments)])
+
+
+def test_results_lie_as_the_images_do(tmp_path):
+    write(tmp_path / "in", "a.jpg", "b/c.png", "b/c.webp", "D.PNG")
+    (tmp_path / "in" / "notes.txt").touch()
+    out = tmp_path / "in" / "out"
+    write(out, "old.png")
+    places = find_images([tmp_path / "in"], out)
+    expected = {"a.jpg": "a", "b/c.png": "b/c.png", "b/c.webp": "b/c.webp", "D.PNG": "D"}
+    assert places == {tmp_path / "in" / file: out / place for file, place in expected.items()}
+    assert find_images([tmp_path / "in" / "*" / "*.webp"], out) == {tmp_path / "in" / "b" / "c.webp": out / "b" / "c"}
+    assert find_images([tmp_path / "in" / "b" / "c.png"], out) == {tmp_path / "in" / "b" / "c.png": out / "c"}
+
+
+def test_no_image_is_written_over(tmp_path):
+    write(tmp_path, "a.png", "b/a.png")
+    for paths, out, error, message in (
+        ([tmp_path / "a.png"], tmp_path, ValueError, r"holds a\.png, an image to predict: choose another folder"),
+        ([tmp_path / "a.png", tmp_path / "b" / "a.png"], tmp_path / "o", ValueError, "results had the name of another"),
+        ([tmp_path / "a.png"], tmp_path / "a.png", ValueError, r"a\.png is a file, and results need a folder"),
+        ([tmp_path / "none.png"], tmp_path / "o", FileNotFoundError, r"none\.png: no such file or folder"),
+        ([tmp_path / "*.jpg"], tmp_path / "o", FileNotFoundError, r"no images in .*\*\.jpg"),
+    ):
+        with pytest.raises(error, match=message):
+            find_images(paths, out)
+
+
+def test_predict_writes_labels_overlay_probabilities_and_areas(model, tmp_path):
+    write(tmp_path / "in", "a.jpg", "b/c.png")
+    done = run(model, tmp_path / "in", "-o", tmp_path / "out", "--areas", "--probabilities", "--no-fuse")
+    assert done.exit_code == 0, done.output
+    assert f"Predicted 2 of 2 images to {tmp_path / 'out'}." in done.output
+    files = sorted(str(f.relative_to(tmp_path / "out")) for f in (tmp_path / "out").rglob("*") if f.is_file())
+    each = (".png", "_overlay.jpg", "_probabilities.npy")
+    assert files == sorted([*(f"a{e}" for e in each), *(f"b/c{e}" for e in each), "areas.json"])
+    expected = predict(smp.from_pretrained(model).eval(), tmp_path / "in" / "b" / "c.png")
+    assert len(np.unique(expected)) > 1
+    with Image.open(tmp_path / "out" / "b" / "c.png") as picture:
+        assert np.array_equal(np.asarray(picture), expected)
+        assert picture.getpalette()[:9] == [value for color in PALETTE for value in color]
+    shares = np.load(tmp_path / "out" / "b" / "c_probabilities.npy")
+    assert (shares.shape, shares.dtype) == ((3, 50, 70), np.float16)
+    assert (shares.argmax(0) == expected).mean() > 0.99
+    with Image.open(tmp_path / "out" / "b" / "c_overlay.jpg") as picture:
+        assert picture.width >= 70
+        assert picture.height > 50
+    (entry,) = (
+        entry
+        for entry in json.loads((tmp_path / "out" / "areas.json").read_text())["images"]
+        if entry["file"].endswith("c.png")
+    )
+    assert (entry["height"], entry["width"]) == (50, 70)
+    assert {c["name"]: c["pixels"] for c in entry["classes"]} == {
+        NAMES[label]: (expected == label).sum() for label in np.unique(expected)
+    }
+
+
+def test_broken_images_are_listed_and_the_others_predicted(model, tmp_path):
+    write(tmp_path / "in", "a.png", "z.jpg")
+    content = (tmp_path / "in" / "z.jpg").read_bytes()
+    (tmp_path / "in" / "cut.jpg").write_bytes(content[: len(content) // 2])
+    (tmp_path / "in" / "text.jpg").write_text("no image", encoding="utf-8")
+    (tmp_path / "in" / "empty.png").touch()
+    done = run(model, tmp_path / "in", "-o", tmp_path / "out")
+    assert done.exit_code == 1
+    assert "Predicted 2 of 5 images" in done.output
+    for name in ("cut.jpg", "text.jpg", "empty.png"):
+        (line,) = (line for line in done.stderr.splitlines() if name in line)
+        assert line.startswith(f"{tmp_path / 'in' / name}: cannot be read as an image")
+    names = {f.name for f in (tmp_path / "out").iterdir()}
+    assert names == {"a.png", "a_overlay.jpg", "z.png", "z_overlay.jpg"}
+
+
+def test_resume_leaves_out_what_is_there(model, tmp_path):
+    write(tmp_path / "in", "a.png", "b.png")
+    run(model, tmp_path / "in" / "a.png", "-o", tmp_path / "out", "--areas", "--no-overlay")
+    before = (tmp_path / "out" / "a.png").stat().st_mtime_ns
+    done = run(model, tmp_path / "in", "-o", tmp_path / "out", "--areas", "--no-overlay", "--resume")
+    assert done.exit_code == 0
+    assert (tmp_path / "out" / "a.png").stat().st_mtime_ns == before
+    listed = json.loads((tmp_path / "out" / "areas.json").read_text())["images"]
+    assert [entry["file"] for entry in listed] == [str(tmp_path / "in" / name) for name in ("a.png", "b.png")]
+    assert sorted(f.name for f in (tmp_path / "out").iterdir()) == ["a.png", "areas.json", "b.png"]
+
+
+def test_an_interrupt_keeps_what_is_done_and_leaves_nothing_half_written(model, tmp_path):
+    write(tmp_path / "in", "a.png", "b.png")
+    loaded = smp.from_pretrained(model).eval()
+    places = find_images([tmp_path / "in"], tmp_path / "out")
+
+    def interrupt(file, share):
+        if file.name == "b.png" and share > 0:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        predict_files(loaded, places, tmp_path / "out", areas=True, report=interrupt)
+    assert sorted(f.name for f in (tmp_path / "out").iterdir()) == ["a.png", "a_overlay.jpg", "areas.json"]
+    assert len(json.loads((tmp_path / "out" / "areas.json").read_text())["images"]) == 1
+
+
+def test_options_reach_the_prediction(model, tmp_path, monkeypatch):
+    write(tmp_path, "a.png")
+    given = {}
+
+    def noted(model, file, result, **options):
+        given.update(options)
+        return {}
+
+    monkeypatch.setattr(segnext_timm.files, "predict_file", noted)
+    options = (
+        "--mode slide --window 64 --stride 32 --scales 0.5,1 --flip --fit 80 60 --precision bf16 --batch 2 --tile 99"
+    )
+    done = run(model, tmp_path / "a.png", "-o", tmp_path / "out", "--device", "cpu", "--no-overlay", *options.split())
+    assert done.exit_code == 0, done.output
+    del given["progress"]
+    assert given == {
+        "mode": "slide",
+        "window": 64,
+        "stride": 32,
+        "scales": (0.5, 1.0),
+        "flip": True,
+        "fit_in": (80, 60),
+        "precision": "bf16",
+        "batch": 2,
+        "tile": 99,
+        "overlays": False,
+        "probabilities": False,
+    }
+
+
+def test_mistakes_end_in_one_line_before_anything_is_done(model, tmp_path):
+    write(tmp_path, "a.png")
+    for arguments, message in (
+        ((model, tmp_path / "none.png", "-o", tmp_path / "out"), "no such file or folder"),
+        ((tmp_path / "none", tmp_path / "a.png", "-o", tmp_path / "out"), "no such folder, no name on the Hub"),
+        ((model, tmp_path / "a.png", "-o", tmp_path), "holds a.png, an image to predict"),
+        (
+            (model, tmp_path / "a.png", "-o", tmp_path / "out", "--scales", "a"),
+            "is no list of numbers, such as 0.5,1,1.5",
+        ),
+        ((model, tmp_path / "a.png", "-o", tmp_path / "out", "--device", "gpu"), "device"),
+        ((model, tmp_path / "a.png"), "Missing option '-o'"),
+    ):
+        done = run(*arguments)
+        assert done.exit_code not in (0, None)
+        assert isinstance(done.exception, SystemExit)
+        assert message in done.output
+        assert "Traceback" not in done.output
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_folder_of_all_kinds_and_a_hundred_megapixels_take_little_memory(model, tmp_path):
+    write(tmp_path / "in", "plain.png")
+    array = noise(50, 70)
+    grey = np.asarray(Image.fromarray(array).convert("L"))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(array).save(tmp_path / "in" / "turned.jpg", exif=exif)
+    Image.fromarray(grey).save(tmp_path / "in" / "grey.png")
+    Image.fromarray(array).convert("RGBA").save(tmp_path / "in" / "rgba.png")
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "in" / "sixteen.png")
+    content = (tmp_path / "in" / "turned.jpg").read_bytes()
+    (tmp_path / "in" / "cut.jpg").write_bytes(content[: len(content) // 2])
+    (tmp_path / "in" / "text.jpg").write_text("no image", encoding="utf-8")
+    (tmp_path / "in" / "empty.png").touch()
+    Image.fromarray(noise(90, 120)).resize((12_000, 9_000), Image.Resampling.NEAREST).save(
+        tmp_path / "in" / "large.jpg"
+    )
+    command = [sys.executable, "-m", "segnext_timm.cli", "predict", model, tmp_path / "in", "-o", tmp_path / "out"]
+    done = subprocess.run([*command, "--window", "512"], capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert "Predicted 6 of 9 images" in done.stdout
+    assert len([line for line in done.stderr.splitlines() if "cannot be read as an image" in line]) == 3
+    loaded = smp.from_pretrained(model).eval()
+    for name, image in (
+        ("plain", array),
+        ("turned", tmp_path / "in" / "turned.jpg"),
+        ("grey", grey),
+        ("rgba", array),
+        ("sixteen", grey),
+    ):
+        with Image.open(tmp_path / "out" / f"{name}.png") as picture:
+            assert picture.size == ((50, 70) if name == "turned" else (70, 50))
+            assert (np.asarray(picture) == predict(loaded, image)).mean() > 0.999, name  # fused: up to rounding
+    with Image.open(tmp_path / "out" / "large.png") as picture:
+        assert picture.size == (12_000, 9_000)
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 4 << 20  # KiB

@@ -1,0 +1,167 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from segnext_timm import overlay
+from segnext_timm.images import class_areas, colored, label_picture, read_image, share_text
+from segnext_timm.labels import voc_palette
+
+
+def noise(height, width, channels=3, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, channels), np.uint8)
+
+
+def read(image, channels=3):
+    return read_image(image, channels).permute(1, 2, 0).numpy()
+
+
+def test_files_of_all_kinds_are_read_upright_in_colour(tmp_path):
+    array, grey = noise(40, 60), noise(40, 60, 1)[..., 0]
+    in_colour = np.repeat(grey[..., None], 3, axis=2)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    transparent = Image.fromarray(grey).convert("P")
+    transparent.info["transparency"] = bytes(range(256))
+    for name, image, expected, options in (
+        ("colour.png", Image.fromarray(array), array, {}),
+        ("colour.tiff", Image.fromarray(array), array, {}),
+        ("colour.webp", Image.fromarray(array), array, {"lossless": True}),
+        ("turned.png", Image.fromarray(array), np.rot90(array, -1), {"exif": exif}),
+        ("grey.png", Image.fromarray(grey), in_colour, {}),
+        ("alpha.png", Image.fromarray(np.dstack([array, np.full((40, 60), 7, np.uint8)])), array, {}),
+        ("grey_alpha.png", Image.fromarray(np.dstack([grey, grey])), in_colour, {}),
+        ("palette.png", label_picture(grey, [(i, i, i) for i in range(256)]), in_colour, {}),
+        ("transparent.png", transparent, in_colour, {}),
+        ("sixteen.png", Image.fromarray(grey.astype(np.uint16) * 257), in_colour, {}),
+        ("sixteen.tiff", Image.fromarray(grey.astype(np.uint16) * 257), in_colour, {}),
+        ("thirty_two.tiff", Image.fromarray(grey.astype(np.int32) * 257), in_colour, {}),
+        ("bits.png", Image.fromarray(grey > 128), np.where(in_colour > 128, 255, 0), {}),
+        ("one.png", Image.fromarray(array[:1, :1]), array[:1, :1], {}),
+    ):
+        image.save(tmp_path / name, **options)
+        assert np.array_equal(read(tmp_path / name), expected), name
+        assert np.array_equal(read(str(tmp_path / name)), expected)
+        with Image.open(tmp_path / name) as opened:
+            assert np.array_equal(read(opened), expected), name
+
+
+def test_cmyk_becomes_colour(tmp_path):
+    flat = np.full((40, 60, 3), (200, 80, 30), np.uint8)
+    Image.fromarray(flat).convert("CMYK").save(tmp_path / "x.jpg", quality=100)
+    assert np.abs(read(tmp_path / "x.jpg").astype(int) - flat).max() <= 3
+
+
+def test_channels_are_those_of_the_model(tmp_path):
+    array = noise(40, 60)
+    Image.fromarray(array).save(tmp_path / "x.png")
+    grey = np.asarray(Image.fromarray(array).convert("L"))
+    assert np.array_equal(read(tmp_path / "x.png", 1)[..., 0], grey)
+    assert np.abs(read(array, 1)[..., 0].astype(int) - grey).max() <= 1
+    Image.fromarray(noise(40, 60, 4)).save(tmp_path / "four.png")
+    assert np.array_equal(read(tmp_path / "four.png", 4), noise(40, 60, 4))
+    for channels, message in (
+        (4, "takes 4 channels, the image has those of 'RGB'"),
+        (6, "Files hold 1, 3 or 4 channels"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            read_image(tmp_path / "x.png", channels)
+
+
+def test_arrays_and_tensors_keep_their_values():
+    array = noise(40, 60)
+    assert np.array_equal(read(array), array)
+    assert np.array_equal(read(array[:, ::-1]), array[:, ::-1])
+    assert np.array_equal(read(torch.from_numpy(array).permute(2, 0, 1)), array)
+    assert np.array_equal(read(array[..., 0]), np.repeat(array[..., :1], 3, axis=2))
+    np.testing.assert_allclose(read(array / 255), array / 255, rtol=1e-6)
+    np.testing.assert_allclose(read(array.astype(np.uint16) * 257), array / 255, rtol=1e-6)
+    assert read(noise(40, 60, 6), 6).shape == (40, 60, 6)
+
+
+def test_what_is_no_image_is_told(tmp_path):
+    Image.fromarray(noise(400, 400)).save(tmp_path / "whole.jpg")
+    content = (tmp_path / "whole.jpg").read_bytes()
+    (tmp_path / "cut.jpg").write_bytes(content[: len(content) // 2])
+    (tmp_path / "text.jpg").write_text("no image", encoding="utf-8")
+    (tmp_path / "empty.png").touch()
+    for image, error, message in (
+        (tmp_path / "cut.jpg", ValueError, r"cut\.jpg cannot be read as an image: image file is truncated"),
+        (tmp_path / "text.jpg", ValueError, r"text\.jpg cannot be read as an image: no image file"),
+        (tmp_path / "empty.png", ValueError, r"empty\.png cannot be read as an image: no image file"),
+        (tmp_path, ValueError, "cannot be read as an image"),
+        (tmp_path / "none.png", FileNotFoundError, r"none\.png"),
+        (np.zeros((4, 4, 2), np.uint8), ValueError, r"takes images of 3 channels, got uint8 \(4, 4, 2\)"),
+        (
+            np.zeros((4, 0, 3), np.uint8),
+            ValueError,
+            r"array \(H, W, C\) or \(H, W\), or a tensor \(C, H, W\), got uint8",
+        ),
+        (torch.zeros(4, 4), ValueError, "or a tensor"),
+        (np.zeros((4, 4, 3), np.int64), ValueError, "uint8, uint16, or floating point from 0 to 1, got int64"),
+        (np.full((4, 4, 3), 2.0), ValueError, "not normalised ones; got 2 to 2"),
+        (np.full((4, 4, 3), np.nan), ValueError, "not normalised ones; got nan"),
+    ):
+        with pytest.raises(error, match=message):
+            read_image(image)
+
+
+def test_more_pixels_than_pillow_trusts_are_told(tmp_path, monkeypatch):
+    Image.fromarray(noise(40, 60)).save(tmp_path / "x.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)
+    assert read(tmp_path / "x.png").shape == (40, 60, 3)  # a warning of Pillow's
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(ValueError, match=r"x\.png: .*Raise PIL\.Image\.MAX_IMAGE_PIXELS"):
+        read_image(tmp_path / "x.png")
+
+
+def test_label_pictures_hold_labels_and_palette(tmp_path):
+    labels = noise(20, 30, 1)[..., 0]
+    label_picture(labels, voc_palette(5)).save(tmp_path / "x.png")
+    with Image.open(tmp_path / "x.png") as picture:
+        assert picture.mode == "P"
+        assert np.array_equal(np.asarray(picture), labels)
+        assert picture.getpalette()[:15] == [value for color in voc_palette(5) for value in color]
+    wide = labels.astype(np.int32) * 4
+    label_picture(wide, ()).save(tmp_path / "x.png")
+    with Image.open(tmp_path / "x.png") as picture:
+        assert np.array_equal(np.asarray(picture), wide)
+
+
+def test_overlays_blend_and_name_the_classes_present_largest_first():
+    image = noise(120, 600)
+    labels = np.zeros((120, 600), np.uint8)
+    labels[:90] = 2
+    palette = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
+    picture = overlay(image, labels, ["road", "car", "sky"], palette, alpha=0.25)
+    pixels = np.asarray(picture)
+    assert np.array_equal(pixels[:120], np.rint(0.75 * image + 0.25 * colored(labels, palette)).astype(np.uint8))
+    legend = pixels[120:]
+    first, second = (np.argwhere((legend == color).all(2)) for color in (palette[2], palette[0]))
+    assert first[:, 1].max() < second[:, 1].min()
+    assert not (legend == palette[1]).all(2).any()
+    plain = overlay(Image.fromarray(image), labels, legend=False)
+    assert plain.size == (600, 120)
+    assert np.asarray(overlay(image / 255, labels)).shape[1] == 600
+
+
+def test_overlays_of_a_pixel_or_of_many_classes_have_room_for_their_legend():
+    assert overlay(noise(1, 1), np.zeros((1, 1), np.uint8), ["a long name of a class"]).width > 100
+    labels = np.arange(200, dtype=np.uint8).reshape(10, 20)
+    many = overlay(noise(10, 20), labels)
+    assert many.height > 200 * 12
+    assert overlay(noise(10, 20), labels.astype(np.int32) * 3).height > 200 * 12  # beyond the palette too
+
+
+def test_overlays_of_other_sizes_are_refused():
+    with pytest.raises(ValueError, match=r"image of \(4, 5\) and labels of \(5, 4\) pixels do not fit"):
+        overlay(noise(4, 5), np.zeros((5, 4), np.uint8))
+
+
+def test_areas_are_shares_of_the_picture():
+    labels = np.zeros((10, 10), np.uint8)
+    labels[:7] = 3
+    areas = class_areas(labels, ["a", "b"])
+    assert areas[0] == {"label": 3, "name": "class 3", "pixels": 70, "share": 0.7}
+    assert areas[1] == {"label": 0, "name": "a", "pixels": 30, "share": 0.3}
+    assert [share_text(x) for x in (1, 0.304, 0.056, 0.0001)] == ["100%", "30%", "5.6%", "<0.1%"]

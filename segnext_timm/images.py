@@ -65,7 +65,7 @@ def read_image(image: str | Path | Image.Image | np.ndarray | torch.Tensor, chan
         except Image.DecompressionBombError as error:
             raise ValueError(f"{image}: {error} Raise PIL.Image.MAX_IMAGE_PIXELS if you trust the file.") from None
         except Exception as error:  # Pillow's decoders raise whatever they meet in a damaged file
-            reason = "no image file" if type(error).__name__ == "UnidentifiedImageError" else str(error)
+            reason = "not an image file" if type(error).__name__ == "UnidentifiedImageError" else str(error)
             raise ValueError(f"{image} cannot be read as an image: {reason}") from None
         tensor = torch.from_numpy(array)
     else:

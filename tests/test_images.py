@@ -87,8 +87,8 @@ def test_what_is_no_image_is_told(tmp_path):
     (tmp_path / "empty.png").touch()
     for image, error, message in (
         (tmp_path / "cut.jpg", ValueError, r"cut\.jpg cannot be read as an image: image file is truncated"),
-        (tmp_path / "text.jpg", ValueError, r"text\.jpg cannot be read as an image: no image file"),
-        (tmp_path / "empty.png", ValueError, r"empty\.png cannot be read as an image: no image file"),
+        (tmp_path / "text.jpg", ValueError, r"text\.jpg cannot be read as an image: not an image file"),
+        (tmp_path / "empty.png", ValueError, r"empty\.png cannot be read as an image: not an image file"),
         (tmp_path, ValueError, "cannot be read as an image"),
         (tmp_path / "none.png", FileNotFoundError, r"none\.png"),
         (np.zeros((4, 4, 2), np.uint8), ValueError, r"takes images of 3 channels, got uint8 \(4, 4, 2\)"),

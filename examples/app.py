@@ -141,7 +141,7 @@ class App:
         paths = []
         for index in range(4):
             path = Path(self.folder.name) / f"scene_{index}.png"
-            Image.fromarray(scenes.draw(2, index, 512)[0]).save(path)
+            Image.fromarray(scenes.draw(2, index, 256)[0]).save(path)
             paths.append([str(path)])
         return paths
 

@@ -93,8 +93,8 @@ class NMF2d(nn.Module):
             projection = torch.bmm(x.transpose(1, 2), bases)
         return bases, coef, projection
 
-    def _approximate(self, x: torch.Tensor, channels_last: bool) -> torch.Tensor:
-        """X (B, D, N) to B Cᵀ of the same shape, of its transpose's layout if `channels_last`."""
+    def _decompose(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Bases (B, D, R) and coefficients (B, N, R) of X (B, D, N)."""
         bases = self._initial_bases(x)
         if self.one_step_gradient:
             with torch.no_grad():
@@ -102,7 +102,11 @@ class NMF2d(nn.Module):
             projection = torch.bmm(x.transpose(1, 2), bases)
         else:
             bases, coef, projection = self._factorise(x, bases)
-        coef = self._update_coefficients(projection, bases, coef)
+        return bases, self._update_coefficients(projection, bases, coef)
+
+    def _approximate(self, x: torch.Tensor, channels_last: bool) -> torch.Tensor:
+        """X (B, D, N) to B Cᵀ of the same shape, of its transpose's layout if `channels_last`."""
+        bases, coef = self._decompose(x)
         if channels_last:
             return torch.bmm(coef, bases.transpose(1, 2)).transpose(1, 2)
         return torch.bmm(bases, coef.transpose(1, 2))
@@ -126,6 +130,19 @@ class NMF2d(nn.Module):
         else:
             matrix = self._approximate(matrix, channels_last)
         return matrix.reshape(x.shape).to(x.dtype)
+
+    @torch.jit.unused
+    def decompose(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The factors of feature maps, whose product :meth:`forward` gives: to look at.
+
+        Args:
+            x: Non-negative features of shape (B, D, H, W), in float32 or float64.
+
+        Returns:
+            Bases of shape (B, D, R), and the map of each one's coefficients, of shape (B, R, H, W).
+        """
+        bases, coef = self._decompose(x.flatten(2))
+        return bases, coef.transpose(1, 2).unflatten(2, x.shape[2:])
 
     def extra_repr(self) -> str:
         return f"{self.channels}, rank={self.rank}, train_steps={self.train_steps}, eval_steps={self.eval_steps}"

@@ -136,8 +136,8 @@ def test_upload_predict_read_the_legend(open_page, model, tmp_path):
     page.screenshot(path=tmp_path / "page.png", full_page=True)
 
     # an example
-    page.locator("[data-testid=gallery] img, .gallery img, .gallery-item img").first.click()
-    page.get_by_text("512 × 512 pixels in").wait_for()
+    page.locator(".gallery-item").first.click()
+    page.get_by_text("256 × 256 pixels in").wait_for()
 
 
 def test_broken_files_are_told_on_the_page_and_the_next_is_segmented(open_page, model, tmp_path):

@@ -105,3 +105,12 @@ def test_hamburger_keeps_the_shape_and_is_scriptable():
     hamburger, x = Hamburger(64, rank=8).eval(), features(2, 64, 5, 7)
     assert hamburger(x).shape == x.shape
     torch.testing.assert_close(torch.jit.script(hamburger)(x), hamburger(x))
+
+
+def test_the_factors_can_be_looked_at():
+    nmf, x = NMF2d(16, rank=4).eval(), torch.rand(2, 16, 6, 9)
+    bases, maps = nmf.decompose(x)
+    assert (bases.shape, maps.shape) == ((2, 16, 4), (2, 4, 6, 9))
+    assert bases.min() >= 0
+    assert maps.min() >= 0
+    torch.testing.assert_close(torch.einsum("bdr,brhw->bdhw", bases, maps), nmf(x))

@@ -9,7 +9,6 @@ import sys
 import time
 
 import convert_memory
-import hub_server
 import pytest
 import segmentation_models_pytorch as smp
 import timm
@@ -22,6 +21,7 @@ from segnext_timm import CheckpointError, NMF2d, convert, push_to_hub
 from segnext_timm.checkpoints import backbone_to_native, segmenter_to_native
 from segnext_timm.labels import LABEL_SETS
 
+import hub_server
 from published import backbone_shapes, random_state_dict, segmenter_shapes, write
 
 DIALECTS = pytest.mark.parametrize("dialect", ["paper", "mmseg", "jittor"])

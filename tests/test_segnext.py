@@ -18,8 +18,13 @@ from published import FILES, VARIANTS, backbone_shapes, random_state_dict
 
 GOLDEN = Path(__file__).parent / "golden"
 
-# variant: parameters at 150 classes, GMACs at 512² of the published implementation
-PUBLISHED = {"t": (4_263_414, 6.40), "s": (13_932_886, 15.65), "b": (27_636_310, 34.66), "l": (48_926_550, 69.69)}
+# variant: parameters at 150 classes; GMACs at 512² of the published implementation, and of this one
+PUBLISHED = {
+    "t": (4_263_414, 6.40, 6.01),
+    "s": (13_932_886, 15.65, 14.87),
+    "b": (27_636_310, 34.66, 33.02),
+    "l": (48_926_550, 69.69, 66.40),
+}
 
 
 def images(*shape, seed=0):
@@ -42,7 +47,7 @@ def test_smp_knows_segnext_by_every_name():
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_parameters_are_the_published_ones_and_macs_at_most(variant):
-    parameters, gmacs = PUBLISHED[variant]
+    parameters, published, gmacs = PUBLISHED[variant]
     *_, channels, rank = VARIANTS[variant]
     with torch.device("meta"):
         model = SegNeXt(
@@ -52,7 +57,7 @@ def test_parameters_are_the_published_ones_and_macs_at_most(variant):
     assert sum(p.numel() for p in model.parameters()) == parameters
     with FlopCounterMode(display=False) as counter:
         assert model(x).shape == (1, 150, 512, 512)
-    assert 0.9 * gmacs < counter.get_total_flops() / 2e9 <= gmacs
+    assert round(counter.get_total_flops() / 2e9, 2) == gmacs < published
 
 
 def test_native_names_are_frozen():

@@ -7,7 +7,6 @@ import time
 from dataclasses import fields
 from pathlib import Path
 
-import hub_server
 import miniatures
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ from accelerate.state import AcceleratorState
 from huggingface_hub import ModelCard
 
 import data
+import hub_server
 import train
 from recipe import SettingsError, TrainSettings
 

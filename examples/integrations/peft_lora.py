@@ -61,7 +61,7 @@ def main() -> None:
     config = LoraConfig(
         r=8,
         lora_alpha=16,
-        target_modules=r"encoder\..*\.(proj_1|proj_2|fc1|fc2)",  # the dense convolutions
+        target_modules=r"encoder\..*\.(proj_in|proj_out|fc1|fc2)",  # the dense convolutions
         modules_to_save=["decoder", "segmentation_head"],
     )
     lora = get_peft_model(copy.deepcopy(base), config)

@@ -16,6 +16,7 @@ from .images import class_areas, label_picture, overlay, read_image
 from .inference import in_channels, names_and_palette, predict
 
 AREAS = "areas.json"
+_JPEG_SIDE = 65_500  # the longest that JPEG's library writes
 
 
 def find_images(paths: Sequence[str | Path], out: str | Path) -> dict[Path, Path]:
@@ -78,8 +79,8 @@ def predict_file(
         model: See :func:`predict`.
         file: The image.
         result: Path of the results without suffix: `.png` is added for the labels, an indexed picture with the palette
-            (for more than 256 classes a grey one of 16 bits), `_overlay.jpg` for the picture with its legend, and
-            `_probabilities.npy` for an array (classes, H, W) of float16.
+            (for more than 256 classes a grey one of 16 bits); `_overlay.jpg` for the picture with its legend, or `.png`
+            for more than 65,500 pixels a side; `_probabilities.npy` for an array (classes, H, W) of float16.
         overlays: Write the overlay.
         probabilities: Write the probabilities, tile by tile.
         options: Others of :func:`predict`.
@@ -107,14 +108,12 @@ def predict_file(
         names, palette = names_and_palette(model)
         if overlays:
             picture = overlay(image, labels, names, palette)
-            try:
-                picture.save(_named(work, "_overlay.jpg"), quality=90)
-            except OSError as error:  # JPEG has no sides beyond 65,535
-                raise ValueError(f"{file}: the overlay cannot be written: {error}") from None
+            ending = "_overlay.jpg" if max(picture.size) <= _JPEG_SIDE else "_overlay.png"
+            picture.save(_named(work, ending), quality=90)
             del picture
         label_picture(labels, palette).save(_named(work, ".png"))
         # the labels last: where they are, the rest is
-        for written in sorted(work.parent.iterdir(), key=lambda f: f.suffix == ".png"):
+        for written in sorted(work.parent.iterdir(), key=lambda f: f.name == f"{work.name}.png"):
             written.chmod(0o644)
             written.replace(_named(result, written.name.removeprefix(work.name)))
     return {

@@ -108,7 +108,11 @@ def colored(labels: np.ndarray, palette: Sequence[Color]) -> np.ndarray:
 
 
 def label_picture(labels: np.ndarray, palette: Sequence[Color]) -> Image.Image:
-    """Labels (H, W) as a picture whose pixels are the labels.
+    """Labels as a picture whose pixels are the labels.
+
+    Args:
+        labels: Shape (H, W): uint8, or another type for labels beyond 255.
+        palette: Colour of each label up to 255.
 
     Returns:
         An indexed picture with the palette; for labels beyond 255, a grey one of 16 bits.
@@ -123,6 +127,10 @@ def label_picture(labels: np.ndarray, palette: Sequence[Color]) -> Image.Image:
 
 def class_areas(labels: np.ndarray, names: Sequence[str]) -> list[dict[str, int | float | str]]:
     """How much of a picture each class covers, largest first.
+
+    Args:
+        labels: Shape (H, W), from 0.
+        names: Name of each class.
 
     Returns:
         `label`, `name`, `pixels` and `share`, from 0 to 1, of each class that occurs.
@@ -168,7 +176,7 @@ def overlay(
     Raises:
         ValueError: If the sizes of image and labels differ, or the image cannot be read.
     """
-    picture = read_image(image)
+    picture, labels = read_image(image), np.asarray(labels)
     if tuple(picture.shape[1:]) != labels.shape:
         raise ValueError(f"An image of {tuple(picture.shape[1:])} and labels of {labels.shape} pixels do not fit.")
     if picture.dtype != torch.uint8:

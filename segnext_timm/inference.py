@@ -10,6 +10,7 @@ averaged and compared a tile of the image at a time.
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -99,6 +100,38 @@ def _autocast(device: torch.device, precision: Precision) -> torch.autocast | nu
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
+def _shifted(part: slice, by: int) -> slice:
+    return slice(part.start + by, part.stop + by)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How an image is seen.
+
+    Attributes:
+        mode: "whole" or "slide".
+        window: Height and width of the windows; at least those of the image if it is seen whole.
+        stride: Their distances.
+        sizes: Heights and widths at which it is seen.
+        flip: See each mirrored too.
+        precision: Of the model.
+        batch: Windows at once.
+    """
+
+    mode: Mode
+    window: tuple[int, int]
+    stride: tuple[int, int]
+    sizes: list[tuple[int, int]]
+    flip: bool
+    precision: Precision
+    batch: int
+
+    @property
+    def views(self) -> int:
+        """How often the image is seen."""
+        return len(self.sizes) * (2 if self.flip else 1)
+
+
 class _View:
     """What a model sees of an image at one size, perhaps mirrored: the mean of its logits over all windows at a pixel.
 
@@ -106,20 +139,20 @@ class _View:
     """
 
     def __init__(
-        self, model: nn.Module, image: torch.Tensor, size: tuple[int, int], mirrored: bool, options: dict[str, Any]
+        self, model: nn.Module, image: torch.Tensor, size: tuple[int, int], mirrored: bool, plan: _Plan
     ) -> None:
         self.model = model
         self.image = TF.resize(image, list(size), antialias=True) if size != tuple(image.shape[-2:]) else image
         self.size = size
         self.mirrored = mirrored
-        self.window = tuple(min(side, full) for side, full in zip(options["window"], size))
-        self.batch = options["batch"]
-        self.precision = options["precision"]
+        self.window = tuple(min(side, full) for side, full in zip(plan.window, size))
+        self.batch = plan.batch
+        self.precision = plan.precision
         self.statistics = normalisation(model)
         # upper and left borders of the windows
         self.borders = [
             [min(i * step, full - side) for i in range(-(-(full - side) // step) + 1)]
-            for full, side, step in zip(size, self.window, options["stride"])
+            for full, side, step in zip(size, self.window, plan.stride)
         ]
         self.padded = self.window
         self.seen: dict[tuple[int, int], torch.Tensor] = {}  # logits (h, w, classes) by border
@@ -165,21 +198,24 @@ class _View:
             if missing:
                 self._look(missing)
             for top, left in group:
-                part = [
+                parts = [
                     slice(max(whole.start, border), min(whole.stop, border + side))
                     for whole, border, side in zip((rows, columns), (top, left), self.window)
                 ]
-                inside = [slice(p.start - border, p.stop - border) for p, border in zip(part, (top, left))]
                 seen = self.seen[top, left]
-                maps = resized_piece(lambda r, c, seen=seen: seen[r, c], tuple(seen.shape[:2]), self.padded, *inside)
+                maps = resized_piece(
+                    lambda r, c, seen=seen: seen[r, c],
+                    tuple(seen.shape[:2]),
+                    self.padded,
+                    *(_shifted(part, -border) for part, border in zip(parts, (top, left))),
+                )
                 if len(needed) == 1:
                     total = maps
                     break
                 if total is None:
                     size = (rows.stop - rows.start, columns.stop - columns.start)
                     total = maps.new_zeros((*size, maps.shape[2]))
-                total[part[0].start - rows.start : part[0].stop - rows.start,
-                      part[1].start - columns.start : part[1].stop - columns.start] += maps  # fmt: skip
+                total[_shifted(parts[0], -rows.start), _shifted(parts[1], -columns.start)] += maps
             self._forget(rows.start)
         if len(needed) > 1:
             for axis, (borders, side, part) in enumerate(zip((tops, lefts), self.window, (rows, columns))):
@@ -195,7 +231,7 @@ class _View:
 
 
 def _scores(
-    model: nn.Module, image: torch.Tensor, options: dict[str, Any], tile: int | None
+    model: nn.Module, image: torch.Tensor, plan: _Plan, tile: int | None
 ) -> Iterator[tuple[slice, slice, torch.Tensor]]:
     """Rows, columns and scores (rows, columns, classes) of each tile of an image, from the top down.
 
@@ -203,13 +239,11 @@ def _scores(
     """
     own = tuple(image.shape[-2:])
     views = [
-        _View(model, image, size, mirrored, options)
-        for size in options["sizes"]
-        for mirrored in ((False, True) if options["flip"] else (False,))
+        _View(model, image, size, mirrored, plan)
+        for size in plan.sizes
+        for mirrored in ((False, True) if plan.flip else (False,))
     ]
-    steps = own
-    if tile is not None:
-        steps = (max(tile, 1),) * 2
+    steps = own if tile is None else (tile, tile)
     for top in range(0, own[0], steps[0]):
         for left in range(0, own[1], steps[1]):
             rows, columns = slice(top, min(top + steps[0], own[0])), slice(left, min(left + steps[1], own[1]))
@@ -241,7 +275,7 @@ def _free_memory(device: torch.device) -> float:
         return float("inf")
 
 
-def _options(
+def _make_plan(
     model: nn.Module,
     own: tuple[int, int],
     mode: Mode = "auto",
@@ -253,7 +287,7 @@ def _options(
     divisor: int = 1,
     precision: Precision = "fp32",
     batch: int = 1,
-) -> dict[str, Any]:
+) -> _Plan:
     """What was asked for, checked and made definite for an image of a size.
 
     Raises:
@@ -289,10 +323,7 @@ def _options(
         mode = "whole" if needed <= min(_WHOLE_BYTES, _free_memory(device) / 2) else "slide"
     if mode == "whole":
         window = stride = tuple(max(side) for side in zip(*sizes))
-    return {
-        "mode": mode, "window": window, "stride": stride, "sizes": sizes, "flip": flip, "precision": precision,
-        "batch": batch,
-    }  # fmt: skip
+    return _Plan(mode, window, stride, sizes, flip, precision, batch)
 
 
 @torch.inference_mode()
@@ -309,8 +340,8 @@ def segment(model: nn.Module, image: torch.Tensor, **options: Any) -> torch.Tens
         Scores of shape (classes, H, W), on the model's device: logits if the image is seen once, else the mean of the
         probabilities.
     """
-    options = _options(model, tuple(image.shape[-2:]), **options)
-    ((_, _, scores),) = _scores(model, image.to(next(model.parameters()).device), options, None)
+    plan = _make_plan(model, tuple(image.shape[-2:]), **options)
+    ((_, _, scores),) = _scores(model, image.to(next(model.parameters()).device), plan, tile=None)
     return scores.permute(2, 0, 1)
 
 
@@ -318,7 +349,7 @@ def segment(model: nn.Module, image: torch.Tensor, **options: Any) -> torch.Tens
 def _predict(
     model: nn.Module,
     image: torch.Tensor,
-    options: dict[str, Any],
+    plan: _Plan,
     tile: int | None,
     probabilities: bool | Callable[[int], np.ndarray],
     progress: Callable[[float], None] | None,
@@ -326,11 +357,10 @@ def _predict(
     """Labels (H, W), and probabilities (classes, H, W) if asked for: see :func:`predict`."""
     own = tuple(image.shape[-2:])
     image = image.to(next(model.parameters()).device)
-    views = len(options["sizes"]) * (2 if options["flip"] else 1)
-    once = views == 1 and options["mode"] == "whole" and options["sizes"] == [own]
+    once = plan.views == 1 and plan.mode == "whole" and plan.sizes == [own]
     if once and not probabilities and hasattr(model, "predict_labels"):  # no map of all classes at all
-        view = _View(model, image, own, False, options)
-        with _autocast(image.device, options["precision"]):
+        view = _View(model, image, own, False, plan)
+        with _autocast(image.device, plan.precision):
             found = model.predict_labels(_pad(model, view.crop(0, 0)))[0, : own[0], : own[1]]
         if progress is not None:
             progress(1.0)
@@ -338,17 +368,17 @@ def _predict(
     if tile is None:
         tile = min(max(int((_TILE_BYTES / 4 / _classes(model)) ** 0.5), 64), 4096)
     labels, given, done = None, None, 0
-    for rows, columns, scores in _scores(model, image, options, tile):
+    for rows, columns, scores in _scores(model, image, plan, tile):
         classes = scores.shape[-1]
         if labels is None:
             labels = np.empty(own, _label_type(classes))
             if probabilities:
                 given = np.empty((classes, *own), np.float32) if probabilities is True else probabilities(classes)
         # one channel: a binary model, whose logit is positive, or probability above one half, where its class is
-        found = scores.max(-1).indices if classes > 1 else scores[..., 0] > (0 if views == 1 else 0.5)
+        found = scores.max(-1).indices if classes > 1 else scores[..., 0] > (0 if plan.views == 1 else 0.5)
         labels[rows, columns] = found.cpu().numpy()
         if given is not None:
-            shares = scores if views > 1 else _probabilities(scores)
+            shares = scores if plan.views > 1 else _probabilities(scores)
             given[:, rows, columns] = shares.permute(2, 0, 1).cpu().numpy()
         done += found.numel()
         if progress is not None:
@@ -409,7 +439,7 @@ def predict(
 
     def label(image: ImageLike) -> Any:
         pixels = read_image(image, in_channels(model))
-        seen = _options(
+        plan = _make_plan(
             model,
             tuple(pixels.shape[-2:]),
             mode,
@@ -421,7 +451,7 @@ def predict(
             precision=precision,
             batch=batch,
         )
-        labels, given = _predict(model, pixels, seen, tile, probabilities, progress)
+        labels, given = _predict(model, pixels, plan, tile, probabilities, progress)
         return (labels, given) if probabilities else labels
 
     training = model.training

@@ -93,6 +93,7 @@ class MultiScaleConvAttention(nn.Module):
         self.proj = nn.Conv2d(dim, dim, 1, **dd)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Features (B, dim, H, W) to features of the same shape."""
         base = self.dwconv(x)
         attn = base
         for branch in self.branches:
@@ -114,6 +115,7 @@ class SpatialAttention(nn.Module):
         self.proj_out = nn.Conv2d(dim, dim, 1, **dd)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Features (B, dim, H, W) to features of the same shape."""
         shortcut = x
         x = self.act(self.proj_in(x))
         x = self.msca(x)
@@ -143,6 +145,7 @@ class ConvMlp(nn.Module):
         self.drop2 = nn.Dropout(drop)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Features (B, dim, H, W) to features of the same shape."""
         x = self.fc1(x)
         x = self.dwconv(x)
         x = self.drop1(self.act(x))
@@ -177,6 +180,7 @@ class MSCANBlock(nn.Module):
         self.drop_path2 = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Features (B, dim, H, W) to features of the same shape."""
         x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x))))
         x = x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
         return x
@@ -215,6 +219,7 @@ class FusedMSCANBlock(nn.Module):
         self.train(block.training)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Features (B, dim, H, W) to features of the same shape."""
         attn = self.msca(self.act(self.proj_in(x)))
         x = x + torch.addcmul(_saturate(self.proj_out(attn)), x, self.shortcut)
         if not torch.jit.is_scripting() and self._is_worth_tiling(x):
@@ -266,6 +271,7 @@ class Stem(nn.Module):
         self.norm2 = norm_layer(out_chs, **dd)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Images (B, C, H, W) to features (B, dim, H / 4, W / 4), sizes rounded up."""
         x = self.act(self.norm1(self.conv1(x)))
         return self.norm2(self.conv2(x))
 
@@ -294,6 +300,7 @@ class Downsample(nn.Module):
         self.norm = norm_layer(out_chs, **dd)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Features (B, C, H, W) to features (B, dim, H / stride, W / stride), sizes rounded up."""
         return self.norm(self.conv(x))
 
     def reparameterize(self) -> None:
@@ -360,6 +367,7 @@ class MSCANStage(nn.Module):
         self.norm = LayerNorm2d(out_chs, eps=1e-5, **dd)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Features of the stage before, (B, C, H, W), to those of this one."""
         x = self.downsample(x)
         if self.grad_checkpointing and not torch.jit.is_scripting():
             x = checkpoint_seq(self.blocks, x)
@@ -468,6 +476,7 @@ class MSCAN(nn.Module):
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set:
+        """Names of parameters that are not decayed, beside norms and biases: none."""
         return set()
 
     @torch.jit.ignore
@@ -494,6 +503,7 @@ class MSCAN(nn.Module):
 
     @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
+        """The linear layer that gives the logits."""
         return self.head.fc
 
     def reset_classifier(self, num_classes: int, global_pool: Optional[str] = None) -> None:
@@ -590,6 +600,7 @@ class MSCAN(nn.Module):
         return self.head(x, pre_logits=True) if pre_logits else self.head(x)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Images (B, C, H, W) to logits (B, num_classes)."""
         x = self.forward_features(x)
         x = self.forward_head(x)
         return x

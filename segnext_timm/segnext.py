@@ -211,6 +211,7 @@ class SegNeXt(SegmentationModel):
         self.initialize()
 
     def initialize(self) -> None:
+        """Draw the decoder's and the heads' weights: smp's way, and the classifier's with standard deviation 0.01."""
         super().initialize()
         nn.init.normal_(self.segmentation_head[0].weight, std=0.01)
 

@@ -118,6 +118,16 @@ def test_broken_images_are_listed_and_the_others_predicted(model, tmp_path):
     assert names == {"a.png", "a_overlay.jpg", "z.png", "z_overlay.jpg"}
 
 
+def test_panoramas_longer_than_jpeg_allows_get_their_overlay(model, tmp_path):
+    (tmp_path / "in").mkdir()
+    Image.fromarray(noise(2, 66_000)).save(tmp_path / "in" / "long.png")
+    done = run(model, tmp_path / "in", "-o", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    with Image.open(tmp_path / "out" / "long_overlay.png") as picture:
+        assert picture.width == 66_000
+    assert (tmp_path / "out" / "long.png").is_file()
+
+
 def test_resume_leaves_out_what_is_there(model, tmp_path):
     write(tmp_path / "in", "a.png", "b.png")
     run(model, tmp_path / "in" / "a.png", "-o", tmp_path / "out", "--areas", "--no-overlay")

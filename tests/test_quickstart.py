@@ -12,6 +12,8 @@ import segmentation_models_pytorch as smp
 import torch
 from PIL import Image
 
+from segnext_timm import predict
+
 from data import DataError
 
 SCRIPT = Path(quickstart.__file__)
@@ -144,3 +146,11 @@ def test_the_main_job_reaches_its_accuracy_in_minutes(tmp_path):
     assert min(iou.values()) >= 50
     assert iou["mean"] >= 80
     assert int(re.search(r"Done in (\d+) s", result.stdout)[1]) < 300
+
+    # windows as large as the training images see nearly what the whole image shows
+    model = smp.from_pretrained(tmp_path).eval()
+    agreement = []
+    for index in range(4):
+        image = scenes.draw(1, index, 256)[0]
+        agreement.append((predict(model, image, mode="slide") == predict(model, image, mode="whole")).mean())
+    assert np.mean(agreement) > 0.9

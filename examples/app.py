@@ -199,7 +199,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--port", type=int, default=None, help="the first free one from 7860 if not said")
     parser.add_argument("--make-space", type=Path, metavar="DIR", help="write a Space there, and end")
     parser.add_argument(
-        "--requirement", default=f"segnext-timm=={segnext_timm.__version__}", help="how a Space installs this package"
+        "--requirement",
+        default=f"segnext-timm=={segnext_timm.__version__}",
+        help="how a Space installs this package: by name and version, or git+https://...",
     )
     args = parser.parse_args(argv)
     models = args.models or MODELS or segnext_timm.list_segmenters()

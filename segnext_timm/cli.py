@@ -197,7 +197,8 @@ def predict_command(model: str, images: tuple[str, ...], out: Path, device: str 
     segmenter = fuse(segmenter, inplace=True) if fused else segmenter
     segmenter = segmenter.to(place, memory_format=torch.channels_last)
     done = 0.0
-    with click.progressbar(length=100 * len(places), item_show_func=lambda file: file and file.name, width=24) as bar:
+    shown = {"label": "Predicting", "width": 24, "item_show_func": lambda file: file and file.name}
+    with click.progressbar(length=100 * len(places), **shown) as bar:
 
         def report(file: Path, share: float) -> None:
             nonlocal done

@@ -38,10 +38,12 @@ def find_images(paths: Sequence[str | Path], out: str | Path) -> dict[Path, Path
     out = Path(out)
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file, and results need a folder.")
-    known = Image.registered_extensions()
+    known = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     places: dict[Path, Path] = {}
     for path in map(Path, paths):
         if path.is_dir():
+            if path.resolve() == out.resolve():
+                raise ValueError(f"{out} is the folder of the images: choose another for the results.")
             files = [f for f in sorted(path.rglob("*")) if f.suffix.lower() in known and f.is_file()]
             places |= {f: f.relative_to(path) for f in files if out.resolve() not in f.resolve().parents}
         elif path.exists():

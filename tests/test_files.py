@@ -50,6 +50,7 @@ def run(*arguments):
 def test_results_lie_as_the_images_do(tmp_path):
     write(tmp_path / "in", "a.jpg", "b/c.png", "b/c.webp", "D.PNG")
     (tmp_path / "in" / "notes.txt").touch()
+    (tmp_path / "in" / "paper.pdf").touch()  # which Pillow writes, but does not read
     out = tmp_path / "in" / "out"
     write(out, "old.png")
     places = find_images([tmp_path / "in"], out)
@@ -64,6 +65,7 @@ def test_no_image_is_written_over(tmp_path):
     for paths, out, error, message in (
         ([tmp_path / "a.png"], tmp_path, ValueError, r"holds a\.png, an image to predict: choose another folder"),
         ([tmp_path / "a.png", tmp_path / "b" / "a.png"], tmp_path / "o", ValueError, "results had the name of another"),
+        ([tmp_path], tmp_path, ValueError, "is the folder of the images: choose another for the results"),
         ([tmp_path / "a.png"], tmp_path / "a.png", ValueError, r"a\.png is a file, and results need a folder"),
         ([tmp_path / "none.png"], tmp_path / "o", FileNotFoundError, r"none\.png: no such file or folder"),
         ([tmp_path / "*.jpg"], tmp_path / "o", FileNotFoundError, r"no images in .*\*\.jpg"),

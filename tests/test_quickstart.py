@@ -123,6 +123,7 @@ def test_bad_data_gets_one_line_that_names_the_file(folder, mistake, capsys):
     assert not (folder.parent / "out").exists()
 
 
+@pytest.mark.slow
 def test_errors_are_printed_without_a_traceback(folder):
     break_label(folder, [9])
     result = run(folder)

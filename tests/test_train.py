@@ -49,7 +49,12 @@ def weights(out):
     return torch.load(out / "checkpoint.pt", weights_only=True)["model"]
 
 
-@pytest.mark.parametrize("dataset", miniatures.PATHS)
+ALIKE = {"coco_stuff164k", "voc2012", "pascal_context"}  # all but their files, which test_data reads
+
+
+@pytest.mark.parametrize(
+    "dataset", [pytest.param(name, marks=[pytest.mark.slow] * (name in ALIKE)) for name in miniatures.PATHS]
+)
 def test_each_recipe_trains_and_evaluates(tmp_path, dataset):
     values = {"cityscapes": [7, 8, 0], "coco_stuff164k": [0, 5, 255]}.get(dataset, [0, 1, 2])
     sizes = ((48, 64), (20, 30), (300, 40), (1500, 2000))  # one smaller than a crop, one long, one huge

@@ -77,6 +77,8 @@ def read_image(image: str | Path | Image.Image | np.ndarray | torch.Tensor, chan
     found = f"{str(tensor.dtype).removeprefix('torch.')} {tuple(image.shape) if hasattr(image, 'shape') else ''}"
     if tensor.ndim != 3 or tensor.numel() == 0:
         raise ValueError(f"An image is an array (H, W, C) or (H, W), or a tensor (C, H, W), got {found}.")
+    if tensor.dtype == torch.uint16:
+        tensor = tensor.float() / 65535
     if tensor.shape[0] == 1 and channels == 3:
         tensor = tensor.expand(3, -1, -1)
     elif tensor.shape[0] == 3 and channels == 1:
@@ -87,8 +89,6 @@ def read_image(image: str | Path | Image.Image | np.ndarray | torch.Tensor, chan
         raise ValueError(f"The model takes images of {channels} channels, got {found}.")
     if tensor.dtype == torch.uint8:
         return tensor.contiguous()
-    if tensor.dtype == torch.uint16:
-        return tensor.float() / 65535
     if not tensor.is_floating_point():
         raise ValueError(f"An image is uint8, uint16, or floating point from 0 to 1, got {found}.")
     tensor = tensor.float()

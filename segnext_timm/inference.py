@@ -8,7 +8,7 @@ averaged and compared a tile of the image at a time.
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,14 +37,20 @@ _TILE_BYTES = 1 << 27  # of a tile's scores
 _KEPT_BYTES = 1 << 30  # of the windows' logits that other tiles will need
 
 
+def _argument(model: nn.Module, name: str, default: int) -> int:
+    """An argument that a model of smp was made with; the default, for models of others."""
+    config = getattr(model, "config", None)
+    return config.get(name, default) if isinstance(config, Mapping) else default
+
+
 def in_channels(model: nn.Module) -> int:
     """How many channels a model's images have."""
-    return (getattr(model, "config", None) or {}).get("in_channels", 3)
+    return _argument(model, "in_channels", 3)
 
 
 def _classes(model: nn.Module) -> int:
     """How many classes a model has; a guess, for models of others."""
-    return (getattr(model, "config", None) or {}).get("classes", 150)
+    return _argument(model, "classes", 150)
 
 
 def _label_type(classes: int) -> type:

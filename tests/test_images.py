@@ -77,6 +77,7 @@ def test_arrays_and_tensors_keep_their_values():
     np.testing.assert_allclose(read(array / 255), array / 255, rtol=1e-6)
     np.testing.assert_allclose(read(array.astype(np.uint16) * 257), array / 255, rtol=1e-6)
     assert read(noise(40, 60, 6), 6).shape == (40, 60, 6)
+    assert np.abs(read(array.astype(np.uint16) * 257, 1) * 255 - read(array, 1)).max() <= 0.51
 
 
 def test_what_is_no_image_is_told(tmp_path):

@@ -12,7 +12,7 @@ import numpy as np
 import torch.nn as nn
 from PIL import Image
 
-from .images import class_areas, label_picture, overlay, read_image
+from .images import ImageError, class_areas, label_picture, overlay, read_image
 from .inference import in_channels, names_and_palette, predict
 
 AREAS = "areas.json"
@@ -91,7 +91,8 @@ def predict_file(
         `file`, `height`, `width` and `classes`, see :func:`class_areas`.
 
     Raises:
-        ValueError: If the image cannot be read, or does not fit the model.
+        ImageError: If the image cannot be read, or does not fit the model.
+        ValueError: If an option is none of :func:`predict`.
     """
     file, result = Path(file), Path(result)
     image = read_image(file, in_channels(model))
@@ -151,7 +152,10 @@ def predict_files(
         options: Others of :func:`predict_file`.
 
     Returns:
-        What was wrong with each image that could not be predicted.
+        What was wrong with each image that could not be read.
+
+    Raises:
+        ValueError: If an option is none of :func:`predict`, or the model does not say how images are normalised.
     """
     failures: dict[Path, str] = {}
     listed = Path(out) / AREAS
@@ -166,7 +170,7 @@ def predict_files(
                 try:
                     progress = lambda share, file=file: report(file, min(share, 0.999))  # noqa: E731
                     entries.append(predict_file(model, file, result, progress=progress, **options))
-                except (OSError, ValueError) as error:
+                except (FileNotFoundError, ImageError) as error:
                     text = str(error).removeprefix(f"{file}").lstrip(": ")
                     failures[file] = " ".join(text.split())
             report(file, 1)

@@ -14,12 +14,16 @@ _MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # of Pillow, by channels
 _INK, _PAPER = (30, 30, 30), (255, 255, 255)
 
 
+class ImageError(ValueError):
+    """An image that cannot be read, or is none."""
+
+
 def _to_mode(image: Image.Image, channels: int) -> Image.Image:
     """A Pillow image of any mode as one of 8 bits a channel."""
     if channels not in _MODES:
-        raise ValueError(f"Files hold 1, 3 or 4 channels, the model takes {channels}: pass an array or a tensor.")
+        raise ImageError(f"Files hold 1, 3 or 4 channels, the model takes {channels}: pass an array or a tensor.")
     if channels == 4 and image.mode != "RGBA":
-        raise ValueError(f"The model takes 4 channels, the image has those of {image.mode!r}.")
+        raise ImageError(f"The model takes 4 channels, the image has those of {image.mode!r}.")
     if image.mode.startswith("I"):  # 16 bits: Pillow would cut the values off at 255
         values = np.asarray(image).astype(np.float32)
         image = Image.fromarray(np.rint(values / 257).clip(0, 255).astype(np.uint8))
@@ -55,7 +59,7 @@ def read_image(image: str | Path | Image.Image | np.ndarray | torch.Tensor, chan
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If a file cannot be read as an image, or shape, type or values are others.
+        ImageError: If a file cannot be read as an image, or shape, type or values are others.
     """
     if isinstance(image, str | Path | Image.Image):
         try:
@@ -63,10 +67,10 @@ def read_image(image: str | Path | Image.Image | np.ndarray | torch.Tensor, chan
         except FileNotFoundError:
             raise
         except Image.DecompressionBombError as error:
-            raise ValueError(f"{image}: {error} Raise PIL.Image.MAX_IMAGE_PIXELS if you trust the file.") from None
+            raise ImageError(f"{image}: {error} Raise PIL.Image.MAX_IMAGE_PIXELS if you trust the file.") from None
         except Exception as error:  # Pillow's decoders raise whatever they meet in a damaged file
             reason = "not an image file" if type(error).__name__ == "UnidentifiedImageError" else str(error)
-            raise ValueError(f"{image} cannot be read as an image: {reason}") from None
+            raise ImageError(f"{image} cannot be read as an image: {reason}") from None
         tensor = torch.from_numpy(array)
     else:
         tensor = torch.as_tensor(np.array(image) if isinstance(image, np.ndarray) else image)
@@ -76,7 +80,7 @@ def read_image(image: str | Path | Image.Image | np.ndarray | torch.Tensor, chan
     tensor = tensor.permute(2, 0, 1) if is_array and tensor.ndim == 3 else tensor
     found = f"{str(tensor.dtype).removeprefix('torch.')} {tuple(image.shape) if hasattr(image, 'shape') else ''}"
     if tensor.ndim != 3 or tensor.numel() == 0:
-        raise ValueError(f"An image is an array (H, W, C) or (H, W), or a tensor (C, H, W), got {found}.")
+        raise ImageError(f"An image is an array (H, W, C) or (H, W), or a tensor (C, H, W), got {found}.")
     if tensor.dtype == torch.uint16:
         tensor = tensor.float() / 65535
     if tensor.shape[0] == 1 and channels == 3:
@@ -86,14 +90,14 @@ def read_image(image: str | Path | Image.Image | np.ndarray | torch.Tensor, chan
         grey = (tensor * weights).sum(0, keepdim=True)
         tensor = grey.round().to(tensor.dtype) if tensor.dtype == torch.uint8 else grey
     if tensor.shape[0] != channels:
-        raise ValueError(f"The model takes images of {channels} channels, got {found}.")
+        raise ImageError(f"The model takes images of {channels} channels, got {found}.")
     if tensor.dtype == torch.uint8:
         return tensor.contiguous()
     if not tensor.is_floating_point():
-        raise ValueError(f"An image is uint8, uint16, or floating point from 0 to 1, got {found}.")
+        raise ImageError(f"An image is uint8, uint16, or floating point from 0 to 1, got {found}.")
     tensor = tensor.float()
     if not (tensor.amin() >= 0 and tensor.amax() <= 1):  # NaN too
-        raise ValueError(
+        raise ImageError(
             f"Images of floating point have values from 0 to 1, not normalised ones; got {tensor.amin():.3g} to "
             f"{tensor.amax():.3g}."
         )

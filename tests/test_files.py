@@ -198,6 +198,10 @@ def test_mistakes_end_in_one_line_before_anything_is_done(model, tmp_path):
             "is no list of numbers, such as 0.5,1,1.5",
         ),
         ((model, tmp_path / "a.png", "-o", tmp_path / "out", "--device", "gpu"), "device"),
+        (
+            (model, tmp_path / "a.png", tmp_path / "a.png", "-o", tmp_path / "out", "--window", 64, "--stride", 99),
+            "Error: stride must be from 1 to the window's side, got (99, 99) of (64, 64)",
+        ),
         ((model, tmp_path / "a.png"), "Missing option '-o'"),
     ):
         done = run(*arguments)
@@ -205,7 +209,7 @@ def test_mistakes_end_in_one_line_before_anything_is_done(model, tmp_path):
         assert isinstance(done.exception, SystemExit)
         assert message in done.output
         assert "Traceback" not in done.output
-    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.glob("out/*"))
 
 
 @pytest.mark.slow

@@ -182,7 +182,7 @@ def make_space(folder: Path, models: list[str], requirement: str) -> None:
     here = Path(__file__).resolve().parent
     shutil.copy(here / "scenes.py", folder)
     page = (here / "app.py").read_text(encoding="utf-8")
-    (folder / "app.py").write_text(page.replace("MODELS = None", f"MODELS = {models!r}"), encoding="utf-8")
+    (folder / "app.py").write_text(page.replace("\nMODELS = None", f"\nMODELS = {models!r}"), encoding="utf-8")
     (folder / "requirements.txt").write_text(f"{requirement}\n", encoding="utf-8")
     (folder / "README.md").write_text(FRONT_MATTER.format(gradio=gr.__version__), encoding="utf-8")
 

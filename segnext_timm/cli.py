@@ -192,10 +192,10 @@ def predict_command(model: str, images: tuple[str, ...], out: Path, device: str 
     are written to OUT as indexed PNG, IMAGE.png, and drawn over the image in IMAGE_overlay.jpg. Images that cannot be
     read are listed at the end, and the exit status is 1. Ctrl-C keeps what is done, and --resume goes on.
     """
-    places, place = find_images(images, out), _device(device)
+    places, target = find_images(images, out), _device(device)
     segmenter = load_segmenter(model)
     segmenter = fuse(segmenter, inplace=True) if fused else segmenter
-    segmenter = segmenter.to(place, memory_format=torch.channels_last)
+    segmenter = segmenter.to(target, memory_format=torch.channels_last)
     done = 0.0
     shown = {"label": "Predicting", "width": 24, "item_show_func": lambda file: file and file.name}
     with click.progressbar(length=100 * len(places), **shown) as bar:

@@ -110,7 +110,7 @@ def predict_file(
         labels = labels[0] if probabilities else labels
         names, palette = names_and_palette(model)
         if overlays:
-            picture = overlay(image, labels, names, palette)
+            picture = overlay(image[:3], labels, names, palette)  # of four channels, the colours
             ending = "_overlay.jpg" if max(picture.size) <= _JPEG_SIDE else "_overlay.png"
             picture.save(_named(work, ending), quality=90)
             del picture
@@ -175,7 +175,7 @@ def predict_files(
                     failures[file] = " ".join(text.split())
             report(file, 1)
     finally:
-        if areas:
+        if areas and entries:
             listed.parent.mkdir(parents=True, exist_ok=True)
             new = listed.with_name(f".{AREAS}")
             new.write_text(json.dumps({"images": entries}, indent=1), encoding="utf-8")

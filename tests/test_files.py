@@ -120,6 +120,16 @@ def test_broken_images_are_listed_and_the_others_predicted(model, tmp_path):
     assert names == {"a.png", "a_overlay.jpg", "z.png", "z_overlay.jpg"}
 
 
+def test_models_of_four_channels_get_their_overlay(tmp_path):
+    cfg = {"mean": [0.5] * 4, "std": [0.25] * 4}
+    model = smp.SegNeXt(
+        "tu-test_mscan", encoder_weights=None, classes=3, decoder_channels=32, in_channels=4, pretrained_cfg=cfg
+    )
+    Image.fromarray(np.dstack([noise(50, 70), noise(50, 70)[..., 0]])).save(tmp_path / "four.png")
+    segnext_timm.files.predict_file(model, tmp_path / "four.png", tmp_path / "out" / "four")
+    assert {f.name for f in (tmp_path / "out").iterdir()} == {"four.png", "four_overlay.jpg"}
+
+
 def test_panoramas_longer_than_jpeg_allows_get_their_overlay(model, tmp_path):
     (tmp_path / "in").mkdir()
     Image.fromarray(noise(2, 66_000)).save(tmp_path / "in" / "long.png")

@@ -119,12 +119,13 @@ def predict_file(
         for written in sorted(work.parent.iterdir(), key=lambda f: f.name == f"{work.name}.png"):
             written.chmod(0o644)
             written.replace(_named(result, written.name.removeprefix(work.name)))
-    return {
-        "file": str(file),
-        "height": labels.shape[0],
-        "width": labels.shape[1],
-        "classes": class_areas(labels, names),
-    }
+    return _entry(file, labels, names)
+
+
+def _entry(file: Path, labels: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
+    """What `areas.json` says of an image."""
+    height, width = labels.shape
+    return {"file": str(file), "height": height, "width": width, "classes": class_areas(labels, names)}
 
 
 def _named(path: Path, ending: str) -> Path:
@@ -165,7 +166,11 @@ def predict_files(
     try:
         for file, result in places.items():
             report(file, 0)
-            if not (resume and _named(result, ".png").is_file()):
+            if resume and _named(result, ".png").is_file():
+                if areas and all(entry["file"] != str(file) for entry in entries):  # predicted without a list
+                    with Image.open(_named(result, ".png")) as labels:
+                        entries.append(_entry(file, np.asarray(labels), names_and_palette(model)[0]))
+            else:
                 entries = [entry for entry in entries if entry["file"] != str(file)]
                 try:
                     progress = lambda share, file=file: report(file, min(share, 0.999))  # noqa: E731

@@ -152,6 +152,15 @@ def test_resume_leaves_out_what_is_there(model, tmp_path):
     assert sorted(f.name for f in (tmp_path / "out").iterdir()) == ["a.png", "areas.json", "b.png"]
 
 
+def test_resume_lists_the_areas_of_what_is_there(model, tmp_path):
+    write(tmp_path / "in", "a.png")
+    run(model, tmp_path / "in", "-o", tmp_path / "out", "--areas")
+    listed = (tmp_path / "out" / "areas.json").read_text()
+    (tmp_path / "out" / "areas.json").unlink()
+    run(model, tmp_path / "in", "-o", tmp_path / "out", "--areas", "--resume")
+    assert (tmp_path / "out" / "areas.json").read_text() == listed
+
+
 def test_an_interrupt_keeps_what_is_done_and_leaves_nothing_half_written(model, tmp_path):
     write(tmp_path / "in", "a.png", "b.png")
     loaded = smp.from_pretrained(model).eval()

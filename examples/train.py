@@ -33,6 +33,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from segnext_timm import SegNeXt, create_segmenter, list_segmenters, push_to_hub
+from segnext_timm.variants import VARIANTS as SIZES
 from segnext_timm.zoo import load_segmenter
 
 from data import Split, ignore_interrupts, open_split, training_samples
@@ -42,12 +43,7 @@ from recipe import SettingsError, TrainSettings, parse, run
 from transforms import MEAN, STD
 
 # encoder, decoder channels, rank and drop path rate of the paper's models (its code, configs of ADE20K)
-VARIANTS = {
-    "t": ("tu-mscan_t", 256, 16, 0.1),
-    "s": ("tu-mscan_s", 256, 16, 0.1),
-    "b": ("tu-mscan_b", 512, 64, 0.1),
-    "l": ("tu-mscan_l", 1024, 64, 0.3),
-}
+VARIANTS = {v.key: (f"tu-{v.backbone}", v.decoder_channels, v.decoder_rank, v.drop_path_rate) for v in SIZES.values()}
 MAX_SKIPPED = 10  # updates in a row
 
 

@@ -4,15 +4,20 @@ Importing this package registers the backbones `mscan_t`, `mscan_s`, `mscan_b` a
 architecture `segnext` with smp.
 """
 
-from .deploy import export, fuse
-from .hamburger import Hamburger, NMF2d
-from .hub import convert, push_to_hub
-from .images import overlay
-from .inference import predict
-from .mscan import MSCAN
-from .reading import CheckpointError
-from .segnext import LightHamDecoder, SegNeXt
-from .zoo import create_segmenter, list_segmenters
+import importlib
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .deploy import export, fuse
+    from .errors import CheckpointError
+    from .hamburger import Hamburger, NMF2d
+    from .hub import convert, push_to_hub
+    from .images import overlay
+    from .inference import predict
+    from .mscan import MSCAN
+    from .segnext import LightHamDecoder, SegNeXt
+    from .zoo import create_segmenter, list_segmenters, load_segmenter
 
 __version__ = "0.1.0"
 
@@ -29,7 +34,69 @@ __all__ = [
     "export",
     "fuse",
     "list_segmenters",
+    "load_segmenter",
     "overlay",
     "predict",
     "push_to_hub",
 ]
+
+# The module of each public name
+_HOMES = {
+    "MSCAN": "mscan",
+    "CheckpointError": "errors",
+    "Hamburger": "hamburger",
+    "LightHamDecoder": "segnext",
+    "NMF2d": "hamburger",
+    "SegNeXt": "segnext",
+    "convert": "hub",
+    "create_segmenter": "zoo",
+    "export": "deploy",
+    "fuse": "deploy",
+    "list_segmenters": "zoo",
+    "load_segmenter": "zoo",
+    "overlay": "images",
+    "predict": "inference",
+    "push_to_hub": "hub",
+}
+
+
+_loaded = False
+
+
+def _load() -> None:
+    """Import every module, which registers the models, and offer every public name."""
+    global _loaded
+    _loaded = True
+    for name, home in _HOMES.items():
+        globals()[name] = getattr(importlib.import_module(f".{home}", __name__), name)
+
+
+def _is_the_command() -> bool:
+    """Whether this process is `segnext-timm ...` or `python -m segnext_timm ...`."""
+    program = sys.argv[0] if sys.argv else ""
+    if program == "-m":  # while Python looks for the module; its name stands before the module's own arguments
+        return sys.orig_argv[-len(sys.argv)].split(".")[0] == __name__
+    name = program.replace("\\", "/").rpartition("/")[2]
+    return name.removesuffix(".exe").removesuffix("-script.py") == "segnext-timm"
+
+
+if not TYPE_CHECKING:  # type checkers would take any name to exist
+
+    def __getattr__(name: str) -> Any:
+        if not _loaded and not name.startswith("__"):
+            _load()
+            if name in globals():
+                return globals()[name]
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+# Registration is the import, so the import loads everything: torch, timm and smp too, which takes seconds. The command
+# alone does not wait for them, since Python imports a package before the package's modules and `segnext-timm --help`
+# needs none of that. There, the first use of a public name, or of a module as an attribute, loads the rest: whoever
+# makes a model finds all of them registered.
+if not _is_the_command():
+    _load()

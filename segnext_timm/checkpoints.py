@@ -17,17 +17,13 @@ import numpy as np
 import torch
 
 from .reading import CheckpointError, read_checkpoint
+from .variants import VARIANTS
 
 # Channels and depths of the published backbones (table 2 of the paper) and of the tests' narrow one
-_SIZES = {
-    "mscan_t": ((32, 64, 160, 256), (3, 3, 5, 2)),
-    "mscan_s": ((64, 128, 320, 512), (2, 2, 4, 2)),
-    "mscan_b": ((64, 128, 320, 512), (3, 3, 12, 3)),
-    "mscan_l": ((64, 128, 320, 512), (3, 5, 27, 3)),
-    "test_mscan": ((16, 24, 32, 48), (1, 1, 2, 1)),
-}
+_SIZES = {v.backbone: (v.dims, v.depths) for v in VARIANTS.values()}
+_SIZES["test_mscan"] = ((16, 24, 32, 48), (1, 1, 2, 1))
 # Rank of the matrix decomposition in the paper's code; in mmsegmentation's configurations it is 16 throughout
-_PAPER_RANKS = {"mscan_t": 16, "mscan_s": 16, "mscan_b": 64, "mscan_l": 64, "test_mscan": 16}
+_PAPER_RANKS = {v.backbone: v.decoder_rank for v in VARIANTS.values()} | {"test_mscan": 16}
 
 # Published module or parameter name, native name. `{i}` counts stages from 0 and `{i1}` from 1, `{j}` counts blocks,
 # `{k}` the branches of the attention, `{n}` and `{n1}` the two strips of a branch from 0 and from 1. What follows the

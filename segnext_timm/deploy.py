@@ -14,6 +14,7 @@ import torch
 import torch.nn as nn
 from timm.utils import reparameterize_model
 
+from .errors import ExportError
 from .folding import is_fused
 from .inference import normalisation, size_divisor
 from .segnext import SegNeXt
@@ -200,7 +201,7 @@ def _trace(graph: nn.Module, images: torch.Tensor, dynamic: bool) -> torch.expor
     except Exception as error:
         part, cause = _failing_part(model, images)
         reason = str(cause or error).strip().splitlines()[0]
-        raise RuntimeError(f"{part} cannot be exported: {type(cause or error).__name__}: {reason}") from error
+        raise ExportError(f"{part} cannot be exported: {type(cause or error).__name__}: {reason}") from error
 
 
 def _failing_part(model: nn.Module, images: torch.Tensor) -> tuple[str, Exception | None]:
@@ -285,7 +286,7 @@ def _check_onnx(path: Path, graph: nn.Module, model: nn.Module, images: torch.Te
         elif output.shape == right.shape:
             error = 0.0 if torch.equal(output, right) else _label_error(model, images, output)
         if not error <= _TOLERANCE:
-            raise RuntimeError(
+            raise ExportError(
                 f"The ONNX graph's {name} of images {tuple(images.shape)} differ from the model's by {error:.1e} of "
                 f"their range; {_TOLERANCE:.0e} is allowed. No file is left."
             )

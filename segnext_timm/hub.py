@@ -18,6 +18,7 @@ from timm.models import FeatureListNet, save_for_hf
 
 from .cards import REPO_PLACEHOLDER, backbone_card, segmenter_card
 from .checkpoints import Checkpoint, CheckpointError, check_parameters, load_checkpoint, native_to_mmseg
+from .errors import HubError
 from .folding import is_fused
 from .hamburger import NMF2d
 from .labels import LABEL_SETS
@@ -38,7 +39,7 @@ def _beside(path: Path, force: bool) -> Iterator[Path]:
     Raises:
         FileExistsError: If there is something at `path`, unless `force` allows to replace a file or model folder.
     """
-    if path.exists():
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):  # an empty folder is free to be filled
         if not force:
             raise FileExistsError(f"{path} exists: choose another name, or allow to replace it (--force).")
         extra = sorted(file.name for file in path.iterdir() if file.name not in _MODEL_FILES) if path.is_dir() else []
@@ -297,7 +298,7 @@ def _hub_errors(repo_id: str) -> Iterator[None]:
         if status == 403:
             raise PermissionError(f"The token may not write to {repo_id}: take one with write access to it.") from None
         reason = getattr(error, "server_message", None) or str(error).strip().splitlines()[-1]
-        raise RuntimeError(f"The Hub did not take {repo_id} (status {status}): {reason}") from None
+        raise HubError(f"The Hub did not take {repo_id} (status {status}): {reason}") from None
     except Exception as error:
         # the client's library for HTTP is requests, httpx or another one, by its version
         if isinstance(error, ConnectionError) or type(error).__module__.startswith(("httpx", "httpcore", "requests")):

@@ -8,14 +8,11 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from .errors import ImageError
 from .labels import Color, voc_palette
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # of Pillow, by channels
 _INK, _PAPER = (30, 30, 30), (255, 255, 255)
-
-
-class ImageError(ValueError):
-    """An image that cannot be read, or is none."""
 
 
 def _to_mode(image: Image.Image, channels: int) -> Image.Image:

@@ -20,9 +20,7 @@ import torch.hub
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-
-class CheckpointError(ValueError):
-    """A checkpoint is not what was expected. The message, one line, names it and says what it is and what to do."""
+from .errors import CheckpointError
 
 
 def _admitted_globals() -> dict[str, Any]:

@@ -1,148 +1,24 @@
-"""Published segmenters by name: architecture, classes and weights."""
+"""Published segmenters as models: their architecture built, their weights loaded."""
 
-import difflib
-import fnmatch
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import segmentation_models_pytorch as smp
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
+from safetensors import SafetensorError
 from timm.models import adapt_input_conv
 
+from . import mscan  # noqa: F401  registers the backbones, which are created by name
 from .checkpoints import CheckpointError, check_parameters, load_checkpoint
-from .labels import LABEL_SETS
+from .published import SegmenterCfg, check_segmenter, get_segmenter_cfg, list_segmenters
 from .reading import fetch
 from .segnext import SegNeXt
 
+__all__ = ["SegmenterCfg", "create_segmenter", "get_segmenter_cfg", "list_segmenters", "load_segmenter"]
+
 _logger = logging.getLogger(__name__)
-
-_MMSEG = "https://github.com/open-mmlab/mmsegmentation/tree/v1.2.2/configs/segnext"
-_MMSEG_FILES = "https://download.openmmlab.com/mmsegmentation/v0.5/segnext/"
-
-
-@dataclass(frozen=True)
-class SegmenterCfg:
-    """A published segmenter.
-
-    Attributes:
-        name: "architecture.tag".
-        encoder_name: Its encoder, in smp's spelling.
-        decoder_channels: Width of its decoder.
-        decoder_rank: Rank of its matrix decomposition, with which it was trained.
-        labels: Key of its data set in `labels.LABEL_SETS`.
-        url: Its checkpoint; the digits at the end of the file's name begin its sha256.
-        miou: Published mIoU on the validation set in percent: single scale, and multiple scales with flips.
-        origin_url: Who published it.
-        input_size: Channels, height and width of the crops it was trained on.
-        license: Of the weights.
-    """
-
-    name: str
-    encoder_name: str
-    decoder_channels: int
-    decoder_rank: int
-    labels: str
-    url: str
-    miou: tuple[float, float]
-    origin_url: str = _MMSEG
-    input_size: tuple[int, int, int] = (3, 512, 512)
-    license: str = "apache-2.0"
-
-    @property
-    def dataset(self) -> str:
-        """Name of its data set."""
-        return LABEL_SETS[self.labels].name
-
-    @property
-    def num_classes(self) -> int:
-        """Number of its classes."""
-        return len(LABEL_SETS[self.labels].classes)
-
-    @property
-    def results(self) -> list[dict[str, Any]]:
-        """The published mIoU, in the form that model cards take."""
-        return [
-            {
-                "dataset": self.dataset,
-                "split": "validation",
-                "metric": "mIoU",
-                "setting": setting,
-                "value": value,
-                "source": self.origin_url,
-                "source_name": "mmsegmentation",
-            }
-            for setting, value in zip(("single scale", "multi-scale + flip"), self.miou)
-        ]
-
-    @property
-    def pretrained_cfg(self) -> dict[str, Any]:
-        """What travels with the weights: classes, palette, preprocessing, licence and origin."""
-        labels = LABEL_SETS[self.labels]
-        return {
-            "architecture": self.name.split(".")[0],
-            "tag": self.name.split(".")[1],
-            "url": self.url,
-            "input_size": list(self.input_size),
-            "mean": list(IMAGENET_DEFAULT_MEAN),
-            "std": list(IMAGENET_DEFAULT_STD),
-            "dataset": labels.name,
-            "label_names": list(labels.classes),
-            "palette": [list(color) for color in labels.palette],
-            "license": self.license,
-            "origin_url": self.origin_url,
-        }
-
-
-def _mmseg_ade20k(variant: str, channels: int, stamp: str, miou: tuple[float, float]) -> SegmenterCfg:
-    run = f"segnext_mscan-{variant}_1x16_512x512_adamw_160k_ade20k"
-    return SegmenterCfg(
-        name=f"segnext_{variant}.mmseg_ade20k",
-        encoder_name=f"tu-mscan_{variant}",
-        decoder_channels=channels,
-        decoder_rank=16,
-        labels="ade20k",
-        url=f"{_MMSEG_FILES}{run}/{run}_{stamp}.pth",
-        miou=miou,
-    )
-
-
-_CFGS = {
-    cfg.name: cfg
-    for cfg in (
-        _mmseg_ade20k("t", 256, "20230210_140244-05bd8466", (41.50, 42.59)),
-        _mmseg_ade20k("s", 256, "20230214_113014-43013668", (44.16, 45.81)),
-        _mmseg_ade20k("b", 512, "20230209_172053-b6f6c70c", (48.03, 49.68)),
-        _mmseg_ade20k("l", 1024, "20230209_172055-19b14b63", (50.99, 52.10)),
-    )
-}
-
-
-def list_segmenters(filter: str = "") -> list[str]:
-    """Names of the published segmenters, for :func:`create_segmenter`.
-
-    Args:
-        filter: A pattern with wildcards, such as "*ade20k".
-    """
-    return [name for name in _CFGS if fnmatch.fnmatch(name, filter or "*")]
-
-
-def get_segmenter_cfg(name: str) -> SegmenterCfg:
-    """What is known of a published segmenter.
-
-    Args:
-        name: One of :func:`list_segmenters`, or the part before its dot.
-
-    Raises:
-        ValueError: If there is none of that name. The message lists the nearest ones.
-    """
-    cfg = _CFGS.get(name) or next((cfg for cfg in _CFGS.values() if cfg.name.split(".")[0] == name), None)
-    if cfg is None:
-        near = difflib.get_close_matches(name, _CFGS, n=2, cutoff=0.3) or list(_CFGS)
-        raise ValueError(f"Unknown segmenter {name!r}. Did you mean {' or '.join(map(repr, near))}?")
-    return cfg
 
 
 def create_segmenter(name: str, pretrained: bool = False, classes: int | None = None, **overrides: Any) -> SegNeXt:
@@ -211,7 +87,7 @@ def _load(model: SegNeXt, state_dict: dict[str, torch.Tensor], classifier: bool)
 
 
 def load_segmenter(name: str | Path) -> torch.nn.Module:
-    """A trained segmentation model.
+    """Load a trained segmentation model.
 
     Args:
         name: One of :func:`list_segmenters`, a folder that `save_pretrained` or `convert` made, or the name of a
@@ -222,15 +98,29 @@ def load_segmenter(name: str | Path) -> torch.nn.Module:
 
     Raises:
         FileNotFoundError: If it is none of these.
+        ConnectionError: If the Hub cannot be reached.
+        CheckpointError: If the folder or repository holds something else, or its weights are damaged or do not fit.
     """
+    check_segmenter(name)
     text = str(name)
-    if text in _CFGS or any(text == cfg.name.split(".")[0] for cfg in _CFGS.values()):
+    if text in {form for full in list_segmenters() for form in (full, full.split(".")[0])}:
         return create_segmenter(text, pretrained=True).eval()
-    if Path(name).is_dir():
-        if not (Path(name) / "config.json").is_file():
-            raise FileNotFoundError(f"{name}: not a model folder, it has no config.json.")
-    elif text.count("/") != 1 or text.startswith((".", "/")):
+    try:
+        return smp.from_pretrained(text).eval()
+    except RepositoryNotFoundError:
         raise FileNotFoundError(
-            f"{name}: no such folder, no name on the Hub (user/repo), and none of {', '.join(list_segmenters())}."
-        )
-    return smp.from_pretrained(text).eval()
+            f"{name}: no such folder, and no such repository on the Hub. Log in with `hf auth login` if it is private."
+        ) from None
+    except LocalEntryNotFoundError:
+        raise ConnectionError(f"{name}: no such folder, and the Hub cannot be reached.") from None
+    except SafetensorError as error:
+        raise CheckpointError(f"{name}: its model.safetensors is damaged ({error}). Get it again.") from None
+    except KeyError as error:
+        if error.args != ("_model_class",):
+            raise
+        raise CheckpointError(f"{name}: not a segmentation model saved by smp or this package.") from None
+    except RuntimeError as error:
+        if not str(error).startswith("Error(s) in loading state_dict"):
+            raise
+        reason = " ".join(str(error).splitlines()[1].split())
+        raise CheckpointError(f"{name}: the weights do not fit its config.json. {reason[:300]}") from None

@@ -1,93 +1,106 @@
-"""The command `segnext-timm`: what the package does, from a shell."""
+"""The command `segnext-timm`: what the package does, from a shell.
 
+Only light modules are imported here; each command imports what it needs, so that help and tables come at once.
+"""
+
+import importlib.util
+import json
+import logging
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
-import timm
-import torch
 
 from . import __version__
-from .checkpoints import CheckpointError
-from .deploy import export, fuse
-from .files import AREAS, find_images, predict_files
-from .hub import convert, push_to_hub
-from .segnext import SegNeXt
-from .zoo import get_segmenter_cfg, list_segmenters, load_segmenter
+from ._cli_info import describe_model, list_models, model_text, models_text
+from ._cli_types import (
+    ClassesType,
+    DeviceType,
+    ExportPathType,
+    Group,
+    RepoType,
+    ScalesType,
+    SegmenterType,
+    SizeType,
+    StoppedError,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_DIRECTORY = click.Path(path_type=Path)
+_FUSE_HELP = "Fold norms and layer scales into convolutions first: faster, same output."
 
 
-class _OneLineErrors(click.Group):
-    """Ends with a line on the user's errors, not with a traceback."""
-
-    def invoke(self, ctx: click.Context):
-        try:
-            return super().invoke(ctx)
-        except (CheckpointError, ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
-            if ctx.params.get("traceback"):
-                raise
-            raise click.ClickException(" ".join(str(error).split())) from None
+def _examples(*lines: str) -> str:
+    """The examples at the end of a command's help, one per line."""
+    return "\n".join(["\b", "Examples:", *(f"  segnext-timm {line}" for line in lines)])
 
 
-@click.group(cls=_OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__)
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, message="%(prog)s %(version)s", help="Show the version.")
 @click.option("--traceback", is_flag=True, help="On an error, show where it arose.")
 def main(traceback: bool) -> None:
     """SegNeXt for timm, segmentation-models-pytorch and the Hugging Face Hub."""
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("segnext_timm").setLevel(logging.INFO)
 
 
-def _table(rows: list[tuple[str, ...]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+@main.command("models", epilog=_examples("models", "models --json"))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def models_command(as_json: bool) -> None:
+    """List published backbones and segmenters."""
+    models = list_models()
+    click.echo(json.dumps(models, indent=1) if as_json else models_text(models))
 
 
-def _parameters(model: torch.nn.Module) -> str:
-    return f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f}M"
+@main.command("info", epilog=_examples("info segnext_b", "info mscan_t", "info my-segnext --json", "info user/repo"))
+@click.argument("model")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def info_command(model: str, as_json: bool) -> None:
+    """Describe MODEL: architecture, classes, preprocessing, license, results.
+
+    MODEL is a name that `segnext-timm models` lists, a model folder, or a repository on the Hugging Face Hub. Weights
+    are neither downloaded nor loaded.
+    """
+    info = describe_model(model)
+    click.echo(json.dumps(info, indent=1) if as_json else model_text(info))
 
 
-# ImageNet-1k top-1 of the paper's table 2 (https://arxiv.org/abs/2209.08575)
-_TOP1 = {"mscan_t": "75.9", "mscan_s": "81.2", "mscan_b": "83.0", "mscan_l": "83.9"}
-
-
-@main.command()
-def models() -> None:
-    """List backbones and segmenters."""
-    rows = [("backbone", "parameters", "weights", "top-1")]
-    for name, top1 in _TOP1.items():
-        cfg = timm.get_pretrained_cfg(name)
-        with torch.device("meta"):
-            model = timm.create_model(name)
-        rows.append((f"{name}.{cfg.tag}", _parameters(model), "ImageNet-1k", top1))
-    click.echo(_table(rows) + "\n")
-    rows = [("segmenter", "parameters", "weights", "mIoU", "multi-scale", "rank")]
-    for name in list_segmenters():
-        cfg = get_segmenter_cfg(name)
-        with torch.device("meta"):
-            model = SegNeXt(
-                cfg.encoder_name, encoder_weights=None, decoder_channels=cfg.decoder_channels, classes=cfg.num_classes
-            )
-        miou = tuple(f"{value:.2f}" for value in cfg.miou)
-        rows.append((name, _parameters(model), cfg.dataset, *miou, str(cfg.decoder_rank)))
-    click.echo(_table(rows))
-    click.echo(
-        "\nAccuracies are published ones: top-1 from the paper, mIoU on the validation set from mmsegmentation.\n"
-        "The weights are under Apache-2.0; their authors ask commercial users to contact them."
-    )
-
-
-@main.command("convert")
-@click.argument("src", type=click.Path(path_type=Path))
-@click.argument("dst", type=click.Path(path_type=Path))
+@main.command(
+    "convert",
+    epilog=_examples(
+        "convert mscan_b.pth mscan_b",
+        "convert segnext_base_512x512_ade_160k.pkl segnext_b --classes ade20k",
+        "convert segnext_b segnext_b.pth --to mmseg",
+    ),
+)
+@click.argument("src", type=_DIRECTORY)
+@click.argument("dst", type=_DIRECTORY)
 @click.option("--rank", type=click.IntRange(min=1), help="Rank of a segmenter's matrix decomposition.")
-@click.option("--to", type=click.Choice(["native", "mmseg"]), default="native", show_default=True)
-@click.option("--classes", help="File with a class name a line, or a data set: ade20k, cityscapes, ...")
+@click.option(
+    "--to",
+    type=click.Choice(["native", "mmseg"]),
+    default="native",
+    show_default=True,
+    help="Write a folder for timm or smp, or a file for mmsegmentation.",
+)
+@click.option("--classes", type=ClassesType(), help="File with one class name per line, or a data set: ade20k, ...")
 @click.option("--ema", is_flag=True, help="Take the moving average of the weights.")
 @click.option("--force", is_flag=True, help="Replace DST.")
-def convert_command(src: Path, dst: Path, force: bool, **options) -> None:
-    """Make of the checkpoint SRC a folder DST that timm or smp loads.
+def convert_command(src: Path, dst: Path, force: bool, **options: Any) -> None:
+    """Convert the checkpoint SRC to a folder DST that timm or smp loads.
 
-    SRC is a .pth, .pt, .pkl or .safetensors file of any origin, or such a folder. With --to mmseg, DST is a .pth file
-    for mmsegmentation.
+    SRC is a .pth, .pt, .pkl or .safetensors file of any origin, or such a folder. DST does not exist, or is an empty
+    folder. With --to mmseg, DST is a .pth file for mmsegmentation.
     """
+    from . import convert
+
     click.echo(str(convert(src, dst, force=force, **options)))
     if options["to"] == "mmseg":
         click.echo(f"Wrote {dst}.")
@@ -101,16 +114,17 @@ def convert_command(src: Path, dst: Path, force: bool, **options) -> None:
     click.echo(f"Wrote {dst}. Load it, after `import segnext_timm`, by {load}.")
 
 
-@main.command()
-@click.argument("src", type=click.Path(path_type=Path))
-@click.argument("repo")
+@main.command("push", epilog=_examples("push my-segnext user/my-segnext", "push my-segnext user/my-segnext --private"))
+@click.argument("src", type=_DIRECTORY)
+@click.argument("repo", type=RepoType())
 @click.option("--private", is_flag=True, help="Make a private repository.")
 @click.option("--revision", help="Branch to push to.")
 @click.option("--create-pr", is_flag=True, help="Open a pull request.")
 @click.option("-m", "--message", "commit_message", help="Message of the commit.")
 @click.option("--extra-files/--no-extra-files", default=None, help="Push what else lies in SRC; asked if not given.")
-def push(src: Path, repo: str, extra_files: bool | None, **options) -> None:
+def push_command(src: Path, repo: str, extra_files: bool | None, **options: Any) -> None:
     """Push the model folder SRC to REPO (user/name) on the Hugging Face Hub."""
+    from . import push_to_hub
 
     def ask(names: list[str]) -> bool:
         listed = "\n".join(f"  {name}" for name in names)
@@ -121,95 +135,215 @@ def push(src: Path, repo: str, extra_files: bool | None, **options) -> None:
     click.echo(f"Pushed: {commit.pr_url or commit.commit_url}")
 
 
-@main.command("export")
-@click.argument("model")
-@click.argument("file", type=click.Path(path_type=Path))
+@main.command(
+    "export",
+    epilog=_examples(
+        "export segnext_b segnext_b.onnx --argmax",
+        "export my-segnext model.onnx --size 512 1024",
+        "export my-segnext model.pt2 --dynamic",
+    ),
+)
+@click.argument("model", type=SegmenterType())
+@click.argument("file", type=ExportPathType())
 @click.option(
-    "--size", type=click.IntRange(min=32), nargs=2, metavar="HEIGHT WIDTH", help="[default: as trained, or 512 512]"
+    "--size",
+    type=SizeType(32),
+    metavar="HEIGHT [WIDTH]",
+    help="Size of the images in pixels; one number for a square.  [default: as trained, or 512]",
 )
 @click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Images at once.")
 @click.option("--dynamic", is_flag=True, help="Take other batches and sizes too.")
 @click.option("--argmax", is_flag=True, help="Give labels, not logits.")
-@click.option("--fuse/--no-fuse", default=True, show_default=True, help="Fold norms and layer scales first.")
-def export_command(model: str, file: Path, size: tuple[int, int] | None, batch: int, **options) -> None:
+@click.option("--fuse/--no-fuse", default=True, show_default=True, help=_FUSE_HELP)
+def export_command(model: str, file: Path, size: tuple[int, int] | None, batch: int, **options: Any) -> None:
     """Write MODEL as a graph that runs without this package: FILE ends in .onnx or .pt2.
 
     MODEL is a name that `segnext-timm models` lists, a model folder, or a repository on the Hugging Face Hub. The graph
-    takes images normalised by the mean and standard deviation in the file's metadata.
+    takes images normalized by the mean and standard deviation in the file's metadata.
     """
+    missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if importlib.util.find_spec(name) is None]
+    if file.suffix == ".onnx" and missing:
+        raise click.ClickException(f"Exporting to ONNX needs {missing[0]}: pip install 'segnext-timm[export]'")
+    from . import export, load_segmenter
+    from .inference import in_channels, size_divisor
+
     segmenter = load_segmenter(model)
     known = getattr(segmenter, "pretrained_cfg", {}).get("input_size") or (0, 512, 512)
-    shape = (batch, segmenter.config.get("in_channels", 3), *(size or known[1:]))
+    shape = (batch, in_channels(segmenter), *(size or known[1:]))
+    step = size_divisor(segmenter)
+    if shape[2] % step or shape[3] % step:
+        raise click.BadParameter(f"this model takes multiples of {step}, got {shape[2:]}.", param_hint="--size")
     click.echo(f"Exporting for images {'like ' if options['dynamic'] else ''}{shape} ...")
     export(segmenter, file, shape, **options)
     click.echo(f"Wrote {file} ({file.stat().st_size / 1e6:.1f} MB).")
 
 
-def _scales(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[float, ...]:
+def _predict_options(function: F) -> F:
+    """The options of `segnext-timm predict`, in the order of its help."""
+    for option in reversed(
+        (
+            click.option("-o", "--out", required=True, type=_DIRECTORY, help="Folder of the results."),
+            click.option(
+                "--mode",
+                type=click.Choice(["auto", "whole", "slide"]),
+                default="auto",
+                show_default=True,
+                help="See images whole, or in sliding windows; auto decides by size and memory.",
+            ),
+            click.option(
+                "--window",
+                type=SizeType(32),
+                metavar="HEIGHT [WIDTH]",
+                help="Size of the windows in pixels; one number for a square.  [default: as trained, or 512]",
+            ),
+            click.option(
+                "--stride",
+                type=SizeType(1),
+                metavar="HEIGHT [WIDTH]",
+                help="Distance of the windows in pixels.  [default: 3/4 of their size]",
+            ),
+            click.option(
+                "--scales",
+                type=ScalesType(),
+                default="1",
+                show_default=True,
+                metavar="NUMBERS",
+                help="Average over sizes: 0.5,1,1.5",
+            ),
+            click.option("--flip", is_flag=True, help="Average over mirrored images too."),
+            click.option(
+                "--fit",
+                "fit_in",
+                type=SizeType(1),
+                metavar="LONG [SHORT]",
+                help="Resize images first, to fit longest sides in pixels; one number for both.",
+            ),
+            click.option(
+                "--device",
+                type=DeviceType(),
+                metavar="DEVICE",
+                help="cpu, cuda, cuda:1, mps, ...  [default: a GPU if there is one]",
+            ),
+            click.option(
+                "--precision",
+                type=click.Choice(["fp32", "bf16", "fp16"]),
+                default="fp32",
+                show_default=True,
+                help="Arithmetic of the model; bf16 and fp16 run it under autocast.",
+            ),
+            click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Windows at once."),
+            click.option(
+                "--tile",
+                type=click.IntRange(min=1),
+                metavar="PIXELS",
+                help="Side of the pieces whose scores are held at once: less memory.",
+            ),
+            click.option("--overlay/--no-overlay", "overlays", default=True, show_default=True, help="Write overlays."),
+            click.option("--probabilities", is_flag=True, help="Write probabilities: 2 bytes a class and pixel."),
+            click.option("--areas", is_flag=True, help="Write how much each class covers to OUT/areas.json."),
+            click.option("--fuse/--no-fuse", "fused", default=True, show_default=True, help=_FUSE_HELP),
+            click.option("--resume", is_flag=True, help="Leave out images whose labels are in OUT."),
+            click.option(
+                "--json", "as_json", is_flag=True, help="Print a summary as JSON; all else goes to standard error."
+            ),
+        )
+    ):
+        function = option(function)
+    return function
+
+
+@contextmanager
+def _out_of_memory() -> Iterator[None]:
+    """Say what to do where memory does not suffice."""
+    import torch
+
     try:
-        return tuple(float(part) for part in value.split(","))
-    except ValueError:
-        raise click.BadParameter(f"{value!r} is no list of numbers, such as 0.5,1,1.5.") from None
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            hint = "Out of memory: try --mode slide, a smaller --window or --tile, or --batch 1."
+            raise click.ClickException(hint) from None
+        raise
 
 
-def _device(name: str | None) -> torch.device:
-    if name is None:
-        return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    return torch.device(name)
-
-
-@main.command("predict")
-@click.argument("model")
-@click.argument("images", nargs=-1, required=True, metavar="IMAGE|DIR|PATTERN...")
-@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder of the results.")
-@click.option(
-    "--mode",
-    type=click.Choice(["auto", "whole", "slide"]),
-    default="auto",
-    show_default=True,
-    help="See images whole, or in sliding windows; by size and memory if not told.",
-)
-@click.option("--window", type=click.IntRange(min=32), help="Side of the windows.  [default: as trained, or 512]")
-@click.option("--stride", type=click.IntRange(min=1), help="Distance of the windows.  [default: 3/4 of their side]")
-@click.option("--scales", default="1", show_default=True, callback=_scales, help="Average over sizes: 0.5,1,1.5")
-@click.option("--flip", is_flag=True, help="Average over mirrored images too.")
-@click.option(
-    "--fit", "fit_in", type=click.IntRange(min=1), nargs=2, metavar="LONG SHORT", help="Resize images to fit first."
-)
-@click.option("--device", help="cpu, cuda, cuda:1, mps, ...  [default: a GPU if there is one]")
-@click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32", show_default=True)
-@click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Windows at once.")
-@click.option("--tile", type=click.IntRange(min=1), help="Side of the pieces whose scores are held at once: memory.")
-@click.option("--overlay/--no-overlay", "overlays", default=True, show_default=True, help="Write overlays.")
-@click.option("--probabilities", is_flag=True, help="Write probabilities: 2 bytes a class and pixel.")
-@click.option("--areas", is_flag=True, help=f"Write how much each class covers to OUT/{AREAS}.")
-@click.option("--fuse/--no-fuse", "fused", default=True, show_default=True, help="Fold norms and layer scales first.")
-@click.option("--resume", is_flag=True, help="Leave out images whose labels are in OUT.")
-def predict_command(model: str, images: tuple[str, ...], out: Path, device: str | None, fused: bool, **options) -> None:
-    """Label every pixel of images by MODEL.
-
-    MODEL is a name that `segnext-timm models` lists, a model folder, or a repository on the Hugging Face Hub. Labels
-    are written to OUT as indexed PNG, IMAGE.png, and drawn over the image in IMAGE_overlay.jpg. Images that cannot be
-    read are listed at the end, and the exit status is 1. Ctrl-C keeps what is done, and --resume goes on.
-    """
-    places, target = find_images(images, out), _device(device)
-    segmenter = load_segmenter(model)
-    segmenter = fuse(segmenter, inplace=True) if fused else segmenter
-    segmenter = segmenter.to(target, memory_format=torch.channels_last)
+@contextmanager
+def _progress(count: int) -> Iterator[Callable[[Path, float], None]]:
+    """A bar on standard error, moved by calls with a file and the share of it that is done."""
     done = 0.0
     shown = {"label": "Predicting", "width": 24, "item_show_func": lambda file: file and file.name}
-    with click.progressbar(length=100 * len(places), **shown) as bar:
+    with click.progressbar(length=100 * count, file=sys.stderr, **shown) as bar:
 
         def report(file: Path, share: float) -> None:
             nonlocal done
             bar.update(round(100 * (done + share)) - bar.pos, file)
             done += share == 1
 
-        failures = predict_files(segmenter, places, out, report=report, **options)
-    click.echo(f"Predicted {len(places) - len(failures)} of {len(places)} images to {out}.")
-    for file, reason in failures.items():
+        yield report
+
+
+def _default_device() -> "torch.device":
+    import torch
+
+    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+
+
+@main.command(
+    "predict",
+    epilog=_examples(
+        "predict segnext_b photos/ -o predictions --areas",
+        'predict my-segnext "photos/**/*.jpg" large.tif -o out --mode slide --window 1024',
+        "predict user/repo street.jpg -o out --scales 0.5,1,1.5 --flip --device cuda:0 --precision bf16",
+        "predict my-segnext photos/ -o out --json > summary.json",
+    ),
+)
+@click.argument("model", type=SegmenterType())
+@click.argument("images", nargs=-1, required=True, metavar="IMAGE|DIR|PATTERN...")
+@_predict_options
+def predict_command(
+    model: str, images: tuple[str, ...], out: Path, device: Any, fused: bool, as_json: bool, **options: Any
+) -> None:
+    """Label every pixel of images by MODEL.
+
+    MODEL is a name that `segnext-timm models` lists, a model folder, or a repository on the Hugging Face Hub. Labels
+    are written to OUT as indexed PNG, IMAGE.png, and drawn over the image in IMAGE_overlay.jpg. Images that cannot be
+    read are listed at the end, and the exit status is 1. Ctrl-C keeps what is done, and --resume goes on.
+    """
+    window, stride = options["window"], options["stride"]
+    if window and stride and (stride[0] > window[0] or stride[1] > window[1]):
+        message = f"stride must be from 1 to the window's side, got {stride} of {window}"
+        raise click.BadParameter(message, param_hint="--stride")
+    import torch
+
+    from . import fuse, load_segmenter
+    from .files import find_images, outputs, predict_files
+    from .inference import slow_precision
+
+    places, target = find_images(images, out), device or _default_device()
+    if warning := slow_precision(target, options["precision"]):
+        click.echo(warning, err=True)
+    try:
+        with redirect_stdout(sys.stderr), _out_of_memory():  # libraries print remarks to where the JSON goes
+            segmenter = load_segmenter(model)
+            segmenter = fuse(segmenter, inplace=True) if fused else segmenter
+            segmenter = segmenter.to(target, memory_format=torch.channels_last)
+        with _out_of_memory(), _progress(len(places)) as report:
+            found = predict_files(segmenter, places, out, report=report, measure_all=as_json, **options)
+    except KeyboardInterrupt:
+        kept = sum("labels" in outputs(result) for result in places.values())
+        raise StoppedError(
+            f"Interrupted. Labels of {kept} of {len(places)} images are in {out}; run the same command with --resume "
+            f"to go on."
+        ) from None
+    click.echo(f"Predicted {len(places) - len(found.failures)} of {len(places)} images to {out}.", err=as_json)
+    for file, reason in found.failures.items():
         click.echo(f"{file}: {reason}", err=True)
-    if failures:
+    if as_json:
+        entries = {Path(entry["file"]): entry for entry in found.images}
+        done = [{**entries[file], "outputs": outputs(places[file])} for file in places if file in entries]
+        failures = [{"file": str(file), "reason": reason} for file, reason in found.failures.items()]
+        summary = {"model": model, "out": str(out), "images": done, "failures": failures}
+        click.echo(json.dumps(summary, indent=1))
+    if found.failures:
         sys.exit(1)
 
 

@@ -5,6 +5,7 @@ import json
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ import numpy as np
 import torch.nn as nn
 from PIL import Image
 
-from .images import ImageError, class_areas, label_picture, overlay, read_image
+from .errors import ImageError
+from .images import class_areas, label_picture, overlay, read_image
 from .inference import in_channels, names_and_palette, predict
 
 AREAS = "areas.json"
+_PROBABILITIES = "_probabilities.npy"
 _JPEG_SIDE = 65_500  # the longest that JPEG's library writes
 
 
@@ -36,8 +39,9 @@ def find_images(paths: Sequence[str | Path], out: str | Path) -> dict[Path, Path
         ValueError: If `out` is a file, or holds images to predict, or two results had the same name.
     """
     out = Path(out)
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file, and results need a folder.")
+    lowest = next(path for path in (out, *out.parents) if path.exists())
+    if not lowest.is_dir():
+        raise ValueError(f"{lowest} is a file, and results need a folder.")
     known = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     places: dict[Path, Path] = {}
     for path in map(Path, paths):
@@ -104,7 +108,7 @@ def predict_file(
 
             def store(classes: int) -> np.ndarray:
                 shape = (classes, *image.shape[1:])
-                return np.lib.format.open_memmap(_named(work, "_probabilities.npy"), "w+", np.float16, shape)
+                return np.lib.format.open_memmap(_named(work, _PROBABILITIES), "w+", np.float16, shape)
 
         labels = predict(model, image, probabilities=store or False, **options)
         labels = labels[0] if probabilities else labels
@@ -128,8 +132,32 @@ def _entry(file: Path, labels: np.ndarray, names: Sequence[str]) -> dict[str, An
     return {"file": str(file), "height": height, "width": width, "classes": class_areas(labels, names)}
 
 
+def outputs(result: Path) -> dict[str, str]:
+    """The files of one image's results that exist, by what they are: `labels`, `overlay`, `probabilities`.
+
+    Args:
+        result: Path of the results without suffix, as of :func:`find_images`.
+    """
+    endings = {"labels": (".png",), "overlay": ("_overlay.jpg", "_overlay.png"), "probabilities": (_PROBABILITIES,)}
+    files = {kind: [_named(result, ending) for ending in endings[kind]] for kind in endings}
+    return {kind: str(file) for kind, named in files.items() for file in named if file.is_file()}
+
+
 def _named(path: Path, ending: str) -> Path:
     return path.with_name(path.name + ending)
+
+
+@dataclass
+class Predictions:
+    """What became of images.
+
+    Attributes:
+        images: `file`, `height`, `width` and `classes` of each image whose labels are there, see :func:`class_areas`.
+        failures: What is wrong with each image that cannot be read.
+    """
+
+    images: list[dict[str, Any]] = field(default_factory=list)
+    failures: dict[Path, str] = field(default_factory=dict)
 
 
 def predict_files(
@@ -139,9 +167,10 @@ def predict_files(
     areas: bool = False,
     resume: bool = False,
     report: Callable[[Path, float], None] = lambda file, share: None,
+    measure_all: bool = False,
     **options: Any,
-) -> dict[Path, str]:
-    """Predict images one after another; one that cannot be read does not keep the others.
+) -> Predictions:
+    """Predict images one after another; unreadable ones are skipped and listed.
 
     Args:
         model: See :func:`predict`.
@@ -150,39 +179,41 @@ def predict_files(
         areas: Write how much of each image each class covers to `areas.json`, also if interrupted.
         resume: Leave out images whose labels are there.
         report: Called with an image and the share of it that is done, from 0 to 1; 1 once for each.
+        measure_all: Measure the labels of images that are left out too, so that all are among the predictions.
         options: Others of :func:`predict_file`.
 
     Returns:
-        What was wrong with each image that could not be read.
+        The images predicted, those left out that were measured, and those that cannot be read.
 
     Raises:
-        ValueError: If an option is none of :func:`predict`, or the model does not say how images are normalised.
+        ValueError: If an option is invalid, or the model does not say how images are normalized.
     """
-    failures: dict[Path, str] = {}
+    predictions = Predictions()
     listed = Path(out) / AREAS
-    entries = []
     if areas and resume and listed.is_file():
-        entries = json.loads(listed.read_text(encoding="utf-8"))["images"]
+        predictions.images = json.loads(listed.read_text(encoding="utf-8"))["images"]
     try:
         for file, result in places.items():
             report(file, 0)
+            known = any(entry["file"] == str(file) for entry in predictions.images) if resume else False
             if resume and _named(result, ".png").is_file():
-                if areas and all(entry["file"] != str(file) for entry in entries):  # predicted without a list
+                if (areas or measure_all) and not known:  # predicted without a list
                     with Image.open(_named(result, ".png")) as labels:
-                        entries.append(_entry(file, np.asarray(labels), names_and_palette(model)[0]))
+                        predictions.images.append(_entry(file, np.asarray(labels), names_and_palette(model)[0]))
             else:
-                entries = [entry for entry in entries if entry["file"] != str(file)]
+                if known:
+                    predictions.images = [entry for entry in predictions.images if entry["file"] != str(file)]
                 try:
                     progress = lambda share, file=file: report(file, min(share, 0.999))  # noqa: E731
-                    entries.append(predict_file(model, file, result, progress=progress, **options))
+                    predictions.images.append(predict_file(model, file, result, progress=progress, **options))
                 except (FileNotFoundError, ImageError) as error:
                     text = str(error).removeprefix(f"{file}").lstrip(": ")
-                    failures[file] = " ".join(text.split())
+                    predictions.failures[file] = " ".join(text.split())
             report(file, 1)
     finally:
-        if areas and entries:
+        if areas and predictions.images:
             listed.parent.mkdir(parents=True, exist_ok=True)
             new = listed.with_name(f".{AREAS}")
-            new.write_text(json.dumps({"images": entries}, indent=1), encoding="utf-8")
+            new.write_text(json.dumps({"images": predictions.images}, indent=1), encoding="utf-8")
             new.replace(listed)
-    return failures
+    return predictions

@@ -8,6 +8,7 @@ averaged and compared a tile of the image at a time.
 """
 
 import os
+import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -467,3 +468,25 @@ def predict(
         return [label(one) for one in image] if several else label(image)
     finally:
         model.train(training)
+
+
+def slow_precision(device: torch.device, precision: str) -> str | None:
+    """A line to tell users before they start, if a device computes slower in `precision` than in float32.
+
+    Args:
+        device: Where the model runs.
+        precision: "bf16" or "fp16"; anything else is float32.
+
+    Returns:
+        The line; None if the device has the arithmetic, or if that is not known.
+    """
+    if device.type != "cpu" or platform.machine().lower() not in ("x86_64", "amd64"):
+        return None
+    try:
+        if precision == "bf16" and not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
+            return "This CPU has no bf16 arithmetic: bf16 is about eight times slower than fp32 here."
+        if precision == "fp16" and not torch.ops.mkldnn._is_mkldnn_fp16_supported():
+            return "This CPU has no fp16 arithmetic: fp16 is more than ten times slower than fp32 here."
+    except (AttributeError, RuntimeError):  # a version of torch without these checks
+        pass
+    return None

@@ -2,16 +2,12 @@
 
 import difflib
 import fnmatch
-import json
 import os
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-from .errors import CheckpointError
 from .labels import LABEL_SETS
 from .variants import VARIANTS, Variant
 
@@ -154,77 +150,21 @@ def get_segmenter_cfg(name: str) -> SegmenterCfg:
     Raises:
         ValueError: If there is none of that name. The message lists the nearest ones.
     """
-    cfg = _find(name)
+    cfg = find_segmenter(name)
     if cfg is None:
         near = difflib.get_close_matches(name, _CFGS, n=2, cutoff=0.3) or list(_CFGS)
         raise ValueError(f"Unknown segmenter {name!r}. Did you mean {' or '.join(map(repr, near))}?")
     return cfg
 
 
-def _find(name: str) -> SegmenterCfg | None:
+def find_segmenter(name: str) -> SegmenterCfg | None:
+    """What :func:`get_segmenter_cfg` gives, None if there is no published segmenter of that name."""
     return _CFGS.get(name) or next((cfg for cfg in _CFGS.values() if cfg.name.split(".")[0] == name), None)
 
 
-def cached_file(cfg: SegmenterCfg) -> Path | None:
-    """The downloaded checkpoint of a segmenter in torch.hub's cache, None if it is not there."""
+def cached_file(url: str) -> Path | None:
+    """The download of a checkpoint in torch.hub's cache, None if it is not there."""
     cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "torch"  # as torch.hub.get_dir, which imports torch
     folder = Path(os.environ.get("TORCH_HOME", cache)).expanduser() / "hub" / "checkpoints"
-    path = folder / Path(urlparse(cfg.url).path).name
+    path = folder / Path(urlparse(url).path).name
     return path if path.is_file() else None
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """The configuration in a model folder.
-
-    Raises:
-        FileNotFoundError: If the folder has none.
-        CheckpointError: If it is not a JSON object.
-    """
-    path = folder / "config.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{folder}: not a model folder, it has no config.json.")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not JSON ({error}). Save or convert the model again.") from None
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path}: not a JSON object. Save or convert the model again.")
-    return config
-
-
-def is_hub_id(text: str) -> bool:
-    """Whether a text has the form of a name on the Hugging Face Hub, user/repo."""
-    return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", text) is not None
-
-
-def check_segmenter(name: str | Path) -> None:
-    """Check, without a network, that `name` is a published segmenter, a segmenter's folder, or has the Hub's form.
-
-    Raises:
-        FileNotFoundError: If it is none of these. The message suggests the nearest published name.
-        CheckpointError: If it is a folder, but not that of a segmentation model.
-    """
-    text, path = str(name), Path(name)
-    if _find(text) is not None:
-        return
-    if path.is_dir():
-        config = read_config(path)
-        if "_model_class" not in config:
-            what = config.get("architecture", "something else")
-            raise CheckpointError(f"{name}: holds {what}, not a segmentation model saved by smp or this package.")
-        return
-    if path.is_file():
-        raise FileNotFoundError(f"{name}: a file, not a model folder. Make one with `segnext-timm convert`.")
-    if not is_hub_id(text):
-        raise FileNotFoundError(_unknown(text, list(_CFGS)))
-
-
-def _unknown(text: str, names: Sequence[str]) -> str:
-    """What to say about a name that is neither published, nor a folder, nor of the Hub's form."""
-    backbone = next((v for v in VARIANTS.values() if text.split(".")[0] == v.backbone), None)
-    if backbone is not None:
-        near = next(cfg.name for cfg in _CFGS.values() if cfg.variant is backbone)
-        return f"{text} is a backbone, which gives no labels. Did you mean {near!r}?"
-    found = difflib.get_close_matches(text, [*names, *(name.split(".")[0] for name in names)], n=1, cutoff=0.5)
-    hint = f"Did you mean {found[0]!r}?" if found else f"Published are {', '.join(names)}."
-    return f"{text}: no such folder, no name on the Hub (user/repo), and no published model. {hint}"

@@ -6,13 +6,13 @@ from typing import Any
 
 import segmentation_models_pytorch as smp
 import torch
-from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 from safetensors import SafetensorError
 from timm.models import adapt_input_conv
 
 from . import mscan  # noqa: F401  registers the backbones, which are created by name
+from ._model_names import check_segmenter, hub_lookup
 from .checkpoints import CheckpointError, check_parameters, load_checkpoint
-from .published import SegmenterCfg, check_segmenter, get_segmenter_cfg, list_segmenters
+from .published import SegmenterCfg, find_segmenter, get_segmenter_cfg, list_segmenters
 from .reading import fetch
 from .segnext import SegNeXt
 
@@ -103,16 +103,11 @@ def load_segmenter(name: str | Path) -> torch.nn.Module:
     """
     check_segmenter(name)
     text = str(name)
-    if text in {form for full in list_segmenters() for form in (full, full.split(".")[0])}:
+    if find_segmenter(text) is not None:
         return create_segmenter(text, pretrained=True).eval()
     try:
-        return smp.from_pretrained(text).eval()
-    except RepositoryNotFoundError:
-        raise FileNotFoundError(
-            f"{name}: no such folder, and no such repository on the Hub. Log in with `hf auth login` if it is private."
-        ) from None
-    except LocalEntryNotFoundError:
-        raise ConnectionError(f"{name}: no such folder, and the Hub cannot be reached.") from None
+        with hub_lookup(name):
+            return smp.from_pretrained(text).eval()
     except SafetensorError as error:
         raise CheckpointError(f"{name}: its model.safetensors is damaged ({error}). Get it again.") from None
     except KeyError as error:

@@ -1,0 +1,229 @@
+"""What `segnext-timm models` and `segnext-timm info` say."""
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ._model_names import hub_lookup, is_hub_id, read_config, unknown_model
+from .published import cached_file, find_segmenter, get_segmenter_cfg, list_segmenters
+from .variants import VARIANTS
+
+_TAG = "in1k"  # of the published backbones in timm
+_WEIGHTS = "model.safetensors"
+_STATISTICS = ("running_mean", "running_var", "nmf.bases")  # saved with the weights, but not trained
+
+
+def list_models() -> dict[str, list[dict[str, Any]]]:
+    """The published backbones and segmenters, with their parameters and accuracies in percent."""
+    backbones = [
+        {
+            "name": f"{v.backbone}.{_TAG}",
+            "parameters": v.classifier_parameters,
+            "dataset": "ImageNet-1k",
+            "top1": v.top1,
+        }
+        for v in VARIANTS.values()
+    ]
+    cfgs = [get_segmenter_cfg(name) for name in list_segmenters()]
+    segmenters = [
+        {
+            "name": cfg.name,
+            "parameters": cfg.parameters,
+            "dataset": cfg.dataset,
+            "miou": cfg.miou[0],
+            "miou_multi_scale": cfg.miou[1],
+            "rank": cfg.decoder_rank,
+        }
+        for cfg in cfgs
+    ]
+    return {"backbones": backbones, "segmenters": segmenters}
+
+
+def models_text(models: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """:func:`list_models` as two tables."""
+    rows = [("backbone", "parameters", "weights", "top-1")]
+    rows += [(m["name"], _millions(m["parameters"]), m["dataset"], str(m["top1"])) for m in models["backbones"]]
+    tables = [_table(rows)]
+    rows = [("segmenter", "parameters", "weights", "mIoU", "multi-scale", "rank")]
+    for m in models["segmenters"]:
+        miou = (f"{m['miou']:.2f}", f"{m['miou_multi_scale']:.2f}")
+        rows.append((m["name"], _millions(m["parameters"]), m["dataset"], *miou, str(m["rank"])))
+    tables.append(_table(rows))
+    tables.append(
+        "Accuracies are published ones: top-1 from the paper, mIoU on the validation set from mmsegmentation.\n"
+        "The weights are under Apache-2.0; their authors ask commercial users to contact them."
+    )
+    return "\n\n".join(tables)
+
+
+def describe_model(name: str) -> dict[str, Any]:
+    """What is known of a model, without its weights being downloaded or loaded.
+
+    Args:
+        name: A published backbone or segmenter, a model folder, or a repository on the Hub; timm's "local-dir:" and
+            "hf-hub:" may stand before the last two.
+
+    Returns:
+        Always the same keys; None where something is not known or does not apply.
+
+    Raises:
+        FileNotFoundError: If there is no such model.
+        ConnectionError: If the Hub cannot be reached.
+        CheckpointError: If the folder's files are damaged.
+    """
+    if (cfg := find_segmenter(name)) is not None:
+        config = {
+            "_model_class": "SegNeXt",
+            "encoder_name": cfg.encoder_name,
+            "decoder_channels": cfg.decoder_channels,
+            "decoder_rank": cfg.decoder_rank,
+            "in_channels": cfg.input_size[0],
+            "classes": cfg.num_classes,
+            "pretrained_cfg": {**cfg.pretrained_cfg, "results": cfg.results, "sha256": cfg.sha256},
+        }
+        return _described(cfg.name, config, cfg.parameters, cached_file(cfg.url))
+    variant = next((v for v in VARIANTS.values() if name in (v.backbone, f"{v.backbone}.{_TAG}")), None)
+    if variant is not None:
+        return _describe_backbone(f"{variant.backbone}.{_TAG}", variant.top1, variant.classifier_parameters)
+    path = Path(name.removeprefix("local-dir:"))
+    if path.is_dir():
+        weights = path / _WEIGHTS
+        parameters = _count_parameters(weights) if weights.is_file() else None
+        return _described(name, read_config(path), parameters, weights if weights.is_file() else None)
+    repo = name.removeprefix("hf-hub:").removeprefix("hf_hub:")
+    if is_hub_id(repo) and not name.startswith("local-dir:"):
+        return _describe_repo(repo)
+    backbones = [f"{v.backbone}.{_TAG}" for v in VARIANTS.values()]
+    raise FileNotFoundError(unknown_model(name, [*list_segmenters(), *backbones]))
+
+
+def _describe_backbone(name: str, top1: float, parameters: int) -> dict[str, Any]:
+    import timm
+
+    from . import MSCAN  # noqa: F401  registers the backbones
+
+    cfg = timm.get_pretrained_cfg(name, allow_unregistered=False).to_dict()
+    architecture = name.split(".")[0]
+    result = {"dataset": "ImageNet-1k", "metric": "top-1", "value": top1, "source": "https://arxiv.org/abs/2209.08575"}
+    config = {"architecture": architecture, "num_classes": cfg["num_classes"]}
+    config["pretrained_cfg"] = {**cfg, "dataset": "ImageNet-1k", "results": [result]}
+    return _described(name, config, parameters, cached_file(cfg["url"]))
+
+
+def _describe_repo(repo: str) -> dict[str, Any]:
+    from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import NotASafetensorsRepoError
+
+    with hub_lookup(repo):
+        config = read_config(Path(hf_hub_download(repo, "config.json")).parent)
+        try:
+            tensors = HfApi().parse_safetensors_file_metadata(repo, _WEIGHTS).tensors
+            parameters = _sum_of({name: (info.dtype, info.shape) for name, info in tensors.items()})
+        except (OSError, NotASafetensorsRepoError):  # known without them, the weights are not needed
+            parameters = None
+    cached = try_to_load_from_cache(repo, _WEIGHTS)
+    return _described(repo, config, parameters, Path(cached) if isinstance(cached, str) else None)
+
+
+def _count_parameters(file: Path) -> int:
+    """How many parameters a file of weights holds, from its header."""
+    from safetensors import SafetensorError, safe_open
+
+    from .errors import CheckpointError
+
+    try:
+        with safe_open(file, framework="numpy") as weights:
+            slices = {name: weights.get_slice(name) for name in weights.keys()}  # noqa: SIM118  not a dictionary
+            return _sum_of({name: (part.get_dtype(), part.get_shape()) for name, part in slices.items()})
+    except SafetensorError as error:
+        raise CheckpointError(f"{file}: a damaged safetensors file ({error}). Get it again.") from None
+
+
+def _sum_of(tensors: Mapping[str, tuple[str, Sequence[int]]]) -> int:
+    """Number of values in tensors, each given by data type and shape, that training would change."""
+    total = 0
+    for name, (dtype, shape) in tensors.items():
+        if dtype.startswith(("F", "BF")) and not name.endswith(_STATISTICS):
+            count = 1
+            for side in shape:
+                count *= side
+            total += count
+    return total
+
+
+def _described(name: str, config: Mapping[str, Any], parameters: int | None, weights: Path | None) -> dict[str, Any]:
+    """The description of a model with this configuration, in smp's form or timm's."""
+    segmenter = "encoder_name" in config
+    info = config.get("pretrained_cfg") or ({} if segmenter else config)  # timm's older form has everything at its top
+    names = config.get("label_names") or info.get("label_names")
+    names = list(names.values()) if isinstance(names, Mapping) else names and list(names)
+    size = info.get("input_size")
+    return {
+        "name": name,
+        "kind": "segmenter" if segmenter else "backbone",
+        "architecture": config.get("_model_class") if segmenter else config.get("architecture"),
+        "encoder": config.get("encoder_name"),
+        "decoder_channels": config.get("decoder_channels"),
+        "rank": config.get("decoder_rank"),
+        "in_channels": config.get("in_channels") or (size and size[0]),
+        "classes": config.get("classes") if segmenter else config.get("num_classes"),
+        "class_names": names or None,
+        "parameters": parameters,
+        "input_size": size and list(size[1:]),
+        "mean": info.get("mean") and list(info["mean"]),
+        "std": info.get("std") and list(info["std"]),
+        "dataset": info.get("dataset"),
+        "results": list(info.get("results") or ()),
+        "license": info.get("license") or config.get("license"),
+        "origin": info.get("origin_url"),
+        "url": info.get("url") or None,
+        "sha256": info.get("sha256"),
+        "weights": weights and str(weights),
+    }
+
+
+def model_text(info: Mapping[str, Any]) -> str:
+    """:func:`describe_model` as a table."""
+    segmenter = info["kind"] == "segmenter"
+    unknown = "not stated"
+    size = info["input_size"]
+    rows = [(info["kind"], info["name"]), ("architecture", str(info["architecture"] or unknown))]
+    if segmenter:
+        rows += [("encoder", info["encoder"])]
+    rows += [(key.replace("_", " "), str(info[key])) for key in ("decoder_channels", "rank") if info[key]]
+    rows += [
+        ("parameters", _millions(info["parameters"]) if info["parameters"] else "unknown"),
+        ("input channels", str(info["in_channels"] or unknown)),
+        ("image size", "×".join(map(str, size)) if size else unknown),
+        ("data set", info["dataset"] or unknown),
+    ]
+    rows += [(key, " ".join(f"{v:g}" for v in info[key]) if info[key] else unknown) for key in ("mean", "std")]
+    rows += [("license", info["license"] or unknown), ("origin", info["origin"] or unknown)]
+    for result in info["results"]:
+        what = (result.get("dataset"), result.get("split"), result["metric"], result.get("setting"))
+        source = f" ({result['source']})" if result.get("source") else ""
+        rows.append(("result", f"{' '.join(filter(None, what))}: {result['value']}{source}"))
+    rows.append(("weights", info["weights"] or f"not on this machine{_from(info['url'])}"))
+    names = info["class_names"]
+    rows.append(
+        ("classes", f"{info['classes'] or 'none'}" + ("" if names or not info["classes"] else ", without names"))
+    )
+    text = _table(rows)
+    if names:
+        listed = ", ".join(f"{i} {name}" for i, name in enumerate(names))
+        text += "\n" + textwrap.fill(listed, 100, initial_indent="  ", subsequent_indent="  ")
+    return text
+
+
+def _from(url: str | None) -> str:
+    return f"; downloaded at the first use from {url}" if url else ""
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:.2f}M"
+
+
+def _table(rows: Sequence[tuple[str, ...]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)

@@ -1,0 +1,187 @@
+"""How the command ends on errors, and what its arguments may be: one vocabulary for all subcommands.
+
+Everything is checked while the command line is parsed, before anything is downloaded or loaded; wrong usage ends with
+exit status 2.
+"""
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ._model_names import check_segmenter, is_hub_id
+from .errors import ExportError, HubError
+from .labels import LABEL_SETS
+
+if TYPE_CHECKING:
+    import torch
+
+
+class StoppedError(click.ClickException):
+    """Ctrl-C stopped a command; the message says what is kept."""
+
+    exit_code = 130  # 128 + SIGINT, as shells have it
+
+    def show(self, file: Any = None) -> None:
+        click.echo(f"\n{self.message}", file=file, err=True)  # below the ^C
+
+
+def _is_the_users(error: Exception) -> bool:
+    """Whether an error says what a user can change; others are bugs of this package, and show their traceback."""
+    if isinstance(error, ImportError):
+        return error.name is None  # ours, about an extra; Python's own errors name the module
+    return isinstance(error, ValueError | OSError | HubError | ExportError) and not isinstance(error, BrokenPipeError)
+
+
+class Command(click.Command):
+    """A subcommand whose sizes may be two numbers, HEIGHT WIDTH, or one for a square."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        sizes = {name for option in self.params if isinstance(option.type, SizeType) for name in option.opts}
+        joined: list[str] = []  # click's options have a fixed number of values
+        for arg in args:
+            if len(joined) > 1 and joined[-2] in sizes and joined[-1].isdecimal() and arg.isdecimal():
+                joined[-1] += f" {arg}"
+            else:
+                joined.append(arg)
+        return super().parse_args(ctx, joined)
+
+
+class Group(click.Group):
+    """Ends with one line on users' errors and on Ctrl-C."""
+
+    command_class = Command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (KeyboardInterrupt, click.Abort):
+            raise StoppedError("Interrupted.") from None
+        except Exception as error:
+            if ctx.params.get("traceback") or not _is_the_users(error):
+                raise
+            raise click.ClickException(" ".join(str(error).split())) from None
+
+
+class SegmenterType(click.ParamType):
+    """A published segmenter, a model folder, or a name on the Hub."""
+
+    name = "model"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            check_segmenter(value)
+        except (OSError, ValueError) as error:
+            self.fail(str(error), param, ctx)
+        return value
+
+
+class SizeType(click.ParamType):
+    """Two numbers of pixels, or one for both; see :class:`Command`."""
+
+    name = "size"
+
+    def __init__(self, least: int) -> None:
+        self.least = least
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            sides = [int(part) for part in value.split()]
+            first, second = sides * 2 if len(sides) == 1 else sides
+        except ValueError:
+            self.fail(f"{value!r} is not a size: give two numbers of pixels, or one for both.", param, ctx)
+        limit = click.IntRange(min=self.least)
+        return limit.convert(first, param, ctx), limit.convert(second, param, ctx)
+
+
+class ScalesType(click.ParamType):
+    """Positive numbers, separated by commas."""
+
+    name = "scales"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            scales = tuple(float(part) for part in value.split(","))
+        except ValueError:
+            scales = ()
+        if not scales or not all(0 < scale < math.inf for scale in scales):
+            self.fail(f"{value!r} is not a list of positive numbers, such as 0.5,1,1.5.", param, ctx)
+        return scales
+
+
+class DeviceType(click.ParamType):
+    """A device of torch that exists here."""
+
+    name = "device"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> "torch.device":
+        import torch
+
+        try:
+            device = torch.device(value)
+        except RuntimeError:
+            self.fail(f"{value!r} is not a device: use cpu, cuda, cuda:1, mps, ...", param, ctx)
+        try:
+            torch.empty(1, device=device).cpu()
+        except Exception:  # torch's backends raise RuntimeError, AssertionError, NotImplementedError, ...
+            here = ["cpu"]
+            if torch.accelerator.is_available():
+                kind = torch.accelerator.current_accelerator().type
+                here += [f"{kind}:{i}" for i in range(torch.accelerator.device_count())]
+            self.fail(f"{value!r} does not exist here. This machine has {', '.join(here)}.", param, ctx)
+        return device
+
+
+class ClassesType(click.ParamType):
+    """A data set whose class names are known, or a text file with one class name per line."""
+
+    name = "classes"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if value in LABEL_SETS:
+            return value
+        known = ", ".join(LABEL_SETS)
+        if not Path(value).is_file():
+            self.fail(f"{value}: no such file of class names, and not a data set: {known}.", param, ctx)
+        try:
+            names = Path(value).read_text(encoding="utf-8").split()
+        except (OSError, UnicodeDecodeError):
+            names = []
+        if not names:
+            self.fail(f"{value}: not a text file with one class name per line.", param, ctx)
+        return value
+
+
+class RepoType(click.ParamType):
+    """The name of a repository on the Hugging Face Hub, user/name."""
+
+    name = "repo"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+        try:
+            validate_repo_id(value)
+        except HFValidationError as error:
+            self.fail(f"{value!r} is not a repository on the Hub, user/name: {error}", param, ctx)
+        if not is_hub_id(value):
+            self.fail(f"{value!r} is not a repository on the Hub: give user/name.", param, ctx)
+        return value
+
+
+class ExportPathType(click.Path):
+    """A file whose ending names a format of graphs."""
+
+    def __init__(self) -> None:
+        super().__init__(dir_okay=False, path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        path = super().convert(value, param, ctx)
+        if path.suffix not in (".onnx", ".pt2"):
+            self.fail(f"{path}: the name of an exported model ends in .onnx or .pt2.", param, ctx)
+        return path

@@ -1,0 +1,94 @@
+"""What the name of a model may be: a published one, a model folder, or a name on the Hugging Face Hub.
+
+Imports nothing heavy, and uses no network unless asked to, so that a wrong name is told at once.
+"""
+
+import difflib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .errors import CheckpointError
+from .published import find_segmenter, get_segmenter_cfg, list_segmenters
+from .variants import VARIANTS
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The configuration in a model folder.
+
+    Raises:
+        FileNotFoundError: If the folder has none.
+        CheckpointError: If it is not a JSON object.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder}: not a model folder, it has no config.json.")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not JSON ({error}). Save or convert the model again.") from None
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path}: not a JSON object. Save or convert the model again.")
+    return config
+
+
+def is_hub_id(text: str) -> bool:
+    """Whether a text has the form of a name on the Hugging Face Hub, user/repo."""
+    return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", text) is not None
+
+
+def check_segmenter(name: str | Path) -> None:
+    """Check, without a network, that `name` is a published segmenter, a segmenter's folder, or has the Hub's form.
+
+    Raises:
+        FileNotFoundError: If it is none of these. The message suggests the nearest published name.
+        CheckpointError: If it is a folder, but not that of a segmentation model.
+    """
+    text, path = str(name), Path(name)
+    if find_segmenter(text) is not None:
+        return
+    if path.is_dir():
+        config = read_config(path)
+        if "_model_class" not in config:
+            what = config.get("architecture", "something else")
+            raise CheckpointError(f"{name}: holds {what}, not a segmentation model saved by smp or this package.")
+    elif path.is_file() or not is_hub_id(text):
+        backbone = next((v for v in VARIANTS.values() if text.split(".")[0] == v.backbone), None)
+        if backbone is not None:
+            near = get_segmenter_cfg(f"segnext_{backbone.key}").name
+            raise FileNotFoundError(f"{name} is a backbone, which gives no labels. Did you mean {near!r}?")
+        raise FileNotFoundError(unknown_model(text, list_segmenters()))
+
+
+def unknown_model(text: str, names: Sequence[str]) -> str:
+    """What to say about a name that is neither published, nor a folder, nor of the Hub's form."""
+    if Path(text).is_file():
+        return f"{text}: a file, not a model folder. Make a folder of it: segnext-timm convert."
+    found = difflib.get_close_matches(text, [*names, *(name.split(".")[0] for name in names)], n=1, cutoff=0.5)
+    hint = f"Did you mean {found[0]!r}?" if found else f"Published models: {', '.join(names)}."
+    return f"{text}: no such folder, no name on the Hub (user/repo), and no published model. {hint}"
+
+
+@contextmanager
+def hub_lookup(name: str | Path) -> Iterator[None]:
+    """Say in a line what keeps a name from being found on the Hub.
+
+    Raises:
+        FileNotFoundError: If there is no such repository, or no such file in it.
+        ConnectionError: If the Hub cannot be reached.
+    """
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        yield
+    except RepositoryNotFoundError:
+        raise FileNotFoundError(
+            f"{name}: no such folder, and no such repository on the Hub. If it is private, log in: hf auth login."
+        ) from None
+    except LocalEntryNotFoundError:
+        raise ConnectionError(f"{name}: no such folder, and the Hub cannot be reached.") from None
+    except EntryNotFoundError:
+        raise FileNotFoundError(f"{name}: this repository on the Hub holds no model of smp or timm.") from None

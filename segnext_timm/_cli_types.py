@@ -5,6 +5,8 @@ exit status 2.
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +64,20 @@ class Group(click.Group):
             if ctx.params.get("traceback") or not _is_the_users(error):
                 raise
             raise click.ClickException(" ".join(str(error).split())) from None
+
+
+@contextmanager
+def out_of_memory() -> Iterator[None]:
+    """Say what to do where memory does not suffice."""
+    import torch
+
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            hint = "Out of memory: try --mode slide, a smaller --window or --tile, or --batch 1."
+            raise click.ClickException(hint) from None
+        raise
 
 
 class SegmenterType(click.ParamType):

@@ -26,6 +26,7 @@ from ._cli_types import (
     SegmenterType,
     SizeType,
     StoppedError,
+    out_of_memory,
 )
 
 if TYPE_CHECKING:
@@ -167,103 +168,91 @@ def export_command(model: str, file: Path, size: tuple[int, int] | None, batch: 
     from . import export, load_segmenter
     from .inference import in_channels, size_divisor
 
-    segmenter = load_segmenter(model)
+    with redirect_stdout(sys.stderr):  # where libraries' remarks belong
+        segmenter = load_segmenter(model)
     known = getattr(segmenter, "pretrained_cfg", {}).get("input_size") or (0, 512, 512)
     shape = (batch, in_channels(segmenter), *(size or known[1:]))
     step = size_divisor(segmenter)
     if shape[2] % step or shape[3] % step:
-        raise click.BadParameter(f"this model takes multiples of {step}, got {shape[2:]}.", param_hint="--size")
+        raise click.BadParameter(
+            f"this model takes multiples of {step}, got {shape[2]} {shape[3]}.", param_hint="--size"
+        )
     click.echo(f"Exporting for images {'like ' if options['dynamic'] else ''}{shape} ...")
     export(segmenter, file, shape, **options)
     click.echo(f"Wrote {file} ({file.stat().st_size / 1e6:.1f} MB).")
 
 
+_PREDICT_OPTIONS = (
+    click.option("-o", "--out", required=True, type=_DIRECTORY, help="Folder of the results."),
+    click.option(
+        "--mode",
+        type=click.Choice(["auto", "whole", "slide"]),
+        default="auto",
+        show_default=True,
+        help="See images whole, or in sliding windows; auto decides by size and memory.",
+    ),
+    click.option(
+        "--window",
+        type=SizeType(32),
+        metavar="HEIGHT [WIDTH]",
+        help="Size of the windows in pixels; one number for a square.  [default: as trained, or 512]",
+    ),
+    click.option(
+        "--stride",
+        type=SizeType(1),
+        metavar="HEIGHT [WIDTH]",
+        help="Distance of the windows in pixels.  [default: 3/4 of their size]",
+    ),
+    click.option(
+        "--scales",
+        type=ScalesType(),
+        default="1",
+        show_default=True,
+        metavar="NUMBERS",
+        help="Average over sizes: 0.5,1,1.5",
+    ),
+    click.option("--flip", is_flag=True, help="Average over mirrored images too."),
+    click.option(
+        "--fit",
+        "fit_in",
+        type=SizeType(1),
+        metavar="LONG [SHORT]",
+        help="Resize images first, to fit longest sides in pixels; one number for both.",
+    ),
+    click.option(
+        "--device",
+        type=DeviceType(),
+        metavar="DEVICE",
+        help="cpu, cuda, cuda:1, mps, ...  [default: a GPU if there is one]",
+    ),
+    click.option(
+        "--precision",
+        type=click.Choice(["fp32", "bf16", "fp16"]),
+        default="fp32",
+        show_default=True,
+        help="Arithmetic of the model; bf16 and fp16 run it under autocast.",
+    ),
+    click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Windows at once."),
+    click.option(
+        "--tile",
+        type=click.IntRange(min=1),
+        metavar="PIXELS",
+        help="Side of the pieces whose scores are held at once: less memory.",
+    ),
+    click.option("--overlay/--no-overlay", "overlays", default=True, show_default=True, help="Write overlays."),
+    click.option("--probabilities", is_flag=True, help="Write probabilities: 2 bytes a class and pixel."),
+    click.option("--areas", is_flag=True, help="Write how much each class covers to OUT/areas.json."),
+    click.option("--fuse/--no-fuse", "fused", default=True, show_default=True, help=_FUSE_HELP),
+    click.option("--resume", is_flag=True, help="Leave out images whose labels are in OUT."),
+    click.option("--json", "as_json", is_flag=True, help="Print a summary as JSON; all else goes to standard error."),
+)
+
+
 def _predict_options(function: F) -> F:
-    """The options of `segnext-timm predict`, in the order of its help."""
-    for option in reversed(
-        (
-            click.option("-o", "--out", required=True, type=_DIRECTORY, help="Folder of the results."),
-            click.option(
-                "--mode",
-                type=click.Choice(["auto", "whole", "slide"]),
-                default="auto",
-                show_default=True,
-                help="See images whole, or in sliding windows; auto decides by size and memory.",
-            ),
-            click.option(
-                "--window",
-                type=SizeType(32),
-                metavar="HEIGHT [WIDTH]",
-                help="Size of the windows in pixels; one number for a square.  [default: as trained, or 512]",
-            ),
-            click.option(
-                "--stride",
-                type=SizeType(1),
-                metavar="HEIGHT [WIDTH]",
-                help="Distance of the windows in pixels.  [default: 3/4 of their size]",
-            ),
-            click.option(
-                "--scales",
-                type=ScalesType(),
-                default="1",
-                show_default=True,
-                metavar="NUMBERS",
-                help="Average over sizes: 0.5,1,1.5",
-            ),
-            click.option("--flip", is_flag=True, help="Average over mirrored images too."),
-            click.option(
-                "--fit",
-                "fit_in",
-                type=SizeType(1),
-                metavar="LONG [SHORT]",
-                help="Resize images first, to fit longest sides in pixels; one number for both.",
-            ),
-            click.option(
-                "--device",
-                type=DeviceType(),
-                metavar="DEVICE",
-                help="cpu, cuda, cuda:1, mps, ...  [default: a GPU if there is one]",
-            ),
-            click.option(
-                "--precision",
-                type=click.Choice(["fp32", "bf16", "fp16"]),
-                default="fp32",
-                show_default=True,
-                help="Arithmetic of the model; bf16 and fp16 run it under autocast.",
-            ),
-            click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Windows at once."),
-            click.option(
-                "--tile",
-                type=click.IntRange(min=1),
-                metavar="PIXELS",
-                help="Side of the pieces whose scores are held at once: less memory.",
-            ),
-            click.option("--overlay/--no-overlay", "overlays", default=True, show_default=True, help="Write overlays."),
-            click.option("--probabilities", is_flag=True, help="Write probabilities: 2 bytes a class and pixel."),
-            click.option("--areas", is_flag=True, help="Write how much each class covers to OUT/areas.json."),
-            click.option("--fuse/--no-fuse", "fused", default=True, show_default=True, help=_FUSE_HELP),
-            click.option("--resume", is_flag=True, help="Leave out images whose labels are in OUT."),
-            click.option(
-                "--json", "as_json", is_flag=True, help="Print a summary as JSON; all else goes to standard error."
-            ),
-        )
-    ):
+    """Give a command the options of `segnext-timm predict`, in the order of its help."""
+    for option in reversed(_PREDICT_OPTIONS):
         function = option(function)
     return function
-
-
-@contextmanager
-def _out_of_memory() -> Iterator[None]:
-    """Say what to do where memory does not suffice."""
-    import torch
-
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
-            hint = "Out of memory: try --mode slide, a smaller --window or --tile, or --batch 1."
-            raise click.ClickException(hint) from None
-        raise
 
 
 @contextmanager
@@ -311,7 +300,7 @@ def predict_command(
     window, stride = options["window"], options["stride"]
     if window and stride and (stride[0] > window[0] or stride[1] > window[1]):
         message = f"stride must be from 1 to the window's side, got {stride} of {window}"
-        raise click.BadParameter(message, param_hint="--stride")
+        raise click.BadParameter(message, param_hint="'--stride'")
     import torch
 
     from . import fuse, load_segmenter
@@ -322,11 +311,11 @@ def predict_command(
     if warning := slow_precision(target, options["precision"]):
         click.echo(warning, err=True)
     try:
-        with redirect_stdout(sys.stderr), _out_of_memory():  # libraries print remarks to where the JSON goes
+        with redirect_stdout(sys.stderr), out_of_memory():  # libraries print remarks to where the JSON goes
             segmenter = load_segmenter(model)
             segmenter = fuse(segmenter, inplace=True) if fused else segmenter
             segmenter = segmenter.to(target, memory_format=torch.channels_last)
-        with _out_of_memory(), _progress(len(places)) as report:
+        with out_of_memory(), _progress(len(places)) as report:
             found = predict_files(segmenter, places, out, report=report, measure_all=as_json, **options)
     except KeyboardInterrupt:
         kept = sum("labels" in outputs(result) for result in places.values())

@@ -1,15 +1,33 @@
+import json
+import os
+import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import click
+import numpy as np
 import pytest
 import segmentation_models_pytorch as smp
 import timm
 import torch
 from click.testing import CliRunner
+from PIL import Image
 
-from segnext_timm import __version__
+import segnext_timm
+from segnext_timm import __version__, create_segmenter, load_segmenter
+from segnext_timm._cli_types import Group, out_of_memory
 from segnext_timm.cli import main
+from segnext_timm.errors import CheckpointError, ExportError, HubError
+from segnext_timm.inference import slow_precision
+from segnext_timm.variants import VARIANTS
+
+import hub_server
+
+COMMAND = Path(sys.executable).with_name("segnext-timm")
+QUICK = [("--help",), ("--version",), ("models",), ("predict", "--help")]
+HEAVY = {"torch", "torchvision", "timm", "segmentation_models_pytorch", "numpy", "PIL", "huggingface_hub"}
 
 
 def run(*arguments):
@@ -24,10 +42,164 @@ def checkpoint(tmp_path):
     return tmp_path / "x.pth"
 
 
+@pytest.fixture
+def folder(tmp_path):
+    """A segmenter's folder."""
+    cfg = {"input_size": [3, 64, 96], "label_names": ["a", "b", "c"], "mean": [0.5] * 3, "std": [0.25] * 3}
+    smp.SegNeXt(
+        "tu-test_mscan", encoder_weights=None, classes=3, decoder_channels=32, decoder_rank=4, pretrained_cfg=cfg
+    ).save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def empty_cache(tmp_path, monkeypatch):
+    """An empty place for downloads."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def imported(command):
+    """Packages that a command imports, and what it prints."""
+    done = subprocess.run(
+        command, env=os.environ | {"PYTHONPROFILEIMPORTTIME": "1"}, capture_output=True, text=True, check=True
+    )
+    lines = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
+    assert len(lines) > 20
+    return {line.rpartition("|")[2].strip().split(".")[0] for line in lines}, done.stdout
+
+
 def test_the_command_is_installed():
-    command = Path(sys.executable).with_name("segnext-timm")
-    done = subprocess.run([command, "--version"], capture_output=True, text=True, check=True)
+    done = subprocess.run([COMMAND, "--version"], capture_output=True, text=True, check=True)
     assert __version__ in done.stdout
+
+
+@pytest.mark.parametrize("arguments", [*QUICK, ("info", "segnext_b")])
+def test_quick_answers_import_nothing_heavy(arguments):
+    packages, output = imported([COMMAND, *arguments])
+    assert packages & HEAVY == set()
+    assert packages >= {"click", "segnext_timm"}
+    assert output
+
+
+def test_python_m_runs_the_command_as_quickly():
+    packages, output = imported([sys.executable, "-m", "segnext_timm", "--help"])
+    assert packages & HEAVY == set()
+    assert output.startswith("Usage: segnext-timm [OPTIONS] COMMAND")
+
+
+@pytest.mark.timed
+@pytest.mark.parametrize("arguments", QUICK)
+def test_quick_answers_take_less_than_half_a_second(arguments):
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        subprocess.run([COMMAND, *arguments], capture_output=True, check=True)
+        seconds.append(time.perf_counter() - start)
+    assert statistics.median(seconds) < 0.5
+
+
+@pytest.mark.parametrize("use", ["segnext_timm.zoo", "from segnext_timm.zoo import load_segmenter"])
+def test_the_first_use_in_the_command_registers_every_model(use):
+    code = f"""
+import sys
+sys.argv = ["/usr/bin/segnext-timm"]
+import segnext_timm
+assert "torch" not in sys.modules
+assert "SegNeXt" in dir(segnext_timm)
+{use}
+import timm, segmentation_models_pytorch as smp
+assert timm.is_model("mscan_t")
+assert smp.MODEL_ARCHITECTURES_MAPPING["segnext"] is segnext_timm.SegNeXt
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("argv", "orig_argv", "expected"),
+    [
+        (["/usr/bin/segnext-timm", "models"], ["python", "/usr/bin/segnext-timm", "models"], True),
+        (["C:\\Scripts\\segnext-timm.exe"], ["python", "C:\\Scripts\\segnext-timm.exe"], True),
+        (["-m", "models"], ["python", "-I", "-m", "segnext_timm", "models"], True),
+        (["-m"], ["python", "-m", "segnext_timm.cli"], True),
+        (["-m", "segnext_timm"], ["python", "-m", "program", "segnext_timm"], False),
+        (["program.py", "segnext-timm"], ["python", "program.py", "segnext-timm"], False),
+        (["-c"], ["python", "-c", "import segnext_timm"], False),
+        ([""], ["python"], False),
+    ],
+)
+def test_only_the_command_waits_with_registration(monkeypatch, argv, orig_argv, expected):
+    monkeypatch.setattr(sys, "argv", argv)
+    monkeypatch.setattr(sys, "orig_argv", orig_argv)
+    assert segnext_timm._is_the_command() is expected
+
+
+def test_the_import_registers_every_model_in_other_programs(tmp_path):
+    code = "import sys, segnext_timm; assert {'timm', 'segmentation_models_pytorch'} <= set(sys.modules)"
+    (tmp_path / "program.py").write_text(code, encoding="utf-8")
+    subprocess.run([sys.executable, "-m", "program", "segnext_timm"], cwd=tmp_path, check=True)
+
+
+@pytest.mark.parametrize("name", main.commands)
+def test_every_command_helps_with_an_example_and_a_text_for_each_option(name):
+    for option in ("--help", "-h"):
+        done = run(name, option)
+        assert done.exit_code == 0
+        assert f"  segnext-timm {name} " in done.output.partition("Examples:")[2] or name == "models"
+        assert "Error" not in done.output
+    assert all(option.help for option in main.commands[name].params if isinstance(option, click.Option))
+
+
+@pytest.fixture
+def failing():
+    """A command of the same kind that raises what it is given."""
+    group = Group(params=[click.Option(["--traceback"], is_flag=True)])
+
+    def run(error, *options):
+        @group.command("fail")
+        def fail():
+            raise error
+
+        return CliRunner().invoke(group, [*options, "fail"])
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("wrong\nvalue"),
+        CheckpointError("wrong\nvalue"),
+        FileNotFoundError("wrong\nvalue"),
+        PermissionError("wrong\nvalue"),
+        ConnectionError("wrong\nvalue"),
+        HubError("wrong\nvalue"),
+        ExportError("wrong\nvalue"),
+        ImportError("wrong\nvalue"),
+    ],
+)
+def test_users_errors_are_one_line(failing, error):
+    done = failing(error)
+    assert done.exit_code == 1
+    assert done.output == "Error: wrong value\n"
+    assert failing(error, "--traceback").exception is error
+
+
+@pytest.mark.parametrize("error", [RuntimeError("bug"), TypeError("bug"), KeyError("bug"), ImportError("", name="x")])
+def test_bugs_show_their_traceback(failing, error):
+    assert failing(error).exception is error
+
+
+def test_click_s_own_exits_pass(failing):
+    assert failing(click.exceptions.Exit(3)).exit_code == 3
+    done = failing(click.UsageError("wrong"))
+    assert (done.exit_code, done.output.splitlines()[-1]) == (2, "Error: wrong")
+
+
+@pytest.mark.parametrize("interrupt", [KeyboardInterrupt(), click.Abort()])
+def test_ctrl_c_says_so(failing, interrupt):
+    done = failing(interrupt)
+    assert (done.exit_code, done.output) == (130, "\nInterrupted.\n")
 
 
 def test_models_are_listed_with_their_published_accuracy():
@@ -37,6 +209,96 @@ def test_models_are_listed_with_their_published_accuracy():
     assert ["mscan_b.in1k", "26.79M", "ImageNet-1k", "83.0"] in lines
     assert ["segnext_b.mmseg_ade20k", "27.64M", "ADE20K", "48.03", "49.68", "16"] in lines
     assert "Apache-2.0" in done.output
+
+
+def test_models_are_listed_as_json():
+    models = json.loads(run("models", "--json").output)
+    assert models["backbones"][2] == {
+        "name": "mscan_b.in1k",
+        "parameters": 26_790_824,
+        "dataset": "ImageNet-1k",
+        "top1": 83.0,
+    }
+    assert models["segmenters"][2] == {
+        "name": "segnext_b.mmseg_ade20k",
+        "parameters": 27_636_310,
+        "dataset": "ADE20K",
+        "miou": 48.03,
+        "miou_multi_scale": 49.68,
+        "rank": 16,
+    }
+
+
+def test_info_describes_published_segmenters_without_their_weights(empty_cache):
+    info = json.loads(run("info", "segnext_b", "--json").output)
+    assert {key: info[key] for key in ("name", "kind", "architecture", "encoder", "classes", "rank", "weights")} == {
+        "name": "segnext_b.mmseg_ade20k",
+        "kind": "segmenter",
+        "architecture": "SegNeXt",
+        "encoder": "tu-mscan_b",
+        "classes": 150,
+        "rank": 16,
+        "weights": None,
+    }
+    assert info["class_names"][:2] == ["wall", "building"]
+    assert (info["input_size"], info["mean"]) == ([512, 512], [0.485, 0.456, 0.406])
+    assert [result["value"] for result in info["results"]] == [48.03, 49.68]
+    assert not empty_cache.exists()
+    file = empty_cache / "hub" / "checkpoints" / info["url"].rpartition("/")[2]
+    file.parent.mkdir(parents=True)
+    file.touch()
+    text = run("info", "segnext_b").output
+    assert str(file) in text
+    assert "0 wall, 1 building" in text
+
+
+@pytest.mark.parametrize("name", ["mscan_t", "mscan_t.in1k"])
+def test_info_describes_published_backbones_without_their_weights(empty_cache, name):
+    info = json.loads(run("info", name, "--json").output)
+    cfg = timm.get_pretrained_cfg("mscan_t")
+    assert (info["kind"], info["parameters"], info["classes"]) == ("backbone", 4_160_584, 1000)
+    assert (info["mean"], info["license"], info["url"]) == (list(cfg.mean), cfg.license, cfg.url)
+    assert info["results"][0]["value"] == 75.9
+    assert not empty_cache.exists()
+
+
+def parameters(model):
+    return sum(p.numel() for p in model.parameters())
+
+
+def test_info_describes_folders_of_smp_and_timm(folder, tmp_path):
+    info = json.loads(run("info", folder, "--json").output)
+    assert info["parameters"] == parameters(smp.from_pretrained(folder))
+    assert (info["class_names"], info["mean"], info["license"]) == (["a", "b", "c"], [0.5] * 3, None)
+    assert "license           not stated" in run("info", folder).output
+    unet = smp.Unet("resnet18", encoder_weights=None, classes=2)
+    unet.save_pretrained(tmp_path / "unet")
+    info = json.loads(run("info", tmp_path / "unet", "--json").output)
+    assert (info["architecture"], info["encoder"], info["parameters"]) == ("Unet", "resnet18", parameters(unet))
+    torch.save(timm.create_model("test_mscan").state_dict(), tmp_path / "y.pth")
+    run("convert", tmp_path / "y.pth", tmp_path / "backbone")
+    for name in (tmp_path / "backbone", f"local-dir:{tmp_path / 'backbone'}"):
+        info = json.loads(run("info", name, "--json").output)
+        assert (info["kind"], info["architecture"], info["classes"]) == ("backbone", "test_mscan", 1000)
+        assert info["parameters"] == parameters(timm.create_model("test_mscan"))
+
+
+def test_info_describes_repositories_on_the_hub_without_their_weights(folder, tmp_path):
+    with hub_server.serve() as server:
+        files = {file.name: file.read_bytes() for file in folder.iterdir()}
+        server.repos["user/model"] = hub_server.Repo(branches={"main": files})
+        env = os.environ | {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1"}
+
+        def info(name):
+            return subprocess.run([COMMAND, "info", name, "--json"], env=env, capture_output=True, text=True)
+
+        found = json.loads(info("user/model").stdout)
+        assert found == json.loads(run("info", folder, "--json").output) | {"name": "user/model", "weights": None}
+        assert json.loads(info("hf-hub:user/model").stdout) == found
+        assert not list((tmp_path / "hf").rglob("model.safetensors"))
+        missing = info("user/none")
+        assert (missing.returncode, len(missing.stderr.splitlines())) == (1, 1)
+        assert "user/none: no such folder, and no such repository on the Hub" in missing.stderr
 
 
 def test_convert_says_what_it_found_and_how_to_load_it(checkpoint, tmp_path):
@@ -50,6 +312,22 @@ def test_convert_says_what_it_found_and_how_to_load_it(checkpoint, tmp_path):
     assert f'timm.create_model("local-dir:{tmp_path / "backbone"}", pretrained=True)' in done.output
     done = run("convert", tmp_path / "out", tmp_path / "mmseg.pth", "--to", "mmseg")
     assert done.output.endswith(f"Wrote {tmp_path / 'mmseg.pth'}.\n")
+
+
+def test_convert_fills_an_empty_folder_and_replaces_no_other(checkpoint, tmp_path):
+    (tmp_path / "out").mkdir()
+    assert run("convert", checkpoint, tmp_path / "out").exit_code == 0
+    assert smp.from_pretrained(tmp_path / "out").segmentation_head[0].out_channels == 3
+    assert run("convert", checkpoint, tmp_path / "out").exit_code == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "x.pth"]
+
+
+@pytest.mark.parametrize(
+    ("size", "shape"), [(("--size", "64", "32"), (1, 3, 64, 32)), (("--size", "64"), (1, 3, 64, 64))]
+)
+def test_sizes_are_height_and_width_or_one_number_for_a_square(folder, tmp_path, size, shape):
+    done = run("export", folder, *size, tmp_path / "model.pt2")
+    assert f"Exporting for images {shape} ..." in done.output, done.output
 
 
 def test_export_takes_the_size_that_the_model_knows(tmp_path):
@@ -73,7 +351,7 @@ def test_mistakes_end_in_one_line(checkpoint, tmp_path):
         (("convert", checkpoint, tmp_path / "out", "--rank", "0"), "0 is not in the range x>=1"),
         (("push", tmp_path / "none", "user/repo"), "no such folder"),
         (("export", tmp_path / "none", tmp_path / "x.onnx"), "no such folder, no name on the Hub"),
-        (("export", tmp_path / "none", tmp_path / "x.onnx", "--size", "16", "16"), "16 is not in the range x>=32"),
+        (("export", "segnext_t", tmp_path / "x.onnx", "--size", "16", "16"), "16 is not in the range x>=32"),
     ):
         done = run(*arguments)
         assert done.exit_code != 0
@@ -81,3 +359,137 @@ def test_mistakes_end_in_one_line(checkpoint, tmp_path):
         assert message in done.output.splitlines()[-1], done.output
     assert not (tmp_path / "out").exists()
     assert isinstance(run("--traceback", "convert", tmp_path / "none.pth", tmp_path / "out").exception, OSError)
+
+
+def test_arguments_are_checked_before_anything_is_downloaded_or_loaded(empty_cache, folder, checkpoint, tmp_path):
+    (tmp_path / "empty.txt").touch()
+    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(tmp_path / "a.png")
+    predict = ("predict", "segnext_t", tmp_path / "a.png", "-o", tmp_path / "out")
+    for arguments, message in (
+        (("export", "segnext_t", tmp_path / "x.txt"), "x.txt: the name of an exported model ends in .onnx or .pt2."),
+        (("export", "segnext_t", tmp_path), "is a directory."),
+        (("export", "segnext_t", tmp_path / "x.pt2", "--size", "a"), "'a' is not a size: give two numbers of pixels"),
+        ((*predict, "--window", "64", "--stride", "99"), "stride must be from 1 to the window's side, got (99, 99)"),
+        ((*predict, "--scales", "1,0"), "'1,0' is not a list of positive numbers, such as 0.5,1,1.5."),
+        ((*predict, "--scales", "1,inf"), "is not a list of positive numbers"),
+        ((*predict, "--device", "foo"), "'foo' is not a device: use cpu, cuda, cuda:1, mps, ..."),
+        ((*predict, "--device", "meta"), "'meta' does not exist here. This machine has cpu"),
+        ((*predict, "--device", "cuda:99"), "'cuda:99' does not exist here. This machine has cpu"),
+        (("push", folder, "model"), "'model' is not a repository on the Hub: give user/name."),
+        (("push", folder, "user/my model"), "'user/my model' is not a repository on the Hub, user/name"),
+        (("convert", checkpoint, tmp_path / "out", "--classes", "ade"), "ade: no such file of class names, and not a"),
+        (("convert", checkpoint, tmp_path / "out", "--classes", tmp_path / "empty.txt"), "not a text file with one cl"),
+        (("convert", checkpoint, tmp_path / "out", "--classes", tmp_path / "a.png"), "not a text file with one class"),
+    ):
+        done = run(*arguments)
+        assert done.exit_code == 2, done.output
+        assert message in done.output.splitlines()[-1], done.output
+    assert not empty_cache.exists()
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["info", "predict", "export"])
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("segnext_c", "Did you mean 'segnext_"),
+        ("segnext_b.mmseg_cityscapes", "Did you mean 'segnext_b.mmseg_ade20k'?"),
+        ("yolo", "Published models: segnext_t.mmseg_ade20k, "),
+    ],
+)
+def test_an_unknown_model_suggests_the_nearest_name(empty_cache, tmp_path, command, name, hint):
+    rest = {"info": (), "predict": (tmp_path, "-o", tmp_path / "out"), "export": (tmp_path / "x.pt2",)}[command]
+    done = run(command, name, *rest)
+    assert done.exit_code == (1 if command == "info" else 2)
+    assert hint in done.output.splitlines()[-1]
+
+
+def test_sizes_that_the_model_cannot_take_are_named(tmp_path):
+    smp.Linknet("resnet18", encoder_weights=None, classes=2).save_pretrained(tmp_path / "linknet")
+    done = run("export", tmp_path / "linknet", tmp_path / "x.pt2", "--size", "64", "50")
+    assert done.exit_code == 2
+    assert done.stderr.splitlines()[-1].endswith("this model takes multiples of 32, got 64 50.")
+
+
+def test_memory_that_does_not_suffice_is_said_with_what_to_do():
+    def lacks(error):
+        with out_of_memory():
+            raise error
+
+    for error in (MemoryError(), torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory")):
+        with pytest.raises(click.ClickException, match="a smaller --window or --tile"):
+            lacks(error)
+    with pytest.raises(RuntimeError, match="bug"):
+        lacks(RuntimeError("bug"))
+
+
+def test_models_that_give_no_labels_are_named(tmp_path):
+    torch.save(timm.create_model("test_mscan").state_dict(), tmp_path / "y.pth")
+    run("convert", tmp_path / "y.pth", tmp_path / "backbone")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text("{", encoding="utf-8")
+    for name, message in (
+        ("mscan_b", "mscan_b is a backbone, which gives no labels. Did you mean 'segnext_b.mmseg_ade20k'?"),
+        (tmp_path / "backbone", "backbone: holds test_mscan, not a segmentation model"),
+        (tmp_path / "broken", "config.json: not JSON ("),
+        (tmp_path / "y.pth", "y.pth: a file, not a model folder. Make a folder of it: segnext-timm convert."),
+    ):
+        done = run("predict", name, tmp_path, "-o", tmp_path / "out")
+        assert done.exit_code == 2
+        assert message in done.output.splitlines()[-1]
+
+
+def test_weights_that_are_damaged_or_do_not_fit_are_named(folder):
+    config = folder / "config.json"
+    config.write_text(config.read_text().replace('"classes": 3', '"classes": 4'), encoding="utf-8")
+    message = r"model: the weights do not fit its config\.json\. .*segmentation_head\.0\.weight"
+    with pytest.warns(UserWarning, match="Mismatched keys"), pytest.raises(CheckpointError, match=message):
+        load_segmenter(folder)
+    (folder / "model.safetensors").write_bytes(b"nothing")
+    with pytest.raises(CheckpointError, match=r"its model\.safetensors is damaged"):
+        load_segmenter(folder)
+    assert "model.safetensors: a damaged safetensors file" in run("info", folder).output
+
+
+@pytest.mark.skipif(not hasattr(torch.cpu, "_is_amx_tile_supported"), reason="this torch does not know the CPU")
+@pytest.mark.parametrize(("bf16", "amx"), [(True, False), (False, True), (False, False)])
+def test_a_cpu_without_bf16_arithmetic_is_told(monkeypatch, bf16, amx):
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: bf16)
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: amx)
+    line = "This CPU has no bf16 arithmetic: bf16 is about eight times slower than fp32 here."
+    assert slow_precision(torch.device("cpu"), "bf16") == (None if bf16 or amx else line)
+    assert slow_precision(torch.device("cpu"), "fp32") is None
+    assert slow_precision(torch.device("cuda"), "bf16") is None
+    monkeypatch.setattr("platform.machine", lambda: "riscv64")
+    assert slow_precision(torch.device("cpu"), "bf16") is None
+
+
+@pytest.mark.skipif(not hasattr(torch.cpu, "_is_amx_tile_supported"), reason="this torch does not know the CPU")
+def test_predict_tells_a_slow_precision_once_before_it_starts(monkeypatch, folder, tmp_path):
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: False)
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: False)
+    for name in ("a.png", "b.png"):
+        Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(tmp_path / name)
+    images = (tmp_path / "a.png", tmp_path / "b.png")
+    done = run("predict", folder, *images, "-o", tmp_path / "out", "--precision", "bf16", "--device", "cpu")
+    assert done.exit_code == 0
+    assert done.stderr.startswith("This CPU has no bf16 arithmetic")
+    assert done.stderr.count("no bf16 arithmetic") == 1
+
+
+def test_the_table_of_variants_counts_as_the_models_do():
+    for variant in VARIANTS.values():
+        with torch.device("meta"):
+            classifier = timm.create_model(variant.backbone)
+            backbone = timm.create_model(variant.backbone, num_classes=0)
+            segmenter = create_segmenter(f"segnext_{variant.key}")
+            narrow = create_segmenter(f"segnext_{variant.key}", classes=19, decoder_channels=256)
+        assert parameters(classifier) == variant.classifier_parameters
+        assert parameters(backbone) == variant.backbone_parameters
+        assert parameters(segmenter) == variant.segmenter_parameters(150)
+        assert parameters(narrow) == variant.segmenter_parameters(19, 256)
+        stages = backbone.stages
+        assert tuple(stage.norm.weight.shape[0] for stage in stages) == variant.dims
+        assert tuple(len(stage.blocks) for stage in stages) == variant.depths

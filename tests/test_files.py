@@ -1,7 +1,9 @@
 import json
 import resource
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -176,6 +178,51 @@ def test_an_interrupt_keeps_what_is_done_and_leaves_nothing_half_written(model, 
     assert len(json.loads((tmp_path / "out" / "areas.json").read_text())["images"]) == 1
 
 
+def test_ctrl_c_says_what_is_kept_and_the_same_command_goes_on(model, tmp_path):
+    write(tmp_path / "in", *(f"{i}.png" for i in range(30)))
+    command = [sys.executable, "-m", "segnext_timm", "predict", model, tmp_path / "in", "-o", tmp_path / "out"]
+    views = ["--mode", "slide", "--window", "32", "--scales", "1,2,3,4", "--flip"]
+    running = subprocess.Popen([*command, *views], stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "out" / "0.png").exists():
+        assert running.poll() is None, running.stderr.read()
+        time.sleep(0.01)
+    running.send_signal(signal.SIGINT)
+    _, stderr = running.communicate()
+    assert running.returncode == 130
+    kept = len(list((tmp_path / "out").glob("*.png")))
+    assert 0 < kept < 30
+    message = f"Interrupted. Labels of {kept} of 30 images are in {tmp_path / 'out'}; run the same command with"
+    assert stderr.splitlines()[-1] == f"{message} --resume to go on."
+    done = subprocess.run([*command, "--resume"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"Predicted 30 of 30 images to {tmp_path / 'out'}.\n")
+
+
+def test_json_sums_up_every_image_on_standard_output(model, tmp_path):
+    write(tmp_path / "in", "a.png", "b.jpg")
+    (tmp_path / "in" / "text.jpg").write_text("no image", encoding="utf-8")
+    run(model, tmp_path / "in" / "a.png", "-o", tmp_path / "out")
+    done = run(model, tmp_path / "in", "-o", tmp_path / "out", "--json", "--resume", "--probabilities")
+    assert done.exit_code == 1
+    summary = json.loads(done.stdout)
+    assert (summary["model"], summary["out"]) == (str(model), str(tmp_path / "out"))
+    first, second = summary["images"]
+    assert first["outputs"] == {
+        "labels": str(tmp_path / "out" / "a.png"),
+        "overlay": str(tmp_path / "out" / "a_overlay.jpg"),
+    }
+    assert set(second["outputs"]) == {"labels", "overlay", "probabilities"}
+    for entry in (first, second):
+        with Image.open(entry["outputs"]["labels"]) as picture:
+            labels = np.asarray(picture)
+        assert (entry["height"], entry["width"]) == labels.shape == (50, 70)
+        pixels = {int(label): int((labels == label).sum()) for label in np.unique(labels)}
+        assert {c["label"]: c["pixels"] for c in entry["classes"]} == pixels
+    (failure,) = summary["failures"]
+    assert failure["file"] == str(tmp_path / "in" / "text.jpg")
+    assert failure["reason"].startswith("cannot be read as an image")
+    assert "Predicted 2 of 3 images" in done.stderr
+
+
 def test_options_reach_the_prediction(model, tmp_path, monkeypatch):
     write(tmp_path, "a.png")
     given = {}
@@ -186,15 +233,15 @@ def test_options_reach_the_prediction(model, tmp_path, monkeypatch):
 
     monkeypatch.setattr(segnext_timm.files, "predict_file", noted)
     options = (
-        "--mode slide --window 64 --stride 32 --scales 0.5,1 --flip --fit 80 60 --precision bf16 --batch 2 --tile 99"
+        "--mode slide --window 64 --stride 32 48 --scales 0.5,1 --flip --fit 80 60 --precision bf16 --batch 2 --tile 99"
     )
     done = run(model, tmp_path / "a.png", "-o", tmp_path / "out", "--device", "cpu", "--no-overlay", *options.split())
     assert done.exit_code == 0, done.output
     del given["progress"]
     assert given == {
         "mode": "slide",
-        "window": 64,
-        "stride": 32,
+        "window": (64, 64),
+        "stride": (32, 48),
         "scales": (0.5, 1.0),
         "flip": True,
         "fit_in": (80, 60),
@@ -212,14 +259,15 @@ def test_mistakes_end_in_one_line_before_anything_is_done(model, tmp_path):
         ((model, tmp_path / "none.png", "-o", tmp_path / "out"), "no such file or folder"),
         ((tmp_path / "none", tmp_path / "a.png", "-o", tmp_path / "out"), "no such folder, no name on the Hub"),
         ((model, tmp_path / "a.png", "-o", tmp_path), "holds a.png, an image to predict"),
+        ((model, tmp_path / "a.png", "-o", tmp_path / "a.png" / "out"), "a.png is a file, and results need a folder"),
         (
             (model, tmp_path / "a.png", "-o", tmp_path / "out", "--scales", "a"),
-            "is no list of numbers, such as 0.5,1,1.5",
+            "is not a list of positive numbers, such as 0.5,1,1.5",
         ),
         ((model, tmp_path / "a.png", "-o", tmp_path / "out", "--device", "gpu"), "device"),
         (
             (model, tmp_path / "a.png", tmp_path / "a.png", "-o", tmp_path / "out", "--window", 64, "--stride", 99),
-            "Error: stride must be from 1 to the window's side, got (99, 99) of (64, 64)",
+            "Error: Invalid value for '--stride': stride must be from 1 to the window's side, got (99, 99) of (64, 64)",
         ),
         ((model, tmp_path / "a.png"), "Missing option '-o'"),
     ):

@@ -20,6 +20,8 @@ PUBLISHED = {
     "b": (48.03, 49.68, "20230209_172053-b6f6c70c.pth"),
     "l": (50.99, 52.10, "20230209_172055-19b14b63.pth"),
 }
+# of the files themselves, where it is known: the digits in a name prove nothing
+SHA256 = {"b": "647a0cda7678a35396689a4f8e9fddc33a088d8b539195d0dc97485ab8640ef1"}
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +51,7 @@ def test_the_published_segmenters_are_listed_with_what_is_known_of_them():
         folder = f"segnext_mscan-{variant}_1x16_512x512_adamw_160k_ade20k"
         assert cfg.url == f"https://download.openmmlab.com/mmsegmentation/v0.5/segnext/{folder}/{folder}_{end}"
         assert cfg.miou == (single, multi)
+        assert cfg.sha256 == SHA256.get(variant)
         assert (cfg.decoder_channels, cfg.decoder_rank) == (VARIANTS[variant][3], 16)
         assert [r["value"] for r in cfg.results] == [single, multi]
         assert all(r["source"].startswith("https://") for r in cfg.results)
@@ -89,6 +92,13 @@ def test_overrides_reach_the_model(cache, weights):
     assert torch.equal(stem, adapt_input_conv(6, weights["backbone.patch_embed1.proj.0.weight"]))
     assert torch.equal(model.decoder.hamburger.nmf.bases, NMF2d(256, 24).bases)
     assert model.encoder.model.stages_3.blocks[-1].drop_path1.drop_prob == pytest.approx(0.1)
+
+
+def test_the_table_of_segmenters_counts_as_the_models_do():
+    for name in list_segmenters():
+        with torch.device("meta"):
+            model = create_segmenter(name)
+        assert get_segmenter_cfg(name).parameters == sum(p.numel() for p in model.parameters())
 
 
 def test_without_pretrained_nothing_is_fetched(cache):

@@ -15,7 +15,6 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-import segnext_timm
 from segnext_timm import __version__, create_segmenter, load_segmenter
 from segnext_timm._cli_types import Group, out_of_memory
 from segnext_timm.cli import main
@@ -97,47 +96,6 @@ def test_quick_answers_take_less_than_half_a_second(arguments):
         subprocess.run([COMMAND, *arguments], capture_output=True, check=True)
         seconds.append(time.perf_counter() - start)
     assert statistics.median(seconds) < 0.5
-
-
-@pytest.mark.parametrize("use", ["segnext_timm.zoo", "from segnext_timm.zoo import load_segmenter"])
-def test_the_first_use_in_the_command_registers_every_model(use):
-    code = f"""
-import sys
-sys.argv = ["/usr/bin/segnext-timm"]
-import segnext_timm
-assert "torch" not in sys.modules
-assert "SegNeXt" in dir(segnext_timm)
-{use}
-import timm, segmentation_models_pytorch as smp
-assert timm.is_model("mscan_t")
-assert smp.MODEL_ARCHITECTURES_MAPPING["segnext"] is segnext_timm.SegNeXt
-"""
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
-@pytest.mark.parametrize(
-    ("argv", "orig_argv", "expected"),
-    [
-        (["/usr/bin/segnext-timm", "models"], ["python", "/usr/bin/segnext-timm", "models"], True),
-        (["C:\\Scripts\\segnext-timm.exe"], ["python", "C:\\Scripts\\segnext-timm.exe"], True),
-        (["-m", "models"], ["python", "-I", "-m", "segnext_timm", "models"], True),
-        (["-m"], ["python", "-m", "segnext_timm.cli"], True),
-        (["-m", "segnext_timm"], ["python", "-m", "program", "segnext_timm"], False),
-        (["program.py", "segnext-timm"], ["python", "program.py", "segnext-timm"], False),
-        (["-c"], ["python", "-c", "import segnext_timm"], False),
-        ([""], ["python"], False),
-    ],
-)
-def test_only_the_command_waits_with_registration(monkeypatch, argv, orig_argv, expected):
-    monkeypatch.setattr(sys, "argv", argv)
-    monkeypatch.setattr(sys, "orig_argv", orig_argv)
-    assert segnext_timm._is_the_command() is expected
-
-
-def test_the_import_registers_every_model_in_other_programs(tmp_path):
-    code = "import sys, segnext_timm; assert {'timm', 'segmentation_models_pytorch'} <= set(sys.modules)"
-    (tmp_path / "program.py").write_text(code, encoding="utf-8")
-    subprocess.run([sys.executable, "-m", "program", "segnext_timm"], cwd=tmp_path, check=True)
 
 
 @pytest.mark.parametrize("name", main.commands)

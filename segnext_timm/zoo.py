@@ -33,11 +33,12 @@ class SegmenterCfg:
         decoder_channels: Width of its decoder.
         decoder_rank: Rank of its matrix decomposition, with which it was trained.
         labels: Key of its data set in `labels.LABEL_SETS`.
-        url: Its checkpoint; the digits at the end of the file's name begin its sha256.
+        url: Its checkpoint. The digits at the end of the file's name do not begin its sha256.
         miou: Published mIoU on the validation set in percent: single scale, and multiple scales with flips.
         origin_url: Who published it.
         input_size: Channels, height and width of the crops it was trained on.
         license: Of the weights.
+        sha256: Of the checkpoint, None if it is not known.
     """
 
     name: str
@@ -50,6 +51,7 @@ class SegmenterCfg:
     origin_url: str = _MMSEG
     input_size: tuple[int, int, int] = (3, 512, 512)
     license: str = "apache-2.0"
+    sha256: str | None = None
 
     @property
     def dataset(self) -> str:
@@ -96,7 +98,9 @@ class SegmenterCfg:
         }
 
 
-def _mmseg_ade20k(variant: str, channels: int, stamp: str, miou: tuple[float, float]) -> SegmenterCfg:
+def _mmseg_ade20k(
+    variant: str, channels: int, stamp: str, miou: tuple[float, float], sha256: str | None = None
+) -> SegmenterCfg:
     run = f"segnext_mscan-{variant}_1x16_512x512_adamw_160k_ade20k"
     return SegmenterCfg(
         name=f"segnext_{variant}.mmseg_ade20k",
@@ -106,15 +110,17 @@ def _mmseg_ade20k(variant: str, channels: int, stamp: str, miou: tuple[float, fl
         labels="ade20k",
         url=f"{_MMSEG_FILES}{run}/{run}_{stamp}.pth",
         miou=miou,
+        sha256=sha256,
     )
 
 
+_SEGNEXT_B_SHA256 = "647a0cda7678a35396689a4f8e9fddc33a088d8b539195d0dc97485ab8640ef1"  # recorded by a user of the file
 _CFGS = {
     cfg.name: cfg
     for cfg in (
         _mmseg_ade20k("t", 256, "20230210_140244-05bd8466", (41.50, 42.59)),
         _mmseg_ade20k("s", 256, "20230214_113014-43013668", (44.16, 45.81)),
-        _mmseg_ade20k("b", 512, "20230209_172053-b6f6c70c", (48.03, 49.68)),
+        _mmseg_ade20k("b", 512, "20230209_172053-b6f6c70c", (48.03, 49.68), _SEGNEXT_B_SHA256),
         _mmseg_ade20k("l", 1024, "20230209_172055-19b14b63", (50.99, 52.10)),
     )
 }
@@ -179,7 +185,7 @@ def create_segmenter(name: str, pretrained: bool = False, classes: int | None = 
     }
     model = SegNeXt(**{**arguments, **overrides})
     if pretrained:
-        path = fetch(cfg.url)
+        path = fetch(cfg.url, sha256=cfg.sha256)
         checkpoint = load_checkpoint(path, rank=model.decoder.hamburger.nmf.rank)
         expected = cfg.encoder_name.removeprefix("tu-")
         if checkpoint.architecture != expected:

@@ -14,7 +14,7 @@ import segnext_timm
 from segnext_timm import LightHamDecoder, SegNeXt
 
 import training_memory
-from published import FILES, VARIANTS, backbone_shapes, random_state_dict
+from published import FILES, VARIANTS, accept_cached, backbone_shapes, random_state_dict
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -201,6 +201,7 @@ def seeded(tmp_path, monkeypatch):
     cache.mkdir(parents=True)
     torch.save(published, cache / FILES["t"])
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    accept_cached(monkeypatch.setitem)
     return published, cache
 
 

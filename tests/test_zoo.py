@@ -91,6 +91,15 @@ def test_overrides_reach_the_model(cache, weights):
     assert model.encoder.model.stages_3.blocks[-1].drop_path1.drop_prob == pytest.approx(0.1)
 
 
+def test_the_real_segnext_b_is_accepted_though_its_name_lies(cache):
+    """Its name ends in b6f6c70c, its recorded sha256 begins with 647a0cda."""
+    recorded = "647a0cda7678a35396689a4f8e9fddc33a088d8b539195d0dc97485ab8640ef1"
+    assert [get_segmenter_cfg(f"segnext_{v}").sha256 for v in "tsbl"] == [None, None, recorded, None]
+    cache("segnext_b", {"state_dict": {}})
+    with pytest.raises(CheckpointError, match=rf"b6f6c70c\.pth: its sha256 is \w+, but .* is {recorded}"):
+        create_segmenter("segnext_b", pretrained=True)
+
+
 def test_without_pretrained_nothing_is_fetched(cache):
     model = create_segmenter("segnext_t")
     assert model.segmentation_head[0].out_channels == 150

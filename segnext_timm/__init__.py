@@ -11,6 +11,7 @@ from .images import overlay
 from .inference import predict
 from .mscan import MSCAN
 from .reading import CheckpointError
+from .resizing import UpsampledCrossEntropyLoss
 from .segnext import LightHamDecoder, SegNeXt
 from .zoo import create_segmenter, list_segmenters
 
@@ -23,6 +24,7 @@ __all__ = [
     "LightHamDecoder",
     "NMF2d",
     "SegNeXt",
+    "UpsampledCrossEntropyLoss",
     "__version__",
     "convert",
     "create_segmenter",

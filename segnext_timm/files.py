@@ -13,7 +13,8 @@ import torch.nn as nn
 from PIL import Image
 
 from .images import ImageError, class_areas, label_picture, overlay, read_image
-from .inference import in_channels, names_and_palette, predict
+from .inference import predict
+from .model_info import in_channels, names_and_palette
 
 AREAS = "areas.json"
 _JPEG_SIDE = 65_500  # the longest that JPEG's library writes

@@ -48,7 +48,7 @@ from timm.models._features import feature_take_indices
 
 from .checkpoints import backbone_name_to_native, backbone_to_native, check_parameters, describe_mscan
 from .folding import affine_of, fold_after, fold_before
-from .reading import CheckpointError, fetch
+from .reading import CheckpointError, check_pytorch_file, fetch
 
 _logger = logging.getLogger(__name__)
 
@@ -710,11 +710,13 @@ def _create_mscan(variant: str, pretrained: bool = False, **kwargs: Any) -> MSCA
     cfg = resolve_pretrained_cfg(variant, kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay"))
     if kwargs.get("features_only", False):
         kwargs.setdefault("num_classes", 0)  # timm's wrapper drops the classifier anyway
-    other_source = cfg.source in ("hf-hub", "local-dir") or cfg.state_dict or cfg.file or cfg.hf_hub_id
+    from_hub = cfg.source in ("hf-hub", "local-dir") or cfg.state_dict or cfg.hf_hub_id
 
     def build(**model_args: Any) -> MSCAN:
         model = MSCAN(**model_args)  # wrong arguments end here, before any download
-        if pretrained and cfg.url and not other_source:
+        if pretrained and cfg.file and not from_hub:
+            check_pytorch_file(cfg.file)  # names what is wrong with it
+        elif pretrained and cfg.url and not from_hub:
             # timm then finds the file, whole and checked, in its cache
             fetch(cfg.url, kwargs.get("cache_dir"), sha256=_SHA256.get(Path(urlparse(cfg.url).path).name))
         return model

@@ -170,6 +170,13 @@ def read_checkpoint(path: str | Path) -> Any:
         ) from None
 
 
+def check_pytorch_file(path: str | Path) -> None:
+    """Raise a CheckpointError, or FileNotFoundError, if timm cannot read a checkpoint file, and say why."""
+    read_checkpoint(path)
+    if Path(path).suffix == ".pkl":
+        raise CheckpointError(f"{path}: timm reads no Jittor files. Convert it: segnext-timm convert.")
+
+
 def _forbidden(path: Path, name: str) -> str:
     return (
         f"{path}: refused, since loading it would run {name}, which weights never need. Nothing was run. Get the file "

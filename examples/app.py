@@ -25,7 +25,8 @@ from PIL import Image
 
 import segnext_timm
 from segnext_timm.images import class_areas, label_picture, overlay, read_image, share_text
-from segnext_timm.inference import in_channels, names_and_palette, predict
+from segnext_timm.inference import predict
+from segnext_timm.model_info import in_channels, names_and_palette
 from segnext_timm.zoo import load_segmenter
 
 SHOWN = 1600  # longest side of the pictures on the page

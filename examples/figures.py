@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from segnext_timm import SegNeXt, overlay, predict
 from segnext_timm.images import read_image
-from segnext_timm.inference import names_and_palette, normalisation
+from segnext_timm.model_info import names_and_palette, normalization
 from segnext_timm.zoo import load_segmenter
 
 matplotlib.use("Agg")
@@ -102,7 +102,7 @@ def draw_cost(path: Path) -> None:
 
 
 def _prepare(model: torch.nn.Module, image: np.ndarray) -> torch.Tensor:
-    mean, std = (torch.tensor(values)[:, None, None] for values in normalisation(model))
+    mean, std = (torch.tensor(values)[:, None, None] for values in normalization(model))
     return ((read_image(image) / 255 - mean) / std)[None]
 
 

@@ -11,7 +11,7 @@ import segmentation_models_pytorch as smp
 import timm
 import torch
 
-from segnext_timm import SegNeXt, create_segmenter
+from segnext_timm import SegNeXt, UpsampledCrossEntropyLoss, create_segmenter
 
 
 def build(name: str, classes: int) -> torch.nn.Module:
@@ -119,7 +119,9 @@ def labels_of(model: torch.nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
 def loss_of(model: torch.nn.Module) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
     """What makes of images and labels the loss that the model's users train on, labels of 255 left out."""
     if isinstance(model, SegNeXt):
-        return lambda images, labels: model.cross_entropy(images, labels, ignore_index=255)
+        model.upsampling = 1
+        loss = UpsampledCrossEntropyLoss(ignore_index=255)
+        return lambda images, labels: loss(model(images), labels)
     if not hasattr(model, "encode_decode"):
         return lambda images, labels: torch.nn.functional.cross_entropy(model(images), labels, ignore_index=255)
     from mmengine.structures import PixelData

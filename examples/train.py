@@ -26,13 +26,12 @@ from typing import Any
 import numpy as np
 import segmentation_models_pytorch as smp
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from timm.utils import ModelEmaV3
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from segnext_timm import SegNeXt, create_segmenter, list_segmenters, push_to_hub
+from segnext_timm import SegNeXt, UpsampledCrossEntropyLoss, create_segmenter, list_segmenters, push_to_hub
 from segnext_timm.variants import VARIANTS as SIZES
 from segnext_timm.zoo import load_segmenter
 
@@ -80,6 +79,8 @@ def build_model(settings: TrainSettings, split: Split) -> smp.base.SegmentationM
         print(f"{settings.init_from}: {len(fitting)} of {len(own)} tensors fit; the others stay as initialised.")
         model.load_state_dict(fitting, strict=False)
     describe(model, split, settings.crop_size)
+    if isinstance(model, SegNeXt):
+        model.upsampling = 1  # the loss resizes the logits
     model.encoder.requires_grad_(not settings.freeze_encoder)
     if settings.grad_checkpointing:
         (model if isinstance(model, SegNeXt) else model.encoder.model).set_grad_checkpointing(True)
@@ -136,21 +137,18 @@ def sample_numbers(settings: TrainSettings, start: int, process: int, processes:
             yield list(range(first, first + size))
 
 
-class LossModel(torch.nn.Module):
-    """A model whose output is its loss: of several processes, gradients are averaged for what is called as a whole.
+def mean_over_pixels(
+    loss_fn: UpsampledCrossEntropyLoss, output: torch.Tensor | tuple[torch.Tensor, ...], labels: torch.Tensor
+) -> torch.Tensor:
+    """A summed loss averaged over all pixels, as in the published code: pixels to ignore count as 0.
 
-    The loss is cross-entropy, averaged over all pixels as in the published code, those to ignore counting as 0.
+    Args:
+        loss_fn: With `reduction="sum"`.
+        output: Of the model: logits (B, classes, h, w), or a tuple that begins with them.
+        labels: Shape (B, H, W).
     """
-
-    def __init__(self, model: torch.nn.Module, ignore_index: int) -> None:
-        super().__init__()
-        self.model = model
-        self.options = {"ignore_index": ignore_index, "reduction": "sum"}
-
-    def forward(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        if isinstance(self.model, SegNeXt):
-            return self.model.cross_entropy(images, labels, **self.options) / labels.numel()
-        return F.cross_entropy(self.model(images).float(), labels, **self.options) / labels.numel()
+    logits = output[0] if isinstance(output, tuple) else output
+    return loss_fn(logits, labels) / labels.numel()
 
 
 def replace_files(folder: Path, write: Callable[[Path], None]) -> None:
@@ -208,7 +206,8 @@ def main(argv: list[str]) -> None:
     # Optimiser
     fused = device.type == "cuda"
     optimizer = torch.optim.AdamW(parameter_groups(model, settings), lr=settings.lr, fused=fused)
-    model, optimizer = accelerator.prepare(LossModel(model, train_split.ignore_index), optimizer)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    loss_fn = UpsampledCrossEntropyLoss(ignore_index=train_split.ignore_index, reduction="sum")
 
     # Resume
     checkpoint, first, best, losses, mious = out / "checkpoint.pt", 0, -1.0, [], []
@@ -313,7 +312,7 @@ def main(argv: list[str]) -> None:
             last = part == settings.accumulate - 1
             with nullcontext() if last else accelerator.no_sync(model):
                 with accelerator.autocast():
-                    loss = model(images, labels) / settings.accumulate
+                    loss = mean_over_pixels(loss_fn, model(images), labels) / settings.accumulate
                 accelerator.backward(loss)
             total += loss.detach()
         signalled = torch.tensor(float(bool(stop)), device=device)  # all processes stop after the same iteration

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .images import overlay
     from .inference import predict
     from .mscan import MSCAN
+    from .resizing import UpsampledCrossEntropyLoss
     from .segnext import LightHamDecoder, SegNeXt
     from .zoo import create_segmenter, list_segmenters, load_segmenter
 
@@ -28,6 +29,7 @@ __all__ = [
     "LightHamDecoder",
     "NMF2d",
     "SegNeXt",
+    "UpsampledCrossEntropyLoss",
     "__version__",
     "convert",
     "create_segmenter",
@@ -48,6 +50,7 @@ _HOMES = {
     "LightHamDecoder": "segnext",
     "NMF2d": "hamburger",
     "SegNeXt": "segnext",
+    "UpsampledCrossEntropyLoss": "resizing",
     "convert": "hub",
     "create_segmenter": "zoo",
     "export": "deploy",

@@ -140,6 +140,11 @@ def unnest(checkpoint: Mapping[str, Any], ema: bool = False) -> dict[str, torch.
 # Translating
 
 
+def backbone_name_to_native(name: str) -> str:
+    """The native name of a parameter of MSCAN in any published spelling; `name` itself if no rule fits it."""
+    return _rename(name, _BACKBONE_TO_NATIVE) or name
+
+
 def backbone_to_native(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """Parameters of MSCAN by their native names, from any published spelling or from native ones.
 
@@ -157,14 +162,14 @@ def backbone_to_native(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]
             state_dict = {name.removeprefix(prefix): v for name, v in state_dict.items() if name.startswith(prefix)}
     if any(name.startswith(("stem.", "stages.", "stages_")) for name in state_dict):
         return {re.sub(r"^stages_", "stages.", name): value for name, value in state_dict.items()}
-    renamed = {name: _rename(name, _BACKBONE_TO_NATIVE) for name in state_dict}
-    if not any(new and new.startswith("stages.") for new in renamed.values()):
+    renamed = {name: backbone_name_to_native(name) for name in state_dict}
+    if not any(new.startswith("stages.") for new in renamed.values()):
         names = ", ".join(list(state_dict)[:3]) or "no tensors"
         raise CheckpointError(
             f"not a checkpoint of MSCAN or SegNeXt: expected names like 'patch_embed1.proj.0.weight' or "
             f"'stem.conv1.weight', found {names}. Check that it is the right file."
         )
-    return {renamed[name] or name: value for name, value in state_dict.items()}
+    return {renamed[name]: value for name, value in state_dict.items()}
 
 
 def segmenter_to_native(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:

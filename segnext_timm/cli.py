@@ -166,7 +166,7 @@ def export_command(model: str, file: Path, size: tuple[int, int] | None, batch: 
     if file.suffix == ".onnx" and missing:
         raise click.ClickException(f"Exporting to ONNX needs {missing[0]}: pip install 'segnext-timm[export]'")
     from . import export, load_segmenter
-    from .inference import in_channels, size_divisor
+    from .model_info import in_channels, size_divisor
 
     with redirect_stdout(sys.stderr):  # where libraries' remarks belong
         segmenter = load_segmenter(model)

@@ -16,7 +16,7 @@ from timm.utils import reparameterize_model
 
 from .errors import ExportError
 from .folding import is_fused
-from .inference import normalisation, size_divisor
+from .model_info import keeps_order, normalization, output_activation, positive_above, raw_logits, size_divisor
 from .segnext import SegNeXt
 
 _FORMATS = (".onnx", ".pt2")
@@ -46,7 +46,10 @@ def fuse(model: nn.Module, inplace: bool = False) -> nn.Module:
         raise ValueError("A model in training mode cannot be fused: its norms depend on the batch. Call model.eval().")
     if is_fused(model):
         return model if inplace else copy.deepcopy(model)
-    return reparameterize_model(model, inplace=inplace)
+    names = model.state_dict().keys()
+    fused = reparameterize_model(model, inplace=inplace)
+    fused.fused = fused.state_dict().keys() != names  # some encoders leave no other trace of it
+    return fused
 
 
 def export(
@@ -116,7 +119,7 @@ def export(
             _write_onnx(program, written, names, metadata)
             other = _other_size(model, input_size) if dynamic else input_size
             for size in (input_size, other):
-                _check_onnx(written, graph, model, torch.randn(size, generator=torch.Generator().manual_seed(1)))
+                _check_onnx(written, graph, torch.randn(size, generator=torch.Generator().manual_seed(1)))
         written.replace(path)
     return path
 
@@ -130,17 +133,21 @@ def _masks(output: Any) -> torch.Tensor:
 
 
 class _Labels(nn.Module):
-    """A segmentation model that gives labels."""
+    """A segmentation model that gives labels. The activation of a model of smp is removed: it is a copy."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
+        activation = output_activation(model)
+        self.threshold = positive_above(activation)
+        if keeps_order(activation) and not isinstance(model, SegNeXt):
+            model.segmentation_head[-1].activation = nn.Identity()
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         if isinstance(self.model, SegNeXt):
             return self.model.predict_labels(images)
         masks = _masks(self.model(images))
-        return masks.argmax(1) if masks.shape[1] > 1 else (masks[:, 0] > 0).long()
+        return masks.argmax(1) if masks.shape[1] > 1 else (masks[:, 0] > self.threshold).long()
 
 
 def _require_onnx() -> None:
@@ -154,16 +161,13 @@ def _require_onnx() -> None:
 
 def _metadata(model: nn.Module, input_size: tuple[int, ...], dynamic: bool, names: list[str]) -> dict[str, Any]:
     cfg = getattr(model, "pretrained_cfg", None) or {}
-    mean, std = normalisation(model)
+    try:
+        mean, std = normalization(model)
+        statistics = {"mean": list(mean), "std": list(std)}
+    except ValueError:  # unknown, and not guessed
+        statistics = {}
     known = {name: cfg[name] for name in ("label_names", "palette", "dataset", "license") if cfg.get(name)}
-    return {
-        "input_size": list(input_size),
-        "dynamic": dynamic,
-        "output": ", ".join(names),
-        "mean": list(mean),
-        "std": list(std),
-        **known,
-    }
+    return {"input_size": list(input_size), "dynamic": dynamic, "output": ", ".join(names), **statistics, **known}
 
 
 def _output_names(output: Any) -> list[str]:
@@ -270,7 +274,7 @@ def _write_onnx(program: torch.export.ExportedProgram, path: Path, names: list[s
     onnx.save(proto, path)
 
 
-def _check_onnx(path: Path, graph: nn.Module, model: nn.Module, images: torch.Tensor) -> None:
+def _check_onnx(path: Path, graph: nn.Module, images: torch.Tensor) -> None:
     """Raise a RuntimeError unless onnxruntime gives a model's output on some images."""
     import onnxruntime
 
@@ -284,7 +288,7 @@ def _check_onnx(path: Path, graph: nn.Module, model: nn.Module, images: torch.Te
         if output.shape == right.shape and right.is_floating_point():
             error = ((output - right).abs().max() / right.abs().max().clamp(min=1e-12)).item()
         elif output.shape == right.shape:
-            error = 0.0 if torch.equal(output, right) else _label_error(model, images, output)
+            error = 0.0 if torch.equal(output, right) else _label_error(graph, images, output)
         if not error <= _TOLERANCE:
             raise ExportError(
                 f"The ONNX graph's {name} of images {tuple(images.shape)} differ from the model's by {error:.1e} of "
@@ -293,10 +297,11 @@ def _check_onnx(path: Path, graph: nn.Module, model: nn.Module, images: torch.Te
 
 
 @torch.no_grad()
-def _label_error(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
+def _label_error(graph: _Labels, images: torch.Tensor, labels: torch.Tensor) -> float:
     """By how much, relative to the range, the logits of labels fall short of the greatest."""
-    logits = _masks(model(images))
+    with raw_logits(graph.model):
+        logits = _masks(graph.model(images))
     if logits.shape[1] == 1:
-        logits = torch.cat([torch.zeros_like(logits), logits], 1)
+        logits = torch.cat([torch.full_like(logits, graph.threshold), logits], 1)
     short = logits.amax(1) - logits.gather(1, labels[:, None])[:, 0]
     return (short.max() / logits.abs().max()).item()

@@ -15,7 +15,8 @@ from PIL import Image
 
 from .errors import ImageError
 from .images import class_areas, label_picture, overlay, read_image
-from .inference import in_channels, names_and_palette, predict
+from .inference import predict
+from .model_info import in_channels, names_and_palette
 
 AREAS = "areas.json"
 _PROBABILITIES = "_probabilities.npy"

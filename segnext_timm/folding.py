@@ -1,4 +1,6 @@
-"""Folding of what is affine in evaluation into the convolution before or after it, exactly."""
+"""Fold what is affine in evaluation into the convolution before or after it, exactly."""
+
+import copy
 
 import torch
 import torch.nn as nn
@@ -20,21 +22,37 @@ def affine_of(norm: nn.Module) -> tuple[torch.Tensor, torch.Tensor] | None:
     return scale.detach(), (shift if norm.bias is None else shift + norm.bias).detach()
 
 
-def fold_before(conv: nn.Conv2d, scale: torch.Tensor, shift: torch.Tensor) -> None:
-    """Let a convolution, in place, take x for scale·x + shift; it must be 1×1, since padding is not shifted."""
+def fold_before(conv: nn.Conv2d, scale: torch.Tensor, shift: torch.Tensor) -> nn.Conv2d:
+    """A new convolution that computes conv(scale·x + shift) from x; 1×1 only, since padding is not shifted."""
     assert conv.kernel_size == (1, 1) and conv.padding == (0, 0) and conv.groups == 1
     weight = _widen(conv.weight)
-    _set(conv, weight * scale[:, None, None], (weight[:, :, 0, 0] @ shift) + _bias(conv))
+    return _replaced(conv, weight * scale[:, None, None], (weight[:, :, 0, 0] @ shift) + _bias(conv))
 
 
-def fold_after(conv: nn.Conv2d, scale: torch.Tensor, shift: torch.Tensor | float = 0.0) -> None:
-    """Let a convolution, in place, give scale·y + shift for y."""
-    _set(conv, _widen(conv.weight) * scale[:, None, None, None], _bias(conv) * scale + shift)
+def fold_after(conv: nn.Conv2d, scale: torch.Tensor, shift: torch.Tensor | float = 0.0) -> nn.Conv2d:
+    """A new convolution that computes scale·conv(x) + shift."""
+    return _replaced(conv, _widen(conv.weight) * scale[:, None, None, None], _bias(conv) * scale + shift)
 
 
 def is_fused(model: nn.Module) -> bool:
-    """Whether a part of the model has been fused, so that its weights fit no other model."""
-    return any(getattr(module, "fused", False) for module in model.modules())
+    """Whether a part of the model has been fused, so that no other model loads its weights.
+
+    True for what :func:`segnext_timm.fuse` made, and for what timm's `reparameterize_model` made of MSCAN or of blocks
+    that keep their fused convolution as `reparam_conv` (RepVGG, MobileOne, FastViT and others).
+    """
+    return any(
+        getattr(module, "fused", False) or getattr(module, "reparam_conv", None) is not None
+        for module in model.modules()
+    )
+
+
+def check_not_fused(model: nn.Module) -> None:
+    """Raise a ValueError if the model was fused, before it is saved or pushed."""
+    if is_fused(model):
+        raise ValueError(
+            "A fused model cannot be saved, since no other model loads its weights. Save the model it was made from, "
+            "and fuse after loading; or export it."
+        )
 
 
 def _widen(x: torch.Tensor) -> torch.Tensor:
@@ -45,8 +63,9 @@ def _bias(conv: nn.Conv2d) -> torch.Tensor | float:
     return 0.0 if conv.bias is None else _widen(conv.bias)
 
 
-def _set(conv: nn.Conv2d, weight: torch.Tensor, bias: torch.Tensor) -> None:
-    requires_grad = conv.weight.requires_grad
-    dtype = conv.weight.dtype
-    conv.weight = nn.Parameter(weight.to(dtype), requires_grad=requires_grad)
-    conv.bias = nn.Parameter(bias.to(dtype), requires_grad=requires_grad)
+def _replaced(conv: nn.Conv2d, weight: torch.Tensor, bias: torch.Tensor) -> nn.Conv2d:
+    """A copy of a convolution with other weights."""
+    new, requires_grad = copy.deepcopy(conv), conv.weight.requires_grad
+    new.weight = nn.Parameter(weight.to(conv.weight.dtype), requires_grad=requires_grad)
+    new.bias = nn.Parameter(bias.to(conv.weight.dtype), requires_grad=requires_grad)
+    return new

@@ -1,7 +1,7 @@
 """Image in, labels out: preprocessing, whole images or sliding windows, multiple scales and flips.
 
-A model's `pretrained_cfg` tells how its images are normalised (`mean` and `std`, of values from 0 to 1), as timm's
-does; without it, ImageNet's statistics are taken, with which SegNeXt was trained.
+A model's `pretrained_cfg` says how its images are normalized (`mean` and `std`, of values from 0 to 1), as timm's does;
+without it, they are normalized as smp's preprocessing of its encoder does it.
 
 An image of any size is labelled in bounded memory: windows are kept at the size of the decoder's logits, and resized,
 averaged and compared a tile of the image at a time.
@@ -9,7 +9,7 @@ averaged and compared a tile of the image at a time.
 
 import os
 import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +20,20 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from PIL import Image
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from segmentation_models_pytorch.base.modules import Clamp
 from torchvision.transforms.v2 import functional as TF
 
 from .images import read_image
-from .labels import Color, voc_palette
+from .model_info import (
+    evaluation_mode,
+    in_channels,
+    normalization,
+    num_classes,
+    output_activation,
+    positive_above,
+    raw_logits,
+    size_divisor,
+)
 from .resizing import resized_piece
 
 Mode = Literal["auto", "whole", "slide"]
@@ -38,42 +47,8 @@ _TILE_BYTES = 1 << 27  # of a tile's scores
 _KEPT_BYTES = 1 << 30  # of the windows' logits that other tiles will need
 
 
-def _argument(model: nn.Module, name: str, default: int) -> int:
-    """An argument that a model of smp was made with; the default, for models of others."""
-    config = getattr(model, "config", None)
-    return config.get(name, default) if isinstance(config, Mapping) else default
-
-
-def in_channels(model: nn.Module) -> int:
-    """How many channels a model's images have."""
-    return _argument(model, "in_channels", 3)
-
-
-def _classes(model: nn.Module) -> int:
-    """How many classes a model has; a guess, for models of others."""
-    return _argument(model, "classes", 150)
-
-
 def _label_type(classes: int) -> type:
     return np.uint8 if classes <= 256 else np.int32
-
-
-def normalisation(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel that a model's images are normalised with, on values from 0 to 1."""
-    cfg = getattr(model, "pretrained_cfg", None) or {}
-    return tuple(cfg.get("mean") or IMAGENET_DEFAULT_MEAN), tuple(cfg.get("std") or IMAGENET_DEFAULT_STD)
-
-
-def names_and_palette(model: nn.Module) -> tuple[list[str], list[Color]]:
-    """Name and colour of each label that a model gives, both of a binary one included."""
-    cfg = getattr(model, "pretrained_cfg", None) or {}
-    classes = _classes(model)
-    names = list(cfg.get("label_names") or (f"class {label}" for label in range(classes)))
-    colors = cfg.get("palette") or voc_palette(256)[1 if classes == 1 else 0 :][:classes]
-    palette = [tuple(color) for color in colors]
-    if classes == 1:  # 0 is where it is not
-        return ["background", *names], [(0, 0, 0), *palette]
-    return names, palette
 
 
 def fit(size: tuple[int, int], long: float, short: float, divisor: int = 1) -> tuple[int, int]:
@@ -88,11 +63,6 @@ def fit(size: tuple[int, int], long: float, short: float, divisor: int = 1) -> t
     scale = min(long / max(size), short / min(size))
     height, width = (max(round(side * scale), 1) for side in size)
     return -(-height // divisor) * divisor, -(-width // divisor) * divisor
-
-
-def size_divisor(model: nn.Module) -> int:
-    """What the sides of a model's images must be multiples of, in pixels."""
-    return model.encoder.output_stride if getattr(model, "requires_divisible_input_shape", False) else 1
 
 
 def _pad(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
@@ -155,7 +125,7 @@ class _View:
         self.window = tuple(min(side, full) for side, full in zip(plan.window, size))
         self.batch = plan.batch
         self.precision = plan.precision
-        self.statistics = normalisation(model)
+        self.statistics = normalization(model)
         # upper and left borders of the windows
         self.borders = [
             [min(i * step, full - side) for i in range(-(-(full - side) // step) + 1)]
@@ -176,7 +146,7 @@ class _View:
         model = self.model
         images = _pad(model, torch.cat([self.crop(*border) for border in borders]))
         self.padded = tuple(images.shape[-2:])
-        with _autocast(images.device, self.precision):
+        with _autocast(images.device, self.precision), raw_logits(model):
             logits = model.forward_logits(images) if hasattr(model, "forward_logits") else model(images)
         logits = logits[0] if isinstance(logits, tuple) else logits  # beside those of a classification head
         for border, maps in zip(borders, logits.float()):
@@ -260,13 +230,17 @@ def _scores(
                 if len(views) == 1:
                     scores = logits
                     break
-                probabilities = _probabilities(logits).div_(len(views))
+                probabilities = _probabilities(logits, output_activation(model)).div_(len(views))
                 scores = probabilities if scores is None else scores.add_(probabilities)
             yield rows, columns, scores
 
 
-def _probabilities(logits: torch.Tensor) -> torch.Tensor:
-    return logits.softmax(-1) if logits.shape[-1] > 1 else logits.sigmoid()
+def _probabilities(logits: torch.Tensor, activation: nn.Module | None) -> torch.Tensor:
+    """Probabilities (..., classes) as the model's own activation makes them; by softmax or sigmoid if it makes none."""
+    if isinstance(activation, Clamp):
+        return activation(logits)
+    binary = logits.shape[-1] == 1 or isinstance(activation, nn.Sigmoid)
+    return logits.sigmoid() if binary else logits.softmax(-1)
 
 
 def _free_memory(device: torch.device) -> float:
@@ -315,7 +289,7 @@ def _make_plan(
     stride = (stride, stride) if isinstance(stride, int) else tuple(stride)
     if min(window) < 1 or min(stride) < 1 or any(step > side for step, side in zip(stride, window)):
         raise ValueError(f"stride must be from 1 to the window's side, got {stride} of {window}")
-    channels, known = in_channels(model), len(normalisation(model)[0])
+    channels, known = in_channels(model), len(normalization(model)[0])
     if known != channels:
         raise ValueError(
             f"The model takes {channels} channels, and its mean and std have {known}: put those of your images, of "
@@ -325,7 +299,7 @@ def _make_plan(
     sizes = [fit(own, *(side * scale for side in longest), divisor) for scale in scales]
     if mode == "auto":
         device = next(model.parameters()).device
-        each = _PIXEL_BYTES + (0 if hasattr(model, "forward_logits") else 12 * _classes(model))
+        each = _PIXEL_BYTES + (0 if hasattr(model, "forward_logits") else 12 * num_classes(model))
         needed = each * max(height * width for height, width in sizes)
         mode = "whole" if needed <= min(_WHOLE_BYTES, _free_memory(device) / 2) else "slide"
     if mode == "whole":
@@ -371,9 +345,10 @@ def _predict(
             found = model.predict_labels(_pad(model, view.crop(0, 0)))[0, : own[0], : own[1]]
         if progress is not None:
             progress(1.0)
-        return found.cpu().numpy().astype(_label_type(_classes(model))), None
+        return found.cpu().numpy().astype(_label_type(num_classes(model))), None
     if tile is None:
-        tile = min(max(int((_TILE_BYTES / 4 / _classes(model)) ** 0.5), 64), 4096)
+        tile = min(max(int((_TILE_BYTES / 4 / num_classes(model)) ** 0.5), 64), 4096)
+    activation = output_activation(model)
     labels, given, done = None, None, 0
     for rows, columns, scores in _scores(model, image, plan, tile):
         classes = scores.shape[-1]
@@ -381,11 +356,12 @@ def _predict(
             labels = np.empty(own, _label_type(classes))
             if probabilities:
                 given = np.empty((classes, *own), np.float32) if probabilities is True else probabilities(classes)
-        # one channel: a binary model, whose logit is positive, or probability above one half, where its class is
-        found = scores.max(-1).indices if classes > 1 else scores[..., 0] > (0 if plan.views == 1 else 0.5)
+        # one channel: a binary model, whose logit, or mean probability, is above a threshold where its class is
+        threshold = positive_above(activation) if plan.views == 1 else 0.5
+        found = scores.max(-1).indices if classes > 1 else scores[..., 0] > threshold
         labels[rows, columns] = found.cpu().numpy()
         if given is not None:
-            shares = scores if plan.views > 1 else _probabilities(scores)
+            shares = scores if plan.views > 1 else _probabilities(scores, activation)
             given[:, rows, columns] = shares.permute(2, 0, 1).cpu().numpy()
         done += found.numel()
         if progress is not None:
@@ -461,13 +437,9 @@ def predict(
         labels, given = _predict(model, pixels, plan, tile, probabilities, progress)
         return (labels, given) if probabilities else labels
 
-    training = model.training
-    model.eval()
-    try:
+    with evaluation_mode(model):
         several = isinstance(image, list | tuple) or getattr(image, "ndim", 0) == 4
         return [label(one) for one in image] if several else label(image)
-    finally:
-        model.train(training)
 
 
 def slow_precision(device: torch.device, precision: str) -> str | None:

@@ -14,12 +14,13 @@ Original code and weights: https://github.com/Visual-Attention-Network/SegNeXt. 
 implementation of the published architecture; its outputs equal the original's on the same weights.
 """
 
+import copy
 import logging
 import math
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple, Union
+from urllib.parse import urlparse
 
 import torch
 import torch.fx
@@ -39,17 +40,15 @@ from timm.models import (
     build_model_with_cfg,
     checkpoint_seq,
     generate_default_cfgs,
-    is_model,
-    model_entrypoint,
+    register_model,
     register_notrace_module,
     resolve_pretrained_cfg,
 )
-from timm.models import register_model as _register_model
 from timm.models._features import feature_take_indices
 
-from .checkpoints import backbone_to_native, describe_mscan, load_checkpoint
+from .checkpoints import backbone_name_to_native, backbone_to_native, check_parameters, describe_mscan
 from .folding import affine_of, fold_after, fold_before
-from .reading import CheckpointError, fetch
+from .reading import CheckpointError, check_pytorch_file, fetch
 
 _logger = logging.getLogger(__name__)
 
@@ -64,13 +63,10 @@ def _saturate(x: torch.Tensor) -> torch.Tensor:
     return x.clamp(-65504.0, 65504.0) if x.dtype == torch.float16 else x
 
 
-def _fold_norm(conv: nn.Conv2d, norm: nn.Module) -> nn.Module:
-    """Fold a norm into the convolution before it, in place if it can be; what is left of the norm."""
+def _fold_norm(conv: nn.Conv2d, norm: nn.Module) -> Tuple[nn.Conv2d, nn.Module]:
+    """The convolution with `norm` folded into it, and Identity; both as they are if `norm` cannot be folded."""
     affine = affine_of(norm)
-    if affine is None:
-        return norm
-    fold_after(conv, *affine)
-    return nn.Identity()
+    return (conv, norm) if affine is None else (fold_after(conv, *affine), nn.Identity())
 
 
 class MultiScaleConvAttention(nn.Module):
@@ -80,7 +76,9 @@ class MultiScaleConvAttention(nn.Module):
     gather it at larger scales; a 1×1 convolution mixes their sum into the attention that weights the input.
     """
 
-    def __init__(self, dim: int, dilation: int = 1, device=None, dtype=None) -> None:
+    def __init__(
+        self, dim: int, kernel_sizes: Tuple[int, ...] = (7, 11, 21), dilation: int = 1, device=None, dtype=None
+    ) -> None:
         dd = {"device": device, "dtype": dtype}
         super().__init__()
 
@@ -89,7 +87,7 @@ class MultiScaleConvAttention(nn.Module):
             return nn.Conv2d(dim, dim, (height, width), padding=padding, dilation=dilation, groups=dim, **dd)
 
         self.dwconv = depthwise(5, 5)
-        self.branches = nn.ModuleList(nn.Sequential(depthwise(1, k), depthwise(k, 1)) for k in (7, 11, 21))
+        self.branches = nn.ModuleList(nn.Sequential(depthwise(1, k), depthwise(k, 1)) for k in kernel_sizes)
         self.proj = nn.Conv2d(dim, dim, 1, **dd)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -105,13 +103,19 @@ class SpatialAttention(nn.Module):
     """MSCA between two 1×1 convolutions, with a shortcut around all three (figure 2 of the paper)."""
 
     def __init__(
-        self, dim: int, dilation: int = 1, act_layer: Callable[..., nn.Module] = nn.GELU, device=None, dtype=None
+        self,
+        dim: int,
+        kernel_sizes: Tuple[int, ...] = (7, 11, 21),
+        dilation: int = 1,
+        act_layer: Callable[..., nn.Module] = nn.GELU,
+        device=None,
+        dtype=None,
     ) -> None:
         dd = {"device": device, "dtype": dtype}
         super().__init__()
         self.proj_in = nn.Conv2d(dim, dim, 1, **dd)
         self.act = act_layer()
-        self.msca = MultiScaleConvAttention(dim, dilation=dilation, **dd)
+        self.msca = MultiScaleConvAttention(dim, kernel_sizes, dilation=dilation, **dd)
         self.proj_out = nn.Conv2d(dim, dim, 1, **dd)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -159,6 +163,8 @@ class MSCANBlock(nn.Module):
         self,
         dim: int,
         mlp_ratio: float = 4.0,
+        kernel_sizes: Tuple[int, ...] = (7, 11, 21),
+        ls_init_value: float = 1e-2,
         dilation: int = 1,
         drop: float = 0.0,
         drop_path: float = 0.0,
@@ -170,13 +176,13 @@ class MSCANBlock(nn.Module):
         dd = {"device": device, "dtype": dtype}
         super().__init__()
         self.norm1 = norm_layer(dim, **dd)
-        self.attn = SpatialAttention(dim, dilation=dilation, act_layer=act_layer, **dd)
-        self.ls1 = LayerScale2d(dim, init_values=1e-2, **dd)
+        self.attn = SpatialAttention(dim, kernel_sizes, dilation=dilation, act_layer=act_layer, **dd)
+        self.ls1 = LayerScale2d(dim, init_values=ls_init_value, **dd)
         self.drop_path1 = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
 
         self.norm2 = norm_layer(dim, **dd)
         self.mlp = ConvMlp(dim, int(dim * mlp_ratio), dilation=dilation, act_layer=act_layer, drop=drop, **dd)
-        self.ls2 = LayerScale2d(dim, init_values=1e-2, **dd)
+        self.ls2 = LayerScale2d(dim, init_values=ls_init_value, **dd)
         self.drop_path2 = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -186,7 +192,7 @@ class MSCANBlock(nn.Module):
         return x
 
     def fuse(self) -> nn.Module:
-        """The block for inference, made of this one's layers; this block itself if its norms cannot be folded."""
+        """A new block for inference; this block, which stays as it is, if its norms cannot be folded."""
         foldable = affine_of(self.norm1) is not None and affine_of(self.norm2) is not None
         return FusedMSCANBlock(self) if foldable else self
 
@@ -207,15 +213,16 @@ class FusedMSCANBlock(nn.Module):
         gamma1, gamma2 = block.ls1.gamma.detach(), block.ls2.gamma.detach()
 
         scale, shift = affine_of(block.norm1)
-        fold_before(attn.proj_in, scale, shift)
-        fold_after(attn.proj_out, gamma1, gamma1 * shift)
-        self.proj_in, self.act, self.msca, self.proj_out = attn.proj_in, attn.act, attn.msca, attn.proj_out
+        self.proj_in = fold_before(attn.proj_in, scale, shift)
+        self.act = copy.deepcopy(attn.act)
+        self.msca = copy.deepcopy(attn.msca)
+        self.proj_out = fold_after(attn.proj_out, gamma1, gamma1 * shift)
         # not 1 + γ·s: of that, bfloat16 would keep little
         self.register_buffer("shortcut", (gamma1 * scale).to(gamma1.dtype)[:, None, None])
 
-        fold_before(mlp.fc1, *affine_of(block.norm2))
-        fold_after(mlp.fc2, gamma2)
-        self.mlp = mlp
+        self.mlp = copy.deepcopy(mlp)
+        self.mlp.fc1 = fold_before(mlp.fc1, *affine_of(block.norm2))
+        self.mlp.fc2 = fold_after(mlp.fc2, gamma2)
         self.train(block.training)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -277,8 +284,8 @@ class Stem(nn.Module):
 
     def reparameterize(self) -> None:
         """Fold the norms into the convolutions, for inference."""
-        self.norm1 = _fold_norm(self.conv1, self.norm1)
-        self.norm2 = _fold_norm(self.conv2, self.norm2)
+        self.conv1, self.norm1 = _fold_norm(self.conv1, self.norm1)
+        self.conv2, self.norm2 = _fold_norm(self.conv2, self.norm2)
 
 
 class Downsample(nn.Module):
@@ -305,7 +312,7 @@ class Downsample(nn.Module):
 
     def reparameterize(self) -> None:
         """Fold the norm into the convolution, for inference."""
-        self.norm = _fold_norm(self.conv, self.norm)
+        self.conv, self.norm = _fold_norm(self.conv, self.norm)
 
 
 class MSCANStage(nn.Module):
@@ -320,6 +327,8 @@ class MSCANStage(nn.Module):
         stride: int = 2,
         dilation: Tuple[int, int] = (1, 1),
         mlp_ratio: float = 4.0,
+        kernel_sizes: Tuple[int, ...] = (7, 11, 21),
+        ls_init_value: float = 1e-2,
         drop: float = 0.0,
         drop_path_rates: Optional[List[float]] = None,
         act_layer: Callable[..., nn.Module] = nn.GELU,
@@ -336,6 +345,8 @@ class MSCANStage(nn.Module):
             stride: Stride of the downsampling convolution.
             dilation: Dilation of the downsampling convolution, and of the blocks' depthwise convolutions.
             mlp_ratio: Width of the MLP's hidden layer over that of the block.
+            kernel_sizes: Lengths of the attention's strip convolutions.
+            ls_init_value: Initial value of the layer scales.
             drop: Dropout rate in the MLPs.
             drop_path_rates: Stochastic depth rate of each block.
             act_layer: Activation layer.
@@ -354,6 +365,8 @@ class MSCANStage(nn.Module):
                 MSCANBlock(
                     out_chs,
                     mlp_ratio=mlp_ratio,
+                    kernel_sizes=kernel_sizes,
+                    ls_init_value=ls_init_value,
                     dilation=dilation[1],
                     drop=drop,
                     drop_path=drop_path_rates[i],
@@ -392,6 +405,8 @@ class MSCAN(nn.Module):
         depths: Tuple[int, ...] = (3, 3, 12, 3),
         dims: Tuple[int, ...] = (64, 128, 320, 512),
         mlp_ratios: Tuple[float, ...] = (8, 8, 4, 4),
+        kernel_sizes: Tuple[int, ...] = (7, 11, 21),
+        ls_init_value: float = 1e-2,
         act_layer: Union[str, Callable[..., nn.Module]] = "gelu",
         norm_layer: Union[str, Callable[..., nn.Module]] = "batchnorm2d",
         drop_rate: float = 0.0,
@@ -409,7 +424,10 @@ class MSCAN(nn.Module):
                 so that their features are those of stride 32, more densely sampled.
             depths: Number of blocks in each stage.
             dims: Number of channels in each stage.
-            mlp_ratios: Width of the MLP's hidden layer over that of the block, in each stage.
+            mlp_ratios: Width of the MLP's hidden layer over that of the block, in each stage (table 2 of the paper).
+            kernel_sizes: Lengths of the attention's strip convolutions (section 3.1 of the paper: 7, 11 and 21).
+            ls_init_value: Initial value of the blocks' layer scales; 1e-2 in the paper's code. Training from scratch
+                may want another.
             act_layer: Activation layer.
             norm_layer: Normalisation layer of the stem, the downsampling and the blocks. The norm that ends each
                 stage is a LayerNorm over channels whatever this is.
@@ -451,6 +469,8 @@ class MSCAN(nn.Module):
                     stride=stride,
                     dilation=(first_dilation, dilation),
                     mlp_ratio=mlp_ratios[i],
+                    kernel_sizes=kernel_sizes,
+                    ls_init_value=ls_init_value,
                     drop=proj_drop_rate,
                     drop_path_rates=drop_path_rates[i],
                     act_layer=act_layer,
@@ -466,18 +486,7 @@ class MSCAN(nn.Module):
         self.head = ClassifierHead(prev_chs, num_classes, pool_type=global_pool, drop_rate=drop_rate, **dd)
         self.head_hidden_size = prev_chs * self.head.global_pool.feat_mult()
         self.apply(_init_weights)
-
-    @torch.jit.ignore
-    def load_state_dict(self, state_dict: Dict[str, Any], strict: bool = True, assign: bool = False):
-        """As of any module; checkpoints of published spelling, as of timm's `checkpoint_path`, are translated."""
-        if "patch_embed1.proj.0.weight" in state_dict:
-            state_dict = checkpoint_filter_fn(state_dict, self)
-        return super().load_state_dict(state_dict, strict=strict, assign=assign)
-
-    @torch.jit.ignore
-    def no_weight_decay(self) -> set:
-        """Names of parameters that are not decayed, beside norms and biases: none."""
-        return set()
+        self.register_load_state_dict_pre_hook(_rename_published)
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> Dict[str, Any]:
@@ -616,27 +625,46 @@ def _init_weights(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
+def _rename_published(model: nn.Module, state_dict: Dict[str, Any], prefix: str, *args: Any) -> None:
+    """Load-state-dict pre-hook: rename parameters of a published checkpoint, as of timm's `checkpoint_path`."""
+    if prefix + "patch_embed1.proj.0.weight" in state_dict:
+        for name in [name for name in state_dict if name.startswith(prefix)]:
+            state_dict[prefix + backbone_name_to_native(name[len(prefix) :])] = state_dict.pop(name)
+
+
 def checkpoint_filter_fn(state_dict: Dict[str, Any], model: MSCAN) -> Dict[str, torch.Tensor]:
-    """Published or native checkpoint to the model's parameters; a missing classifier stays as initialised."""
+    """Rename the parameters of a published checkpoint, or of a segmenter's backbone, to those of `model`.
+
+    Raises:
+        CheckpointError: If the checkpoint is of another variant, or if parameters other than the classifier's are
+            missing or unknown. timm loads what fits where the number of classes differs.
+    """
     state_dict = backbone_to_native(state_dict)
-    found, expected = describe_mscan(state_dict), describe_mscan(model.state_dict())
-    if found != expected:
-        # timm loads what fits where classes differ; of another variant, that would be a part of the blocks
-        raise CheckpointError(f"weights of {found}, not of {expected}: create {found}, or give {expected} its own.")
-    stem = state_dict.get("stem.conv1.weight")
-    if stem is not None and stem.shape == model.stem.conv1.weight.shape:
-        # before 1.0.31, timm adapts every stem to other than 3 channels, and drops it where it has them already
-        model.stem.conv1.weight.data.copy_(stem)
-    if "head.fc.weight" not in state_dict and model.num_classes > 0:
-        if model.num_classes == getattr(model, "pretrained_cfg", {}).get("num_classes"):
-            _logger.warning(
-                "The checkpoint has no classifier: the backbone is loaded, the classifier stays as initialised."
-            )
-        state_dict.update({f"head.fc.{name}": p.detach() for name, p in model.head.fc.named_parameters()})
+    expected = model.state_dict()
+    found, wanted = describe_mscan(state_dict), describe_mscan(expected)
+    if found != wanted:
+        raise CheckpointError(
+            f"These are weights of {found}, but the model is {wanted}. Create {found}, or load {wanted}."
+        )
+    classifier = {name for name in expected if name.startswith("head.fc.")} | {"head.fc.weight", "head.fc.bias"}
+    adaptable = classifier | {"stem.conv1.weight"}  # timm adapts the stem to other channels
+    check_parameters(
+        {name: value for name, value in state_dict.items() if name not in adaptable},
+        {name: value for name, value in expected.items() if name not in adaptable},
+    )
+    wants_classifier = model.num_classes > 0 and model.num_classes == getattr(model, "pretrained_cfg", {}).get(
+        "num_classes"
+    )
+    if wants_classifier and "head.fc.weight" not in state_dict:
+        _logger.warning(
+            "The checkpoint has no classifier: loaded the backbone, the classifier keeps its random values."
+        )
     return state_dict
 
 
 def _cfg(url: str = "", **kwargs: Any) -> Dict[str, Any]:
+    # The weights were trained with the code of VAN (https://github.com/Visual-Attention-Network/VAN-Classification),
+    # whose evaluation has mean and std 0.5, crop 0.9 and bicubic interpolation at 224².
     return {
         "url": url,
         "num_classes": 1000,
@@ -668,57 +696,40 @@ default_cfgs = generate_default_cfgs(
     }
 )
 
-
-def _pretrained_file(
-    variant: str,
-    pretrained_cfg: Any = None,
-    pretrained_cfg_overlay: Optional[Dict[str, Any]] = None,
-    cache_dir: Optional[Union[str, Path]] = None,
-) -> Optional[Path]:
-    """The file that timm will load weights from, None if they do not come from a file or URL.
-
-    One that comes from a URL is downloaded here, its hash checked: timm checks hashes only if told to for all its
-    models at once. It then finds the file in the cache.
-    """
-    cfg = resolve_pretrained_cfg(variant, pretrained_cfg, pretrained_cfg_overlay)
-    if cfg.source in ("hf-hub", "local-dir") or cfg.state_dict:
-        return None
-    if cfg.file:
-        return Path(cfg.file)
-    return fetch(cfg.url, cache_dir) if cfg.url and not cfg.hf_hub_id else None
+# The sha256 of each published file, or how it begins. Those of T, S and B are recorded by Intel's Geti, which pins
+# them; of L only the digits in its name are known.
+_SHA256 = {
+    "mscan_t_20230227-119e8c9f.pth": "119e8c9f4479cb5ed7906c26adc3c9fe722d5c5fff63651549669bff941d11c4",
+    "mscan_s_20230227-f33ccdf2.pth": "f33ccdf2fc0afb78a39a44645eb8436891b95b1d3d9b48c1d9ace85936740a18",
+    "mscan_b_20230227-3ab7d230.pth": "3ab7d2301876e41fdd3950e59cdce44e18ebcc36a4cf7a4f5f0817d14f381c9b",
+    "mscan_l_20230227-cef260d4.pth": "cef260d4",
+}
 
 
 def _create_mscan(variant: str, pretrained: bool = False, **kwargs: Any) -> MSCAN:
-    sources = ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
-    file = _pretrained_file(variant, *(kwargs.get(name) for name in sources)) if pretrained else None
+    cfg = resolve_pretrained_cfg(variant, kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay"))
     if kwargs.get("features_only", False):
-        kwargs.setdefault("num_classes", 0)  # the wrapper drops the classifier anyway
-    try:
-        return build_model_with_cfg(
-            MSCAN,
-            variant,
-            pretrained,
-            pretrained_filter_fn=checkpoint_filter_fn,
-            feature_cfg={"out_indices": (0, 1, 2, 3), "flatten_sequential": True},
-            **kwargs,
-        )
-    except Exception as error:
-        if file is None:
-            raise
-        if isinstance(error, CheckpointError):
-            raise CheckpointError(f"{file}: {error}") from None
-        load_checkpoint(file)  # says what is wrong with the file, if that is it
-        if file.suffix == ".pkl":
-            raise CheckpointError(f"{file}: timm reads no Jittor files. Convert it: segnext-timm convert.") from None
-        raise
+        kwargs.setdefault("num_classes", 0)  # timm's wrapper drops the classifier anyway
+    from_hub = cfg.source in ("hf-hub", "local-dir") or cfg.state_dict or cfg.hf_hub_id
 
+    def build(**model_args: Any) -> MSCAN:
+        model = MSCAN(**model_args)  # wrong arguments end here, before any download
+        if pretrained and cfg.file and not from_hub:
+            check_pytorch_file(cfg.file)  # names what is wrong with it
+        elif pretrained and cfg.url and not from_hub:
+            # timm then finds the file, whole and checked, in its cache
+            fetch(cfg.url, kwargs.get("cache_dir"), sha256=_SHA256.get(Path(urlparse(cfg.url).path).name))
+        return model
 
-def register_model(fn: Callable[..., MSCAN]) -> Callable[..., MSCAN]:
-    """timm's `register_model`, silent where this module, reloaded, registers its own models again."""
-    with warnings.catch_warnings():
-        if is_model(fn.__name__) and model_entrypoint(fn.__name__).__module__ == fn.__module__:
-            warnings.simplefilter("ignore")
-        return _register_model(fn)
+    return build_model_with_cfg(
+        build,
+        variant,
+        pretrained,
+        pretrained_filter_fn=checkpoint_filter_fn,
+        pretrained_strict=False,  # the filter checks every name, and lets a classifier be missing
+        feature_cfg={"out_indices": (0, 1, 2, 3), "flatten_sequential": True},
+        **kwargs,
+    )
 
 
 @register_model

@@ -6,7 +6,8 @@ Original code: https://github.com/Visual-Attention-Network/SegNeXt
 """
 
 import difflib
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,15 @@ from segmentation_models_pytorch.base.utils import is_torch_compiling
 from segmentation_models_pytorch.encoders import get_encoder, get_encoder_names
 
 from .cards import segmenter_card
-from .folding import is_fused
+from .folding import check_not_fused
 from .hamburger import Hamburger
-from .resizing import resized_argmax, resized_cross_entropy
+from .model_info import evaluation_mode, keeps_order, output_activation, positive_above
+from .resizing import resized_argmax
+
+_logger = logging.getLogger(__name__)
 
 _NUM_GROUPS = 32  # of every GroupNorm in the decoder
 _MIN_SIZE = 32  # of an image side, in pixels
-_ORDER_KEEPING = (nn.Identity, nn.Sigmoid, nn.Softmax, nn.LogSoftmax, nn.Tanh)  # the greatest logit stays the greatest
 
 
 class LightHamDecoder(nn.Module):
@@ -101,17 +104,18 @@ class LightHamDecoder(nn.Module):
 
 
 class ResizingHead(SegmentationHead):
-    """smp's segmentation head, its 1×1 convolution's logits resized to a given size, corners not aligned."""
+    """smp's segmentation head of a 1×1 convolution, whose logits are resized to a size that the call gives."""
 
     def __init__(
         self, in_channels: int, out_channels: int, activation: str | Callable[..., nn.Module] | None = None
     ) -> None:
         super().__init__(in_channels, out_channels, kernel_size=1, activation=activation, upsampling=1)
 
-    def forward(self, x: torch.Tensor, size: list[int]) -> torch.Tensor:
-        """Features (B, in_channels, h, w) to a map (B, out_channels, *size)."""
+    def forward(self, x: torch.Tensor, size: list[int] | None) -> torch.Tensor:
+        """Features (B, in_channels, h, w) to a map (B, out_channels, *size), or (B, out_channels, h, w) if None."""
         x = self[0](x)
-        x = F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+        if size is not None:
+            x = F.interpolate(x, size=size, mode="bilinear", align_corners=False)
         return self[2](x)
 
 
@@ -145,10 +149,11 @@ class SegNeXt(SegmentationModel):
             - activation (str): Applied to its output
         decoder_one_step_gradient: Back-propagate through the last update of the matrix decomposition only, as JSeg
             does, for less memory and time in training.
-        pretrained_cfg: What is known of the weights, kept with them in the configuration, as in timm. Under
-            `label_names` and `palette`, the name and colour (red, green, blue) of each class; under `mean` and `std`,
-            the normalisation of images scaled to 0..1; under `dataset`, `license`, `description` and `results`, what
-            the model card says.
+        upsampling: 8 for output of the images' size, 1 for that of the decoder's logits, an eighth of it, which
+            :class:`segnext_timm.UpsampledCrossEntropyLoss` takes. The attribute of this name can be set at any time.
+            Saved models load with 8.
+        pretrained_cfg: What is known of the weights: see the property :attr:`pretrained_cfg`. Entries for another
+            number of classes or channels are left out, with a warning.
         kwargs: Arguments of timm's encoder, such as `drop_path_rate=0.1`, or `output_stride`.
 
     Raises:
@@ -158,6 +163,7 @@ class SegNeXt(SegmentationModel):
     """
 
     requires_divisible_input_shape = False
+    __jit_unused_properties__ = ["pretrained_cfg"]
 
     @supports_config_loading
     def __init__(
@@ -175,16 +181,22 @@ class SegNeXt(SegmentationModel):
         activation: str | Callable[..., nn.Module] | None = None,
         aux_params: dict[str, Any] | None = None,
         decoder_one_step_gradient: bool = False,
+        upsampling: int = 8,
         pretrained_cfg: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__()
-        # one dictionary: what is changed in it later is saved too
-        self.pretrained_cfg = self.config["pretrained_cfg"] = dict(pretrained_cfg or {})
         _check_encoder_name(encoder_name)
+        _check_upsampling(upsampling)
         if encoder_depth not in (3, 4, 5):
             raise ValueError(f"encoder_depth must be 3, 4 or 5, got {encoder_depth}")
         self.in_channels = in_channels
+        self.upsampling = upsampling
+        self.config["upsampling"] = 8  # a model saved in training loads as one of full size
+        fitting, misfits = _fit_pretrained_cfg(pretrained_cfg or {}, classes, in_channels)
+        self.config["pretrained_cfg"] = fitting
+        if misfits:
+            _logger.warning(f"pretrained_cfg: left out {misfits}.")
         self.encoder = get_encoder(
             encoder_name,
             in_channels=in_channels,
@@ -210,6 +222,26 @@ class SegNeXt(SegmentationModel):
         self.name = f"segnext-{encoder_name}"
         self.initialize()
 
+    @property
+    def pretrained_cfg(self) -> dict[str, Any]:
+        """What is known of the weights, saved with them in the configuration, as in timm.
+
+        Under `label_names` and `palette`, the name and color (red, green, blue) of each class; under `mean` and `std`,
+        the normalization of images scaled to 0..1; under `dataset`, `license`, `description` and `results`, what the
+        model card says.
+
+        Raises:
+            ValueError: When it is set, if its names, colors, mean or std are for another number of classes or channels.
+        """
+        return self.config["pretrained_cfg"]
+
+    @pretrained_cfg.setter
+    def pretrained_cfg(self, cfg: Mapping[str, Any] | None) -> None:
+        _, misfits = _fit_pretrained_cfg(cfg or {}, self.segmentation_head[0].out_channels, self.in_channels)
+        if misfits:
+            raise ValueError(f"pretrained_cfg does not fit the model: {misfits}.")
+        self.config["pretrained_cfg"] = dict(cfg or {})
+
     def initialize(self) -> None:
         """Draw the decoder's and the heads' weights: smp's way, and the classifier's with standard deviation 0.01."""
         super().initialize()
@@ -218,6 +250,7 @@ class SegNeXt(SegmentationModel):
     @torch.jit.unused
     def check_input_shape(self, x: torch.Tensor) -> None:
         """Raise a ValueError unless `x` is a batch of images with the model's channels and 32×32 pixels or more."""
+        _check_upsampling(self.upsampling)
         if x.ndim != 4:
             raise ValueError(f"SegNeXt takes a batch of images (B, C, H, W), got a tensor of shape {tuple(x.shape)}.")
         if x.shape[1] != self.in_channels:
@@ -238,13 +271,14 @@ class SegNeXt(SegmentationModel):
             x: Images of shape (B, in_channels, H, W), H and W at least 32.
 
         Returns:
-            Logits, or what `activation` makes of them, of shape (B, classes, H, W); with `aux_params`, a tuple of these
-            and the classification head's output.
+            Logits, or what `activation` makes of them, of shape (B, classes, H, W), or with `upsampling=1` (B, classes,
+            H / 8, W / 8), rounded up; with `aux_params`, a tuple of these and the classification head's output.
         """
         if not (torch.jit.is_scripting() or torch.jit.is_tracing() or is_torch_compiling()):
             self.check_input_shape(x)
         features = self.encoder(x)
-        masks = self.segmentation_head(self.decoder(features), x.shape[-2:])
+        size: list[int] | None = x.shape[-2:] if self.upsampling != 1 else None
+        masks = self.segmentation_head(self.decoder(features), size)
         if self.classification_head is not None:
             return masks, self.classification_head(features[-1])
         return masks
@@ -262,47 +296,26 @@ class SegNeXt(SegmentationModel):
 
     @torch.jit.unused
     def predict_labels(self, x: torch.Tensor) -> torch.Tensor:
-        """Label images: `forward(x).argmax(1)`, without maps of all classes at the images' size.
+        """Predict labels in evaluation mode, equal to `forward(x).argmax(1)`, without full-resolution logits.
 
         Args:
             x: Images of shape (B, in_channels, H, W), H and W at least 32.
 
         Returns:
-            Labels of shape (B, H, W), int64. A model of one class gives 1 where its logit is positive, else 0.
+            Labels of shape (B, H, W), int64. A model of one class gives 1 where it is more probable than not, else 0.
 
         Raises:
             ValueError: If the images do not fit the model.
         """
-        size = x.shape[-2:]
-        with torch.no_grad():
+        size, activation = x.shape[-2:], output_activation(self)
+        with torch.no_grad(), evaluation_mode(self):
             logits = self.forward_logits(x)
-            if logits.shape[1] == 1:
-                return (F.interpolate(logits, size=size, mode="bilinear", align_corners=False)[:, 0] > 0).long()
-            if isinstance(self.segmentation_head[2].activation, _ORDER_KEEPING):
+            if logits.shape[1] > 1 and keeps_order(activation):
                 return resized_argmax(logits, size)
             masks = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
-            return self.segmentation_head[2](masks).argmax(1)
-
-    @torch.jit.unused
-    def cross_entropy(self, x: torch.Tensor, target: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        """Train on labelled images: `cross_entropy(forward(x), target)`, without maps at the images' size.
-
-        This takes a fraction of the time and memory, and computes the loss in float32 under autocast too. `activation`
-        has no part in it.
-
-        Args:
-            x: Images of shape (B, in_channels, H, W), H and W at least 32.
-            target: Labels of shape (B, H, W), int64.
-            kwargs: `weight`, `ignore_index`, `reduction` ("mean" or "sum") and `label_smoothing`, which mean what they
-                mean to `torch.nn.functional.cross_entropy`.
-
-        Returns:
-            The loss, a scalar.
-
-        Raises:
-            ValueError: If the shapes do not fit, or `reduction` is another.
-        """
-        return resized_cross_entropy(self.forward_logits(x), target, **kwargs)
+            if logits.shape[1] == 1:
+                return (masks[:, 0] > positive_above(activation)).long()
+            return activation(masks).argmax(1)
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -327,11 +340,14 @@ class SegNeXt(SegmentationModel):
             wrapper.set_grad_checkpointing(enable)
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        if is_fused(self):
-            raise ValueError(
-                "A fused model cannot be saved: no other loads its weights. Save the model it was made from, and fuse "
-                "after loading; or export it."
-            )
+        check_not_fused(self)
+        # what was changed in it since it was set
+        fitting, misfits = _fit_pretrained_cfg(
+            self.pretrained_cfg, self.segmentation_head[0].out_channels, self.in_channels
+        )
+        self.config["pretrained_cfg"] = fitting
+        if misfits:
+            _logger.warning(f"pretrained_cfg: left out {misfits}.")
         super()._save_pretrained(save_directory)
 
     @classmethod
@@ -349,6 +365,30 @@ class SegNeXt(SegmentationModel):
         """
         fields = {"dataset": kwargs["dataset"]} if kwargs.get("dataset") else {}
         return segmenter_card(self.config | {"_model_class": type(self).__name__}, kwargs.get("metrics"), **fields)
+
+
+def _check_upsampling(upsampling: int) -> None:
+    if upsampling not in (1, 8):
+        raise ValueError(
+            f"upsampling must be 8, for output of the images' size, or 1, for that of the decoder, got {upsampling!r}"
+        )
+
+
+def _fit_pretrained_cfg(cfg: Mapping[str, Any], classes: int, in_channels: int) -> tuple[dict[str, Any], str]:
+    """What of a `pretrained_cfg` fits a model, and what does not, in words."""
+    fitting, misfits = dict(cfg), []
+    for key, size in (("label_names", classes), ("palette", classes), ("mean", in_channels), ("std", in_channels)):
+        if cfg.get(key) and len(cfg[key]) != size:
+            what = "classes" if key in ("label_names", "palette") else "channels"
+            misfits.append(f"{key} of {len(cfg[key])} {what} (the model has {size})")
+            del fitting[key]
+    if "label_names" in cfg and "label_names" not in fitting:
+        for key in ("dataset", "results"):  # those of the other classes
+            fitting.pop(key, None)
+    if cfg.get("input_size") and cfg["input_size"][0] != in_channels:
+        fitting["input_size"] = [in_channels, *cfg["input_size"][1:]]
+        misfits.append(f"input_size of {cfg['input_size'][0]} channels (the model has {in_channels})")
+    return fitting, ", ".join(misfits)
 
 
 def _check_encoder_name(name: str) -> None:

@@ -55,7 +55,7 @@ def create_segmenter(name: str, pretrained: bool = False, classes: int | None = 
     }
     model = SegNeXt(**{**arguments, **overrides})
     if pretrained:
-        path = fetch(cfg.url)
+        path = fetch(cfg.url, sha256=cfg.sha256)
         checkpoint = load_checkpoint(path, rank=model.decoder.hamburger.nmf.rank)
         expected = cfg.encoder_name.removeprefix("tu-")
         if checkpoint.architecture != expected:

@@ -1,4 +1,5 @@
 import copy
+import functools
 import json
 import math
 
@@ -237,8 +238,9 @@ def test_cross_entropy_is_that_of_the_output_and_trains_all():
     model, x = tiny(), images(2, 3, 71, 99)
     target = torch.randint(0, 5, (2, 71, 99), generator=torch.Generator().manual_seed(0))
     target[0, :20] = 255
-    loss = model.cross_entropy(x, target, ignore_index=255, label_smoothing=0.1)
     expected = torch.nn.functional.cross_entropy(model(x), target, ignore_index=255, label_smoothing=0.1)
+    model.upsampling = 1
+    loss = segnext_timm.UpsampledCrossEntropyLoss(ignore_index=255, label_smoothing=0.1)(model(x), target)
     torch.testing.assert_close(loss, expected)
     parameters = [p for p in model.parameters() if p.requires_grad]
     for ours, right in zip(torch.autograd.grad(loss, parameters), torch.autograd.grad(expected, parameters)):
@@ -415,3 +417,24 @@ def test_fused_models_run_on_cuda():
     model, x = tiny(), images(2, 3, 64, 96)
     fused = fuse(model).cuda().to(memory_format=torch.channels_last)
     assert_same(fused(x.cuda()).cpu(), model(x), tolerance=1e-2)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("architecture", "activation", "classes"),
+    [("segnext", "sigmoid", 1), ("fpn", "sigmoid", 1), ("fpn", "clamp", 1), ("fpn", "argmax2d", 4)],
+)
+def test_exported_labels_are_the_model_s_whatever_its_activation(architecture, activation, classes, tmp_path):
+    make = functools.partial(smp.create_model, architecture, "tu-test_mscan", encoder_weights=None, classes=classes)
+    plain, model, x = lively(make()), lively(make(activation=activation)), images(1, 3, 64, 64)
+    head = plain.segmentation_head[0]
+    torch.nn.init.normal_(head.weight)
+    head.bias -= plain(x).mean((0, 2, 3))  # so that each class occurs
+    model.load_state_dict(plain.state_dict())
+    labels = torch.export.load(export(model, tmp_path / "labels.pt2", (1, 3, 64, 64), argmax=True)).module()(x)
+    logits = plain(x)
+    threshold = 0.5 if activation == "clamp" else 0.0
+    right = (logits[:, 0] > threshold).long() if classes == 1 else logits.argmax(1)
+    assert (labels == right).float().mean() > 0.999
+    assert len(labels.unique()) > 1
+    assert type(model.segmentation_head[-1].activation) is not torch.nn.Identity  # the model itself stays

@@ -11,6 +11,8 @@ from metrics import Scores
 
 pytestmark = pytest.mark.slow
 
+STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and std
+
 
 def predictions(seed):
     """Random labels and predictions of 7 classes, of which one does not occur and one is predicted only."""
@@ -45,9 +47,9 @@ def test_miou_macc_and_aacc_equal_iou_metric():
 def model():
     """Maps images to logits by their surroundings."""
     torch.manual_seed(0)
-    return torch.nn.Sequential(
-        torch.nn.Conv2d(3, 8, 5, padding=2), torch.nn.ReLU(), torch.nn.Conv2d(8, 5, 3, padding=1)
-    )
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 5, padding=2), torch.nn.ReLU(), torch.nn.Conv2d(8, 5, 3, padding=1))
+    net.pretrained_cfg = dict(zip(("mean", "std"), STATISTICS))
+    return net
 
 
 @pytest.mark.parametrize(("size", "window", "stride"), [((75, 91), 32, 24), ((64, 64), 32, 32), ((40, 100), 48, 36)])
@@ -58,8 +60,7 @@ def test_sliding_windows_equal_slide_inference(size, window, stride):
     from mmseg.models.segmentors import EncoderDecoder
 
     net, image = model(), torch.randint(0, 256, (3, *size), dtype=torch.uint8)
-    statistics = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    x = (image / 255 - torch.tensor(statistics[0])[:, None, None]) / torch.tensor(statistics[1])[:, None, None]
+    x = (image / 255 - torch.tensor(STATISTICS[0])[:, None, None]) / torch.tensor(STATISTICS[1])[:, None, None]
     fake = types.SimpleNamespace(
         test_cfg=types.SimpleNamespace(stride=(stride, stride), crop_size=(window, window)),
         out_channels=5,

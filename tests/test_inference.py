@@ -5,7 +5,8 @@ import torch
 from PIL import Image
 
 from segnext_timm import predict
-from segnext_timm.inference import fit, names_and_palette, segment
+from segnext_timm.inference import fit, segment
+from segnext_timm.model_info import names_and_palette, normalization
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +23,7 @@ class Pointwise(torch.nn.Module):
     def __init__(self, classes=3):
         super().__init__()
         self.conv = torch.nn.Conv2d(3, classes, 1)
+        self.pretrained_cfg = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
     def forward(self, x):
         return self.conv(x)
@@ -63,15 +65,89 @@ def test_predicting_leaves_a_model_in_training_as_it_is(model):
 
 def test_the_model_s_own_normalisation_is_used(model):
     image = torch.from_numpy(noise(40, 60)).permute(2, 0, 1)
-    x = (image / 255 - torch.tensor([0.485, 0.456, 0.406])[:, None, None]) / torch.tensor([0.229, 0.224, 0.225])[
-        :, None, None
-    ]
-    torch.testing.assert_close(segment(model, image), model(x[None]).detach()[0], rtol=1e-4, atol=1e-4)
-    model.pretrained_cfg.update(mean=[0.5] * 3, std=[0.25] * 3)
-    torch.testing.assert_close(
-        segment(model, image), model((image / 255 - 0.5)[None] / 0.25).detach()[0], rtol=1e-4, atol=1e-4
-    )
+    encoder_s = (image / 255 - 0.5)[None] / 0.5
+    torch.testing.assert_close(segment(model, image), model(encoder_s).detach()[0], rtol=1e-4, atol=1e-4)
+    model.pretrained_cfg.update(mean=[0.4] * 3, std=[0.25] * 3)
+    own = (image / 255 - 0.4)[None] / 0.25
+    torch.testing.assert_close(segment(model, image), model(own).detach()[0], rtol=1e-4, atol=1e-4)
     model.pretrained_cfg.clear()
+
+
+@pytest.mark.parametrize("encoder", ["tu-mscan_t", "tu-resnet18", "tu-convnext_atto"])
+def test_a_model_that_does_not_say_is_normalized_as_smp_preprocesses_for_its_encoder(encoder):
+    params = smp.encoders.get_preprocessing_params(encoder)
+    model = smp.FPN(encoder, encoder_weights=None)
+    assert normalization(model) == (tuple(params["mean"]), tuple(params["std"]))
+
+
+def test_normalization_is_never_guessed(monkeypatch):
+    with pytest.raises(ValueError, match="does not say how its images are normalized, and it is not a model of smp"):
+        predict(torch.nn.Conv2d(3, 2, 1), noise(40, 40))
+
+    def refuse(*args):
+        raise OSError("no network")
+
+    monkeypatch.setattr("segnext_timm.model_info.get_preprocessing_params", refuse)
+    with pytest.raises(ValueError, match=r"encoder 'resnet18' are unknown \(no network\)\. Set model\.pretrained_cfg"):
+        predict(smp.Unet("resnet18", encoder_weights=None), noise(40, 40))
+
+
+ACTIVATIONS = [
+    "sigmoid",
+    "softmax2d",
+    "logsoftmax",
+    "tanh",
+    "identity",
+    "argmax",
+    "argmax2d",
+    "clamp",
+    torch.nn.Sigmoid,
+]
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore:Implicit dimension choice")  # of smp's logsoftmax
+@pytest.mark.parametrize("aux", [False, True])
+@pytest.mark.parametrize("classes", [1, 4])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("architecture", ["unet", "segnext"])
+def test_every_activation_of_smp_is_labelled_and_gives_probabilities_as_the_model_does(
+    architecture, activation, classes, aux
+):
+    torch.manual_seed(0)
+    arguments = {"encoder_weights": None, "classes": classes, "encoder_depth": 4 if architecture == "unet" else 5}
+    arguments |= {"aux_params": {"classes": 2}} if aux else {}
+    arguments |= {"decoder_channels": (64, 32, 16, 16)} if architecture == "unet" else {"decoder_channels": 32}
+    plain = smp.create_model(architecture, "tu-resnet18", **arguments).eval()
+    torch.nn.init.normal_(plain.segmentation_head[0].weight)
+    model = smp.create_model(architecture, "tu-resnet18", **arguments, activation=activation).eval()
+    model.load_state_dict(plain.state_dict())
+    image = noise(64, 64)
+    mean, std = (torch.tensor(v)[:, None, None] for v in normalization(model))
+    x = ((torch.from_numpy(image).permute(2, 0, 1) / 255 - mean) / std)[None]
+    logits = plain(x)[0] if aux else plain(x)
+    expected = logits.sigmoid() if classes == 1 or activation in ("sigmoid", torch.nn.Sigmoid) else logits.softmax(1)
+    expected = logits.clamp(0, 1) if activation == "clamp" else expected
+    labels, probabilities = predict(model, image, probabilities=True)
+    torch.testing.assert_close(torch.from_numpy(probabilities), expected[0], rtol=1e-3, atol=1e-4)
+    right = (expected[0, 0] > 0.5).numpy() if classes == 1 else logits[0].argmax(0).numpy()
+    for found in (labels, predict(model, image)):
+        assert (found == right).mean() > 0.999
+        assert len(np.unique(found)) > 1
+    if activation == "sigmoid" or (activation == "softmax2d" and classes > 1):  # the model's own output
+        own = model(x)[0] if aux else model(x)
+        torch.testing.assert_close(torch.from_numpy(probabilities), own[0], rtol=1e-3, atol=1e-4)
+
+
+def test_predicting_leaves_every_module_s_mode(model):
+    model.train()
+    model.freeze_encoder()
+    modes = [module.training for module in model.modules()]
+    assert len(set(modes)) == 2
+    predict(model, noise(50, 70))
+    assert [module.training for module in model.modules()] == modes
+    model.unfreeze_encoder()
+    model.eval()
 
 
 def pixels(height, width, seed=0):
@@ -96,6 +172,7 @@ def test_windows_give_the_labels_of_the_whole_image_away_from_their_borders():
     model = torch.nn.Sequential(
         torch.nn.Conv2d(3, 8, 7, padding=3), torch.nn.ReLU(), torch.nn.Conv2d(8, 5, 7, padding=3)
     )
+    model.pretrained_cfg = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
     image = noise(200, 260)
     whole, slid = predict(model, image, mode="whole"), predict(model, image, mode="slide", window=128, stride=96)
     inside = np.ones((200, 260), bool)

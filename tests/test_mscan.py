@@ -1,7 +1,7 @@
 import hashlib
 import http.server
-import importlib
 import logging
+import socket
 import subprocess
 import sys
 import threading
@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import segnext_timm.mscan
 from segnext_timm.reading import CheckpointError
 
-from published import FILES, backbone_shapes, random_state_dict
+from published import FILES, accept_cached, backbone_shapes, random_state_dict
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -58,9 +58,10 @@ def test_the_models_are_registered_with_their_weights():
         assert (cfg.mean, cfg.std, cfg.crop_pct, cfg.interpolation) == ((0.5,) * 3, (0.5,) * 3, 0.9, "bicubic")
 
 
-def test_importing_again_or_reloading_warns_of_nothing():
-    code = "import importlib, segnext_timm as s; [importlib.reload(m) for m in (s.checkpoints, s.mscan, s.segnext, s)]"
-    run = subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", code], capture_output=True, text=True)
+def test_importing_warns_of_nothing():
+    run = subprocess.run(
+        [sys.executable, "-W", "error::UserWarning", "-c", "import segnext_timm"], capture_output=True, text=True
+    )
     assert (run.returncode, run.stderr) == (0, "")
 
 
@@ -239,6 +240,7 @@ def seeded(tmp_path, monkeypatch):
         path = tmp_path / "hub" / "checkpoints" / FILES["t"]
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.save(checkpoint, path)
+        accept_cached(monkeypatch.setitem)
 
     return seed
 
@@ -313,23 +315,151 @@ def server(tmp_path):
         httpd.shutdown()
 
 
-def test_downloads_are_checked_against_the_hash_in_their_name(server, tmp_path, monkeypatch):
+def serve_weights(folder, name):
+    """Write random weights of mscan_t to a served folder; their sha256."""
+    torch.save(random_state_dict(backbone_shapes("t", classifier=True)), folder / name)
+    return hashlib.sha256((folder / name).read_bytes()).hexdigest()
+
+
+def test_a_published_file_is_checked_against_its_own_sha256(server, tmp_path, monkeypatch):
     folder, address = server
     cache = tmp_path / "home" / "hub" / "checkpoints"
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
-    torch.save(random_state_dict(backbone_shapes("t", classifier=True)), tmp_path / "weights.pth")
-    content = (tmp_path / "weights.pth").read_bytes()
-    name = f"mscan_t_20230227-{hashlib.sha256(content).hexdigest()[:8]}.pth"
+    name = FILES["t"]
     overlay = {"url": f"{address}/{name}"}
+    digest = serve_weights(folder, name)
 
-    (folder / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    with pytest.raises(CheckpointError, match="invalid hash value"):
-        timm.create_model("mscan_t", pretrained=True, pretrained_cfg_overlay=overlay)
-    assert list(cache.iterdir()) == []
+    for published in ("119e8c9f" + digest[8:], digest[:-1] + "x"):
+        monkeypatch.setitem(segnext_timm.mscan._SHA256, name, published)
+        with pytest.raises(CheckpointError, match=f"its sha256 is {digest}, but that of the published file is"):
+            timm.create_model("mscan_t", pretrained=True, pretrained_cfg_overlay=overlay)
+        assert list(cache.iterdir()) == []
 
-    (folder / name).write_bytes(content)
+    monkeypatch.setitem(segnext_timm.mscan._SHA256, name, digest)
     timm.create_model("mscan_t", pretrained=True, pretrained_cfg_overlay=overlay)
     assert [f.name for f in cache.iterdir()] == [name]
+
+
+def test_the_hashes_of_the_published_backbones_are_the_recorded_ones():
+    hashes = segnext_timm.mscan._SHA256
+    assert list(hashes) == list(FILES.values())
+    assert [len(hashes[FILES[v]]) for v in "tsbl"] == [64, 64, 64, 8]  # of L, only the digits of its name are known
+    assert all(FILES[v].endswith(f"-{hashes[FILES[v]][:8]}.pth") for v in FILES)
+
+
+def test_a_file_in_the_cache_is_checked_as_one_that_arrives(seeded, monkeypatch):
+    seeded(random_state_dict(backbone_shapes("t", classifier=True)))
+    monkeypatch.setitem(segnext_timm.mscan._SHA256, FILES["t"], "0" * 64)
+    with pytest.raises(CheckpointError, match=r"119e8c9f\.pth: its sha256 is .* Remove .*119e8c9f\.pth to download"):
+        timm.create_model("mscan_t", pretrained=True)
+
+
+def test_a_name_that_lies_about_its_hash_refuses_nothing(server, tmp_path, monkeypatch, caplog):
+    folder, address = server
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    name = "mscan_t_finetuned-00000000.pth"
+    digest = serve_weights(folder, name)
+    overlay = {"url": f"{address}/{name}"}
+    with caplog.at_level(logging.INFO, logger="segnext_timm"):
+        for _ in range(2):
+            timm.create_model("mscan_t", pretrained=True, pretrained_cfg_overlay=overlay)
+    assert sum(digest in record.message for record in caplog.records) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"), [({"drop_pth_rate": 0.1}, TypeError), ({"output_stride": 4}, ValueError)]
+)
+def test_wrong_arguments_fail_before_any_download(tmp_path, monkeypatch, arguments, error):
+    def refuse(*args, **kwargs):
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    with pytest.raises(error, match=next(iter(arguments))):
+        timm.create_model("mscan_t", pretrained=True, **arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_error_of_a_file_of_ones_own_is_timm_s(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        timm.create_model("mscan_t", pretrained=True, pretrained_cfg_overlay={"file": str(tmp_path / "none.pth")})
+
+
+def test_the_filter_changes_nothing_and_adds_nothing():
+    model = timm.create_model("mscan_t", num_classes=10)
+    published = random_state_dict(backbone_shapes("t"))
+    model_before = {name: value.clone() for name, value in model.state_dict().items()}
+    names = list(published)
+    native = segnext_timm.mscan.checkpoint_filter_fn(published, model)
+    assert list(published) == names
+    assert all(torch.equal(value, model_before[name]) for name, value in model.state_dict().items())
+    assert model_before.keys() - native.keys() == {"head.fc.weight", "head.fc.bias"}
+
+
+def test_a_checkpoint_that_lacks_or_adds_a_parameter_is_refused(seeded):
+    published = random_state_dict(backbone_shapes("t", classifier=True))
+    for change in (lambda s: s.pop("norm2.bias"), lambda s: s.update(surplus=torch.zeros(1))):
+        changed = dict(published)
+        change(changed)
+        seeded(changed)
+        with pytest.raises(CheckpointError, match=r"lacks stages\.1\.norm\.bias|has the unknown surplus"):
+            timm.create_model("mscan_t", pretrained=True)
+
+
+def test_loading_strictly_is_strict():
+    model = timm.create_model("mscan_t")
+    for spelled in (random_state_dict(backbone_shapes("t")), timm.create_model("mscan_t", num_classes=0).state_dict()):
+        with pytest.raises(
+            RuntimeError, match=r"Missing key\(s\) in state_dict: \"head\.fc\.weight\", \"head\.fc\.bias\""
+        ):
+            model.load_state_dict(spelled)
+        assert model.load_state_dict(spelled, strict=False).missing_keys == ["head.fc.weight", "head.fc.bias"]
+
+
+def test_published_spellings_load_by_load_state_dict_and_checkpoint_path(tmp_path):
+    published = random_state_dict(backbone_shapes("t", "paper", classifier=True))
+    names = list(published)
+    model = timm.create_model("mscan_t")
+    model.load_state_dict(published)
+    assert list(published) == names
+    assert torch.equal(model.stages[3].norm.weight, published["norm4.weight"])
+    torch.save({"state_dict": published}, tmp_path / "mine.pth")
+    loaded = timm.create_model("mscan_t", checkpoint_path=str(tmp_path / "mine.pth"))
+    assert all(torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), model.state_dict().values()))
+
+
+def test_scripted_models_load_weights():
+    source, scripted = tiny(), torch.jit.script(timm.create_model("test_mscan").eval())
+    scripted.load_state_dict(source.state_dict())
+    x = images(1, 3, 64, 64)
+    torch.testing.assert_close(scripted(x), source(x))
+
+
+def test_fusing_a_block_leaves_it_as_it_is_and_can_be_repeated():
+    block = tiny().stages[1].blocks[0]
+    x = images(2, 24, 20, 20)
+    before, names = block(x), list(block.state_dict())
+    first, second = block.fuse(), block.fuse()
+    assert torch.equal(block(x), before)
+    assert list(block.state_dict()) == names
+    torch.testing.assert_close(first(x), before)
+    assert torch.equal(second(x), first(x))
+    assert not {p.data_ptr() for p in block.parameters()} & {p.data_ptr() for p in first.parameters()}
+
+
+def test_what_the_paper_fixes_has_its_value_and_can_be_changed():
+    block = timm.create_model("test_mscan").stages[0].blocks[0]
+    assert torch.equal(block.ls1.gamma, torch.full((16,), 1e-2))
+    assert [branch[0].kernel_size for branch in block.attn.msca.branches] == [(1, 7), (1, 11), (1, 21)]
+    block = timm.create_model("test_mscan", ls_init_value=0.5, kernel_sizes=(3, 9)).stages[0].blocks[0]
+    assert torch.equal(block.ls2.gamma, torch.full((16,), 0.5))
+    assert [branch[1].kernel_size for branch in block.attn.msca.branches] == [(3, 1), (9, 1)]
+
+
+def test_what_timm_does_itself_is_left_to_it():
+    assert segnext_timm.mscan.register_model is timm.models.register_model
+    assert "load_state_dict" not in vars(segnext_timm.MSCAN)
+    assert not hasattr(segnext_timm.MSCAN, "no_weight_decay")
 
 
 def test_a_local_file_takes_the_place_of_the_published_weights(tmp_path):
@@ -338,8 +468,3 @@ def test_a_local_file_takes_the_place_of_the_published_weights(tmp_path):
     overlay = {"file": str(tmp_path / "mine.pth")}
     model = timm.create_model("mscan_t", pretrained=True, pretrained_cfg_overlay=overlay)
     assert torch.equal(model.head.fc.bias, published["head.bias"])
-
-
-def test_the_module_reloads_to_the_same_models():
-    importlib.reload(segnext_timm.mscan)
-    assert timm.model_entrypoint("mscan_t") is segnext_timm.mscan.mscan_t

@@ -2,7 +2,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from segnext_timm.resizing import _resized_argmax_graph, resized_argmax, resized_cross_entropy, resized_piece
+from segnext_timm import UpsampledCrossEntropyLoss
+from segnext_timm.resizing import _resized_argmax_graph, resized_argmax, resized_piece
 
 import label_memory
 
@@ -63,8 +64,8 @@ def test_bands_of_several_rows_give_the_same_labels(monkeypatch):
 @pytest.mark.parametrize(
     "arguments", [{}, {"weight": True}, {"label_smoothing": 0.1}, {"weight": True, "label_smoothing": 0.1}]
 )
-@pytest.mark.parametrize("reduction", ["mean", "sum"])
-@pytest.mark.parametrize(("shape", "size"), SHAPES)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize(("shape", "size"), SHAPES[:-1])
 def test_the_loss_and_its_gradient_are_those_of_the_resized_maps(shape, size, reduction, arguments):
     x = logits(shape, torch.float64).requires_grad_()
     generator = torch.Generator().manual_seed(1)
@@ -74,10 +75,10 @@ def test_the_loss_and_its_gradient_are_those_of_the_resized_maps(shape, size, re
     if "weight" in arguments:
         arguments["weight"] = torch.rand(shape[1], generator=generator, dtype=torch.float64)
     expected = F.cross_entropy(resized(x, size), target, **arguments)
-    loss = resized_cross_entropy(x, target, **arguments)
+    loss = UpsampledCrossEntropyLoss(**arguments)(x, target)
     torch.testing.assert_close(loss, expected)
     scale = 3.0
-    gradients = (torch.autograd.grad(value * scale, x)[0] for value in (loss, expected))
+    gradients = (torch.autograd.grad(value.sum() * scale, x)[0] for value in (loss, expected))
     torch.testing.assert_close(*gradients)
 
 
@@ -86,35 +87,56 @@ def test_bands_of_several_rows_give_the_same_loss(monkeypatch):
     expected = F.cross_entropy(resized(x, (71, 99)), target)
     for budget in (1, 4 * 99 * 6 * 25, 1 << 30):
         monkeypatch.setattr("segnext_timm.resizing._CPU_BYTES", budget)
-        torch.testing.assert_close(resized_cross_entropy(x, target), expected)
+        torch.testing.assert_close(UpsampledCrossEntropyLoss()(x, target), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_the_loss_runs_in_float32_under_autocast(dtype):
     x, target = logits((1, 6, 4, 4)).to(dtype).requires_grad_(), torch.randint(0, 6, (1, 32, 32))
     with torch.autocast("cpu", dtype=dtype):
-        loss = resized_cross_entropy(x, target)
+        loss = UpsampledCrossEntropyLoss()(x, target)
     assert loss.dtype == torch.float32
-    assert torch.equal(loss, resized_cross_entropy(x, target))
+    assert torch.equal(loss, UpsampledCrossEntropyLoss()(x, target))
     loss.backward()
     assert x.grad.dtype == dtype
 
 
 def test_the_loss_without_gradient_and_of_ignored_pixels_only():
     x, target = logits((1, 6, 4, 4)), torch.full((1, 32, 32), 255)
-    assert not resized_cross_entropy(x, target, ignore_index=255).requires_grad
-    assert resized_cross_entropy(x, target, ignore_index=255).isnan()  # as of cross_entropy
-    assert resized_cross_entropy(x, target, ignore_index=255, reduction="sum") == 0
+    assert not UpsampledCrossEntropyLoss(ignore_index=255)(x, target).requires_grad
+    assert UpsampledCrossEntropyLoss(ignore_index=255)(x, target).isnan()  # as of cross_entropy
+    assert UpsampledCrossEntropyLoss(ignore_index=255, reduction="sum")(x, target) == 0
 
 
 def test_labels_beyond_the_classes_and_shapes_that_do_not_fit_are_refused():
     x = logits((1, 6, 4, 4))
     with pytest.raises((IndexError, RuntimeError), match="out of bounds"):
-        resized_cross_entropy(x, torch.full((1, 32, 32), 6))
-    with pytest.raises(ValueError, match=r"Labels \(B, H, W\) of logits .* got \(2, 32, 32\) of \(1, 6, 4, 4\)"):
-        resized_cross_entropy(x, torch.zeros(2, 32, 32, dtype=torch.long))
-    with pytest.raises(ValueError, match="reduction must be 'mean' or 'sum', got 'none'"):
-        resized_cross_entropy(x, torch.zeros(1, 32, 32, dtype=torch.long), reduction="none")
+        UpsampledCrossEntropyLoss()(x, torch.full((1, 32, 32), 6))
+    for shape in ((2, 32, 32), (32, 32), (1, 6, 32, 32)):
+        with pytest.raises(ValueError, match=r"need labels \(B, H, W\), got logits \(1, 6, 4, 4\) and labels"):
+            UpsampledCrossEntropyLoss()(x, torch.zeros(shape, dtype=torch.long))
+    with pytest.raises(ValueError, match="reduction must be 'mean', 'sum' or 'none', got 'avg'"):
+        UpsampledCrossEntropyLoss(reduction="avg")
+    with pytest.raises(ValueError, match=r"label_smoothing must be from 0 to 1, got 1\.5"):
+        UpsampledCrossEntropyLoss(label_smoothing=1.5)
+
+
+@pytest.mark.parametrize("size", [(32, 33), (32, 64), (5, 6), (3, 3)])
+def test_labels_of_another_image_are_refused(size):
+    x, target = logits((1, 6, 4, 4)), torch.zeros(1, *size, dtype=torch.long)
+    if size == (32, 33):  # 33 / 8 is 4 rounded down: an encoder that pools without padding
+        assert UpsampledCrossEntropyLoss()(x, target).isfinite()
+        return
+    with pytest.raises(ValueError, match=r"no integer fraction of labels of .*labels of another image"):
+        UpsampledCrossEntropyLoss()(x, target)
+
+
+def test_the_loss_is_a_module_that_moves_and_saves_its_class_weights():
+    loss = UpsampledCrossEntropyLoss(weight=torch.ones(6), ignore_index=255)
+    assert isinstance(loss, torch.nn.Module)
+    assert loss.double().weight.dtype == torch.float64
+    assert list(loss.state_dict()) == ["weight"]
+    assert "ignore_index=255" in repr(loss)
 
 
 @pytest.mark.timed
@@ -129,7 +151,9 @@ def test_large_label_maps_need_a_fifth_of_the_memory_and_less_time():
 def test_cuda_gives_the_labels_and_the_loss_of_the_cpu():
     x, target = logits((2, 7, 9, 13), smooth=3), torch.randint(0, 7, (2, 71, 99))
     assert (resized_argmax(x.cuda(), (71, 99)).cpu() != resized_argmax(x, (71, 99))).float().mean() < 1e-3
-    torch.testing.assert_close(resized_cross_entropy(x.cuda(), target.cuda()).cpu(), resized_cross_entropy(x, target))
+    torch.testing.assert_close(
+        UpsampledCrossEntropyLoss()(x.cuda(), target.cuda()).cpu(), UpsampledCrossEntropyLoss()(x, target)
+    )
 
 
 @pytest.mark.parametrize(

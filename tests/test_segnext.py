@@ -11,10 +11,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import segnext_timm
-from segnext_timm import LightHamDecoder, SegNeXt
+from segnext_timm import LightHamDecoder, SegNeXt, UpsampledCrossEntropyLoss, create_segmenter, fuse
 
 import training_memory
-from published import FILES, VARIANTS, backbone_shapes, random_state_dict
+from published import FILES, VARIANTS, accept_cached, backbone_shapes, random_state_dict
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -165,7 +165,8 @@ def test_checkpointed_blocks_give_the_same_gradients_and_keep_less():
         model.set_grad_checkpointing(enable)
         assert [stage.grad_checkpointing for stage in list(model.encoder.model.children())[1:]] == [enable] * 4
         kept.append(sum(training_memory.kept(model, 64)[0].values()))
-        model.eval().cross_entropy(images(2, 3, 64, 64), torch.zeros(2, 64, 64, dtype=torch.long)).backward()
+        loss = UpsampledCrossEntropyLoss()(model.eval()(images(2, 3, 64, 64)), torch.zeros(2, 64, 64, dtype=torch.long))
+        loss.backward()
         gradients.append({name: p.grad for name, p in model.named_parameters()})
     assert kept[1] < 0.6 * kept[0]
     for name, gradient in gradients[0].items():
@@ -190,6 +191,124 @@ def test_channels_last_images_stay_channels_last():
     assert not_channels_last <= {"decoder.hamburger.nmf"}  # the decomposition works on matrices
 
 
+# Output of the decoder's size, for the loss
+
+
+def test_upsampling_1_gives_the_decoder_s_logits_as_argument_or_attribute():
+    model, x = tiny(), images(2, 3, 70, 90)
+    full = model(x)
+    model.upsampling = 1
+    logits = model(x)
+    assert logits.shape == (2, 5, 9, 12)
+    assert torch.equal(logits, model.forward_logits(x))
+    assert torch.equal(tiny(upsampling=1)(x), logits)
+    expected = torch.nn.functional.interpolate(logits, (70, 90), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(full, expected)
+    assert model.predict_labels(x).shape == (2, 70, 90)
+    model.upsampling = 8
+    assert torch.equal(model(x), full)
+    assert torch.jit.script(tiny(upsampling=1))(x).shape == (2, 5, 9, 12)
+
+
+@pytest.mark.parametrize("upsampling", [0, 2, 4, "8"])
+def test_other_upsamplings_are_refused(upsampling):
+    with pytest.raises(ValueError, match=r"upsampling must be 8, .* or 1"):
+        tiny(upsampling=upsampling)
+    model = tiny()
+    model.upsampling = upsampling
+    with pytest.raises(ValueError, match=r"upsampling must be 8, .* or 1"):
+        model(images(1, 3, 64, 64))
+
+
+def test_a_model_saved_in_training_loads_as_one_of_full_size(tmp_path):
+    tiny(upsampling=1).save_pretrained(tmp_path / "a")
+    model = tiny()
+    model.upsampling = 1
+    model.save_pretrained(tmp_path / "b")
+    for folder in ("a", "b"):
+        assert smp.from_pretrained(tmp_path / folder)(images(1, 3, 64, 64)).shape == (1, 5, 64, 64)
+
+
+def test_model_and_loss_are_ordinary_modules():
+    assert not hasattr(SegNeXt, "cross_entropy")
+    model, x, target = tiny(upsampling=1).train(), images(2, 3, 64, 64), torch.zeros(2, 64, 64, dtype=torch.long)
+    called = []
+    model.register_forward_hook(lambda *args: called.append(True))
+    UpsampledCrossEntropyLoss()(model(x), target).backward()
+    assert called
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+# What is known of the weights
+
+
+def test_pretrained_cfg_is_saved_whatever_way_it_was_set(tmp_path):
+    names = ["a", "b", "c", "d", "e"]
+    model = tiny()
+    model.pretrained_cfg = {"label_names": names}
+    model.pretrained_cfg["dataset"] = "scenes"
+    model.save_pretrained(tmp_path)
+    assert smp.from_pretrained(tmp_path).pretrained_cfg == {"label_names": names, "dataset": "scenes"}
+    model.pretrained_cfg = None
+    model.save_pretrained(tmp_path)
+    assert smp.from_pretrained(tmp_path).pretrained_cfg == {}
+
+
+@pytest.mark.parametrize(
+    "cfg", [{"label_names": ["a", "b"]}, {"palette": [[0, 0, 0]]}, {"mean": [0.5]}, {"std": [0.5] * 4}]
+)
+def test_pretrained_cfg_of_another_model_is_refused(cfg):
+    (key,) = cfg
+    with pytest.raises(ValueError, match=rf"pretrained_cfg does not fit the model: {key} of \d (classes|channels)"):
+        tiny().pretrained_cfg = cfg
+
+
+def test_another_number_of_classes_does_not_keep_the_names(tmp_path, caplog):
+    model = tiny(pretrained_cfg={"label_names": list("abcde"), "dataset": "scenes", "license": "mit"})
+    model.save_pretrained(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # smp's own, of the last layer
+        loaded = smp.from_pretrained(tmp_path, classes=2, strict=False)
+    assert loaded.pretrained_cfg == {"license": "mit"}
+    assert "left out label_names of 5 classes (the model has 2)" in caplog.text
+
+
+def test_another_number_of_channels_does_not_keep_mean_and_std():
+    cfg = create_segmenter("segnext_t", in_channels=4).pretrained_cfg
+    assert "mean" not in cfg
+    assert "std" not in cfg
+    assert cfg["input_size"] == [4, 512, 512]
+    assert len(cfg["label_names"]) == 150
+
+
+def test_names_that_no_longer_fit_are_not_saved(tmp_path, caplog):
+    model = tiny()
+    model.pretrained_cfg["label_names"] = ["only one"]
+    model.save_pretrained(tmp_path)
+    assert smp.from_pretrained(tmp_path).pretrained_cfg == {}
+    assert "left out label_names of 1 classes" in caplog.text
+
+
+@pytest.mark.parametrize("encoder_name", ["tu-test_mscan", "tu-repvgg_a0", "tu-mobileone_s0", "tu-repvit_m0_9"])
+def test_fused_models_of_any_encoder_are_not_saved(tmp_path, encoder_name):
+    fused = fuse(tiny(encoder_name=encoder_name, encoder_depth=4 if "repvit" in encoder_name else 5))
+    with pytest.raises(ValueError, match=r"^A fused model cannot be saved, since no other model loads its weights"):
+        fused.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved" / "model.safetensors").exists()
+    with pytest.raises(ValueError, match="A fused model cannot be"):
+        segnext_timm.push_to_hub(fused, "user/repo")
+
+
+def test_labels_are_predicted_in_evaluation_mode_and_modes_stay():
+    model, x = tiny(), images(1, 3, 64, 64)
+    expected = model.predict_labels(x)
+    model.train()
+    model.freeze_encoder()
+    modes = [module.training for module in model.modules()]
+    assert torch.equal(model.predict_labels(x), expected)
+    assert [module.training for module in model.modules()] == modes
+
+
 # Encoder weights
 
 
@@ -201,6 +320,7 @@ def seeded(tmp_path, monkeypatch):
     cache.mkdir(parents=True)
     torch.save(published, cache / FILES["t"])
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    accept_cached(monkeypatch.setitem)
     return published, cache
 
 

@@ -9,7 +9,7 @@ import segmentation_models_pytorch as smp
 import torch
 from accelerate import Accelerator
 
-import segnext_timm  # noqa: F401
+from segnext_timm import UpsampledCrossEntropyLoss
 
 sys.path.insert(0, sys.argv[2])
 import train
@@ -23,8 +23,9 @@ def main() -> None:
     labels[0] = 255  # shared unevenly: the mean is over all pixels, so it does not matter
     share = slice(accelerator.process_index * 4 // accelerator.num_processes, None)
     share = slice(share.start, share.start + 4 // accelerator.num_processes)
-    prepared = accelerator.prepare(train.LossModel(model, 255))
-    accelerator.backward(prepared(images[share], labels[share]))
+    model.upsampling = 1
+    prepared, loss_fn = accelerator.prepare(model), UpsampledCrossEntropyLoss(ignore_index=255, reduction="sum")
+    accelerator.backward(train.mean_over_pixels(loss_fn, prepared(images[share]), labels[share]))
     if accelerator.is_main_process:
         torch.save({name: p.grad for name, p in model.named_parameters()}, sys.argv[1])
     accelerator.end_training()

@@ -2,8 +2,8 @@
 
     python examples/integrations/lightning_module.py
 
-The loss is `model.cross_entropy`, which needs no maps of all classes at the images' size, and validation takes
-`predict_labels`. The learning rates are the paper's: ten times higher for the head.
+The model is trained with `upsampling=1` and `UpsampledCrossEntropyLoss`, which need no maps of all classes at the
+images' size, and validated by `predict_labels`. The learning rates are the paper's: ten times higher for the head.
 """
 
 import logging
@@ -30,13 +30,16 @@ class Segmenter(L.LightningModule):
         self.save_hyperparameters()
         # encoder_weights="imagenet" begins with the published weights
         self.model = smp.create_model("segnext", encoder_name, encoder_weights=None, classes=classes)
+        self.model.upsampling = 1  # what is saved loads as a model of full size
+        self.loss = segnext_timm.UpsampledCrossEntropyLoss(ignore_index=ignore_index)
         self.miou = MulticlassJaccardIndex(classes, ignore_index=ignore_index)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.model(images)
 
     def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], index: int) -> torch.Tensor:
-        loss = self.model.cross_entropy(*batch, ignore_index=self.hparams.ignore_index)
+        images, labels = batch
+        loss = self.loss(self.model(images), labels)
         self.log("loss", loss, prog_bar=True)
         return loss
 

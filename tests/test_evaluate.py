@@ -59,7 +59,7 @@ def test_every_pixel_of_every_image_is_counted_once(root, tmp_path, capsys):
     folder, model = root
     scores = run(model, FOLDER, "--data_root", folder, "--workers", 0, "--json", tmp_path / "scores.json")
     split = data.open_split("folder", folder, "val")
-    labels = np.concatenate([split.targets(i)[1].ravel() for i in range(len(split))])
+    labels = np.concatenate([split.open(i)[1].ravel() for i in range(len(split))])
     assert scores.confusion.sum(1).tolist() == [int((labels == i).sum()) for i in range(3)]
     content = json.loads((tmp_path / "scores.json").read_text())
     assert content["images"] == 5
@@ -109,9 +109,9 @@ def test_pictures_are_drawn(root, tmp_path):
 def test_mistakes_are_named(root, tmp_path):
     folder, model = root
     common = ("--data_root", folder, "--workers", 0)
-    with pytest.raises(ValueError, match="the first argument is a model"):
+    with pytest.raises(SettingsError, match=r"MODEL is missing: .* Usage: evaluate\.py MODEL RECIPE"):
         run(FOLDER, *common)
-    with pytest.raises(SettingsError, match="the first argument is a recipe"):
+    with pytest.raises(SettingsError, match=r"RECIPE is missing: .* Usage: .* MODEL RECIPE"):
         run(model)
     with pytest.raises(FileNotFoundError, match="nomodel: no such folder, no name on the Hub"):
         run("nomodel", FOLDER, *common)

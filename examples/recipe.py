@@ -6,7 +6,6 @@ numbers are written `0.5 1 1.5` or `0.5,1,1.5`.
 """
 
 import difflib
-import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -240,12 +239,15 @@ def _split_commas(words: list[str], lists: list[str]) -> list[str]:
     """Words of a command line, with `--name 1,2` and `--name=1,2` as `--name 1 2` for names of lists."""
     result, inside = [], False
     for word in words:
+        name, equals, value = word.partition("=")
         if word.startswith("--"):
-            name, equals, value = word.partition("=")
             inside = name[2:].replace("-", "_") in lists
-            result += [name, *re.split(r",\s*", value)] if inside and equals else [word]
-        else:
-            result += re.split(r",\s*", word) if inside else [word]
+            result.append(name if inside else word)
+            word = value if equals else ""
+        if inside:
+            result += [part.strip() for part in word.split(",") if part.strip()]
+        elif not name.startswith("--"):
+            result.append(word)
     return result
 
 

@@ -4,11 +4,11 @@
 
 That prints the number of images and the share of each class, and draws `data.png`: augmented crops with their labels.
 
-A folder of one's own holds `images/train`, `images/val`, `labels/train`, `labels/val` and `classes.txt`, which names a
-class a line. The labels of an image are a PNG of the same name whose pixels are line numbers, from 0.
+A folder of your own holds `images/train`, `images/val`, `labels/train`, `labels/val` and `classes.txt`, which names one
+class per line. The labels of an image are a PNG of the same name. Its pixels are line numbers from 0, or the values
+(`255 person`) or colors (`#ff0000 road`) that `classes.txt` gives; `class_list.py` has the rules.
 """
 
-import colorsys
 import signal
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from class_list import color_codes, color_name, read_classes
 from PIL import Image, ImageOps
 from torch.utils.data import Dataset
 from tqdm import tqdm
@@ -23,14 +24,10 @@ from tqdm import tqdm
 from segnext_timm.labels import LABEL_SETS
 
 from pictures import draw_samples
-from recipe import TrainSettings, UserError, parse, run
+from recipe import DataError, TrainSettings, parse, run
 from transforms import MEAN, STD, PhotometricDistortion, RandomResizedCrop, TrainTransform, Transform
 
 Image.MAX_IMAGE_PIXELS = None  # aerial images are large, and training data are one's own
-
-
-class DataError(UserError):
-    """Data that cannot be trained on or evaluated; the message says which file, why, and what to do."""
 
 
 @dataclass
@@ -42,9 +39,11 @@ class Split:
         images: Image files.
         labels: Label file of each image.
         classes: Name of each class.
-        palette: Colour of each class.
-        mapping: Label of each value in the label files; None if the values are the labels.
+        palette: Color of each class.
+        mapping: Label of each value in the label files, or of each color by `color_codes`; None if the values are the
+            labels.
         ignore_index: Label of pixels that do not count.
+        by_color: Whether the label files hold colors.
     """
 
     name: str
@@ -54,15 +53,18 @@ class Split:
     palette: tuple[tuple[int, int, int], ...]
     mapping: np.ndarray | None = None
     ignore_index: int = 255
+    by_color: bool = False
 
     def __len__(self) -> int:
         return len(self.images)
 
     def open(self, index: int) -> tuple[Image.Image, np.ndarray]:
-        """An image (RGB) and its labels (H, W), as they are in the file.
+        """An image (RGB) and its labels (H, W): classes, or `ignore_index`.
+
+        Whatever is trained on, evaluated or drawn comes from here, so values are mapped to classes in one place.
 
         Raises:
-            DataError: If a file cannot be read, or the two differ in size.
+            DataError: If a file cannot be read, the two differ in size, or a value is not a class.
         """
         path, label_path = self.images[index], self.labels[index]
         try:
@@ -70,7 +72,7 @@ class Split:
             image = (image if image.getexif().get(0x0112, 1) == 1 else ImageOps.exif_transpose(image)).convert("RGB")
         except Exception as error:  # Pillow's decoders raise anything on damaged files
             raise DataError(f"{path} cannot be read as an image: {error}") from None
-        labels = read_labels(label_path)
+        labels = self.open_labels(index)
         if labels.shape != (image.height, image.width):
             raise DataError(
                 f"{label_path} has {labels.shape[1]}×{labels.shape[0]} pixels (width×height), its image {path.name} "
@@ -78,46 +80,81 @@ class Split:
             )
         return image, labels
 
-    def check(self, labels: np.ndarray, index: int) -> None:
-        """Raise a DataError if a label file holds a value that is neither a class nor the label to ignore."""
-        known = len(self.classes if self.mapping is None else self.mapping)
-        if labels.max(initial=0) >= known:
-            unknown = labels[(labels >= known) & (labels != self.ignore_index)]
-            if unknown.size:
-                self._unknown(unknown, index)
-
-    def targets(self, index: int) -> tuple[Image.Image, np.ndarray]:
-        """An image and its labels, checked and mapped to classes.
+    def open_labels(self, index: int) -> np.ndarray:
+        """The labels of an image, of shape (H, W), without the image.
 
         Raises:
-            DataError: As :meth:`open` and :meth:`check` do.
+            DataError: If the file cannot be read, or a value is not a class.
         """
-        image, labels = self.open(index)
-        self.check(labels, index)
-        return image, labels if self.mapping is None else self.mapping[labels]
+        path = self.labels[index]
+        values = read_colors(path) if self.by_color else read_labels(path)
+        if self.mapping is None:
+            labels = values
+        else:
+            if values.max(initial=0) >= len(self.mapping):
+                self._unknown(values[values >= len(self.mapping)], path)
+            labels = self.mapping.take(values)
+        if labels.max(initial=0) >= len(self.classes):
+            unknown = (labels >= len(self.classes)) & (labels != self.ignore_index)
+            if unknown.any():
+                self._unknown(values[unknown], path)
+        return labels
 
-    def _unknown(self, values: np.ndarray, index: int) -> None:
-        listed = ", ".join(map(str, np.unique(values)[:10]))
+    def _unknown(self, values: np.ndarray, path: Path) -> None:
+        found = np.unique(values)
+        count = len(self.classes)
+        if self.by_color:
+            names = [color_name(int(code)) for code in found[:10]]
+            raise DataError(
+                f"{path} holds the color{'s' if len(found) > 1 else ''} {', '.join(names)}, which no class has. Give "
+                f"each color a class in classes.txt ('{names[0]} NAME'), or leave its pixels out ('{names[0]} -')."
+            )
         raise DataError(
-            f"{self.labels[index]} holds the labels {listed}, but there are {len(self.classes)} classes (0 to "
-            f"{len(self.classes) - 1}), and {self.ignore_index} marks pixels to leave out. Name more classes, or say "
-            f"--ignore_index {np.unique(values)[0]}."
+            f"{path} holds the labels {', '.join(map(str, found[:10]))}, but there are {count} classes "
+            f"{f'(0 to {count - 1})' if self.mapping is None else '(by the values they have in the files)'}, and "
+            f"{self.ignore_index} marks pixels to leave out. Name more classes, give each class its value in "
+            f"classes.txt ('{found[0]} NAME'), or leave the pixels out with --ignore_index {found[0]}."
         )
 
 
+def _open_label_file(path: Path) -> Image.Image:
+    try:
+        image = Image.open(path)
+        image.load()
+    except Exception as error:  # Pillow's decoders raise anything on damaged files
+        raise DataError(f"{path} cannot be read as an image: {error}") from None
+    return image
+
+
 def read_labels(path: Path) -> np.ndarray:
-    """Values of a label file, of shape (H, W); of one with a palette, the indices.
+    """Values of a label file, of shape (H, W); the indices of one with a palette, 0 and 1 of one with a bit per pixel.
 
     Raises:
-        DataError: If it cannot be read, or is a colour image.
+        DataError: If it cannot be read, or is a color image.
     """
-    try:
-        labels = np.asarray(Image.open(path))
-    except Exception as error:
-        raise DataError(f"{path} cannot be read as an image: {error}") from None
+    image = _open_label_file(path)
+    labels = np.asarray(image.convert("L") if image.mode == "1" else image)
     if labels.ndim != 2:
-        raise DataError(f"{path} is a colour image: labels are PNGs of one channel that holds class numbers.")
-    return labels
+        colors = color_codes(np.asarray(image.convert("RGB")))
+        names = ", ".join(color_name(int(code)) for code in np.unique(colors)[:5])
+        raise DataError(
+            f"{path} is a color image ({names}): labels are PNGs of one channel that holds class numbers, unless "
+            f"classes.txt gives each class its color, such as '#ff0000 road'."
+        )
+    return labels // 255 if image.mode == "1" else labels
+
+
+def read_colors(path: Path) -> np.ndarray:
+    """Colors of a label file as integers, of shape (H, W), by :func:`class_list.color_codes`.
+
+    Raises:
+        DataError: If it cannot be read, or holds numbers of more than 8 bits.
+    """
+    image = _open_label_file(path)
+    if image.mode.startswith(("I", "F")):
+        raise DataError(f"{path} holds numbers of 16 bits or more, but classes.txt gives colors: give values instead.")
+    # the bytes red, green, blue, alpha as one integer: faster than a sum of three channels
+    return np.asarray(image.convert("RGBA")).view("<u4")[..., 0] & 0xFFFFFF
 
 
 # Layouts
@@ -132,7 +169,7 @@ def _files(folder: Path, suffixes: Iterable[str] | None = None) -> list[Path]:
     if not folder.is_dir():
         raise DataError(f"{folder} does not exist: point --data_root to the data set's folder.")
     suffixes = set(suffixes or Image.registered_extensions())
-    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in suffixes)
+    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in suffixes and file.name[0] != ".")
     if not files:
         raise DataError(f"{folder} holds no images.")
     return files
@@ -258,20 +295,24 @@ LAYOUTS = {
 
 
 def open_folder(root: Path, split: str, ignore_index: int = 255) -> Split:
-    """One split of a folder of one's own.
+    """One split of a folder of your own.
 
     Raises:
         DataError: If it is not as the head of this file says.
     """
-    path = root / "classes.txt"
-    if not path.is_file():
-        raise DataError(f"{path} does not exist: it names the classes, one a line, in the order of their labels.")
-    classes = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
-    if len(classes) < 2:
-        raise DataError(f"{path} names {len(classes)} classes: at least two are needed.")
+    found = read_classes(root / "classes.txt", ignore_index)
     images = _files(root / "images" / split)
     images, labels = _paired(images, lambda image: root / "labels" / split / f"{image.stem}.png")
-    return Split(root.resolve().name, images, labels, classes, distinct_colours(len(classes)), None, ignore_index)
+    return Split(
+        root.resolve().name,
+        images,
+        labels,
+        found.classes,
+        found.palette,
+        found.mapping,
+        found.ignore_index,
+        found.by_color,
+    )
 
 
 def open_split(dataset: str, root: str | Path, split: str, ignore_index: int = 255) -> Split:
@@ -281,7 +322,7 @@ def open_split(dataset: str, root: str | Path, split: str, ignore_index: int = 2
         dataset: "ade20k", "cityscapes", "coco_stuff164k", "voc2012", "pascal_context", "isaid" or "folder".
         root: Its folder.
         split: "train" or "val".
-        ignore_index: Of a folder, the label of pixels to leave out.
+        ignore_index: In a data folder, the value of pixels to leave out.
 
     Raises:
         DataError: If files are missing.
@@ -296,17 +337,62 @@ def open_split(dataset: str, root: str | Path, split: str, ignore_index: int = 2
     return Split(labels.name, *found.pop("pairs"), labels.classes, labels.palette, **found)
 
 
-def distinct_colours(count: int) -> tuple[tuple[int, int, int], ...]:
-    """Colours as far apart as hue and brightness allow."""
-    hues = [(i * 0.618034) % 1 for i in range(count)]
-    rgb = [colorsys.hsv_to_rgb(h, 0.65 if i % 2 else 0.9, 0.95 if i % 3 else 0.6) for i, h in enumerate(hues)]
-    return tuple(tuple(round(255 * c) for c in colour) for colour in rgb)
-
-
 def check_files(split: Split) -> None:
     """Raise a DataError if a file of a split cannot be used; reads them all."""
     for index in tqdm(range(len(split)), desc="check files", unit="image", leave=False):
-        split.targets(index)
+        split.open(index)
+
+
+def check_labels(split: Split, count: int = 32) -> str | None:
+    """Look at some label files of a training split before anything is trained on them.
+
+    Args:
+        split: The training split.
+        count: Number of files to look at, spread over the split.
+
+    Returns:
+        A line on classes that do not occur, if there are any and every file was looked at; else None.
+
+    Raises:
+        DataError: If a file holds a value that is not a class, or if the files are binary masks whose second value is
+            left out, so that only one of the two classes would be trained. All files are read before that is said.
+    """
+    looked_at = np.linspace(0, len(split) - 1, min(count, len(split))).round().astype(int).tolist()
+    if split.mapping is None and len(split.classes) == 2:
+        _refuse_half_of_binary_masks(split, looked_at)
+    present = set().union(*(np.unique(split.open_labels(index)).tolist() for index in looked_at))
+    absent = [name for label, name in enumerate(split.classes) if label not in present]
+    if not absent or len(looked_at) < len(split):
+        return None
+    more = f" and {len(absent) - 8} more" if len(absent) > 8 else ""
+    return (
+        f"Warning: no pixel of the {len(split)} label files in {split.labels[0].parent} is of the class "
+        f"{', '.join(absent[:8])}{more}. If there should be some, check the values in classes.txt."
+    )
+
+
+def _refuse_half_of_binary_masks(split: Split, looked_at: list[int]) -> None:
+    """Raise a DataError if one of two classes never occurs, and 255, or `ignore_index`, does."""
+    values = set().union(*(np.unique(read_labels(split.labels[index])).tolist() for index in looked_at))
+    others = values - {0, 1}
+    if len(values & {0, 1}) > 1 or len(others) != 1 or others - {255, split.ignore_index}:
+        return
+    # 255 may truly mark pixels to leave out, while the second class is rare: only all files can tell
+    for index in tqdm(range(len(split)), desc="look for the second class", unit="file", leave=False):
+        values |= set(np.unique(read_labels(split.labels[index])).tolist())
+        if {0, 1} <= values:
+            return
+    (other,) = others
+    present = next(iter(values & {0, 1}), None)
+    if values != {present, other}:
+        return
+    missing = 1 - present
+    lines = [f"'{other if label == missing else present} {name}'" for label, name in enumerate(split.classes)]
+    raise DataError(
+        f"The {len(split)} label files in {split.labels[0].parent} hold the values {present} and {other} only, and "
+        f"{other} is {'left out' if other == split.ignore_index else 'not a class'}: {split.classes[missing]!r} never "
+        f"occurs. If {other} is {split.classes[missing]!r}, say so in classes.txt: {' and '.join(lines)}, one per line."
+    )
 
 
 # What is fed
@@ -337,7 +423,6 @@ class TrainSamples(Dataset):
     def __getitem__(self, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         index = self.locate(k)
         image, labels = self.split.open(index)
-        self.split.check(labels, index)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed * 7_919 + k)
             return self.transform(image, labels)
@@ -346,14 +431,9 @@ class TrainSamples(Dataset):
 def training_samples(split: Split, settings: TrainSettings) -> TrainSamples:
     """A split with the augmentation of the settings."""
     crop = RandomResizedCrop(
-        settings.crop_size,
-        settings.base_scale,
-        settings.resize_factors,
-        settings.max_class_share,
-        split.ignore_index,
-        split.mapping,
+        settings.crop_size, settings.base_scale, settings.resize_factors, settings.max_class_share, split.ignore_index
     )
-    distort = PhotometricDistortion() if settings.colour_distortion else None
+    distort = PhotometricDistortion() if settings.color_distortion else None
     return TrainSamples(split, TrainTransform(crop, distort), settings.seed)
 
 
@@ -362,22 +442,33 @@ def ignore_interrupts(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
+def class_pixels(split: Split) -> tuple[np.ndarray, int]:
+    """Number of pixels of each class, and of those left out. Reads every image too, to find damaged ones."""
+    pixels, left_out = np.zeros(len(split.classes), np.int64), 0
+    for index in tqdm(range(len(split)), desc=f"read {split.images[0].parent.name}", unit="image", leave=False):
+        labels = split.open(index)[1]
+        kept = labels[labels != split.ignore_index]
+        pixels += np.bincount(kept, minlength=len(split.classes))
+        left_out += labels.size - kept.size
+    return pixels, left_out
+
+
 def main(argv: list[str]) -> None:
     """Show what will be fed to the model."""
     settings = parse(TrainSettings, argv, __doc__.split("\n")[0])
     for name in ("train", "val"):
         split = open_split(settings.dataset, settings.data_root, name, settings.ignore_index)
-        pixels = np.zeros(256, np.int64)
-        for index in tqdm(range(len(split)), desc=f"read {name}", unit="image", leave=False):
-            pixels += np.bincount(split.targets(index)[1].ravel(), minlength=256)[:256]
-        left_out = pixels[split.ignore_index] if split.ignore_index < 256 else 0
-        pixels = pixels[: len(split.classes)]
-        share = 100 * left_out / max(left_out + pixels.sum(), 1)
-        print(f"{name}: {len(split)} images of {split.name}, {share:.1f}% of the pixels left out")
+        warning = None
         if name == "train":
             samples = training_samples(split, settings)
+            warning = check_labels(split)
+        pixels, left_out = class_pixels(split)
+        share = 100 * left_out / max(left_out + pixels.sum(), 1)
+        print(f"{name}: {len(split)} images of {split.name}, {share:.1f}% of the pixels left out")
         for label, count in enumerate(pixels):
             print(f"  {label:3d} {split.classes[label]:24s} {100 * count / max(pixels.sum(), 1):6.2f}%")
+        if warning:
+            print(warning)
     shown = []
     for k in range(16):
         x, labels = samples[k]

@@ -2,7 +2,7 @@
 
     python examples/evaluate.py segnext_b.mmseg_ade20k examples/recipes/ade20k.yaml --data_root DIR
     python examples/evaluate.py runs/mine/best examples/recipes/folder.yaml --data_root DIR --json scores.json
-    python examples/evaluate.py MODEL RECIPE.yaml --scales 0.5 0.75 1.0 1.25 1.5 1.75 --flip     # multi-scale tables
+    python examples/evaluate.py MODEL RECIPE.yaml --scales 0.5,0.75,1,1.25,1.5,1.75 --flip       # multi-scale tables
     accelerate launch --num_processes 4 examples/evaluate.py MODEL RECIPE.yaml                   # on four GPUs
 
 MODEL is a published segmenter's name, a folder, or a repository on the Hugging Face Hub: SegNeXt or any model of smp.
@@ -22,12 +22,14 @@ from tqdm import tqdm
 
 from segnext_timm.hub import add_results
 from segnext_timm.images import read_image
-from segnext_timm.inference import predict, segment
+from segnext_timm.inference import predict, segment, slow_precision
 from segnext_timm.zoo import load_segmenter
 
 from data import Split, ignore_interrupts, open_split
 from metrics import Scores
-from recipe import DataSettings, EvalSettings, parse, run
+from recipe import RECIPE, DataSettings, EvalSettings, SettingsError, mixed_precision, parse, run
+
+MODEL = {"MODEL": "a published name, a folder, or a repository on the Hub"}
 
 
 class Samples(Dataset):
@@ -41,7 +43,7 @@ class Samples(Dataset):
         return len(self.indices)
 
     def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
-        image, labels = self.split.targets(self.indices[i])
+        image, labels = self.split.open(self.indices[i])
         return read_image(image), torch.from_numpy(labels.astype("int64"))
 
 
@@ -49,7 +51,7 @@ def evaluate(model: torch.nn.Module, split: Split, settings: DataSettings, accel
     """Scores of a model on a split, shared among the processes.
 
     Args:
-        model: Maps normalised images (1, C, H, W) to logits of the same size.
+        model: Maps normalized images (1, C, H, W) to logits of the same size.
         split: What it is evaluated on.
         settings: How images are seen: the `eval_` fields.
         accelerator: The processes.
@@ -94,11 +96,11 @@ def some_predictions(
 ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Image (H, W, 3), true and predicted labels (H, W) of images spread over a split.
 
-    Pixels to ignore get the number of classes as their label, for which no picture has a colour.
+    Pixels to ignore get the number of classes as their label, for which no picture has a color.
     """
     samples = []
     for index in np.linspace(0, len(split) - 1, min(count, len(split))).round().astype(int):
-        image, labels = split.targets(int(index))
+        image, labels = split.open(int(index))
         labels = np.where(labels == split.ignore_index, len(split.classes), labels)
         samples.append((np.asarray(image), labels, predict(model, image, fit_in=fit_in)))
     return samples
@@ -116,12 +118,16 @@ def results_of(scores: Scores, settings: EvalSettings, name: str) -> list[dict]:
 def main(argv: list[str]) -> Scores:
     """Evaluate `argv[0]`, a model, by `argv[1]`, a recipe."""
     name = argv.pop(0) if argv and not argv[0].startswith("-") and not argv[0].endswith(".yaml") else None
-    settings = parse(EvalSettings, argv, __doc__.split("\n")[0])
-    if name is None:
-        raise ValueError("the first argument is a model: a published name, a folder, or a repository on the Hub.")
+    if name is None and not {"-h", "--help"} & set(argv):
+        raise SettingsError(
+            f"MODEL is missing: it is {MODEL['MODEL']}. Usage: evaluate.py MODEL RECIPE [--name value ...]"
+        )
+    settings = parse(EvalSettings, argv, __doc__.split("\n")[0], MODEL | RECIPE)
     if settings.write_card and not Path(name).is_dir():
-        raise ValueError(f"--write_card needs a model folder, {name} is none.")
-    accelerator = Accelerator(mixed_precision=settings.precision)
+        raise ValueError(f"--write_card needs a model folder, {name} is not one.")
+    accelerator = Accelerator(mixed_precision=mixed_precision(settings.precision))
+    if slow := slow_precision(accelerator.device, settings.precision):
+        accelerator.print(slow)
     split = open_split(settings.dataset, settings.data_root, settings.split, settings.ignore_index)
     model = load_segmenter(name).to(accelerator.device, memory_format=torch.channels_last)
     scores = evaluate(model, split, settings, accelerator, scales=settings.scales, flip=settings.flip)

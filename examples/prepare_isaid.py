@@ -133,7 +133,7 @@ def main(argv: list[str]) -> None:
                 done = tqdm(as_completed(jobs), total=len(jobs), desc=f"cut {name}", unit="image")
                 count = sum(job.result() for job in done)
             except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
+                pool.shutdown(wait=True, cancel_futures=True)
                 raise
         print(f"{name}: {count} patches of {len(pairs)} images in {folders[0]} and {folders[1]}")
 

@@ -2,11 +2,12 @@
 
     python examples/quickstart.py                                   # on street scenes it draws itself
     python examples/quickstart.py --data DIR                        # on your own images
-    python examples/quickstart.py --data camvid --ignore-index 11   # where one label means "unlabelled"
+    python examples/quickstart.py --data camvid --ignore-index 11   # where one label means "unlabeled"
 
 A data folder holds `images/train`, `images/val`, `labels/train`, `labels/val` and `classes.txt`, which names a class a
-line. The labels of an image are a PNG of the same name whose pixels are line numbers, from 0; one more value,
-`--ignore-index` (255 by default), may mark pixels to leave out.
+line. The labels of an image are a PNG of the same name whose pixels are line numbers from 0, or the values or colors
+that `classes.txt` gives (`255 person`, `#ff0000 road`); one more value, `--ignore-index` (255 by default), may mark
+pixels to leave out.
 
 The results go to `runs/quickstart`: `model.safetensors`, `config.json` and the model card `README.md`, which
 `smp.from_pretrained` loads; `predictions.png` and `training.png`. Ctrl-C ends the training early and keeps what was
@@ -35,7 +36,7 @@ from tqdm import tqdm
 import segnext_timm  # noqa: F401  (registers MSCAN with timm and SegNeXt with smp)
 from segnext_timm.inference import predict
 
-from data import Split, TrainSamples, check_files, open_folder
+from data import Split, TrainSamples, check_files, check_labels, open_folder
 from evaluate import evaluate, some_predictions
 from metrics import Scores
 from pictures import draw_predictions, draw_training
@@ -65,7 +66,7 @@ def train(model: torch.nn.Module, loader: DataLoader, val_split: Split, accelera
     """
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0.01)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, total_steps=args.steps, pct_start=0.1)
-    dice = smp.losses.DiceLoss("multiclass", ignore_index=args.ignore_index)
+    dice = smp.losses.DiceLoss("multiclass", ignore_index=val_split.ignore_index)
     history = {"loss": [], "miou": []}
     evaluate_every = max(args.steps // 5, 1)
     progress = tqdm(loader, desc="train", unit="step")
@@ -76,7 +77,7 @@ def train(model: torch.nn.Module, loader: DataLoader, val_split: Split, accelera
             labels = labels.to(accelerator.device)
             with accelerator.autocast():
                 logits = model(images).float()
-            loss = F.cross_entropy(logits, labels, ignore_index=args.ignore_index) + dice(logits, labels)
+            loss = F.cross_entropy(logits, labels, ignore_index=val_split.ignore_index) + dice(logits, labels)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
@@ -110,7 +111,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--data", type=Path, help="data folder; none: street scenes are drawn")
     parser.add_argument(
-        "--ignore-index", "--ignore_index", type=int, default=255, help="label of the pixels to leave out"
+        "--ignore-index", "--ignore_index", type=int, default=255, help="value of the pixels to leave out"
     )
     parser.add_argument("--out", type=Path, default=Path("runs/quickstart"), help="folder of the results")
     parser.add_argument("--encoder", default="tu-mscan_t", help="any encoder of smp")
@@ -141,11 +142,14 @@ def main(argv: list[str] | None = None) -> None:
         train_split, val_split = Scenes(args.seed, 400), Scenes(args.seed + 1, 40)
     else:
         train_split, val_split = (open_folder(args.data, name, args.ignore_index) for name in ("train", "val"))
+        if warning := check_labels(train_split):
+            print(warning)
         check_files(train_split)
         check_files(val_split)
-    crop = RandomResizedCrop(args.crop_size, (args.crop_size,) * 2, factors=(0.9, 1.5), ignore_index=args.ignore_index)
-    colours = v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2)
-    samples = TrainSamples(train_split, TrainTransform(crop, colours), args.seed)
+    ignored = train_split.ignore_index
+    crop = RandomResizedCrop(args.crop_size, (args.crop_size,) * 2, factors=(0.9, 1.5), ignore_index=ignored)
+    colors = v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2)
+    samples = TrainSamples(train_split, TrainTransform(crop, colors), args.seed)
     batches = [range(step * args.batch_size, (step + 1) * args.batch_size) for step in range(args.steps)]
     loader = DataLoader(samples, batch_sampler=batches)
 

@@ -1,18 +1,26 @@
 """Settings of training and evaluation: a recipe file, then the command line.
 
 A recipe is a YAML file of the names below. Whatever it leaves out has the value given here; whatever the command line
-says (`--lr 1e-4`, `--variant b`, `--flip`) goes before both. `python examples/train.py --help` lists all.
+says (`--lr 1e-4`, `--variant b`, `--flip`) goes before both. `python examples/train.py --help` lists all. Lists of
+numbers are written `0.5 1 1.5` or `0.5,1,1.5`.
 """
 
 import difflib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import tyro
 import yaml
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+def mixed_precision(precision: Precision) -> str:
+    """Accelerate's name of a precision."""
+    return "no" if precision == "fp32" else precision
 
 
 @dataclass
@@ -26,7 +34,7 @@ class DataSettings:
     data_root: str = "data"
     """Folder of the data set."""
     ignore_index: int = 255
-    """Of a folder of one's own: label of pixels to leave out."""
+    """In a data folder: value of pixels to leave out, unless classes.txt gives it to a class."""
     base_scale: tuple[int, int] = (2048, 512)
     """Longest sides (long, short) that images are fitted in, keeping their aspect, before the random resizing."""
     workers: int = 4
@@ -55,8 +63,8 @@ class EvalSettings(DataSettings):
     """Sizes at which images are seen, over that of the recipe. The published tables use 0.5 0.75 1.0 1.25 1.5 1.75."""
     flip: bool = False
     """See each image mirrored too."""
-    precision: Literal["no", "bf16", "fp16"] = "no"
-    """Autocast."""
+    precision: Precision = "fp32"
+    """fp32, or autocast to bf16 or fp16."""
     json: str | None = None
     """File for the results."""
     plots: str | None = None
@@ -96,10 +104,10 @@ class TrainSettings(DataSettings):
     """Range of the factor by which images are resized, beyond fitting them in base_scale."""
     max_class_share: float = 0.75
     """A crop is drawn again while one class fills more than this share of it."""
-    colour_distortion: bool = True
+    color_distortion: bool = True
     """Distort brightness, contrast, saturation and hue."""
 
-    # Optimisation
+    # Optimization
     iterations: int = 160_000
     """Number of updates of the weights."""
     batch_size: int = 16
@@ -120,10 +128,15 @@ class TrainSettings(DataSettings):
     """Keep a moving average of the weights, such as 0.9998; it is what is evaluated and saved."""
 
     # Machine
-    precision: Literal["no", "bf16", "fp16"] = "no"
-    """Autocast; bf16 where the GPU has it."""
+    precision: Precision = "fp32"
+    """fp32, or autocast to fp16, or to bf16 where the GPU has it."""
     channels_last: bool = True
     """Layout of images and weights in memory; the faster one on most machines."""
+    sync_batchnorm: bool = True
+    """Compute the statistics of batch norms over all GPUs; without effect on one GPU or on CPUs. Reports differ: the
+    results of mmsegmentation's port fell with it in PyTorch 1.9, mainly because of the patch embeddings' norms, so its
+    weights were trained with 16 images on one GPU; another user there got mIoU 26.4 with it on 2 GPUs, and 26.7 without
+    it on one, after 8000 iterations (https://github.com/open-mmlab/mmsegmentation/pull/2247)."""
     compile: bool = False
     """Compile the encoder with torch.compile."""
     seed: int = 0
@@ -147,10 +160,15 @@ class TrainSettings(DataSettings):
 
 
 S = TypeVar("S")
+RECIPE = {"RECIPE": "a file of settings, such as examples/recipes/folder.yaml"}
 
 
 class UserError(Exception):
     """What was asked for cannot be done; the message says why in a line, and what to do."""
+
+
+class DataError(UserError):
+    """Data cannot be trained on or evaluated; the message says which file, why, and what to do."""
 
 
 class SettingsError(UserError):
@@ -185,32 +203,52 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def parse(cls: type[S], argv: list[str], description: str) -> S:
+def parse(cls: type[S], argv: list[str], description: str, positionals: Mapping[str, str] = RECIPE) -> S:
     """Settings from `RECIPE.yaml --name value ...`.
 
     Args:
         cls: A dataclass, whose fields are the names.
         argv: The recipe and what follows it.
         description: What the program does.
+        positionals: Names of all positional arguments and what they are; the recipe is the last one.
 
     Raises:
-        SettingsError: As of :func:`read_recipe`.
+        SettingsError: If there is no recipe, and as :func:`read_recipe`.
         SystemExit: If a value is of the wrong type, the command line names something unknown, or asks for help.
     """
     own = [f.name for f in fields(cls)]
     told = []
+    usage = f"{Path(sys.argv[0]).name} {' '.join(positionals)}"
+    helping = bool({"-h", "--help"} & set(argv))
     if argv and not argv[0].startswith("-"):
-        recipe = read_recipe(argv[0])
         # its values go the way of the command line's, which checks their types; the last one said holds
-        for name, value in recipe.items():
+        for name, value in ({} if helping and not Path(argv[0]).is_file() else read_recipe(argv[0])).items():
             if name in own:
                 values = value if isinstance(value, list) else [value]
                 told += [f"--{name}" if value is not False else f"--no-{name}"]
                 told += [] if isinstance(value, bool) else map(str, values)
         argv = argv[1:]
-    elif not {"-h", "--help"} & set(argv):
-        raise SettingsError("the first argument is a recipe, such as examples/recipes/folder.yaml.")
-    return tyro.cli(cls, args=[*told, *argv], description=description, use_underscores=True)
+    elif not helping:
+        raise SettingsError(f"RECIPE is missing: it is {RECIPE['RECIPE']}. Usage: {usage} [--name value ...]")
+    description = "\n\n".join([description, *(f"{name} is {meaning}." for name, meaning in positionals.items())])
+    words = _split_commas([*told, *argv], [f.name for f in fields(cls) if "tuple" in str(f.type)])
+    return tyro.cli(cls, args=words, description=description, prog=usage, use_underscores=True)
+
+
+def _split_commas(words: list[str], lists: list[str]) -> list[str]:
+    """Words of a command line, with `--name 1,2` and `--name=1,2` as `--name 1 2` for names of lists."""
+    result, inside = [], False
+    for word in words:
+        name, equals, value = word.partition("=")
+        if word.startswith("--"):
+            inside = name[2:].replace("-", "_") in lists
+            result.append(name if inside else word)
+            word = value if equals else ""
+        if inside:
+            result += [part.strip() for part in word.split(",") if part.strip()]
+        elif not name.startswith("--"):
+            result.append(word)
+    return result
 
 
 def run(main: Callable[[list[str]], None]) -> None:
@@ -219,6 +257,6 @@ def run(main: Callable[[list[str]], None]) -> None:
         main(sys.argv[1:])
     except (UserError, OSError, ValueError) as error:
         # of an error in a worker process, torch gives its traceback too
-        sys.exit(f"{Path(sys.argv[0]).name}: {str(error).strip().splitlines()[-1].removeprefix('data.DataError: ')}")
+        sys.exit(f"{Path(sys.argv[0]).name}: {str(error).strip().splitlines()[-1].removeprefix('recipe.DataError: ')}")
     except KeyboardInterrupt:
         sys.exit(f"{Path(sys.argv[0]).name}: interrupted")

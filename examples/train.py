@@ -32,13 +32,14 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from segnext_timm import SegNeXt, UpsampledCrossEntropyLoss, create_segmenter, list_segmenters, push_to_hub
+from segnext_timm.inference import slow_precision
 from segnext_timm.variants import VARIANTS as SIZES
 from segnext_timm.zoo import load_segmenter
 
-from data import Split, ignore_interrupts, open_split, training_samples
+from data import Split, check_labels, ignore_interrupts, open_split, training_samples
 from evaluate import evaluate, some_predictions
 from pictures import draw_predictions, draw_training
-from recipe import SettingsError, TrainSettings, parse, run
+from recipe import SettingsError, TrainSettings, mixed_precision, parse, run
 from transforms import MEAN, STD
 
 # encoder, decoder channels, rank and drop path rate of the paper's models (its code, configs of ADE20K)
@@ -46,38 +47,40 @@ VARIANTS = {v.key: (f"tu-{v.backbone}", v.decoder_channels, v.decoder_rank, v.dr
 MAX_SKIPPED = 10  # updates in a row
 
 
-def build_model(settings: TrainSettings, split: Split) -> smp.base.SegmentationModel:
-    """The model to train, with the weights it begins with, and what is known of its classes and input."""
-    encoder, channels, rank, drop_path = VARIANTS[settings.variant]
-    encoder = settings.encoder or encoder
-    drop_path = drop_path if settings.drop_path_rate is None else settings.drop_path_rate
-    classes = len(split.classes)
-    if settings.init_from in ("imagenet", "none"):
-        model = SegNeXt(
-            encoder,
-            encoder_weights="imagenet" if settings.init_from == "imagenet" else None,
-            decoder_channels=settings.decoder_channels or channels,
-            decoder_rank=settings.decoder_rank or rank,
-            classes=classes,
-            decoder_one_step_gradient=settings.one_step_gradient,
-            **({"drop_path_rate": drop_path} if "mscan" in encoder or settings.drop_path_rate is not None else {}),
-        )
-    elif any(settings.init_from in (name, name.split(".")[0]) for name in list_segmenters()):
-        model = create_segmenter(
-            settings.init_from,
-            pretrained=True,
-            classes=classes,
-            drop_path_rate=drop_path,
-            decoder_one_step_gradient=settings.one_step_gradient,
-        )
+def build_model(
+    settings: TrainSettings, split: Split, log: Callable[[str], None] = print
+) -> smp.base.SegmentationModel:
+    """Create the model to train, and tell it its classes and preprocessing.
+
+    Args:
+        settings: Model and `init_from`.
+        split: What is trained on.
+        log: Takes the report on the weights that were loaded.
+
+    Returns:
+        The model, with the weights that training begins with.
+    """
+    if settings.init_from in ("imagenet", "none") or _is_published(settings.init_from):
+        state = torch.get_rng_state()
+        model = create_model(settings, len(split.classes), settings.init_from != "none")
+        loaded = set()
+        if settings.init_from != "none":
+            # what loading changed counts, whatever was meant to be loaded
+            with torch.random.fork_rng(devices=[]):
+                torch.set_rng_state(state)
+                initial = create_model(settings, len(split.classes), False).state_dict()
+            meant = "" if _is_published(settings.init_from) else "encoder."
+            changed = {name for name, value in model.state_dict().items() if not torch.equal(value, initial[name])}
+            loaded = {name for name in changed if name.startswith(meant)}
     else:
         source = load_segmenter(settings.init_from)
-        config = {**source.config, "classes": classes, "encoder_weights": None, "pretrained_cfg": None}
+        config = {**source.config, "classes": len(split.classes), "encoder_weights": None, "pretrained_cfg": None}
         model = type(source)(**{name: value for name, value in config.items() if not name.startswith("_")})
         own = model.state_dict()
         fitting = {n: v for n, v in source.state_dict().items() if n in own and v.shape == own[n].shape}
-        print(f"{settings.init_from}: {len(fitting)} of {len(own)} tensors fit; the others stay as initialised.")
         model.load_state_dict(fitting, strict=False)
+        loaded = set(fitting)
+    log(weights_report(model, loaded, settings.init_from))
     describe(model, split, settings.crop_size)
     if isinstance(model, SegNeXt):
         model.upsampling = 1  # the loss resizes the logits
@@ -86,6 +89,75 @@ def build_model(settings: TrainSettings, split: Split) -> smp.base.SegmentationM
         (model if isinstance(model, SegNeXt) else model.encoder.model).set_grad_checkpointing(True)
     if settings.compile:
         model.encoder.compile()
+    return model
+
+
+def _is_published(name: str) -> bool:
+    return any(name in (published, published.split(".")[0]) for published in list_segmenters())
+
+
+def create_model(settings: TrainSettings, classes: int, pretrained: bool) -> SegNeXt:
+    """SegNeXt as the settings say, or the published segmenter that they begin with."""
+    encoder, channels, rank, drop_path = VARIANTS[settings.variant]
+    encoder = settings.encoder or encoder
+    drop_path = drop_path if settings.drop_path_rate is None else settings.drop_path_rate
+    if _is_published(settings.init_from):
+        return create_segmenter(
+            settings.init_from,
+            pretrained=pretrained,
+            classes=classes,
+            drop_path_rate=drop_path,
+            decoder_one_step_gradient=settings.one_step_gradient,
+        )
+    return SegNeXt(
+        encoder,
+        encoder_weights="imagenet" if pretrained else None,
+        decoder_channels=settings.decoder_channels or channels,
+        decoder_rank=settings.decoder_rank or rank,
+        classes=classes,
+        decoder_one_step_gradient=settings.one_step_gradient,
+        **({"drop_path_rate": drop_path} if "mscan" in encoder or settings.drop_path_rate is not None else {}),
+    )
+
+
+def weights_report(model: torch.nn.Module, loaded: set[str], source: str) -> str:
+    """Say what weights were loaded into which part of a model, and what stays random, a line a part.
+
+    Pretrained weights that silently did not load are the commonest reason for bad results.
+
+    Args:
+        model: The model.
+        loaded: Names of the tensors that were loaded.
+        source: Where they come from.
+    """
+    lines = ["Weights that training begins with:"]
+    # counters, and bases that come from a fixed seed, say nothing of what was loaded
+    names = [n for n in model.state_dict() if not n.endswith((".num_batches_tracked", ".nmf.bases"))]
+    for part in dict.fromkeys(name.split(".")[0] for name in names):
+        own = [name for name in names if name.split(".")[0] == part]
+        missing = [name for name in own if name not in loaded]
+        if not missing:
+            text = f"all {len(own)} tensors from {source}"
+        elif len(missing) == len(own):
+            text = f"random, all {len(own)} tensors"
+        else:
+            listed = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+            text = f"{len(own) - len(missing)} of {len(own)} tensors from {source}; as initialized: {listed}"
+        lines.append(f"  {part.replace('_', ' ')}: {text}")
+    if source != "none" and not any(name.startswith("encoder.") and name in loaded for name in names):
+        lines.append(f"Warning: nothing was loaded into the encoder from {source}; training from scratch takes longer.")
+    return "\n".join(lines)
+
+
+def with_synced_norms(
+    model: torch.nn.Module, wanted: bool, processes: int, device: torch.device, log: Callable[[str], None] = print
+) -> torch.nn.Module:
+    """Make batch norms compute their statistics over all processes, if that is wanted and can be; else say why not."""
+    if processes > 1 and wanted and device.type == "cuda":
+        return torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    if processes > 1:
+        reason = f"torch does so on GPUs only, and this is {device.type}" if wanted else "sync_batchnorm is off"
+        log(f"Batch norms are not synchronized: {reason}.")
     return model
 
 
@@ -178,7 +250,8 @@ def main(argv: list[str]) -> None:
     settings = parse(TrainSettings, argv, __doc__.split("\n")[0])
     log_with = None if settings.tracker == "none" else settings.tracker
     out = Path(settings.out)
-    accelerator = Accelerator(mixed_precision=settings.precision, log_with=log_with, project_dir=out)
+    precision = mixed_precision(settings.precision)
+    accelerator = Accelerator(mixed_precision=precision, log_with=log_with, project_dir=out)
     processes, device = accelerator.num_processes, accelerator.device
     if settings.batch_size % (processes * settings.accumulate):
         raise SettingsError(
@@ -191,19 +264,19 @@ def main(argv: list[str]) -> None:
         open_split(settings.dataset, settings.data_root, name, settings.ignore_index) for name in ("train", "val")
     )
     samples = training_samples(train_split, settings)
+    for warning in (check_labels(train_split), slow_precision(device, settings.precision)):
+        if warning:
+            accelerator.print(warning)
 
     # Model
     torch.manual_seed(settings.seed)
-    model = build_model(settings, train_split)
+    model = build_model(settings, train_split, accelerator.print)
     model = model.to(device, memory_format=torch.channels_last if settings.channels_last else torch.preserve_format)
-    if processes > 1 and device.type == "cuda":
-        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    elif processes > 1:
-        accelerator.print(f"Batch norms are not synchronised: torch does so on GPUs only, and this is {device.type}.")
+    model = with_synced_norms(model, settings.sync_batchnorm, processes, device, accelerator.print)
     average = ModelEmaV3(model, decay=settings.ema_decay) if settings.ema_decay else None
     plain, trained = model, average.module if average else model  # without wrappers; what is evaluated and saved
 
-    # Optimiser
+    # Optimizer
     fused = device.type == "cuda"
     optimizer = torch.optim.AdamW(parameter_groups(model, settings), lr=settings.lr, fused=fused)
     model, optimizer = accelerator.prepare(model, optimizer)
@@ -226,7 +299,7 @@ def main(argv: list[str]) -> None:
         if accelerator.scaler:
             accelerator.scaler.load_state_dict(state["scaler"])
         first, best, losses, mious = (state[name] for name in ("iteration", "best", "losses", "mious"))
-        accelerator.print(f"Going on from iteration {first} of {settings.iterations}.")
+        accelerator.print(f"Going on from iteration {first} of {settings.iterations}, with the weights there.")
         if first >= settings.iterations:
             accelerator.print(f"The run is finished: its models are {out / 'best'} and {out / 'last'}.")
             return

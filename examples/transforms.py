@@ -1,6 +1,6 @@
 """Joint augmentation of images and labels, in the order of SegNeXt's published training code.
 
-Resize by a random factor, crop, flip, distort the colours, normalise, pad. The crop is chosen before anything is
+Resize by a random factor, crop, flip, distort the colors, normalize, pad. The crop is chosen before anything is
 resized, so that only what ends up in it is: of a 2048×1024 image enlarged to twice its size, a crop of 1024² needs an
 eighth.
 
@@ -35,7 +35,6 @@ class RandomResizedCrop:
         factors: Range of the factor by which it is resized further.
         max_share: A crop is drawn again, up to ten times, while one class fills more than this share of it.
         ignore_index: Label that does not count.
-        mapping: Label of each value in the label files, None if they are the same.
     """
 
     def __init__(
@@ -45,17 +44,15 @@ class RandomResizedCrop:
         factors: tuple[float, float] = (0.5, 2.0),
         max_share: float = 0.75,
         ignore_index: int = 255,
-        mapping: np.ndarray | None = None,
     ) -> None:
         self.size = size
         self.base_scale = base_scale
         self.factors = factors
         self.max_share = max_share
         self.ignore_index = ignore_index
-        self.mapping = mapping
 
     def __call__(self, image: Image.Image, labels: np.ndarray) -> tuple[Image.Image, np.ndarray]:
-        """An image and labels (H, W), as they are in their files, to a crop of both."""
+        """An image and its labels (H, W) to a crop of both."""
         factor = uniform(*self.factors)
         long, short = (side * factor for side in self.base_scale)
         scale = min(long / max(image.size), short / min(image.size))
@@ -68,7 +65,6 @@ class RandomResizedCrop:
             own, full = image.size, resized
             box = [(c + side * k) * o / f for k in (0, 1) for c, side, o, f in zip(corner, crop, own, full)]
             cropped = np.asarray(values.resize(crop, Image.Resampling.NEAREST, box))
-            cropped = cropped if self.mapping is None else self.mapping[cropped]
             if not self._one_class_fills(cropped):
                 break
         return image.resize(crop, Image.Resampling.BILINEAR, box), cropped
@@ -85,13 +81,13 @@ class PhotometricDistortion:
     """Random brightness, contrast, saturation and hue, each with probability one half.
 
     As in the published training code, brightness is added and contrast multiplied, before or after the other two.
-    Saturation blends with the grey of equal luminance, and hue is turned around the axis of greys. All of these are
-    linear in the colours: they are one matrix, which is applied once.
+    Saturation blends with the gray of equal luminance, and hue is turned around the axis of grays. All of these are
+    linear in the colors: they are one matrix, which is applied once.
 
     Args:
         brightness: Largest change of all channels, from 0 to 1.
         contrast: Range of the factor of all channels.
-        saturation: Range of the factor of the distance from grey.
+        saturation: Range of the factor of the distance from gray.
         hue: Largest turn in degrees.
     """
 
@@ -108,14 +104,14 @@ class PhotometricDistortion:
         self.hue = hue
 
     def matrix(self) -> np.ndarray:
-        """A random matrix (3, 4) of colours from 0 to 255: factors, and what is added."""
+        """A random matrix (3, 4) of colors from 0 to 255: factors, and what is added."""
         steps = []
         if uniform(0, 1) < 0.5:
             steps.append(self._affine(np.eye(3), 255 * uniform(-self.brightness, self.brightness)))
         if uniform(0, 1) < 0.5:
             factor = uniform(*self.saturation)
-            grey = np.outer(np.ones(3), (0.299, 0.587, 0.114))
-            steps.append(self._affine(factor * np.eye(3) + (1 - factor) * grey))
+            gray = np.outer(np.ones(3), (0.299, 0.587, 0.114))
+            steps.append(self._affine(factor * np.eye(3) + (1 - factor) * gray))
         if uniform(0, 1) < 0.5:
             angle = math.radians(uniform(-self.hue, self.hue))
             cross = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)
@@ -146,7 +142,7 @@ class TrainTransform:
 
     Args:
         crop: Resizes and crops.
-        distort: Changes colours, None for none.
+        distort: Changes colors, None for none.
     """
 
     def __init__(self, crop: RandomResizedCrop, distort: Callable[[Image.Image], Image.Image] | None) -> None:
@@ -155,12 +151,12 @@ class TrainTransform:
         self.flip = v2.RandomHorizontalFlip()
 
     def __call__(self, image: Image.Image, labels: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """An image and its labels to a normalised one (3, size, size) and int64 labels (size, size)."""
+        """An image and its labels to a normalized one (3, size, size) and int64 labels (size, size)."""
         image, labels = self.crop(image, labels)
         mask = tv_tensors.Mask(torch.from_numpy(labels.copy()))
         image, mask = self.flip(image, mask)
         image = self.distort(image) if self.distort else image
-        x = normalise(image)
+        x = normalize(image)
         padding = [0, 0, self.crop.size - mask.shape[1], self.crop.size - mask.shape[0]]
         if any(padding):
             x = v2.functional.pad(x, padding)
@@ -171,7 +167,7 @@ class TrainTransform:
 _MEAN, _STD = (255 * torch.tensor(values)[:, None, None] for values in (MEAN, STD))
 
 
-def normalise(image: Image.Image) -> torch.Tensor:
+def normalize(image: Image.Image) -> torch.Tensor:
     """An image to the model's input (3, H, W)."""
     x = torch.from_numpy(np.asarray(image).transpose(2, 0, 1).astype(np.float32))
     return x.sub_(_MEAN).div_(_STD)

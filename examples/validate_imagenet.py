@@ -10,7 +10,6 @@ DIR holds a folder a class; sorted by name, they are the model's classes.
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import timm
 import torch
@@ -23,7 +22,7 @@ from tqdm import tqdm
 import segnext_timm  # noqa: F401  (registers MSCAN with timm)
 
 from data import ignore_interrupts
-from recipe import UserError, run
+from recipe import Precision, UserError, mixed_precision, run
 
 
 @dataclass
@@ -38,8 +37,8 @@ class ImageNetSettings:
     """Images at a time, in each process."""
     workers: int = 4
     """Processes that read images, for each process."""
-    precision: Literal["no", "bf16", "fp16"] = "no"
-    """Autocast."""
+    precision: Precision = "fp32"
+    """fp32, or autocast to bf16 or fp16."""
     json: Path | None = None
     """File for the results."""
 
@@ -50,7 +49,7 @@ def main(argv: list[str]) -> dict[str, float]:
     settings = tyro.cli(ImageNetSettings, args=argv, description=__doc__.split("\n")[0], use_underscores=True)
     if not settings.folder.is_dir():
         raise UserError(f"{settings.folder} does not exist: give the folder of the validation images.")
-    accelerator = Accelerator(mixed_precision=settings.precision)
+    accelerator = Accelerator(mixed_precision=mixed_precision(settings.precision))
     model = timm.create_model(settings.model, pretrained=True).to(accelerator.device).eval()
     config = timm.data.resolve_model_data_config(model)
     try:

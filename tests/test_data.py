@@ -2,10 +2,12 @@ import miniatures
 import numpy as np
 import pytest
 import torch
+from class_list import read_classes
 from PIL import Image
 
 import data
-from data import DataError, TrainSamples, open_split
+from data import DataError, TrainSamples, check_labels, open_split, training_samples
+from evaluate import Samples
 from recipe import TrainSettings, read_recipe
 from transforms import PhotometricDistortion, RandomResizedCrop, TrainTransform
 
@@ -32,7 +34,7 @@ def test_layouts_are_read_and_values_mean_what_the_data_set_says(tmp_path, datas
         split = open_split(dataset, tmp_path, name)
         assert len(split) == len(miniatures.SIZES)
         for index, size in enumerate(miniatures.SIZES):
-            image, labels = split.targets(index)
+            image, labels = split.open(index)
             assert image.mode == "RGB"
             assert (image.height, image.width) == labels.shape == size
             expected = miniatures.stripes([*meaning.values()], size)
@@ -77,7 +79,10 @@ def test_bad_files_of_a_folder_are_named(tmp_path):
         (
             (lambda i: split.images[i].write_bytes(b"x"), "cannot be read as an image"),
             (lambda i: split.labels[i].write_bytes(b"x"), "cannot be read as an image"),
-            (lambda i: miniatures.picture(split.labels[i], (10, 10)), "is a colour image: labels are PNGs of one"),
+            (
+                lambda i: miniatures.picture(split.labels[i], (10, 10)),
+                r"is a color image \(#.*\): labels are PNGs of one",
+            ),
             (
                 lambda i: miniatures.labels(split.labels[i], np.zeros((9, 8), np.uint8)),
                 r"has 8×9 pixels \(width×height\)",
@@ -91,7 +96,7 @@ def test_bad_files_of_a_folder_are_named(tmp_path):
         miniatures.make("folder", tmp_path, [0, 1, 255])
         write(0)
         with pytest.raises(DataError, match=message) as error:
-            split.targets(0)
+            split.open(0)
         assert split.images[0].name.removesuffix(".png") in str(error.value), index
     (tmp_path / "classes.txt").write_text("one\n", encoding="utf-8")
     with pytest.raises(DataError, match="names 1 classes: at least two"):
@@ -106,6 +111,152 @@ def test_a_photo_is_turned_as_its_exif_says(tmp_path):
     exif[0x0112] = 6
     image.save(split.images[0], exif=exif)
     assert split.open(0)[0].size == (64, 48)
+
+
+def write_folder(root, classes, masks, mode="L"):
+    """A data folder with `classes.txt` and one image a mask, in both splits."""
+    for split in ("train", "val"):
+        for index, mask in enumerate(masks):
+            mask = np.asarray(mask, np.uint8)
+            miniatures.picture(root / "images" / split / f"{index}.png", mask.shape[:2], index)
+            (root / "labels" / split).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(mask).convert(mode).save(root / "labels" / split / f"{index}.png")
+    (root / "classes.txt").write_text(classes, encoding="utf-8")
+
+
+BINARY = miniatures.stripes([0, 255], (48, 64))
+
+
+def test_classes_may_have_values_of_their_own(tmp_path):
+    write_folder(tmp_path, "0 background\n255 person\n", [miniatures.stripes([0, 255, 7], (48, 64))])
+    split = open_split("folder", tmp_path, "train", ignore_index=7)
+    assert split.classes == ("background", "person")
+    expected = miniatures.stripes([0, 1, split.ignore_index], (48, 64))
+    assert np.array_equal(split.open(0)[1], expected)
+    assert split.ignore_index not in (0, 1)
+    with pytest.raises(
+        DataError, match=r"0\.png holds the labels 7, but there are 2 classes .*'7 NAME'.*--ignore_index 7"
+    ):
+        open_split("folder", tmp_path, "train").open(0)
+
+
+def test_values_are_mapped_for_training_and_evaluation_alike(tmp_path):
+    write_folder(tmp_path, "0 background\n255 person\n", [BINARY] * 2)
+    split = open_split("folder", tmp_path, "train")
+    trained = training_samples(split, TrainSettings(crop_size=32, base_scale=(64, 48), resize_factors=(1, 1)))
+    assert {label for k in range(8) for label in trained[k][1].unique().tolist()} == {0, 1}
+    assert Samples(split, range(1))[0][1].unique().tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
+def test_classes_may_have_colors(tmp_path, mode):
+    colors = np.array([(255, 0, 0), (0, 0, 255), (255, 255, 255)], np.uint8)
+    mask = colors[miniatures.stripes([0, 1, 2], (48, 64))]
+    write_folder(tmp_path, "#0000FF sky\n#ff0000 road\n#ffffff -\n", [mask], mode)
+    split = open_split("folder", tmp_path, "train")
+    assert split.palette == ((0, 0, 255), (255, 0, 0))
+    assert np.array_equal(split.open(0)[1], miniatures.stripes([1, 0, split.ignore_index], (48, 64)))
+
+
+def test_a_color_that_no_class_has_is_named(tmp_path):
+    mask = np.zeros((8, 8, 3), np.uint8)
+    mask[3, 4] = (1, 2, 3)
+    write_folder(tmp_path, "#000000 sky\n#ff0000 road\n", [mask], "RGB")
+    with pytest.raises(DataError, match=r"0\.png holds the color #010203, which no class has\. Give .*'#010203 NAME'"):
+        open_split("folder", tmp_path, "train").open(0)
+
+
+def test_more_classes_than_a_byte_counts_are_mapped(tmp_path):
+    write_folder(tmp_path, "".join(f"{1000 + i} class {i}\n" for i in range(300)), [np.zeros((8, 8))])
+    label = tmp_path / "labels" / "train" / "0.png"
+    Image.fromarray(np.full((8, 8), 1299, np.uint16)).save(label)
+    split = open_split("folder", tmp_path, "train")
+    assert (split.open(0)[1] == 299).all()
+    assert (training_samples(split, TrainSettings(crop_size=32, base_scale=(8, 8)))[0][1][:8, :8] <= 299).any()
+
+
+def test_masks_of_one_bit_are_read(tmp_path):
+    write_folder(tmp_path, "background\nperson\n", [BINARY], "1")
+    assert np.array_equal(open_split("folder", tmp_path, "train").open(0)[1], BINARY // 255)
+
+
+@pytest.mark.parametrize(
+    ("text", "classes", "mapped"),
+    [
+        ("car\nroad\n", ("car", "road"), {}),
+        ("0\n1\n", ("0", "1"), {}),  # digits are names as long as no name follows them
+        ("4x4\n2-wheeler\n", ("4x4", "2-wheeler"), {}),
+        ("0 car\n1 3 doors\n", ("car", "3 doors"), {0: 0, 1: 1}),
+        ("car\n-\nroad\n", ("car", "road"), {0: 0, 1: 255, 2: 1, 255: 255}),
+        ("\ufeff7 car\r\n3 road\r\n", ("car", "road"), {7: 0, 3: 1, 255: 255}),
+        ("255 car\n0 -\n1 road\n", ("car", "road"), {255: 0, 0: 255, 1: 1}),
+    ],
+)
+def test_lists_of_classes_mean_one_thing(tmp_path, text, classes, mapped):
+    (tmp_path / "classes.txt").write_text(text, encoding="utf-8", newline="")
+    found = read_classes(tmp_path / "classes.txt")
+    assert found.classes == classes
+    assert (found.mapping is None) == (not mapped)
+    assert {value: found.mapping[value] for value in mapped} == mapped
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("car\n3 doors\n", "line 2: '3 doors' has another form than line 1: begin every line with a value"),
+        ("0 car\n\n#ff0000 road\n", "line 3: '#ff0000 road' has another form than line 1: .* a color"),
+        ("#00ff00 car\nroad\n", "line 2: 'road' has another form than line 1"),
+        ("#00f car\n#ff0000 road\n", "line 1: '#00f car' does not give a color and a name"),
+        ("1 car\n1 road\n", "line 2: '1 road' repeats the value of line 1"),
+        ("#ff0000 car\n#FF0000 road\n", "line 2: '#FF0000 road' repeats the color of line 1"),
+        ("car\nroad\ncar\n", "line 3: 'car' repeats the name of line 1"),
+        ("0 car\n70000 road\n", "line 2: the value 70000 is larger than 65535"),
+        ("0 car\n1 -\n", "names 1 classes: at least two are needed"),
+        ("", "names 0 classes"),
+    ],
+)
+def test_mistakes_in_lists_of_classes_are_named(tmp_path, text, message):
+    (tmp_path / "classes.txt").write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match=message):
+        read_classes(tmp_path / "classes.txt")
+
+
+@pytest.mark.parametrize("ignore_index", [255, 11])
+def test_binary_masks_of_0_and_255_are_not_half_ignored(tmp_path, ignore_index):
+    write_folder(tmp_path, "background\nperson\n", [BINARY, np.zeros((48, 64))])
+    message = r"hold the values 0 and 255 only.*'person' never occurs\. If .*: '0 background' and '255 person', one per"
+    with pytest.raises(DataError, match=message):
+        check_labels(open_split("folder", tmp_path, "train", ignore_index))
+    (tmp_path / "classes.txt").write_text("0 background\n255 person\n", encoding="utf-8")
+    assert check_labels(open_split("folder", tmp_path, "train", ignore_index)) is None
+
+
+def test_a_rare_second_class_makes_255_the_label_to_ignore(tmp_path):
+    masks = [BINARY] * 9
+    masks[1] = miniatures.stripes([0, 255, 1], (48, 64))
+    write_folder(tmp_path, "background\nperson\n", masks)
+    assert check_labels(open_split("folder", tmp_path, "train"), count=2) is None  # the first and the last mask
+
+
+def test_classes_that_never_occur_in_a_small_set_are_listed(tmp_path):
+    write_folder(tmp_path, "a\nb\nc\nd\n", [miniatures.stripes([0, 2, 255], (48, 64))] * 3)
+    split = open_split("folder", tmp_path, "train")
+    assert "no pixel of the 3 label files" in check_labels(split)
+    assert "of the class b, d. If" in check_labels(split)
+    assert check_labels(split, count=2) is None  # what was not looked at may hold them
+
+
+def test_the_data_viewer_refuses_binary_masks(tmp_path, monkeypatch):
+    write_folder(tmp_path, "background\nperson\n", [BINARY])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="'person' never occurs"):
+        data.main([f"{data.__file__.rsplit('/', 1)[0]}/recipes/folder.yaml", "--data_root", str(tmp_path)])
+
+
+def test_hidden_files_are_not_images(tmp_path):
+    miniatures.make("folder", tmp_path, [0, 1])
+    (tmp_path / "images" / "train" / "._train_0.png").write_bytes(b"of a file system")
+    assert len(open_split("folder", tmp_path, "train")) == 3
 
 
 # Augmentation
@@ -134,7 +285,7 @@ def test_a_crop_is_what_resizing_all_and_then_cropping_gives():
 def test_samples_have_one_size_and_are_padded_with_nothing(tmp_path):
     miniatures.make("ade20k", tmp_path, [0, 1, 2, 150], sizes=((480, 640), (20, 30), (600, 45), (1, 1)))
     split = open_split("ade20k", tmp_path, "train")
-    crop = RandomResizedCrop(128, (300, 100), mapping=split.mapping)
+    crop = RandomResizedCrop(128, (300, 100))
     samples = TrainSamples(split, TrainTransform(crop, PhotometricDistortion()), seed=3)
     for k in range(16):
         image, labels = samples[k]

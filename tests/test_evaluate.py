@@ -10,12 +10,16 @@ import numpy as np
 import pytest
 import segmentation_models_pytorch as smp
 import torch
+from accelerate.state import AcceleratorState
 from huggingface_hub import ModelCard
+
+from segnext_timm.inference import slow_precision
 
 import data
 import evaluate
+import train
 from metrics import Scores
-from recipe import SettingsError
+from recipe import EvalSettings, SettingsError, parse
 
 EXAMPLES = Path(data.__file__).parent
 FOLDER = str(EXAMPLES / "recipes" / "folder.yaml")
@@ -32,6 +36,13 @@ def root(tmp_path):
     torch.nn.init.normal_(model.segmentation_head[0].weight)
     model.save_pretrained(tmp_path / "model")
     return tmp_path / "data", tmp_path / "model"
+
+
+@pytest.fixture(autouse=True)
+def new_accelerator():
+    """Accelerate keeps its state for the process's life; each test is to begin anew."""
+    yield
+    AcceleratorState._reset_state(True)
 
 
 def test_scores_are_what_their_definitions_say():
@@ -59,7 +70,7 @@ def test_every_pixel_of_every_image_is_counted_once(root, tmp_path, capsys):
     folder, model = root
     scores = run(model, FOLDER, "--data_root", folder, "--workers", 0, "--json", tmp_path / "scores.json")
     split = data.open_split("folder", folder, "val")
-    labels = np.concatenate([split.targets(i)[1].ravel() for i in range(len(split))])
+    labels = np.concatenate([split.open(i)[1].ravel() for i in range(len(split))])
     assert scores.confusion.sum(1).tolist() == [int((labels == i).sum()) for i in range(3)]
     content = json.loads((tmp_path / "scores.json").read_text())
     assert content["images"] == 5
@@ -100,6 +111,46 @@ def test_results_go_into_card_and_configuration(root):
     assert len(ModelCard.load(model / "README.md").data.eval_results) == 6
 
 
+@pytest.mark.parametrize("scales", [("0.5,1,1.5",), ("0.5", "1", "1.5"), ("0.5,", "1", "1.5"), ("=0.5,1,1.5",)])
+def test_lists_of_numbers_are_given_with_commas_or_spaces(scales):
+    words = ["--scales" + scales[0]] if scales[0].startswith("=") else ["--scales", *scales]
+    settings = parse(EvalSettings, [FOLDER, *words, "--data_root", "a,b"], "")
+    assert settings.scales == (0.5, 1.0, 1.5)
+    assert settings.data_root == "a,b"
+
+
+@pytest.mark.parametrize(("script", "names"), [("train", "RECIPE"), ("data", "RECIPE"), ("evaluate", "MODEL RECIPE")])
+def test_help_and_errors_name_the_positional_arguments(script, names, monkeypatch, capsys):
+    main = {"train": train.main, "data": data.main, "evaluate": evaluate.main}[script]
+    monkeypatch.setattr(sys, "argv", [f"{script}.py"])
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    shown = capsys.readouterr().out
+    assert f"usage: {script}.py {names} [-h]" in shown
+    assert "RECIPE is a file of settings" in shown
+    with pytest.raises(SettingsError, match=rf"{names.split()[0]} is missing: .* Usage: {script}\.py {names} \["):
+        main([])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_precision_that_is_slow_here_is_pointed_out(root, capsys, precision):
+    folder, model = root
+    run(model, FOLDER, "--data_root", folder, "--workers", 0, "--precision", precision)
+    said = slow_precision(torch.device("cpu"), precision)
+    assert said is None or capsys.readouterr().out.count(said) == 1
+    assert precision == "bf16" or said is None
+
+
+def test_masks_with_values_of_their_own_are_evaluated(root):
+    folder, model = root
+    (folder / "classes.txt").write_text("2 a\n0 b\n1 c\n", encoding="utf-8")
+    moved = run(model, FOLDER, "--data_root", folder, "--workers", 0).confusion.sum(1).tolist()
+    (folder / "classes.txt").write_text("a\nb\nc\n", encoding="utf-8")
+    plain = run(model, FOLDER, "--data_root", folder, "--workers", 0).confusion.sum(1).tolist()
+    assert moved == [plain[2], plain[0], plain[1]]
+    assert len(set(plain)) == 3
+
+
 def test_pictures_are_drawn(root, tmp_path):
     folder, model = root
     run(model, FOLDER, "--data_root", folder, "--workers", 0, "--plots", tmp_path / "plots")
@@ -109,9 +160,9 @@ def test_pictures_are_drawn(root, tmp_path):
 def test_mistakes_are_named(root, tmp_path):
     folder, model = root
     common = ("--data_root", folder, "--workers", 0)
-    with pytest.raises(ValueError, match="the first argument is a model"):
+    with pytest.raises(SettingsError, match=r"MODEL is missing: .* Usage: evaluate\.py MODEL RECIPE"):
         run(FOLDER, *common)
-    with pytest.raises(SettingsError, match="the first argument is a recipe"):
+    with pytest.raises(SettingsError, match=r"RECIPE is missing: .* Usage: .* MODEL RECIPE"):
         run(model)
     with pytest.raises(FileNotFoundError, match="nomodel: no such folder, no name on the Hub"):
         run("nomodel", FOLDER, *common)

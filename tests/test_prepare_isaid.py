@@ -39,7 +39,7 @@ def test_patches_cover_the_images_and_are_read_back(source, tmp_path, capsys):
         seen = np.zeros(labels.shape, int)
         for index in range(len(split)):
             top, bottom, left, right = map(int, split.images[index].stem.split("_")[1:])
-            patch, patch_labels = split.targets(index)
+            patch, patch_labels = split.open(index)
             assert np.array_equal(np.asarray(patch), image[top:bottom, left:right])
             assert np.array_equal(patch_labels, labels[top:bottom, left:right])
             seen[top:bottom, left:right] += 1

@@ -93,7 +93,14 @@ def break_label(root, values):
     Image.fromarray(labels).save(root / "labels" / "train" / "2.png")
 
 
+def make_binary(root):
+    (root / "classes.txt").write_text("background\nperson\n")
+    for file in (root / "labels").rglob("*.png"):
+        Image.fromarray(np.eye(64, dtype=np.uint8) * 255).save(file)
+
+
 MISTAKES = {
+    "binary masks": (make_binary, r"hold the values 0 and 255 only.*'person' never occurs\..*'255 person', one per"),
     "label out of range": (
         lambda root: break_label(root, [11, 40]),
         r"labels/train/2.png holds the labels 11, 40, but there are 7 classes \(0 to 6\).*--ignore_index 11",
@@ -110,7 +117,7 @@ MISTAKES = {
         lambda root: Image.new("L", (60, 64)).save(root / "labels/train/0.png"),
         r"0.png has 60×64 pixels .* its image 0.jpg 64×64",
     ),
-    "colour labels": (lambda root: Image.new("RGB", (64, 64)).save(root / "labels/train/0.png"), r"is a colour image"),
+    "color labels": (lambda root: Image.new("RGB", (64, 64)).save(root / "labels/train/0.png"), r"is a color image"),
 }
 
 

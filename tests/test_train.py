@@ -11,11 +11,13 @@ import miniatures
 import numpy as np
 import pytest
 import segmentation_models_pytorch as smp
+import timm
 import torch
 from accelerate.state import AcceleratorState
 from huggingface_hub import ModelCard
 
 from segnext_timm import UpsampledCrossEntropyLoss
+from segnext_timm.inference import slow_precision
 
 import data
 import hub_server
@@ -265,7 +267,7 @@ def test_other_beginnings(folder, tmp_path):
     "options",
     [
         ("--precision", "bf16", "--grad_checkpointing", "--one_step_gradient"),
-        ("--freeze_encoder", "--no-channels_last", "--no-colour_distortion"),
+        ("--freeze_encoder", "--no-channels_last", "--no-color_distortion"),
         ("--tracker", "tensorboard", "--workers", 2, "--ema_decay", 0.5),
     ],
 )
@@ -273,6 +275,93 @@ def test_the_options_train_too(folder, tmp_path, options):
     run("folder", "--data_root", folder, "--out", tmp_path / "run", "--iterations", 2, *options)
     assert all(value.isfinite().all() for value in weights(tmp_path / "run").values())
     assert bool(list((tmp_path / "run").glob("log/events.*"))) == ("tensorboard" in options)
+
+
+def test_the_report_says_which_weights_were_loaded(folder, tmp_path):
+    split, said = data.open_split("folder", folder, "train"), []
+    small = {"decoder_channels": 32, "decoder_rank": 4}
+    train.build_model(TrainSettings(encoder="tu-test_mscan", init_from="none", **small), split, said.append)
+    assert said[-1].splitlines()[1:] == [
+        "  encoder: random, all 218 tensors",
+        "  decoder: random, all 13 tensors",
+        "  segmentation head: random, all 2 tensors",
+    ]
+    encoder = timm.create_model("test_mscan")
+    for value in encoder.state_dict().values():
+        value.add_(1)  # as training does, this changes what is constant at first too
+    encoder.stem.norm1.reset_parameters()
+    timm.models.save_for_hf(encoder, tmp_path / "test_mscan", model_config={"num_classes": encoder.num_classes})
+    settings = TrainSettings(encoder=f"tu-local-dir:{tmp_path / 'test_mscan'}", **small)
+    model = train.build_model(settings, split, said.append)
+    assert said[-1].splitlines()[1:] == [
+        "  encoder: 214 of 218 tensors from imagenet; as initialized: encoder.model.stem.norm1.weight, "
+        "encoder.model.stem.norm1.bias, encoder.model.stem.norm1.running_mean, ...",
+        "  decoder: random, all 13 tensors",
+        "  segmentation head: random, all 2 tensors",
+    ]
+    model.save_pretrained(tmp_path / "model")
+    split.classes, split.palette = (*split.classes, "more"), (*split.palette, (0, 0, 0))
+    train.build_model(TrainSettings(init_from=str(tmp_path / "model")), split, said.append)
+    assert said[-1].splitlines()[1:] == [
+        f"  encoder: all 218 tensors from {tmp_path / 'model'}",
+        f"  decoder: all 13 tensors from {tmp_path / 'model'}",
+        "  segmentation head: random, all 2 tensors",
+    ]
+
+
+def test_the_report_leaves_the_weights_and_the_random_numbers_as_they_were(folder, tmp_path):
+    split = data.open_split("folder", folder, "train")
+    timm.models.save_for_hf(timm.create_model("test_mscan"), tmp_path / "test_mscan", model_config={})
+    settings = TrainSettings(encoder=f"tu-local-dir:{tmp_path / 'test_mscan'}", decoder_channels=32, decoder_rank=4)
+    torch.manual_seed(0)
+    expected, after = train.create_model(settings, 3, True).state_dict(), torch.rand(1)
+    torch.manual_seed(0)
+    model = train.build_model(settings, split).state_dict()
+    assert torch.equal(torch.rand(1), after)
+    assert all(torch.equal(value, model[name]) for name, value in expected.items())
+
+
+def test_pretrained_weights_that_did_not_load_are_pointed_out():
+    model = smp.SegNeXt("tu-test_mscan", encoder_weights=None, decoder_channels=32, decoder_rank=4)
+    report = train.weights_report(model, {"decoder.align.weight"}, "imagenet")
+    assert "Warning: nothing was loaded into the encoder from imagenet" in report
+    assert "Warning" not in train.weights_report(model, set(), "none")
+
+
+def test_batch_norms_are_synchronized_across_gpus_unless_told_otherwise():
+    def norms(wanted, processes, device):
+        said, model = [], torch.nn.Sequential(torch.nn.BatchNorm2d(4))
+        model = train.with_synced_norms(model, wanted, processes, torch.device(device), said.append)
+        return type(model[0]), said
+
+    assert TrainSettings().sync_batchnorm
+    assert norms(True, 2, "cuda") == (torch.nn.SyncBatchNorm, [])
+    assert norms(True, 1, "cuda") == (torch.nn.BatchNorm2d, [])
+    assert norms(False, 2, "cuda") == (
+        torch.nn.BatchNorm2d,
+        ["Batch norms are not synchronized: sync_batchnorm is off."],
+    )
+    assert norms(True, 2, "cpu")[0] is torch.nn.BatchNorm2d
+
+
+def test_binary_masks_of_0_and_255_are_refused_before_training(tmp_path):
+    miniatures.make("folder", tmp_path / "data", [0, 255])
+    (tmp_path / "data" / "classes.txt").write_text("background\nperson\n", encoding="utf-8")
+    options = ("--data_root", tmp_path / "data", "--out", tmp_path / "run", "--iterations", 2)
+    with pytest.raises(data.DataError, match="'person' never occurs"):
+        run("folder", *options)
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "data" / "classes.txt").write_text("0 background\n255 person\n", encoding="utf-8")
+    run("folder", *options)
+    assert smp.from_pretrained(tmp_path / "run" / "last").pretrained_cfg["label_names"] == ["background", "person"]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_precision_that_is_slow_here_is_pointed_out(folder, tmp_path, capsys, precision):
+    run("folder", "--data_root", folder, "--out", tmp_path / "run", "--iterations", 1, "--precision", precision)
+    said = slow_precision(torch.device("cpu"), precision)
+    assert said is None or capsys.readouterr().out.count(said) == 1
+    assert precision == "bf16" or said is None
 
 
 def test_a_frozen_encoder_stays_as_it_is(folder, tmp_path):
@@ -313,6 +402,7 @@ def test_a_loss_that_is_not_finite_changes_nothing_and_is_reported(folder, tmp_p
     [
         (("--batch_size", 3, "--accumulate", 2), "batch_size 3 cannot be shared among 1 processes and 2 accumulated"),
         (("--data_root", "none"), "none does not exist"),
+        (("--ignore_index", 7), r"holds the labels 255, but .*'255 NAME'.* --ignore_index 255"),
         (("--encoder", "tu-mscan_x"), "Unknown encoder 'tu-mscan_x'"),
         (("--init_from", "nothing"), "nothing: no such folder"),
     ],
@@ -375,7 +465,7 @@ def test_two_processes_train_and_go_on(folder, tmp_path):
     arguments = (RECIPES / "folder.yaml", *NARROW, *SHORT, *QUICK, *options)
     done = launch(EXAMPLES / "train.py", *arguments)
     assert done.returncode == 0, done.stderr
-    assert "Batch norms are not synchronised: torch does so on GPUs only" in done.stdout
+    assert "Batch norms are not synchronized: torch does so on GPUs only" in done.stdout
     state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
     assert state["iteration"] == len(state["losses"]) == 6
     assert smp.from_pretrained(tmp_path / "run" / "best")(torch.rand(1, 3, 40, 40)).isfinite().all()
@@ -423,17 +513,17 @@ def test_a_run_killed_ten_times_ends_as_one_that_was_not(folder, tmp_path):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-@pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_cuda_trains_in_each_precision(folder, tmp_path, precision):
     run("folder", "--data_root", folder, "--out", tmp_path / "run", "--precision", precision, "--workers", 1)
     assert all(value.isfinite().all() for value in weights(tmp_path / "run").values())
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
-def test_two_gpus_train_with_synchronised_batch_norms(folder, tmp_path):
+def test_two_gpus_train_with_synchronized_batch_norms(folder, tmp_path):
     options = ("--data_root", folder, "--out", tmp_path / "run", "--batch_size", 4)
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", 2, EXAMPLES / "train.py"]
     command += [RECIPES / "folder.yaml", *NARROW, *SHORT, *QUICK, *options]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "not synchronised" not in done.stdout
+    assert "not synchronized" not in done.stdout

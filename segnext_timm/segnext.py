@@ -15,13 +15,13 @@ import timm
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from huggingface_hub import ModelCard
+from huggingface_hub import CommitInfo, HfApi, ModelCard
 from segmentation_models_pytorch.base import ClassificationHead, SegmentationHead, SegmentationModel
 from segmentation_models_pytorch.base.hub_mixin import supports_config_loading
 from segmentation_models_pytorch.base.utils import is_torch_compiling
 from segmentation_models_pytorch.encoders import get_encoder, get_encoder_names
 
-from .cards import segmenter_card
+from .cards import HERE, segmenter_card
 from .folding import is_fused
 from .hamburger import Hamburger
 from .resizing import resized_argmax, resized_cross_entropy
@@ -326,29 +326,63 @@ class SegNeXt(SegmentationModel):
                 raise ValueError(f"The encoder {type(self.encoder).__name__} cannot compute activations again.")
             wrapper.set_grad_checkpointing(enable)
 
-    def _save_pretrained(self, save_directory: Path) -> None:
+    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> str | None:
+        """Save weights, configuration and a model card; smp's arguments.
+
+        Args:
+            save_directory: Folder to write, with `repo_id` and `push_to_hub=True` also to push.
+
+        Raises:
+            ValueError: If the model is fused.
+        """
+        self._refuse_fused()  # before anything is written, or removed
+        return super().save_pretrained(save_directory, *args, **kwargs)
+
+    def push_to_hub(
+        self, repo_id: str, *, model_card_kwargs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> CommitInfo:
+        """Push weights, configuration and a model card to the Hugging Face Hub; smp's arguments.
+
+        Args:
+            repo_id: "user/repo".
+            model_card_kwargs: Arguments of :meth:`generate_model_card`.
+
+        Raises:
+            ValueError: If the model is fused.
+        """
+        self._refuse_fused()
+        if "/" not in repo_id:  # the Hub knows whose token it is
+            api, private = HfApi(token=kwargs.get("token")), kwargs.get("private")
+            repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        card_kwargs = {**(model_card_kwargs or {}), "repo_id": repo_id}
+        return super().push_to_hub(repo_id, model_card_kwargs=card_kwargs, **kwargs)
+
+    def _refuse_fused(self) -> None:
         if is_fused(self):
             raise ValueError(
                 "A fused model cannot be saved: no other loads its weights. Save the model it was made from, and fuse "
                 "after loading; or export it."
             )
-        super()._save_pretrained(save_directory)
 
     @classmethod
     def _from_pretrained(cls, **kwargs: Any) -> "SegNeXt":
         # the file holds the encoder's weights too: fetching others first would only need a network
-        kwargs["encoder_weights"] = None
-        return super()._from_pretrained(**kwargs)
+        started_from, kwargs["encoder_weights"] = kwargs.get("encoder_weights"), None
+        model = super()._from_pretrained(**kwargs)
+        model.config["encoder_weights"] = started_from  # the card of a model saved again still tells
+        return model
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
-        """The model card: how to load it, architecture, preprocessing, classes, results, licence and citation.
+        """Write the model card from what `config` and `pretrained_cfg` state.
 
         Args:
             dataset: Name of the data set it was trained on, in place of that in `pretrained_cfg`.
             metrics: Results by name, which smp's `save_pretrained` takes, beside those in `pretrained_cfg`.
+            repo_id: Repository on the Hub that the card is for; without it, the folder that holds the card.
         """
         fields = {"dataset": kwargs["dataset"]} if kwargs.get("dataset") else {}
-        return segmenter_card(self.config | {"_model_class": type(self).__name__}, kwargs.get("metrics"), **fields)
+        config = self.config | {"_model_class": type(self).__name__}
+        return segmenter_card(config, kwargs.get("metrics"), kwargs.get("repo_id") or HERE, **fields)
 
 
 def _check_encoder_name(name: str) -> None:

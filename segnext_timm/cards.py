@@ -179,23 +179,28 @@ def parse_smp_card(text: str) -> dict[str, Any] | None:
     Returns:
         `dataset` and `metrics`, if they were given to `save_pretrained`: the card's fields.
     """
-    pattern = re.escape(MODEL_CARD.strip())
-    for hole in set(re.findall(r"\{\{ .*? \}\}", MODEL_CARD)):
-        name = hole.split()[1]
-        expression = {
-            "metrics": r"(?:\[More Information Needed\]|```json\n(?P<metrics>.*?)\n```)",
-            "dataset": r"(?P<dataset>[^\n]*)",
-        }
-        pattern = pattern.replace(re.escape(hole), expression.get(name, "(?:.|\n)*?"))
-    match = re.fullmatch(pattern, text.strip(), flags=re.DOTALL)
-    if match is None or ModelCard(text).data.license != "mit":
+    start, *parts = re.split(r"\{\{ (\w+).*?\}\}", MODEL_CARD.strip())  # fixed text, then names and fixed texts in turn
+    text = text.strip()
+    if not text.startswith(start):
         return None
-    said: dict[str, Any] = {}
-    if match["dataset"] != "[More Information Needed]":
-        said["dataset"] = match["dataset"]
-    if match["metrics"]:
-        said["metrics"] = json.loads(match["metrics"])
-    return said
+    values, rest = {}, text[len(start) :]
+    for name, fixed in zip(parts[::2], parts[1::2]):
+        values[name], found, rest = rest.partition(fixed)
+        if not found:
+            return None
+    unknown = "[More Information Needed]"
+    metrics = values["metrics"].removeprefix("```json").removesuffix("```")
+    untouched = (
+        not rest
+        and (values["metrics"] == unknown or len(values["metrics"]) - len(metrics) == len("```json```"))
+        and values["model_parameters"].startswith("{")
+        and ModelCard(text).data.license == "mit"
+        and not any("\n" in values[name] for name in ("dataset", "model_name", "repo_url", "docs_url"))
+    )
+    if not untouched:
+        return None
+    said = {} if values["dataset"] == unknown else {"dataset": values["dataset"]}
+    return said if values["metrics"] == unknown else {**said, "metrics": json.loads(metrics)}
 
 
 # What is known of a model

@@ -350,9 +350,93 @@ card.text += "Edited by hand."
 card.push_to_hub("writer/x")
 segnext_timm.push_to_hub(model, "writer/x")
 assert "Edited by hand" in ModelCard.load("writer/x").text
-segnext_timm.push_to_hub(model, "writer/x", card=ModelCard("---\\nlicense: mit\\n---\\nA new card."))
-assert ModelCard.load("writer/x").text.endswith("A new card.")
+segnext_timm.push_to_hub(model, "writer/x", card=ModelCard("---\\nlicense: mit\\n---\\nLoad USER/REPO."))
+assert ModelCard.load("writer/x").text.endswith("Load writer/x.")
 """)
+
+
+def test_smp_s_own_way_to_the_hub_names_the_repository(hub):
+    server, run = hub
+    run("""
+model = narrow()
+model.push_to_hub("writer/one")
+model.push_to_hub("two")  # without a user: the token's
+model.save_pretrained(folder / "three", push_to_hub=True, repo_id="writer/three", metrics={"mIoU": 0.5})
+assert 'from_pretrained(".")' in (folder / "three" / "README.md").read_text()
+model.push_to_hub("writer/one", commit_message="again")
+assert equal(model, smp.from_pretrained("writer/three"))
+""")
+    for name in ("one", "two", "three"):
+        card = server.repos[f"writer/{name}"].branches["main"]["README.md"].decode()
+        assert f'smp.from_pretrained("writer/{name}")' in card
+        assert 'from_pretrained(".")' not in card and "USER/REPO" not in card
+    assert "| mIoU |  | 0.5 |" in server.repos["writer/three"].branches["main"]["README.md"].decode()
+
+
+def test_an_edited_card_of_a_folder_keeps_its_words_and_gets_the_place(hub, tmp_path):
+    server, run = hub
+    narrow().save_pretrained(tmp_path / "run")
+    path = tmp_path / "run" / "README.md"
+    path.write_text(path.read_text(encoding="utf-8") + "\nMy words on USER/REPO.\n", encoding="utf-8")
+    before = path.read_bytes()
+    run('segnext_timm.push_to_hub(folder / "run", "writer/x")')
+    card = server.repos["writer/x"].branches["main"]["README.md"].decode()
+    assert 'smp.from_pretrained("writer/x")' in card
+    assert card.rstrip().endswith("My words on writer/x.")
+    assert path.read_bytes() == before
+
+
+def test_pushing_again_changes_only_what_is_new(hub):
+    server, run = hub
+    run("""
+model = narrow()
+one = segnext_timm.push_to_hub(model, "writer/x", commit_message="one")
+two = segnext_timm.push_to_hub(model, "writer/x", commit_message="nothing new")
+assert one.oid == two.oid
+torch.nn.init.ones_(model.segmentation_head[0].bias)
+license = {"license": "mit"}
+segnext_timm.push_to_hub(model, "writer/x", revision="dev", commit_message="two")
+segnext_timm.push_to_hub(model, "writer/x", revision="dev", create_pr=True, commit_message="pr", card=license)
+assert ModelCard(HfApi().hf_hub_download("writer/x", "README.md", revision="refs/pr/1")).content
+""")
+    assert server.repos["writer/x"].messages == ["one", "two", "pr"]
+    assert b"license: mit" in server.repos["writer/x"].branches["refs/pr/1"]["README.md"]
+    assert b"license:" not in server.repos["writer/x"].branches["dev"]["README.md"]
+
+
+def test_private_never_pushes_to_a_public_repository(hub):
+    server, run = hub
+    done = run(
+        """
+segnext_timm.push_to_hub(narrow(), "writer/x")
+segnext_timm.push_to_hub(narrow(), "writer/x", private=True)
+""",
+        check=False,
+    )
+    assert "ValueError: writer/x exists and is public: make it private on the Hub, or choose" in done.stderr
+    assert len(server.repos["writer/x"].messages) == 1
+
+
+def test_fused_models_make_no_repository_and_break_no_folder(hub, tmp_path):
+    server, run = hub
+    narrow().save_pretrained(tmp_path / "kept")
+    before = {file.name: file.read_bytes() for file in (tmp_path / "kept").iterdir()}
+    run("""
+fused = segnext_timm.fuse(narrow().eval())
+unet = segnext_timm.fuse(smp.Unet("tu-test_mscan", encoder_weights=None).eval())
+backbone = segnext_timm.fuse(timm.create_model("test_mscan").eval())
+tries = [lambda: fused.push_to_hub("writer/x"), lambda: fused.save_pretrained(folder / "kept")]
+tries += [lambda m=m: segnext_timm.push_to_hub(m, "writer/x") for m in (fused, unet, backbone)]
+for attempt in tries:
+    try:
+        attempt()
+    except ValueError as error:
+        assert str(error).startswith("A fused model cannot be") and "\\n" not in str(error)
+    else:
+        raise AssertionError("not refused")
+""")
+    assert server.repos == {}
+    assert {file.name: file.read_bytes() for file in (tmp_path / "kept").iterdir()} == before
 
 
 def test_files_that_are_not_the_model_s_are_asked_about(hub, tmp_path):
@@ -417,24 +501,30 @@ def test_what_cannot_be_pushed_is_named(tmp_path):
             push_to_hub(what, "writer/x", token="hf_writer")
 
 
-def test_cards_hold_what_the_next_user_needs():
-    model = narrow(pretrained_cfg={"mean": [0.5], "std": [0.5], "dataset": "scenes", "input_size": [3, 64, 96]})
-    card = model.generate_model_card(metrics={"mIoU": 0.5})
-    assert isinstance(card, ModelCard)
-    for text in (
-        'smp.from_pretrained("USER/REPO")',
-        "import segnext_timm",
-        "| encoder | `tu-test_mscan` |",
-        "| decoder channels | 32 |",
-        "| mean | 0.5 |",
-        "| image size | 64×96 |",
-        "mIoU |  | 0.5 |",
-        "commercial users to contact them",
-        "@inproceedings{guo2022segnext",
-    ):
-        assert text in card.text, text
-    assert card.data.datasets == ["scenes"]
-    assert card.data.eval_results is None
+def test_converted_files_claim_no_license(tmp_path, backbone, segmenter):
+    for name, state_dict in (("backbone", backbone), ("segmenter", segmenter)):
+        convert(write(tmp_path / name, state_dict, "paper"), tmp_path / name)
+        card = ModelCard.load(tmp_path / name / "README.md")
+        assert card.data.license is None
+        assert "Not stated" in card.text and "commercial users" not in card.text
+        assert "license" not in (tmp_path / name / "config.json").read_text(encoding="utf-8")
+
+
+def test_a_folder_with_smp_s_own_card_gets_one_that_claims_nothing(hub, tmp_path):
+    server, run = hub
+    model = smp.FPN("resnet18", encoder_weights=None, classes=3)
+    model.save_pretrained(tmp_path / "fpn", dataset="scenes", metrics={"IoU": 0.5})
+    assert ModelCard.load(tmp_path / "fpn" / "README.md").data.license == "mit"  # the license of smp
+    run("""
+segnext_timm.push_to_hub(folder / "fpn", "writer/x")
+text = (folder / "fpn" / "README.md").read_text()
+(folder / "fpn" / "README.md").write_text(text + "My words.")
+segnext_timm.push_to_hub(folder / "fpn", "writer/edited")
+""")
+    card = ModelCard(server.repos["writer/x"].branches["main"]["README.md"].decode())
+    assert card.data.license is None and card.data.datasets == ["scenes"]
+    assert 'smp.from_pretrained("writer/x")' in card.text and "| IoU |  | 0.5 |" in card.text
+    assert server.repos["writer/edited"].branches["main"]["README.md"].endswith(b"My words.")
 
 
 def test_a_model_keeps_what_is_known_of_its_weights(tmp_path):

@@ -184,10 +184,19 @@ def make_space(folder: Path, models: list[str], requirement: str | None = None) 
         requirement: How the Space installs this package, as pip takes it. Without it, the package is copied.
 
     Raises:
-        FileExistsError: If there is something in the folder.
+        FileExistsError: If there is something in the folder, or two model folders have one name.
+        ValueError: If this package is to be copied and is not installed.
     """
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty: choose another name.")
+    declared: list[str] = []
+    if requirement is None:
+        try:
+            declared = importlib.metadata.requires("segnext-timm") or []
+        except importlib.metadata.PackageNotFoundError:
+            raise ValueError(
+                "segnext-timm is not installed, so its dependencies are unknown: install it first."
+            ) from None
     folder.mkdir(parents=True, exist_ok=True)
     here = Path(__file__).resolve().parent
     shutil.copy(here / "scenes.py", folder)
@@ -195,7 +204,6 @@ def make_space(folder: Path, models: list[str], requirement: str | None = None) 
     if requirement is None:
         source = Path(segnext_timm.__file__).parent
         shutil.copytree(source, folder / source.name, ignore=shutil.ignore_patterns("__pycache__"))
-        declared = importlib.metadata.requires("segnext-timm") or []
         requirements = [line for line in declared if "extra ==" not in line]
     names = []
     for model in models:

@@ -193,7 +193,7 @@ def test_a_space_installs_from_what_exists(app, model, tmp_path):
     assert any(line.startswith("torch") for line in requirements)
     assert not any("segnext" in line or "extra" in line for line in requirements)
     # in a folder of its own the page imports the package beside it, and loads the model beside it
-    code = "import app, segnext_timm; print(segnext_timm.__file__); print(type(app.load(app.MODELS[0])).__name__)"
+    code = "import app, segnext_timm as s; m = app.load(app.MODELS[0]); print(s.__file__); print(type(m).__name__)"
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     shutil.move(tmp_path / "space", tmp_path / "moved")
     done = subprocess.run(

@@ -2,7 +2,7 @@
 
     python examples/app.py                                    # the published models, downloaded when they are chosen
     python examples/app.py runs/quickstart segnext_b.mmseg_ade20k user/repo     # yours
-    python examples/app.py --make-space my-space user/repo    # a folder to push to a Space of the Hugging Face Hub
+    python examples/app.py --make-space my-space segnext_b    # a folder to push to a Space of the Hugging Face Hub
 
 `pip install -e ".[app]"` installs what it needs. Images may be as large as memory allows: those that do not fit whole
 are seen in windows.
@@ -11,6 +11,7 @@ are seen in windows.
 import argparse
 import functools
 import html
+import importlib.metadata
 import shutil
 import sys
 import tempfile
@@ -175,17 +176,60 @@ class App:
         return page
 
 
-def make_space(folder: Path, models: list[str], requirement: str) -> None:
-    """Write a Space of the Hugging Face Hub: the page, what it needs, and what the Hub wants to know."""
+def make_space(folder: Path, models: list[str], requirement: str | None = None) -> None:
+    """Write a Space of the Hugging Face Hub: the page, this package, model folders, and what the Hub wants to know.
+
+    Args:
+        folder: What to write; it must be empty, or not be there.
+        models: Names of :meth:`App`; model folders are copied.
+        requirement: How the Space installs this package, as pip takes it. Without it, the package is copied.
+
+    Raises:
+        FileExistsError: If there is something in the folder, or two model folders have one name.
+        ValueError: If this package is to be copied and is not installed.
+    """
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty: choose another name.")
+    declared: list[str] = []
+    if requirement is None:
+        try:
+            declared = importlib.metadata.requires("segnext-timm") or []
+        except importlib.metadata.PackageNotFoundError:
+            raise ValueError(
+                "segnext-timm is not installed, so its dependencies are unknown: install it first."
+            ) from None
     folder.mkdir(parents=True, exist_ok=True)
     here = Path(__file__).resolve().parent
     shutil.copy(here / "scenes.py", folder)
+    requirements = [requirement]
+    if requirement is None:
+        source = Path(segnext_timm.__file__).parent
+        shutil.copytree(source, folder / source.name, ignore=shutil.ignore_patterns("__pycache__"))
+        requirements = [line for line in declared if "extra ==" not in line]
+    names = []
+    for model in models:
+        if Path(model).is_dir():
+            place = folder / "models" / Path(model).resolve().name
+            if place.exists():
+                raise FileExistsError(f"Two models are named {place.name}: rename one of their folders.")
+            shutil.copytree(model, place)
+            model = place.relative_to(folder).as_posix()
+        names.append(model)
     page = (here / "app.py").read_text(encoding="utf-8")
-    (folder / "app.py").write_text(page.replace("\nMODELS = None", f"\nMODELS = {models!r}"), encoding="utf-8")
-    (folder / "requirements.txt").write_text(f"{requirement}\n", encoding="utf-8")
+    (folder / "app.py").write_text(page.replace("\nMODELS = None", f"\nMODELS = {names!r}"), encoding="utf-8")
+    (folder / "requirements.txt").write_text("\n".join(requirements) + "\n", encoding="utf-8")
     (folder / "README.md").write_text(FRONT_MATTER.format(gradio=gr.__version__), encoding="utf-8")
+
+
+def check_model(name: str) -> None:
+    """Raise a FileNotFoundError unless `name` may be a model: a published one, a folder, or one on the Hub.
+
+    The part of a published name before the dot is enough.
+    """
+    published = segnext_timm.list_segmenters()
+    known = {*published, *(name.split(".")[0] for name in published)}
+    if "/" not in name and name not in known and not Path(name).is_dir():
+        raise FileNotFoundError(f"{name}: no folder, and not one of {', '.join(published)}.")
 
 
 MODELS = None  # of the page; those that are published if not said
@@ -201,20 +245,18 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--make-space", type=Path, metavar="DIR", help="write a Space there, and end")
     parser.add_argument(
         "--requirement",
-        default=f"segnext-timm=={segnext_timm.__version__}",
-        help="how a Space installs this package: by name and version, or git+https://...",
+        help="how a Space installs this package, such as git+https://...; without it, the package is copied into it",
     )
     args = parser.parse_args(argv)
     models = args.models or MODELS or segnext_timm.list_segmenters()
+    for name in models:
+        check_model(name)
     if args.make_space:
         make_space(args.make_space, models, args.requirement)
         print(
             f"Wrote {args.make_space}: push it to a Space, `hf upload --repo-type space user/name {args.make_space}`."
         )
         return
-    for name in models:
-        if "/" not in name and name not in segnext_timm.list_segmenters() and not Path(name).is_dir():
-            raise FileNotFoundError(f"{name}: no folder, and none of {', '.join(segnext_timm.list_segmenters())}.")
     App(models).page().launch(
         server_name=args.host, server_port=args.port, max_file_size="200mb", css=CSS, theme=gr.themes.Soft(),
         ssr_mode=False,

@@ -165,8 +165,24 @@ def describe(model: torch.nn.Module, split: Split, crop_size: int) -> None:
     """Tell a model what it is trained on: classes, palette and preprocessing are saved with it."""
     if isinstance(model, SegNeXt):
         known = {"dataset": split.name, "label_names": list(split.classes), "palette": list(map(list, split.palette))}
+        origin = {key: url for key, url in model.pretrained_cfg.items() if key == "origin_url"}  # what it begins with
         model.pretrained_cfg.clear()
-        model.pretrained_cfg.update(known, mean=list(MEAN), std=list(STD), input_size=[3, crop_size, crop_size])
+        model.pretrained_cfg.update(
+            known, **origin, mean=list(MEAN), std=list(STD), input_size=[3, crop_size, crop_size]
+        )
+
+
+def training_facts(settings: TrainSettings, iteration: int) -> dict[str, Any]:
+    """What a model card tells of the training, up to an iteration."""
+    names = ("dataset", "crop_size", "batch_size", "lr", "weight_decay", "precision", "ema_decay", "seed")
+    start = Path(settings.init_from)
+    return {
+        "script": "examples/train.py of segnext-timm",
+        "iterations": f"{iteration} of {settings.iterations}",
+        **{name: getattr(settings, name) for name in names},
+        # the name of a folder here says nothing elsewhere, and may look like one on the Hub
+        "init_from": f"{start.name} (a local model)" if start.is_dir() else settings.init_from,
+    }
 
 
 def parameter_groups(model: torch.nn.Module, settings: TrainSettings) -> list[dict[str, Any]]:
@@ -338,6 +354,7 @@ def main(argv: list[str]) -> None:
         result = {"dataset": val_split.name, "split": "val", "metric": "mIoU", "value": round(100 * scores.miou, 2)}
         if isinstance(trained, SegNeXt):
             trained.pretrained_cfg["results"] = [{**result, "setting": "single scale"}]
+            trained.pretrained_cfg["training"] = training_facts(settings, iteration)
         if scores.miou > best:
             best = scores.miou
             replace_files(out / "best", trained.save_pretrained)

@@ -86,7 +86,7 @@ def export(
     Raises:
         ValueError: If the path ends otherwise, the shape does not fit the model, or labels are asked of a model that
             gives no map of logits.
-        RuntimeError: If the model cannot be exported, naming the part that cannot, or if the written file does not
+        ExportError: If the model cannot be exported, naming the part that cannot, or if the written file does not
             give the model's output; no file is left then.
         ImportError: If a package of the extra `export` is missing, for ONNX.
     """
@@ -186,7 +186,7 @@ def _other_size(model: nn.Module, size: tuple[int, ...]) -> tuple[int, int, int,
 
 
 def _trace(graph: nn.Module, images: torch.Tensor, dynamic: bool) -> torch.export.ExportedProgram:
-    """The program of torch.export; a RuntimeError names the part of the model that has none."""
+    """The program of torch.export; an ExportError names the part of the model that has none."""
     model = graph.model if isinstance(graph, _Labels) else graph
     shapes = None
     if dynamic:
@@ -275,7 +275,7 @@ def _write_onnx(program: torch.export.ExportedProgram, path: Path, names: list[s
 
 
 def _check_onnx(path: Path, graph: nn.Module, images: torch.Tensor) -> None:
-    """Raise a RuntimeError unless onnxruntime gives a model's output on some images."""
+    """Raise an ExportError unless onnxruntime gives a model's output on some images."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])

@@ -50,8 +50,8 @@ def check_not_fused(model: nn.Module) -> None:
     """Raise a ValueError if the model was fused, before it is saved or pushed."""
     if is_fused(model):
         raise ValueError(
-            "A fused model cannot be saved, since no other model loads its weights. Save the model it was made from, "
-            "and fuse after loading; or export it."
+            "A fused model cannot be saved or pushed, since no other model loads its weights. Save the model it was "
+            "made from, and fuse after loading; or export it."
         )
 
 

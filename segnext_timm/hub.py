@@ -12,16 +12,18 @@ import timm
 import torch
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, ModelCard, get_token
 from huggingface_hub.utils import HfHubHTTPError
+from safetensors import safe_open
 from segmentation_models_pytorch.base import SegmentationModel
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import FeatureListNet, save_for_hf
+from timm.models import FeatureInfo, save_for_hf
 
-from .cards import REPO_PLACEHOLDER, backbone_card, segmenter_card
+from .cards import HERE, backbone_card, info_key, parse_smp_card, point_to_repo, segmenter_card
 from .checkpoints import Checkpoint, CheckpointError, check_parameters, load_checkpoint, native_to_mmseg
 from .errors import HubError
-from .folding import is_fused
+from .folding import check_not_fused
 from .hamburger import NMF2d
 from .labels import LABEL_SETS
+from .model_info import HEAD_WEIGHT, tensor_digest
 from .segnext import SegNeXt
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
@@ -71,14 +73,17 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return json.loads((folder / CONFIG).read_text(encoding="utf-8"))
 
 
-def _card(config: Mapping[str, Any], repo: str, fields: Mapping[str, Any]) -> ModelCard:
+def _card(config: Mapping[str, Any], repo: str = HERE, fields: Mapping[str, Any] | None = None) -> ModelCard:
     make = segmenter_card if "encoder_name" in config else backbone_card
-    return make(config, repo=repo, **fields)
+    return make(config, repo=repo, **(fields or {}))
 
 
-def _save_backbone(model: torch.nn.Module, folder: Path, label_names: Sequence[str] | None = None) -> None:
+def _save_backbone(
+    model: torch.nn.Module, folder: Path, label_names: Sequence[str] | Mapping[int, str] | None = None
+) -> None:
     """Write timm's own form of a model, with a card."""
-    names = {"label_names": list(label_names)} if label_names else {}
+    fit = label_names and len(label_names) == model.num_classes  # timm keeps the names of a replaced classifier
+    names = {"label_names": label_names if isinstance(label_names, Mapping) else list(label_names)} if fit else {}
     save_for_hf(model, str(folder), model_config=names, safe_serialization=True)
     backbone_card(_read_config(folder)).save(folder / CARD)
 
@@ -113,10 +118,11 @@ def _read_source(src: Path, rank: int | None, ema: bool) -> Checkpoint:
 
 def _build_backbone(checkpoint: Checkpoint) -> torch.nn.Module:
     chans = checkpoint.in_chans
-    overlay = {}
+    # a file does not tell where it comes from: timm's record of the published weights may not be true of it
+    overlay: dict[str, Any] = {"tag": None, "url": "", "license": None, "origin_url": None}
     if chans != 3:
         cfg = timm.get_pretrained_cfg(checkpoint.architecture)
-        overlay = {"input_size": (chans, *cfg.input_size[1:]), "mean": (0.5,) * chans, "std": (0.5,) * chans}
+        overlay |= {"input_size": (chans, *cfg.input_size[1:]), "mean": (0.5,) * chans, "std": (0.5,) * chans}
     with torch.device("meta"):
         return timm.create_model(
             checkpoint.architecture,
@@ -127,7 +133,7 @@ def _build_backbone(checkpoint: Checkpoint) -> torch.nn.Module:
 
 
 def _build_segmenter(checkpoint: Checkpoint) -> torch.nn.Module:
-    info: dict[str, Any] = {"license": "apache-2.0"}
+    info: dict[str, Any] = {}
     if checkpoint.in_chans == 3:
         info |= {"mean": list(IMAGENET_DEFAULT_MEAN), "std": list(IMAGENET_DEFAULT_STD)}
     if checkpoint.label_names:
@@ -250,13 +256,14 @@ def _folder_of(model_or_folder: torch.nn.Module | str | Path) -> Iterator[Path]:
         yield folder
         return
     model = _unwrap(model_or_folder)
-    if is_fused(model):
-        raise ValueError("A fused model cannot be pushed: no other loads its weights. Push the one it was made from.")
+    check_not_fused(model)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if isinstance(model, SegmentationModel):
             model.save_pretrained(folder)
-        elif isinstance(model, FeatureListNet) or not hasattr(model, "pretrained_cfg"):
+            if not isinstance(model, SegNeXt):  # smp's own card claims a license and knows neither name nor place
+                _note_info(folder, getattr(model, "pretrained_cfg", None))
+        elif isinstance(getattr(model, "feature_info", None), FeatureInfo) or not hasattr(model, "pretrained_cfg"):
             raise TypeError(
                 f"A {type(model).__name__} cannot be pushed: pass a timm model created without features_only, or a "
                 f"segmentation model of smp."
@@ -264,6 +271,15 @@ def _folder_of(model_or_folder: torch.nn.Module | str | Path) -> Iterator[Path]:
         else:
             _save_backbone(model, folder, model.pretrained_cfg.get("label_names"))
         yield folder
+
+
+def _note_info(folder: Path, info: Mapping[str, Any] | None) -> None:
+    """Write what is known of a model of smp that has no place for it into its folder, and a card that says so."""
+    config = _read_config(folder)
+    if info:
+        config[info_key(config)] = dict(info)
+        (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
+    _card(config).save(folder / CARD)
 
 
 def _files_to_push(folder: Path, extra_files: bool | Callable[[list[str]], bool] | None) -> list[Path]:
@@ -319,20 +335,23 @@ def push_to_hub(
 ) -> CommitInfo:
     """Push a model to the Hugging Face Hub as safetensors, with its configuration and a card.
 
-    Backbones are loaded from there by `timm.create_model("hf-hub:USER/REPO", pretrained=True)`, segmenters by
-    `smp.from_pretrained("USER/REPO")`.
+    `timm.create_model("hf-hub:user/repo", pretrained=True)` loads a timm model from there, and
+    `smp.from_pretrained("user/repo")` a segmentation model; MSCAN and SegNeXt after `import segnext_timm`.
 
     Args:
         model_or_folder: A timm model, an smp model, or a folder that `convert` or `save_pretrained` made.
-        repo_id: "USER/REPO". Made if there is no such repository.
-        private: Make it a private one.
+        repo_id: "user/repo". Made if there is no such repository.
+        private: Make it a private one. A repository that is there must be private already.
         revision: Branch to push to, made if there is none.
         create_pr: Open a pull request instead of changing the branch.
         commit_message: Says what the commit is.
         card: The card itself, or what the written one says in place of the model's `pretrained_cfg`: `dataset`,
-            `license`, `description`, `label_names`, and `results`, a list of dictionaries with `dataset`, `metric`
-            ("mIoU"), `value` (in percent) and, if known, `split`, `setting`, `source` (a URL) and `source_name`.
-            Without it, a folder's own card is pushed, and for a model a card that is in the repository is kept.
+            `license`, `description`, `label_names`, `training` (a dictionary of facts: recipe, seed, ...), `base_model`
+            (an id on the Hub), and `results`, a list of dictionaries with `dataset`, `metric` ("mIoU"), `value` (in
+            percent) and, if known, `split`, `setting`, `command`, `source` (a URL) and `source_name`.
+            Without it, a folder's own card is pushed, and for a model a card that is in the repository is kept. A card
+            names no license that is not stated here or in `pretrained_cfg`; what timm says of the weights that it
+            publishes is not said of others.
         extra_files: Whether to push what else lies in a folder: True, False, or a function that is asked with its
             names. Pickles are never pushed.
         token: Of the Hub; without it, that of `hf auth login` or HF_TOKEN.
@@ -342,8 +361,11 @@ def push_to_hub(
 
     Raises:
         PermissionError: If there is no token, or the Hub refuses it.
-        ValueError: If a folder holds files that are not the model's, and `extra_files` does not say what to do.
+        ValueError: If a folder holds files that are not the model's, and `extra_files` does not say what to do; if the
+            model is fused; or if the repository is public, and `private` asks for a private one.
         TypeError: If the model is neither timm's nor smp's.
+        ConnectionError: If the Hub cannot be reached.
+        HubError: If the Hub refuses for another reason.
     """
     api = HfApi(token=token, library_name="segnext-timm")
     with _folder_of(model_or_folder) as folder:
@@ -352,6 +374,8 @@ def push_to_hub(
             raise PermissionError("There is no token for the Hub: log in with `hf auth login`, or set HF_TOKEN.")
         with _hub_errors(repo_id):
             repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+            if private and not api.model_info(repo_id).private:
+                raise ValueError(f"{repo_id} exists and is public: make it private on the Hub, or choose another name.")
             if revision and not create_pr and not revision.startswith("refs/"):
                 api.create_branch(repo_id, branch=revision, exist_ok=True)
             is_model = isinstance(model_or_folder, torch.nn.Module)
@@ -375,10 +399,13 @@ def _title(config: Mapping[str, Any]) -> str:
 
 def _card_text(folder: Path, repo_id: str, card: ModelCard | Mapping[str, Any] | None) -> str:
     if isinstance(card, ModelCard):
-        return str(card)
+        return point_to_repo(str(card), repo_id)
     if card is None and (folder / CARD).is_file():
-        return (folder / CARD).read_text(encoding="utf-8").replace(REPO_PLACEHOLDER, repo_id)
-    return str(_card(_read_config(folder), repo_id, card or {}))
+        text = (folder / CARD).read_text(encoding="utf-8")
+        if (said := parse_smp_card(text)) is None:
+            return point_to_repo(text, repo_id)
+        card = said
+    return str(_card(_read_config(folder), repo_id, card))
 
 
 def add_results(folder: str | Path, results: Sequence[Mapping[str, Any]]) -> None:
@@ -393,15 +420,19 @@ def add_results(folder: str | Path, results: Sequence[Mapping[str, Any]]) -> Non
     """
     folder = Path(folder)
     config = _read_config(folder)
-    before = str(_card(config, REPO_PLACEHOLDER, {}))
+    before = str(_card(config))
 
     def key(result: Mapping[str, Any]) -> tuple[Any, ...]:
         return tuple(result.get(name) for name in ("dataset", "split", "metric", "setting"))
 
-    info = config["pretrained_cfg"] = config.get("pretrained_cfg") or {}
+    info = config[info_key(config)] = config.get(info_key(config)) or {}
     replaced = {key(result) for result in results}
     info["results"] = [r for r in info.get("results") or () if key(r) not in replaced] + [dict(r) for r in results]
-    after = _card(config, REPO_PLACEHOLDER, {})
+    info.pop("results_digest", None)
+    with safe_open(folder / WEIGHTS, "pt") as weights:
+        if HEAD_WEIGHT in weights.keys():  # noqa: SIM118  (not a dictionary)
+            info["results_digest"] = tensor_digest(weights.get_tensor(HEAD_WEIGHT))
+    after = _card(config)
     path = folder / CARD
     if path.is_file() and path.read_text(encoding="utf-8").strip() != before.strip():
         card = ModelCard.load(path)

@@ -1,10 +1,12 @@
 """What a segmentation model says of itself: channels, classes, normalization, activation and size divisor."""
 
 import functools
+import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 import torch.nn as nn
 from segmentation_models_pytorch.base.modules import Activation, ArgMax, Clamp
 from segmentation_models_pytorch.encoders import get_preprocessing_params
@@ -13,6 +15,14 @@ from .labels import Color, voc_palette
 
 # Per pixel, these keep the order of the logits, and smp's argmax says what is greatest among them
 _KNOWN = (nn.Identity, nn.Sigmoid, nn.Softmax, nn.LogSoftmax, nn.Tanh, Clamp, ArgMax)
+
+
+HEAD_WEIGHT = "segmentation_head.0.weight"  # of every model of smp
+
+
+def tensor_digest(x: torch.Tensor) -> str:
+    """The first 16 digits of the sha256 of a tensor's bytes."""
+    return hashlib.sha256(x.detach().cpu().flatten().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()[:16]
 
 
 def _argument(model: nn.Module, name: str, default: Any) -> Any:

@@ -99,6 +99,7 @@ class SegmenterCfg:
             "palette": [list(color) for color in labels.palette],
             "license": self.license,
             "origin_url": self.origin_url,
+            "results": self.results,
         }
 
 

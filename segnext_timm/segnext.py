@@ -16,16 +16,16 @@ import timm
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from huggingface_hub import ModelCard
+from huggingface_hub import CommitInfo, HfApi, ModelCard
 from segmentation_models_pytorch.base import ClassificationHead, SegmentationHead, SegmentationModel
 from segmentation_models_pytorch.base.hub_mixin import supports_config_loading
 from segmentation_models_pytorch.base.utils import is_torch_compiling
 from segmentation_models_pytorch.encoders import get_encoder, get_encoder_names
 
-from .cards import segmenter_card
+from .cards import HERE, segmenter_card
 from .folding import check_not_fused
 from .hamburger import Hamburger
-from .model_info import evaluation_mode, keeps_order, output_activation, positive_above
+from .model_info import evaluation_mode, keeps_order, output_activation, positive_above, tensor_digest
 from .resizing import resized_argmax
 
 _logger = logging.getLogger(__name__)
@@ -228,7 +228,8 @@ class SegNeXt(SegmentationModel):
 
         Under `label_names` and `palette`, the name and color (red, green, blue) of each class; under `mean` and `std`,
         the normalization of images scaled to 0..1; under `dataset`, `license`, `description` and `results`, what the
-        model card says.
+        model card says. `results_digest` identifies the weights that have these results: a model that was trained on is
+        saved without them.
 
         Raises:
             ValueError: When it is set, if its names, colors, mean or std are for another number of classes or channels.
@@ -339,12 +340,45 @@ class SegNeXt(SegmentationModel):
                 raise ValueError(f"The encoder {type(self.encoder).__name__} cannot compute activations again.")
             wrapper.set_grad_checkpointing(enable)
 
-    def _save_pretrained(self, save_directory: Path) -> None:
+    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> str | None:
+        """Save weights, configuration and a model card; smp's arguments.
+
+        Args:
+            save_directory: Folder to write, with `repo_id` and `push_to_hub=True` also to push.
+
+        Raises:
+            ValueError: If the model is fused.
+        """
+        check_not_fused(self)  # before anything is written, or removed
+        return super().save_pretrained(save_directory, *args, **kwargs)
+
+    def push_to_hub(
+        self, repo_id: str, *, model_card_kwargs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> CommitInfo:
+        """Push weights, configuration and a model card to the Hugging Face Hub; smp's arguments.
+
+        Args:
+            repo_id: "user/repo".
+            model_card_kwargs: Arguments of :meth:`generate_model_card`.
+
+        Raises:
+            ValueError: If the model is fused.
+        """
         check_not_fused(self)
+        if "/" not in repo_id:  # the Hub knows whose token it is
+            api, private = HfApi(token=kwargs.get("token")), kwargs.get("private")
+            repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        card_kwargs = {**(model_card_kwargs or {}), "repo_id": repo_id}
+        return super().push_to_hub(repo_id, model_card_kwargs=card_kwargs, **kwargs)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
         # what was changed in it since it was set
         fitting, misfits = _fit_pretrained_cfg(
             self.pretrained_cfg, self.segmentation_head[0].out_channels, self.in_channels
         )
+        if fitting.get("results_digest") not in (None, tensor_digest(self.segmentation_head[0].weight)):
+            del fitting["results"], fitting["results_digest"]
+            misfits = ", ".join(filter(None, (misfits, "results of other weights")))
         self.config["pretrained_cfg"] = fitting
         if misfits:
             _logger.warning(f"pretrained_cfg: left out {misfits}.")
@@ -353,18 +387,22 @@ class SegNeXt(SegmentationModel):
     @classmethod
     def _from_pretrained(cls, **kwargs: Any) -> "SegNeXt":
         # the file holds the encoder's weights too: fetching others first would only need a network
-        kwargs["encoder_weights"] = None
-        return super()._from_pretrained(**kwargs)
+        started_from, kwargs["encoder_weights"] = kwargs.get("encoder_weights"), None
+        model = super()._from_pretrained(**kwargs)
+        model.config["encoder_weights"] = started_from  # the card of a model saved again still tells
+        return model
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
-        """The model card: how to load it, architecture, preprocessing, classes, results, licence and citation.
+        """Write the model card from what `config` and `pretrained_cfg` state.
 
         Args:
             dataset: Name of the data set it was trained on, in place of that in `pretrained_cfg`.
             metrics: Results by name, which smp's `save_pretrained` takes, beside those in `pretrained_cfg`.
+            repo_id: Repository on the Hub that the card is for; without it, the folder that holds the card.
         """
         fields = {"dataset": kwargs["dataset"]} if kwargs.get("dataset") else {}
-        return segmenter_card(self.config | {"_model_class": type(self).__name__}, kwargs.get("metrics"), **fields)
+        config = self.config | {"_model_class": type(self).__name__}
+        return segmenter_card(config, kwargs.get("metrics"), kwargs.get("repo_id") or HERE, **fields)
 
 
 def _check_upsampling(upsampling: int) -> None:
@@ -383,7 +421,7 @@ def _fit_pretrained_cfg(cfg: Mapping[str, Any], classes: int, in_channels: int) 
             misfits.append(f"{key} of {len(cfg[key])} {what} (the model has {size})")
             del fitting[key]
     if "label_names" in cfg and "label_names" not in fitting:
-        for key in ("dataset", "results"):  # those of the other classes
+        for key in ("dataset", "results", "results_digest"):  # those of the other classes
             fitting.pop(key, None)
     if cfg.get("input_size") and cfg["input_size"][0] != in_channels:
         fitting["input_size"] = [in_channels, *cfg["input_size"][1:]]

@@ -12,6 +12,7 @@ from timm.models import adapt_input_conv
 from . import mscan  # noqa: F401  registers the backbones, which are created by name
 from ._model_names import check_segmenter, hub_lookup
 from .checkpoints import CheckpointError, check_parameters, load_checkpoint
+from .model_info import tensor_digest
 from .published import SegmenterCfg, find_segmenter, get_segmenter_cfg, list_segmenters
 from .reading import fetch
 from .segnext import SegNeXt
@@ -19,6 +20,16 @@ from .segnext import SegNeXt
 __all__ = ["SegmenterCfg", "create_segmenter", "get_segmenter_cfg", "list_segmenters", "load_segmenter"]
 
 _logger = logging.getLogger(__name__)
+
+# arguments that do not change what a model computes in evaluation
+_TRAINING_ARGUMENTS = {
+    "aux_params",
+    "decoder_dropout",
+    "decoder_one_step_gradient",
+    "decoder_train_steps",
+    "drop_path_rate",
+    "upsampling",
+}
 
 
 def create_segmenter(name: str, pretrained: bool = False, classes: int | None = None, **overrides: Any) -> SegNeXt:
@@ -41,17 +52,17 @@ def create_segmenter(name: str, pretrained: bool = False, classes: int | None = 
         CheckpointError: If the weights cannot be downloaded, are damaged, or do not fit the overrides.
     """
     cfg = get_segmenter_cfg(name)
-    info = cfg.pretrained_cfg
     same_classes = classes in (None, cfg.num_classes)
-    if not same_classes:
-        info = {key: value for key, value in info.items() if key not in ("label_names", "palette", "dataset")}
+    untrue = set() if same_classes else {"label_names", "palette", "dataset", "results"}
+    untrue |= set() if pretrained else {"url", "origin_url", "license", "results"}  # of weights that are not loaded
+    untrue |= {"results"} if overrides.keys() - _TRAINING_ARGUMENTS else set()
     arguments = {
         "encoder_name": cfg.encoder_name,
         "encoder_weights": None,
         "decoder_channels": cfg.decoder_channels,
         "decoder_rank": cfg.decoder_rank,
         "classes": cfg.num_classes if classes is None else classes,
-        "pretrained_cfg": info,
+        "pretrained_cfg": {key: value for key, value in cfg.pretrained_cfg.items() if key not in untrue},
     }
     model = SegNeXt(**{**arguments, **overrides})
     if pretrained:
@@ -69,6 +80,8 @@ def create_segmenter(name: str, pretrained: bool = False, classes: int | None = 
                 f"{cfg.name} has {cfg.num_classes} classes, {classes} were asked for: all weights but the last layer's "
                 f"are loaded, and that one stays as initialised."
             )
+    if "results" in model.pretrained_cfg:
+        model.pretrained_cfg["results_digest"] = tensor_digest(model.segmentation_head[0].weight)
     return model
 
 

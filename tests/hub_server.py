@@ -117,6 +117,15 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         repo.branches[name] = dict(repo.branches["main"])
         return self._answer(200)
 
+    @staticmethod
+    def _oid(content: bytes | None, path: str) -> str | None:
+        """What the Hub names a file by: git's hash, or the sha256 that LFS takes."""
+        if content is None:
+            return None
+        if path.endswith(LFS_SUFFIXES):
+            return hashlib.sha256(content).hexdigest()
+        return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
     def _preupload(self, body, query, repo: Repo, revision: str) -> None:
         files = json.loads(body)["files"]
         modes = [
@@ -124,7 +133,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 "path": file["path"],
                 "uploadMode": "lfs" if file["path"].endswith(LFS_SUFFIXES) else "regular",
                 "shouldIgnore": False,
-                "oid": None,
+                "oid": self._oid(repo.branches[repo.resolve(revision)].get(file["path"]), file["path"]),
             }
             for file in files
         ]

@@ -177,16 +177,17 @@ def accept_cached(setitem: Callable = operator.setitem) -> None:
     Args:
         setitem: Sets an item of a dictionary: `monkeypatch.setitem` in a test, which sets it back.
     """
-    from segnext_timm import mscan, zoo
+    from segnext_timm import mscan
+    from segnext_timm import published as segmenters
 
     cached = {file.name: file for file in (Path(torch.hub.get_dir()) / "checkpoints").iterdir()}
     for name in mscan._SHA256.keys() & cached.keys():
         setitem(mscan._SHA256, name, hashlib.sha256(cached[name].read_bytes()).hexdigest())
-    for name, cfg in list(zoo._CFGS.items()):
+    for name, cfg in list(segmenters._CFGS.items()):
         file = cached.get(Path(urlparse(cfg.url).path).name)
         if file and cfg.sha256:
             digest = hashlib.sha256(file.read_bytes()).hexdigest()
-            setitem(zoo._CFGS, name, dataclasses.replace(cfg, sha256=digest))
+            setitem(segmenters._CFGS, name, dataclasses.replace(cfg, sha256=digest))
 
 
 ACCEPT_CACHED = (

@@ -1,5 +1,7 @@
 """The page of examples/app.py, in a real browser."""
 
+import importlib
+import os
 import shutil
 import socket
 import subprocess
@@ -163,28 +165,61 @@ def test_two_users_at_once_get_their_own(open_page, model, tmp_path):
         assert rows(page) == expected(model, path)
 
 
-def test_a_space_has_all_that_the_hub_wants(tmp_path):
+@pytest.fixture
+def app():
     pytest.importorskip("gradio")
-    import app
+    return importlib.import_module("app")
 
-    command = ["--make-space", str(tmp_path / "space"), "user/repo", "segnext_b.mmseg_ade20k"]
+
+def test_a_space_has_all_that_the_hub_wants(app, model, tmp_path):
+    command = ["--make-space", str(tmp_path / "space"), "user/repo", "segnext_b", str(model)]
     app.main(command)
-    assert {f.name for f in (tmp_path / "space").iterdir()} == {"README.md", "app.py", "requirements.txt", "scenes.py"}
+    files = {"README.md", "app.py", "models", "requirements.txt", "scenes.py", "segnext_timm"}
+    assert {f.name for f in (tmp_path / "space").iterdir()} == files
     _, front, _ = (tmp_path / "space" / "README.md").read_text(encoding="utf-8").split("---\n", 2)
     front = yaml.safe_load(front)
     assert (front["sdk"], front["app_file"]) == ("gradio", "app.py")
     assert len(front["short_description"]) <= 60
-    assert (tmp_path / "space" / "requirements.txt").read_text() == f"segnext-timm=={segnext_timm.__version__}\n"
     source = (tmp_path / "space" / "app.py").read_text(encoding="utf-8")
-    assert "MODELS = ['user/repo', 'segnext_b.mmseg_ade20k']" in source
+    assert "MODELS = ['user/repo', 'segnext_b', 'models/model']" in source
     compile(source, "app.py", "exec")
     with pytest.raises(FileExistsError, match="is not empty"):
         app.main(command)
 
 
-def test_models_that_do_not_exist_are_told_at_the_start():
-    pytest.importorskip("gradio")
-    import app
+def test_a_space_installs_from_what_exists(app, model, tmp_path):
+    app.main(["--make-space", str(tmp_path / "space"), str(model)])
+    requirements = (tmp_path / "space" / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    assert any(line.startswith("torch") for line in requirements)
+    assert not any("segnext" in line or "extra" in line for line in requirements)
+    # in a folder of its own the page imports the package beside it, and loads the model beside it
+    code = "import app, segnext_timm as s; m = app.load(app.MODELS[0]); print(s.__file__); print(type(m).__name__)"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    shutil.move(tmp_path / "space", tmp_path / "moved")
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path / "moved", env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    place, kind = done.stdout.splitlines()[-2:]
+    assert Path(place).is_relative_to(tmp_path / "moved")
+    assert kind == "SegNeXt"
 
-    with pytest.raises(FileNotFoundError, match=r"none: no folder, and none of segnext_t\.mmseg_ade20k"):
-        app.main(["none"])
+
+def test_a_space_installs_as_it_is_told(app, tmp_path):
+    app.main(
+        ["--make-space", str(tmp_path / "space"), "user/repo", "--requirement", "segnext-timm @ git+https://x.org/y"]
+    )
+    assert (tmp_path / "space" / "requirements.txt").read_text() == "segnext-timm @ git+https://x.org/y\n"
+    assert not (tmp_path / "space" / "segnext_timm").exists()
+
+
+@pytest.mark.parametrize("name", ["segnext_b", "segnext_b.mmseg_ade20k", "user/repo"])
+def test_the_page_takes_the_names_that_the_command_takes(app, name):
+    app.check_model(name)
+
+
+def test_models_that_do_not_exist_are_told_at_the_start(app, tmp_path):
+    for command in (["none"], ["none", "--make-space", str(tmp_path / "space")]):
+        with pytest.raises(FileNotFoundError, match=r"none: no folder, and not one of segnext_t\.mmseg_ade20k"):
+            app.main(command)
+    assert not (tmp_path / "space").exists()

@@ -172,7 +172,7 @@ def test_fused_weights_are_neither_saved_nor_pushed(tmp_path):
     with pytest.raises(ValueError, match="A fused model cannot be saved"):
         fuse(tiny()).save_pretrained(tmp_path / "model")
     for model in (tiny(), backbone()):
-        with pytest.raises(ValueError, match="A fused model cannot be pushed"):
+        with pytest.raises(ValueError, match="A fused model cannot be saved or pushed"):
             push_to_hub(fuse(model), "user/repo")
 
 

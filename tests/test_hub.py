@@ -1,8 +1,6 @@
 """Folders for timm, smp and mmsegmentation, and their way to the Hub and back."""
 
-import json
 import logging
-import os
 import signal
 import subprocess
 import sys
@@ -14,14 +12,11 @@ import segmentation_models_pytorch as smp
 import timm
 import torch
 from huggingface_hub import ModelCard
-from safetensors.torch import load_file
 
-import segnext_timm
-from segnext_timm import CheckpointError, NMF2d, convert, push_to_hub
+from segnext_timm import CheckpointError, NMF2d, convert
 from segnext_timm.checkpoints import backbone_to_native, segmenter_to_native
 from segnext_timm.labels import LABEL_SETS
 
-import hub_server
 from published import backbone_shapes, random_state_dict, segmenter_shapes, write
 
 DIALECTS = pytest.mark.parametrize("dialect", ["paper", "mmseg", "jittor"])
@@ -97,6 +92,15 @@ def test_a_trained_model_goes_to_mmsegmentation_with_its_labels(tmp_path):
     back = smp.from_pretrained(tmp_path / "back")
     assert (back.pretrained_cfg["label_names"], back.pretrained_cfg["palette"]) == (names, palette)
     assert equal(back.state_dict(), smp.from_pretrained(tmp_path / "trained").state_dict())
+
+
+def test_converted_files_claim_no_license(tmp_path, backbone, segmenter):
+    for name, state_dict in (("backbone", backbone), ("segmenter", segmenter)):
+        convert(write(tmp_path / name, state_dict, "paper"), tmp_path / name)
+        card = ModelCard.load(tmp_path / name / "README.md")
+        assert card.data.license is None
+        assert "Not stated" in card.text and "commercial users" not in card.text
+        assert "license" not in (tmp_path / name / "config.json").read_text(encoding="utf-8")
 
 
 def test_other_input_channels_and_no_classifier(tmp_path):
@@ -247,204 +251,3 @@ def test_checkpoint_path_takes_published_and_native_files(tmp_path, backbone, di
     convert(path, tmp_path / "out")
     model = timm.create_model("mscan_t", checkpoint_path=str(tmp_path / "out" / "model.safetensors"))
     assert equal(model.state_dict(), native)
-
-
-# Pushing and pulling. The client reads where the Hub is when it is imported: it runs in a process of its own.
-
-CLIENT = """
-import sys, torch, timm, segmentation_models_pytorch as smp, segnext_timm
-from huggingface_hub import HfApi, ModelCard
-from pathlib import Path
-folder = Path(sys.argv[1])
-
-def equal(one, other):
-    one, other = one.state_dict(), other.state_dict()
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-def narrow(**kwargs):
-    return smp.SegNeXt("tu-test_mscan", encoder_weights=None, classes=3, decoder_channels=32, decoder_rank=8, **kwargs)
-"""
-
-
-@pytest.fixture
-def hub(tmp_path):
-    """A Hub on loopback, and a function that runs code as its client; gives (hub, run)."""
-    with hub_server.serve() as server:
-        env = {
-            **os.environ,
-            "HF_ENDPOINT": server.url,
-            "HF_HOME": str(tmp_path / "hf"),
-            "HF_HUB_DISABLE_XET": "1",  # a storage of the Hub's own; LFS is the protocol that is open
-            "OMP_NUM_THREADS": "1",
-        }
-
-        def run(code, token="hf_writer", check=True):
-            command = [sys.executable, "-c", CLIENT + code, str(tmp_path)]
-            done = subprocess.run(command, env=env | {"HF_TOKEN": token}, capture_output=True, text=True)
-            assert not check or done.returncode == 0, done.stderr
-            return done
-
-        yield server, run
-
-
-def test_models_and_folders_come_back_bit_equal_from_the_hub(hub, tmp_path, backbone, segmenter):
-    server, run = hub
-    convert(write(tmp_path / "backbone", backbone, "mmseg"), tmp_path / "backbone")
-    convert(write(tmp_path / "segmenter", segmenter, "jittor"), tmp_path / "segmenter")
-    run("""
-model = timm.create_model("test_mscan", num_classes=7)
-commit = segnext_timm.push_to_hub(model, "writer/model", commit_message="Mine")
-assert "/writer/model/commit/" in commit.commit_url
-assert equal(model, timm.create_model("hf-hub:writer/model", pretrained=True))
-
-model = narrow(pretrained_cfg={"label_names": ["a", "b", "c"], "dataset": "ADE20K"})
-result = {"dataset": "ADE20K", "metric": "mIoU", "value": 41.5, "split": "validation", "source": "https://x.org"}
-segnext_timm.push_to_hub(model, "writer/segmenter", private=True, card={"results": [result], "license": "mit"})
-assert equal(model, smp.from_pretrained("writer/segmenter"))
-assert smp.from_pretrained("writer/segmenter").pretrained_cfg["label_names"] == ["a", "b", "c"]
-
-segnext_timm.push_to_hub(folder / "backbone", "writer/converted-backbone")
-assert equal(timm.create_model(f"local-dir:{folder / 'backbone'}", pretrained=True),
-             timm.create_model("hf-hub:writer/converted-backbone", pretrained=True))
-segnext_timm.push_to_hub(folder / "segmenter", "writer/converted")
-assert equal(smp.from_pretrained(folder / "segmenter"), smp.from_pretrained("writer/converted"))
-
-encoder = smp.create_model("segnext", "tu-hf-hub:writer/model", encoder_weights=True).encoder.model
-pulled = timm.create_model("hf-hub:writer/model", pretrained=True)
-assert torch.equal(encoder.stem.conv1.weight, pulled.stem.conv1.weight)
-assert HfApi().model_info("writer/segmenter").private
-""")
-    for name in ("model", "segmenter", "converted-backbone", "converted"):
-        files = server.repos[f"writer/{name}"].branches["main"]
-        assert sorted(files) == ["README.md", "config.json", "model.safetensors"]
-        card = ModelCard(files["README.md"].decode())
-        assert card.data.library_name == (
-            "timm" if name in ("model", "converted-backbone") else "segmentation-models-pytorch"
-        )
-        assert f"writer/{name}" in card.text and "USER/REPO" not in card.text
-    assert server.repos["writer/model"].messages == ["Mine"]
-    card = ModelCard(server.repos["writer/segmenter"].branches["main"]["README.md"].decode())
-    (result,) = card.data.eval_results
-    assert (result.metric_type, result.metric_value, result.dataset_split) == ("mean_iou", 41.5, "validation")
-    assert (result.dataset_type, result.source_url) == ("scene_parse_150", "https://x.org")
-    assert (card.data.license, card.data.pipeline_tag) == ("mit", "image-segmentation")
-    assert "0 a, 1 b, 2 c" in card.text
-    sent = {r.split("/")[-1] for r in server.requests}
-    assert {"create", "preupload", "batch", "verify"} <= sent | {r.split("/")[-2] for r in server.requests}
-
-
-def test_branches_pull_requests_and_cards(hub):
-    _, run = hub
-    run("""
-model = narrow()
-segnext_timm.push_to_hub(model, "writer/x")
-torch.nn.init.ones_(model.segmentation_head[0].bias)
-commit = segnext_timm.push_to_hub(model, "writer/x", create_pr=True)
-assert commit.pr_url.endswith("/writer/x/discussions/1")
-assert not equal(model, smp.from_pretrained("writer/x"))
-assert equal(model, smp.from_pretrained("writer/x", revision="refs/pr/1"))
-segnext_timm.push_to_hub(model, "writer/x", revision="dev/two")
-assert equal(model, smp.from_pretrained("writer/x", revision="dev/two"))
-assert not equal(model, smp.from_pretrained("writer/x"))
-
-card = ModelCard.load("writer/x")
-card.text += "Edited by hand."
-card.push_to_hub("writer/x")
-segnext_timm.push_to_hub(model, "writer/x")
-assert "Edited by hand" in ModelCard.load("writer/x").text
-segnext_timm.push_to_hub(model, "writer/x", card=ModelCard("---\\nlicense: mit\\n---\\nA new card."))
-assert ModelCard.load("writer/x").text.endswith("A new card.")
-""")
-
-
-def test_files_that_are_not_the_model_s_are_asked_about(hub, tmp_path):
-    server, run = hub
-    narrow().save_pretrained(tmp_path / "run")
-    (tmp_path / "run" / "curve.png").write_bytes(b"png")
-    (tmp_path / "run" / "secrets.env").write_text("x", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"holds more than the model's files: curve\.png, secrets\.env"):
-        push_to_hub(tmp_path / "run", "writer/x")
-    run("""
-segnext_timm.push_to_hub(folder / "run", "writer/x", extra_files=False)
-files = [f.rfilename for f in HfApi().model_info("writer/x").siblings]
-assert files == ["README.md", "config.json", "model.safetensors"]
-asked = []
-segnext_timm.push_to_hub(folder / "run", "writer/x", extra_files=lambda names: asked.extend(names) or True)
-assert asked == ["curve.png", "secrets.env"]
-""")
-    assert "curve.png" in server.repos["writer/x"].branches["main"]
-    (tmp_path / "run" / "last.pth").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"holds pickles, which are not pushed: remove last\.pth"):
-        push_to_hub(tmp_path / "run", "writer/x", extra_files=True)
-
-
-@pytest.mark.parametrize(
-    ("token", "message"),
-    [
-        ("", "There is no token for the Hub: log in with `hf auth login`, or set HF_TOKEN."),
-        ("hf_old", "The Hub refused the token: log in with `hf auth login`, or set HF_TOKEN."),
-        ("hf_reader", "The token may not write to writer/x: take one with write access to it."),
-    ],
-)
-def test_a_missing_or_refused_token_is_one_clear_line(hub, tmp_path, token, message):
-    server, run = hub
-    narrow().save_pretrained(tmp_path / "run")
-    code = "from segnext_timm.cli import main; main(['push', str(folder / 'run'), 'writer/x'])"
-    done = run(code, token=token, check=False)
-    assert done.returncode == 1
-    assert done.stderr.strip().splitlines()[-1] == f"Error: {message}"
-    assert "Traceback" not in done.stderr
-    assert server.repos == {}
-
-
-def test_a_hub_that_is_away_is_named(tmp_path):
-    narrow().save_pretrained(tmp_path / "run")
-    env = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_TOKEN": "hf_writer", "HF_HOME": str(tmp_path / "hf")}
-    command = [sys.executable, "-m", "segnext_timm.cli", "push", tmp_path / "run", "writer/x"]
-    done = subprocess.run(command, env=env, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert done.stderr.strip().splitlines()[-1].startswith("Error: The Hub cannot be reached: ")
-
-
-def test_what_cannot_be_pushed_is_named(tmp_path):
-    (tmp_path / "x.pth").touch()
-    for what, error, message in (
-        (torch.nn.Linear(1, 1), TypeError, "A Linear cannot be pushed"),
-        (timm.create_model("test_mscan", features_only=True), TypeError, "A FeatureListNet cannot be pushed: pass"),
-        (tmp_path / "x.pth", FileNotFoundError, "a file: convert it to a folder first"),
-        (tmp_path / "none", FileNotFoundError, "no such folder"),
-        (tmp_path, CheckpointError, "not a model folder"),
-    ):
-        with pytest.raises(error, match=message):
-            push_to_hub(what, "writer/x", token="hf_writer")
-
-
-def test_cards_hold_what_the_next_user_needs():
-    model = narrow(pretrained_cfg={"mean": [0.5] * 3, "std": [0.5] * 3, "dataset": "scenes", "input_size": [3, 64, 96]})
-    card = model.generate_model_card(metrics={"mIoU": 0.5})
-    assert isinstance(card, ModelCard)
-    for text in (
-        'smp.from_pretrained("USER/REPO")',
-        "import segnext_timm",
-        "| encoder | `tu-test_mscan` |",
-        "| decoder channels | 32 |",
-        "| mean | 0.5 0.5 0.5 |",
-        "| image size | 64×96 |",
-        "mIoU |  | 0.5 |",
-        "commercial users to contact them",
-        "@inproceedings{guo2022segnext",
-    ):
-        assert text in card.text, text
-    assert card.data.datasets == ["scenes"]
-    assert card.data.eval_results is None
-
-
-def test_a_model_keeps_what_is_known_of_its_weights(tmp_path):
-    model = narrow(pretrained_cfg={"label_names": ["a", "b", "c"]})
-    model.pretrained_cfg["dataset"] = "scenes"  # later changes are saved too
-    model.save_pretrained(tmp_path / "one")
-    again = segnext_timm.SegNeXt.from_pretrained(tmp_path / "one")
-    assert again.pretrained_cfg == {"label_names": ["a", "b", "c"], "dataset": "scenes"}
-    assert json.loads((tmp_path / "one" / "config.json").read_text())["pretrained_cfg"] == again.pretrained_cfg
-    assert narrow().pretrained_cfg == {}
-    assert load_file(tmp_path / "one" / "model.safetensors").keys() == model.state_dict().keys()

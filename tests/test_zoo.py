@@ -3,11 +3,14 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 import pytest
+import segmentation_models_pytorch as smp
 import torch
+from huggingface_hub import ModelCard
 from timm.models import adapt_input_conv
 
 from segnext_timm import CheckpointError, NMF2d, create_segmenter, list_segmenters
 from segnext_timm.checkpoints import segmenter_to_native
+from segnext_timm.hub import add_results
 from segnext_timm.labels import LABEL_SETS
 from segnext_timm.zoo import get_segmenter_cfg
 
@@ -78,6 +81,38 @@ def test_another_number_of_classes_keeps_all_but_the_last_layer_and_says_so(cach
     assert "label_names" not in model.pretrained_cfg
     (record,) = [r for r in caplog.records if r.levelno >= logging.WARNING]
     assert "150 classes, 4 were asked for: all weights but the last layer's" in record.message
+
+
+def card_results(folder):
+    return [result.metric_value for result in ModelCard.load(folder / "README.md").data.eval_results or ()]
+
+
+def test_published_results_survive_save_pretrained_until_the_weights_change(cache, caplog, tmp_path, weights):
+    cache("segnext_t", weights)
+    create_segmenter("segnext_t", pretrained=True, drop_path_rate=0.1).save_pretrained(tmp_path / "a")
+    model = smp.from_pretrained(tmp_path / "a")
+    model.save_pretrained(tmp_path / "b")
+    for name in ("a", "b"):
+        assert card_results(tmp_path / name) == list(get_segmenter_cfg("segnext_t").miou)
+    assert not caplog.records
+    torch.nn.init.zeros_(model.segmentation_head[0].weight)
+    model.save_pretrained(tmp_path / "trained")
+    assert card_results(tmp_path / "trained") == []
+    assert "left out results of other weights" in caplog.text
+    add_results(tmp_path / "trained", [{"dataset": "mine", "metric": "mIoU", "value": 12.5}])
+    smp.from_pretrained(tmp_path / "trained").save_pretrained(tmp_path / "again")
+    assert card_results(tmp_path / "again") == [12.5]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"pretrained": False}, {"pretrained": True, "classes": 4}, {"pretrained": True, "decoder_eval_steps": 9}],
+)
+def test_a_changed_model_claims_no_published_results(cache, weights, arguments):
+    cache("segnext_t", weights)
+    info = create_segmenter("segnext_t", **arguments).pretrained_cfg
+    assert "results" not in info
+    assert ("license" in info) == ("origin_url" in info) == arguments["pretrained"]
 
 
 def test_overrides_reach_the_model(cache, weights):

@@ -1,0 +1,128 @@
+"""What an index and an installer are told: dependencies, long description, and what the archives hold."""
+
+import ast
+import email
+import re
+import subprocess
+import sys
+import tarfile
+import zipfile
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+# of what is not installed everywhere; any other name is that of its distribution
+DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "mmseg": "mmsegmentation", **{
+    name: names[0] for name, names in packages_distributions().items()
+}}  # fmt: skip
+
+
+def imported(folder):
+    """Distributions that the scripts of a folder import, each with the files that do."""
+    files = sorted(folder.rglob("*.py"))
+    own = {"segnext_timm", *sys.stdlib_module_names, *(file.stem for file in files)}
+    found = {}
+    for file in files:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                names = [node.module]
+            for name in {name.split(".")[0] for name in names} - own:
+                found.setdefault(canonicalize_name(DISTRIBUTIONS.get(name, name)), set()).add(file.name)
+    return found
+
+
+def declared(*extras):
+    """Distributions that the package depends on, and those of extras."""
+    lines = [*PROJECT["dependencies"], *(line for e in extras for line in PROJECT["optional-dependencies"][e])]
+    names = set()
+    for requirement in map(Requirement, lines):
+        names |= declared(*requirement.extras) if requirement.name == "segnext-timm" else set()
+        names.add(canonicalize_name(requirement.name))
+    return names
+
+
+def test_the_package_declares_what_it_imports():
+    # ONNX is imported only where models are exported
+    assert {
+        name: files for name, files in imported(ROOT / "segnext_timm").items() if name not in declared("export")
+    } == {}
+
+
+def test_the_package_imports_what_it_declares():
+    assert declared() - set(imported(ROOT / "segnext_timm")) == set()
+
+
+def test_the_extras_declare_what_the_examples_import():
+    known = declared("train", "export", "integrations", "app", "benchmark")
+    assert {name: files for name, files in imported(ROOT / "examples").items() if name not in known} == {}
+
+
+def test_scripts_that_train_need_the_train_extra_only():
+    scripts = ("train.py", "evaluate.py", "data.py", "metrics.py", "recipe.py", "transforms.py", "quickstart.py")
+    known = declared("train")
+    needed = {name: files & set(scripts) for name, files in imported(ROOT / "examples").items() if name not in known}
+    assert {name: files for name, files in needed.items() if files} == {}
+
+
+@pytest.fixture(scope="module")
+def archives(tmp_path_factory):
+    """Folder of the source distribution and the wheel, built without a network."""
+    pytest.importorskip("hatchling")
+    pytest.importorskip("hatch_fancy_pypi_readme")
+    folder = tmp_path_factory.mktemp("dist")
+    done = subprocess.run([sys.executable, "-m", "hatchling", "build", "-d", folder], cwd=ROOT, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def metadata(archives):
+    with zipfile.ZipFile(next(archives.glob("*.whl"))) as wheel:
+        (name,) = [name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
+        return email.message_from_bytes(wheel.read(name))
+
+
+def test_the_long_description_has_no_relative_link_or_picture(metadata):
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    text = metadata.get_payload(decode=True).decode()
+    code = re.compile(r"```.*?```", re.DOTALL)
+    links = re.findall(r"\]\(([^)]*)\)", code.sub("", text))
+    assert [link for link in links if not link.startswith("https://")] == []
+    assert any("arxiv.org" in link for link in links)
+    # all else is the readme's: its headings and code
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert code.findall(text) == code.findall(readme)
+    assert re.findall(r"^#+ .*", text, re.M) == re.findall(r"^#+ .*", readme, re.M)
+
+
+def test_addresses_and_python_versions_are_stated(metadata):
+    urls = dict(line.split(", ") for line in metadata.get_all("Project-URL"))
+    assert urls["Paper"] == "https://arxiv.org/abs/2209.08575"
+    versions = [c.split(" :: ")[-1] for c in metadata.get_all("Classifier") if "Python :: 3." in c]
+    assert versions == ["3.10", "3.11", "3.12", "3.13"]
+    assert metadata["Requires-Python"] == ">=3.10"
+
+
+def test_the_archives_hold_the_package_and_the_sources_what_the_readme_names(archives):
+    with zipfile.ZipFile(next(archives.glob("*.whl"))) as wheel:
+        tops = {name.split("/")[0].split("-")[0] for name in wheel.namelist()}
+    assert tops == {"segnext_timm"}
+    with tarfile.open(next(archives.glob("*.tar.gz"))) as sources:
+        names = {name.split("/", 1)[1] for name in sources.getnames() if "/" in name}
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for target in re.findall(r"\]\((?!https?://|#)([^)#]+)\)", readme):
+        target = target.rstrip("/")
+        assert any(name == target or name.startswith(f"{target}/") for name in names), target

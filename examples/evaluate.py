@@ -23,6 +23,7 @@ from tqdm import tqdm
 from segnext_timm.hub import add_results
 from segnext_timm.images import read_image
 from segnext_timm.inference import predict, segment, slow_precision
+from segnext_timm.model_info import evaluation_mode
 from segnext_timm.zoo import load_segmenter
 
 from data import Split, ignore_interrupts, open_split
@@ -57,37 +58,34 @@ def evaluate(model: torch.nn.Module, split: Split, settings: DataSettings, accel
         accelerator: The processes.
         views: `scales` and `flip` of :func:`segnext_timm.inference.segment`.
     """
-    training = model.training
-    model.eval()
     classes = len(split.classes)
     mine = range(accelerator.process_index, len(split), accelerator.num_processes)
     loader = DataLoader(
         Samples(split, mine), batch_size=None, num_workers=settings.workers, worker_init_fn=ignore_interrupts
     )
     confusion = torch.zeros(classes, classes, dtype=torch.int64, device=accelerator.device)
-    for image, labels in tqdm(
-        loader, desc="evaluate", unit="image", disable=not accelerator.is_main_process, leave=False
-    ):
-        with accelerator.autocast():
-            scores = segment(
-                model,
-                image,
-                mode=settings.eval_mode,
-                window=settings.eval_window,
-                stride=settings.eval_stride,
-                fit_in=settings.eval_fit,
-                divisor=settings.eval_divisor,
-                **views,
+    progress = tqdm(loader, desc="evaluate", unit="image", disable=not accelerator.is_main_process, leave=False)
+    with evaluation_mode(model):
+        for image, labels in progress:
+            with accelerator.autocast():
+                scores = segment(
+                    model,
+                    image,
+                    mode=settings.eval_mode,
+                    window=settings.eval_window,
+                    stride=settings.eval_stride,
+                    fit_in=settings.eval_fit,
+                    divisor=settings.eval_divisor,
+                    **views,
+                )
+            if scores.shape[0] != classes:
+                raise ValueError(
+                    f"the model has {scores.shape[0]} classes, the data set {classes}: evaluate it on its own."
+                )
+            labels = labels.to(accelerator.device)
+            confusion += multiclass_confusion_matrix(
+                scores.argmax(0), labels, classes, ignore_index=split.ignore_index, validate_args=False
             )
-        if scores.shape[0] != classes:
-            raise ValueError(
-                f"the model has {scores.shape[0]} classes, the data set {classes}: evaluate it on its own."
-            )
-        labels = labels.to(accelerator.device)
-        confusion += multiclass_confusion_matrix(
-            scores.argmax(0), labels, classes, ignore_index=split.ignore_index, validate_args=False
-        )
-    model.train(training)
     return Scores(split.classes, accelerator.reduce(confusion, "sum").cpu())
 
 

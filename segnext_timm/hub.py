@@ -292,7 +292,7 @@ def _files_to_push(folder: Path, extra_files: bool | Callable[[list[str]], bool]
     if extra_files is None:
         raise ValueError(
             f"{folder} holds more than the model's files: {', '.join(map(str, extra[:5]))}. Push these too "
-            f"(extra_files=True), or leave them out (extra_files=False)."
+            f"(extra_files=True, --extra-files), or leave them out (extra_files=False, --no-extra-files)."
         )
     if not (extra_files(list(map(str, extra))) if callable(extra_files) else extra_files):
         return [path for path in files if path not in extra]

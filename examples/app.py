@@ -25,10 +25,11 @@ import torch
 from PIL import Image
 
 import segnext_timm
-from segnext_timm.images import class_areas, label_picture, overlay, read_image, share_text
-from segnext_timm.inference import predict
-from segnext_timm.model_info import in_channels, names_and_palette
-from segnext_timm.zoo import load_segmenter
+from segnext_timm.checkpoints.segmenters import load_segmenter
+from segnext_timm.models.model_info import in_channels, names_and_palette
+from segnext_timm.prediction.drawing import class_areas, label_picture, overlay, share_text
+from segnext_timm.prediction.images import read_image
+from segnext_timm.prediction.pipeline import predict
 
 SHOWN = 1600  # longest side of the pictures on the page
 KEPT = 50  # label pictures that can be downloaded, of the newest predictions

@@ -21,7 +21,7 @@ from PIL import Image, ImageOps
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from segnext_timm.labels import LABEL_SETS
+from segnext_timm.label_sets import LABEL_SETS
 
 from pictures import draw_samples
 from recipe import DataError, TrainSettings, parse, run

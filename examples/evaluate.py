@@ -20,11 +20,11 @@ from torch.utils.data import DataLoader, Dataset
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 from tqdm import tqdm
 
-from segnext_timm.hub import add_results
-from segnext_timm.images import read_image
-from segnext_timm.inference import predict, segment, slow_precision
-from segnext_timm.model_info import evaluation_mode
-from segnext_timm.zoo import load_segmenter
+from segnext_timm.checkpoints.segmenters import load_segmenter
+from segnext_timm.hub.push import add_results
+from segnext_timm.models.model_info import evaluation_mode
+from segnext_timm.prediction.images import read_image
+from segnext_timm.prediction.pipeline import predict, segment, slow_precision
 
 from data import Split, ignore_interrupts, open_split
 from metrics import Scores
@@ -56,7 +56,7 @@ def evaluate(model: torch.nn.Module, split: Split, settings: DataSettings, accel
         split: What it is evaluated on.
         settings: How images are seen: the `eval_` fields.
         accelerator: The processes.
-        views: `scales` and `flip` of :func:`segnext_timm.inference.segment`.
+        views: `scales` and `flip` of :func:`segnext_timm.prediction.pipeline.segment`.
     """
     classes = len(split.classes)
     mine = range(accelerator.process_index, len(split), accelerator.num_processes)

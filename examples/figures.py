@@ -23,9 +23,9 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from segnext_timm import SegNeXt, overlay, predict
-from segnext_timm.images import read_image
-from segnext_timm.model_info import names_and_palette, normalization
-from segnext_timm.zoo import load_segmenter
+from segnext_timm.checkpoints.segmenters import load_segmenter
+from segnext_timm.models.model_info import names_and_palette, normalization
+from segnext_timm.prediction.images import read_image
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

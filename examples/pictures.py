@@ -10,8 +10,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.patches import Patch
 
-from segnext_timm.images import colored
-from segnext_timm.labels import Color
+from segnext_timm.label_sets import Color
+from segnext_timm.prediction.drawing import colored
 
 
 def _legend(figure: plt.Figure, present: Iterable[int], classes: Sequence[str], palette: Sequence[Color]) -> None:

@@ -16,7 +16,8 @@ import tyro
 from PIL import Image
 from tqdm import tqdm
 
-from segnext_timm.labels import LABEL_SETS
+from segnext_timm._atomic import replace_when_complete
+from segnext_timm.label_sets import LABEL_SETS
 
 from recipe import UserError, run
 
@@ -68,9 +69,8 @@ def to_labels(mask: np.ndarray, path: Path) -> np.ndarray:
 
 def save(image: Image.Image, path: Path) -> None:
     """Write a file that is whole once it has its name."""
-    new = path.with_name(f".{path.name}")
-    image.save(new, format="PNG")
-    new.replace(path)
+    with replace_when_complete(path) as new:
+        image.save(new, format="PNG")
 
 
 def cut(image_path: Path, mask_path: Path, image_folder: Path, label_folder: Path, settings: PatchSettings) -> int:

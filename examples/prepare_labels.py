@@ -29,6 +29,8 @@ from label_sources import Annotated, embedded_image, read_coco, read_labelme
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
+from segnext_timm._atomic import replace_when_complete
+
 from recipe import DataError, UserError, run
 
 Image.MAX_IMAGE_PIXELS = None  # aerial images are large
@@ -138,9 +140,8 @@ class UnusableError(Exception):
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file that is whole once it has its name."""
-    new = path.with_name(f".{path.name}")
-    new.write_bytes(content)
-    new.replace(path)
+    with replace_when_complete(path) as new:
+        new.write_bytes(content)
 
 
 def make(job: Job, plan: Plan) -> tuple[bool, np.ndarray]:

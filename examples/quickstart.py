@@ -34,14 +34,15 @@ from torchvision.transforms import v2
 from tqdm import tqdm
 
 import segnext_timm  # noqa: F401  (registers MSCAN with timm and SegNeXt with smp)
-from segnext_timm.inference import predict
+from segnext_timm._atomic import fill_when_complete
+from segnext_timm.prediction.pipeline import predict
 
 from data import Split, TrainSamples, check_files, check_labels, open_folder
 from evaluate import evaluate, some_predictions
 from metrics import Scores
 from pictures import draw_predictions, draw_training
 from recipe import DataSettings, UserError
-from train import describe, replace_files
+from train import describe
 from transforms import RandomResizedCrop, TrainTransform
 
 
@@ -178,7 +179,8 @@ def main(argv: list[str] | None = None) -> None:
     model.pretrained_cfg["results"] = [result]
 
     # 5. Results: written, then loaded back
-    replace_files(args.out, lambda folder: save(model, val_split, scores, history, folder))
+    with fill_when_complete(args.out) as folder:
+        save(model, val_split, scores, history, folder)
     loaded = smp.from_pretrained(args.out).to(accelerator.device, memory_format=torch.channels_last)
     image = val_split.open(0)[0]
     if not np.array_equal(predict(model, image), predict(loaded, image)):

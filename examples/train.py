@@ -15,7 +15,6 @@ after ten in a row, the run stops.
 
 import math
 import signal
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -32,9 +31,10 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from segnext_timm import SegNeXt, UpsampledCrossEntropyLoss, create_segmenter, list_segmenters, push_to_hub
-from segnext_timm.inference import slow_precision
+from segnext_timm._atomic import fill_when_complete, replace_when_complete
+from segnext_timm.checkpoints.segmenters import load_segmenter
+from segnext_timm.prediction.pipeline import slow_precision
 from segnext_timm.variants import VARIANTS as SIZES
-from segnext_timm.zoo import load_segmenter
 
 from data import Split, check_labels, ignore_interrupts, open_split, training_samples
 from evaluate import evaluate, some_predictions
@@ -239,16 +239,6 @@ def mean_over_pixels(
     return loss_fn(logits, labels) / labels.numel()
 
 
-def replace_files(folder: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill an empty folder, then move its files to `folder`, so that none is ever half-written there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-        write(Path(temporary))
-        for file in Path(temporary).iterdir():
-            file.chmod(0o644)
-            file.replace(folder / file.name)
-
-
 def stop_on_signals() -> list[int]:
     """A list that Ctrl-C, or SIGTERM, adds to; a second Ctrl-C interrupts at once."""
     received: list[int] = []
@@ -336,9 +326,8 @@ def main(argv: list[str]) -> None:
                 "mious": mious,
                 "settings": asdict(settings),
             }
-            out.mkdir(parents=True, exist_ok=True)
-            torch.save(state, out / ".checkpoint.new")
-            (out / ".checkpoint.new").replace(checkpoint)
+            with replace_when_complete(checkpoint) as new:
+                torch.save(state, new)
 
     def validate(iteration: int) -> None:
         """Evaluate, keep the best model, and draw some predictions."""
@@ -355,10 +344,10 @@ def main(argv: list[str]) -> None:
         if isinstance(trained, SegNeXt):
             trained.pretrained_cfg["results"] = [{**result, "setting": "single scale"}]
             trained.pretrained_cfg["training"] = training_facts(settings, iteration)
-        if scores.miou > best:
-            best = scores.miou
-            replace_files(out / "best", trained.save_pretrained)
-        replace_files(out / "last", trained.save_pretrained)
+        for name in ("best", "last") if scores.miou > best else ("last",):
+            with fill_when_complete(out / name) as folder:
+                trained.save_pretrained(folder)
+        best = max(best, scores.miou)
         (out / "predictions").mkdir(exist_ok=True)
         shown = some_predictions(trained, val_split, 4, settings.eval_fit)
         draw_predictions(shown, val_split.classes, val_split.palette, out / "predictions" / f"{iteration:06d}.png")

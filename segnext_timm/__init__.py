@@ -9,16 +9,19 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .deploy import export, fuse
+    from .checkpoints.conversion import convert
+    from .checkpoints.published import list_segmenters
+    from .checkpoints.segmenters import create_segmenter, load_segmenter
+    from .deployment.exporters import export
     from .errors import CheckpointError
-    from .hamburger import Hamburger, NMF2d
-    from .hub import convert, push_to_hub
-    from .images import overlay
-    from .inference import predict
-    from .mscan import MSCAN
-    from .resizing import UpsampledCrossEntropyLoss
-    from .segnext import LightHamDecoder, SegNeXt
-    from .zoo import create_segmenter, list_segmenters, load_segmenter
+    from .hub.push import push_to_hub
+    from .models.fusion import fuse
+    from .models.hamburger import Hamburger, NMF2d
+    from .models.mscan import MSCAN
+    from .models.segnext import LightHamDecoder, SegNeXt
+    from .models.upsampled import UpsampledCrossEntropyLoss
+    from .prediction.drawing import overlay
+    from .prediction.pipeline import predict
 
 __version__ = "0.1.0"
 
@@ -44,22 +47,22 @@ __all__ = [
 
 # The module of each public name
 _HOMES = {
-    "MSCAN": "mscan",
+    "MSCAN": "models.mscan",
     "CheckpointError": "errors",
-    "Hamburger": "hamburger",
-    "LightHamDecoder": "segnext",
-    "NMF2d": "hamburger",
-    "SegNeXt": "segnext",
-    "UpsampledCrossEntropyLoss": "resizing",
-    "convert": "hub",
-    "create_segmenter": "zoo",
-    "export": "deploy",
-    "fuse": "deploy",
-    "list_segmenters": "zoo",
-    "load_segmenter": "zoo",
-    "overlay": "images",
-    "predict": "inference",
-    "push_to_hub": "hub",
+    "Hamburger": "models.hamburger",
+    "LightHamDecoder": "models.segnext",
+    "NMF2d": "models.hamburger",
+    "SegNeXt": "models.segnext",
+    "UpsampledCrossEntropyLoss": "models.upsampled",
+    "convert": "checkpoints.conversion",
+    "create_segmenter": "checkpoints.segmenters",
+    "export": "deployment.exporters",
+    "fuse": "models.fusion",
+    "list_segmenters": "checkpoints.published",
+    "load_segmenter": "checkpoints.segmenters",
+    "overlay": "prediction.drawing",
+    "predict": "prediction.pipeline",
+    "push_to_hub": "hub.push",
 }
 
 

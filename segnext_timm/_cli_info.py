@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ._model_names import hub_lookup, is_hub_id, read_config, unknown_model
-from .published import cached_file, find_segmenter, get_segmenter_cfg, list_segmenters
+from .checkpoints.lookup import hub_lookup, is_hub_id, read_config, unknown_model
+from .checkpoints.published import cached_file, find_segmenter, get_segmenter_cfg, list_segmenters
 from .variants import VARIANTS
 
 _TAG = "in1k"  # of the published backbones in timm

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ._model_names import check_segmenter, is_hub_id
+from .checkpoints.lookup import check_segmenter, is_hub_id
 from .errors import ExportError, HubError
-from .labels import LABEL_SETS
+from .label_sets import LABEL_SETS
 
 if TYPE_CHECKING:
     import torch

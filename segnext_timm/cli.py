@@ -166,7 +166,7 @@ def export_command(model: str, file: Path, size: tuple[int, int] | None, batch: 
     if file.suffix == ".onnx" and missing:
         raise click.ClickException(f"Exporting to ONNX needs {missing[0]}: pip install 'segnext-timm[export]'")
     from . import export, load_segmenter
-    from .model_info import in_channels, size_divisor
+    from .models.model_info import in_channels, size_divisor
 
     with redirect_stdout(sys.stderr):  # where libraries' remarks belong
         segmenter = load_segmenter(model)
@@ -304,8 +304,8 @@ def predict_command(
     import torch
 
     from . import fuse, load_segmenter
-    from .files import find_images, outputs, predict_files
-    from .inference import slow_precision
+    from .prediction.files import find_images, outputs, predict_files
+    from .prediction.pipeline import slow_precision
 
     places, target = find_images(images, out), device or _default_device()
     if warning := slow_precision(target, options["precision"]):

@@ -5,7 +5,7 @@ import timm
 import torch
 
 import segnext_timm  # noqa: F401
-from segnext_timm.checkpoints import backbone_to_native, segmenter_to_native
+from segnext_timm.checkpoints.recognition import backbone_to_native, segmenter_to_native
 
 from published import VARIANTS, backbone_shapes, random_state_dict, segmenter_shapes
 

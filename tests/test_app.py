@@ -17,7 +17,7 @@ import yaml
 from PIL import Image
 
 import segnext_timm
-from segnext_timm.images import class_areas, share_text
+from segnext_timm.prediction.drawing import class_areas, share_text
 
 pytestmark = pytest.mark.slow
 APP = Path(__file__).parents[1] / "examples" / "app.py"

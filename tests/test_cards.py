@@ -12,8 +12,8 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 import segnext_timm
-from segnext_timm.cards import segmenter_card
-from segnext_timm.hub import _folder_of as folder_of
+from segnext_timm.hub.cards import segmenter_card
+from segnext_timm.hub.push import _folder_of as folder_of
 
 
 def equal(one, other):
@@ -102,7 +102,7 @@ def test_the_authors_request_stands_where_their_weights_are_inside(tmp_path):
     fine_tuned = segmenter_card(config | {"encoder_weights": "imagenet"})
     assert request in fine_tuned.text and "The encoder was fine-tuned from" in fine_tuned.text
     assert fine_tuned.data.license is None
-    published = segnext_timm.zoo.get_segmenter_cfg("segnext_t.mmseg_ade20k").pretrained_cfg
+    published = segnext_timm.checkpoints.published.get_segmenter_cfg("segnext_t.mmseg_ade20k").pretrained_cfg
     card = segmenter_card(config | {"pretrained_cfg": published})
     assert request in card.text and card.data.license == "apache-2.0"
     assert request not in segmenter_card(config | {"encoder_name": "resnet18", "encoder_weights": "imagenet"}).text
@@ -173,8 +173,8 @@ def test_models_load_after_their_results_were_added(tmp_path, encoder):
     with folder_of(backbone) as folder:
         shutil.copytree(folder, tmp_path / "backbone")
     for name in ("fpn", "backbone"):
-        segnext_timm.hub.add_results(tmp_path / name, [result])
-        segnext_timm.hub.add_results(tmp_path / name, [result | {"value": 71.4}])
+        segnext_timm.hub.push.add_results(tmp_path / name, [result])
+        segnext_timm.hub.push.add_results(tmp_path / name, [result | {"value": 71.4}])
         (added,) = ModelCard.load(tmp_path / name / "README.md").data.eval_results
         assert added.metric_value == 71.4
     assert isinstance(smp.from_pretrained(tmp_path / "fpn"), smp.FPN)

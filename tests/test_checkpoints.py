@@ -4,8 +4,7 @@ import timm
 import torch
 
 import segnext_timm  # noqa: F401
-from segnext_timm.checkpoints import (
-    CheckpointError,
+from segnext_timm.checkpoints.recognition import (
     backbone_to_native,
     check_parameters,
     load_checkpoint,
@@ -14,6 +13,7 @@ from segnext_timm.checkpoints import (
     segmenter_to_native,
     unnest,
 )
+from segnext_timm.errors import CheckpointError
 
 from published import (
     VARIANTS,

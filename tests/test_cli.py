@@ -19,7 +19,7 @@ from segnext_timm import __version__, create_segmenter, load_segmenter
 from segnext_timm._cli_types import Group, out_of_memory
 from segnext_timm.cli import main
 from segnext_timm.errors import CheckpointError, ExportError, HubError
-from segnext_timm.inference import slow_precision
+from segnext_timm.prediction.pipeline import slow_precision
 from segnext_timm.variants import VARIANTS
 
 import hub_server

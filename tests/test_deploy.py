@@ -10,9 +10,9 @@ import torch
 from timm.utils import reparameterize_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import segnext_timm.mscan
+import segnext_timm.models.mscan
 from segnext_timm import create_segmenter, export, fuse, push_to_hub
-from segnext_timm.folding import is_fused
+from segnext_timm.models.fusion import is_fused
 
 from published import VARIANTS
 
@@ -111,12 +111,14 @@ def test_rows_at_a_time_give_the_same_features(output_stride, monkeypatch):
     fused = fuse(model).to(memory_format=torch.channels_last)
     x = images(2, 3, 71, 99).contiguous(memory_format=torch.channels_last)
     calls = []
-    tiled = segnext_timm.mscan.FusedMSCANBlock._add_mlp_by_rows
+    tiled = segnext_timm.models.mscan.FusedMSCANBlock._add_mlp_by_rows
     monkeypatch.setattr(
-        segnext_timm.mscan.FusedMSCANBlock, "_add_mlp_by_rows", lambda self, x: calls.append(self) or tiled(self, x)
+        segnext_timm.models.mscan.FusedMSCANBlock,
+        "_add_mlp_by_rows",
+        lambda self, x: calls.append(self) or tiled(self, x),
     )
     for tile in (1, 5000, 20000):
-        monkeypatch.setattr(segnext_timm.mscan, "_TILE_BYTES", tile)
+        monkeypatch.setattr(segnext_timm.models.mscan, "_TILE_BYTES", tile)
         calls.clear()
         assert_same(fused(x), model(x))
         assert calls
@@ -405,7 +407,7 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_a_graph_that_differs_is_not_left(tmp_path, monkeypatch):
     pytest.importorskip("onnxruntime")
-    monkeypatch.setattr("segnext_timm.deploy._TOLERANCE", 0.0)
+    monkeypatch.setattr("segnext_timm.deployment.exporters._TOLERANCE", 0.0)
     with pytest.raises(RuntimeError, match=r"logits of images \(1, 3, 64, 64\) differ from the model's by"):
         export(tiny(), tmp_path / "model.onnx", (1, 3, 64, 64))
     assert list(tmp_path.iterdir()) == []

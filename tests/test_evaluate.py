@@ -13,7 +13,7 @@ import torch
 from accelerate.state import AcceleratorState
 from huggingface_hub import ModelCard
 
-from segnext_timm.inference import slow_precision
+from segnext_timm.prediction.pipeline import slow_precision
 
 import data
 import evaluate

@@ -5,7 +5,7 @@ import types
 import pytest
 import torch
 
-from segnext_timm.inference import segment
+from segnext_timm.prediction.pipeline import segment
 
 from metrics import Scores
 

@@ -12,10 +12,10 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-import segnext_timm.files
+import segnext_timm.prediction.files
 from segnext_timm import predict
 from segnext_timm.cli import main
-from segnext_timm.files import find_images, predict_files
+from segnext_timm.prediction.files import find_images, predict_files
 
 NAMES, PALETTE = ["road", "car", "sky"], [[90, 90, 100], [200, 20, 20], [130, 190, 240]]
 
@@ -128,7 +128,7 @@ def test_models_of_four_channels_get_their_overlay(tmp_path):
         "tu-test_mscan", encoder_weights=None, classes=3, decoder_channels=32, in_channels=4, pretrained_cfg=cfg
     )
     Image.fromarray(np.dstack([noise(50, 70), noise(50, 70)[..., 0]])).save(tmp_path / "four.png")
-    segnext_timm.files.predict_file(model, tmp_path / "four.png", tmp_path / "out" / "four")
+    segnext_timm.prediction.files.predict_file(model, tmp_path / "four.png", tmp_path / "out" / "four")
     assert {f.name for f in (tmp_path / "out").iterdir()} == {"four.png", "four_overlay.jpg"}
 
 
@@ -231,7 +231,7 @@ def test_options_reach_the_prediction(model, tmp_path, monkeypatch):
         given.update(options)
         return {}
 
-    monkeypatch.setattr(segnext_timm.files, "predict_file", noted)
+    monkeypatch.setattr(segnext_timm.prediction.files, "predict_file", noted)
     options = (
         "--mode slide --window 64 --stride 32 48 --scales 0.5,1 --flip --fit 80 60 --precision bf16 --batch 2 --tile 99"
     )

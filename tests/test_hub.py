@@ -14,8 +14,8 @@ import torch
 from huggingface_hub import ModelCard
 
 from segnext_timm import CheckpointError, NMF2d, convert
-from segnext_timm.checkpoints import backbone_to_native, segmenter_to_native
-from segnext_timm.labels import LABEL_SETS
+from segnext_timm.checkpoints.recognition import backbone_to_native, segmenter_to_native
+from segnext_timm.label_sets import LABEL_SETS
 
 from published import backbone_shapes, random_state_dict, segmenter_shapes, write
 

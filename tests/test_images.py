@@ -4,8 +4,9 @@ import torch
 from PIL import Image
 
 from segnext_timm import overlay
-from segnext_timm.images import class_areas, colored, label_picture, read_image, share_text
-from segnext_timm.labels import voc_palette
+from segnext_timm.label_sets import voc_palette
+from segnext_timm.prediction.drawing import class_areas, colored, label_picture, share_text
+from segnext_timm.prediction.images import read_image
 
 
 def noise(height, width, channels=3, seed=0):

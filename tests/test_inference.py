@@ -5,8 +5,8 @@ import torch
 from PIL import Image
 
 from segnext_timm import predict
-from segnext_timm.inference import fit, segment
-from segnext_timm.model_info import names_and_palette, normalization
+from segnext_timm.models.model_info import names_and_palette, normalization
+from segnext_timm.prediction.pipeline import fit, segment
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def test_normalization_is_never_guessed(monkeypatch):
     def refuse(*args):
         raise OSError("no network")
 
-    monkeypatch.setattr("segnext_timm.model_info.get_preprocessing_params", refuse)
+    monkeypatch.setattr("segnext_timm.models.model_info.get_preprocessing_params", refuse)
     with pytest.raises(ValueError, match=r"encoder 'resnet18' are unknown \(no network\)\. Set model\.pretrained_cfg"):
         predict(smp.Unet("resnet18", encoder_weights=None), noise(40, 40))
 
@@ -199,7 +199,7 @@ def test_any_tile_gives_the_same_labels(model, views):
 def test_windows_can_be_forgotten_and_seen_again(model, monkeypatch):
     options = {"mode": "slide", "window": 48, "stride": 20, "tile": 33}
     expected = predict(model, noise(100, 130), **options)
-    monkeypatch.setattr("segnext_timm.inference._KEPT_BYTES", 1)
+    monkeypatch.setattr("segnext_timm.prediction.windows._KEPT_BYTES", 1)
     assert np.array_equal(predict(model, noise(100, 130), **options), expected)
     assert np.array_equal(predict(model, noise(100, 130), batch=3, **options), expected)
 
@@ -218,7 +218,7 @@ def test_large_images_are_seen_in_windows_by_themselves(model, monkeypatch):
     slid = predict(model, noise(100, 130), mode="slide", window=48)
     whole = predict(model, noise(100, 130), mode="whole")
     assert np.array_equal(predict(model, noise(100, 130), window=48), whole)
-    monkeypatch.setattr("segnext_timm.inference._WHOLE_BYTES", 1000)
+    monkeypatch.setattr("segnext_timm.prediction.pipeline._WHOLE_BYTES", 1000)
     assert np.array_equal(predict(model, noise(100, 130), window=48), slid)
     assert not np.array_equal(slid, whole)
 

@@ -1,6 +1,6 @@
 import pytest
 
-from segnext_timm.labels import LABEL_SETS, voc_palette
+from segnext_timm.label_sets import LABEL_SETS, voc_palette
 
 COUNTS = {"ade20k": 150, "cityscapes": 19, "coco_stuff164k": 171, "voc2012": 21, "pascal_context": 59, "isaid": 16}
 

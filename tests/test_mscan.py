@@ -14,8 +14,8 @@ from timm.models import adapt_input_conv, group_parameters
 from timm.optim import param_groups_layer_decay
 from torch.utils.flop_counter import FlopCounterMode
 
-import segnext_timm.mscan
-from segnext_timm.reading import CheckpointError
+import segnext_timm.models.mscan
+from segnext_timm.errors import CheckpointError
 
 from published import FILES, accept_cached, backbone_shapes, random_state_dict
 
@@ -73,7 +73,7 @@ def test_overwriting_a_model_of_another_package_still_warns():
         "import segnext_timm\n"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "Overwriting mscan_t in registry with segnext_timm.mscan.mscan_t" in run.stderr
+    assert "Overwriting mscan_t in registry with segnext_timm.models.mscan.mscan_t" in run.stderr
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -330,18 +330,18 @@ def test_a_published_file_is_checked_against_its_own_sha256(server, tmp_path, mo
     digest = serve_weights(folder, name)
 
     for published in ("119e8c9f" + digest[8:], digest[:-1] + "x"):
-        monkeypatch.setitem(segnext_timm.mscan._SHA256, name, published)
+        monkeypatch.setitem(segnext_timm.models.mscan._SHA256, name, published)
         with pytest.raises(CheckpointError, match=f"its sha256 is {digest}, but that of the published file is"):
             timm.create_model("mscan_t", pretrained=True, pretrained_cfg_overlay=overlay)
         assert list(cache.iterdir()) == []
 
-    monkeypatch.setitem(segnext_timm.mscan._SHA256, name, digest)
+    monkeypatch.setitem(segnext_timm.models.mscan._SHA256, name, digest)
     timm.create_model("mscan_t", pretrained=True, pretrained_cfg_overlay=overlay)
     assert [f.name for f in cache.iterdir()] == [name]
 
 
 def test_the_hashes_of_the_published_backbones_are_the_recorded_ones():
-    hashes = segnext_timm.mscan._SHA256
+    hashes = segnext_timm.models.mscan._SHA256
     assert list(hashes) == list(FILES.values())
     assert [len(hashes[FILES[v]]) for v in "tsbl"] == [64, 64, 64, 8]  # of L, only the digits of its name are known
     assert all(FILES[v].endswith(f"-{hashes[FILES[v]][:8]}.pth") for v in FILES)
@@ -349,7 +349,7 @@ def test_the_hashes_of_the_published_backbones_are_the_recorded_ones():
 
 def test_a_file_in_the_cache_is_checked_as_one_that_arrives(seeded, monkeypatch):
     seeded(random_state_dict(backbone_shapes("t", classifier=True)))
-    monkeypatch.setitem(segnext_timm.mscan._SHA256, FILES["t"], "0" * 64)
+    monkeypatch.setitem(segnext_timm.models.mscan._SHA256, FILES["t"], "0" * 64)
     with pytest.raises(CheckpointError, match=r"119e8c9f\.pth: its sha256 is .* Remove .*119e8c9f\.pth to download"):
         timm.create_model("mscan_t", pretrained=True)
 
@@ -390,7 +390,7 @@ def test_the_filter_changes_nothing_and_adds_nothing():
     published = random_state_dict(backbone_shapes("t"))
     model_before = {name: value.clone() for name, value in model.state_dict().items()}
     names = list(published)
-    native = segnext_timm.mscan.checkpoint_filter_fn(published, model)
+    native = segnext_timm.models.mscan.checkpoint_filter_fn(published, model)
     assert list(published) == names
     assert all(torch.equal(value, model_before[name]) for name, value in model.state_dict().items())
     assert model_before.keys() - native.keys() == {"head.fc.weight", "head.fc.bias"}
@@ -457,7 +457,7 @@ def test_what_the_paper_fixes_has_its_value_and_can_be_changed():
 
 
 def test_what_timm_does_itself_is_left_to_it():
-    assert segnext_timm.mscan.register_model is timm.models.register_model
+    assert segnext_timm.models.mscan.register_model is timm.models.register_model
     assert "load_state_dict" not in vars(segnext_timm.MSCAN)
     assert not hasattr(segnext_timm.MSCAN, "no_weight_decay")
 

@@ -3,7 +3,7 @@ import prepare_isaid
 import pytest
 from PIL import Image
 
-from segnext_timm.labels import LABEL_SETS
+from segnext_timm.label_sets import LABEL_SETS
 
 from data import open_split
 from recipe import UserError

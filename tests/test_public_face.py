@@ -33,7 +33,9 @@ def test_no_module_bears_the_name_of_a_public_one():
         segnext_timm.segnext_x  # noqa: B018
 
 
-@pytest.mark.parametrize("use", ["segnext_timm.zoo", "from segnext_timm.zoo import load_segmenter"])
+@pytest.mark.parametrize(
+    "use", ["segnext_timm.checkpoints.segmenters", "from segnext_timm.checkpoints.segmenters import load_segmenter"]
+)
 def test_the_first_use_in_the_command_registers_every_model(use):
     code = f"""
 import sys

@@ -13,7 +13,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from segnext_timm.reading import CheckpointError, fetch, read_checkpoint
+from segnext_timm.checkpoints.download import fetch
+from segnext_timm.checkpoints.reading import read_checkpoint
+from segnext_timm.errors import CheckpointError
 
 from published import save_jittor
 

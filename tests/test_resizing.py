@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from segnext_timm import UpsampledCrossEntropyLoss
-from segnext_timm.resizing import _resized_argmax_graph, resized_argmax, resized_piece
+from segnext_timm.models.upsampled import _resized_argmax_graph, resized_argmax, resized_piece
 
 import label_memory
 
@@ -57,7 +57,7 @@ def test_bands_of_several_rows_give_the_same_labels(monkeypatch):
     x = logits((2, 6, 9, 13), smooth=3)
     expected = resized_argmax(x, (71, 99))
     for budget in (1, 4 * 99 * 6 * 25, 1 << 30):
-        monkeypatch.setattr("segnext_timm.resizing._CPU_BYTES", budget)
+        monkeypatch.setattr("segnext_timm.models.upsampled._CPU_BYTES", budget)
         assert torch.equal(resized_argmax(x, (71, 99)), expected)
 
 
@@ -86,7 +86,7 @@ def test_bands_of_several_rows_give_the_same_loss(monkeypatch):
     x, target = logits((2, 6, 9, 13)).requires_grad_(), torch.randint(0, 6, (2, 71, 99))
     expected = F.cross_entropy(resized(x, (71, 99)), target)
     for budget in (1, 4 * 99 * 6 * 25, 1 << 30):
-        monkeypatch.setattr("segnext_timm.resizing._CPU_BYTES", budget)
+        monkeypatch.setattr("segnext_timm.models.upsampled._CPU_BYTES", budget)
         torch.testing.assert_close(UpsampledCrossEntropyLoss()(x, target), expected)
 
 

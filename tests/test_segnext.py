@@ -340,9 +340,9 @@ def test_random_encoders_load_nothing(seeded, encoder_weights):
 
 
 def test_true_means_imagenet_for_encoders_of_smp():
-    assert segnext_timm.segnext._smp_encoder_weights("resnet18", True) == "imagenet"
-    assert segnext_timm.segnext._smp_encoder_weights("resnet18", "ssl") == "ssl"
-    assert segnext_timm.segnext._smp_encoder_weights("resnet18", False) is None
+    assert segnext_timm.models.segnext._smp_encoder_weights("resnet18", True) == "imagenet"
+    assert segnext_timm.models.segnext._smp_encoder_weights("resnet18", "ssl") == "ssl"
+    assert segnext_timm.models.segnext._smp_encoder_weights("resnet18", False) is None
 
 
 # Saving and loading

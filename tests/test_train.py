@@ -17,7 +17,7 @@ from accelerate.state import AcceleratorState
 from huggingface_hub import ModelCard
 
 from segnext_timm import UpsampledCrossEntropyLoss
-from segnext_timm.inference import slow_precision
+from segnext_timm.prediction.pipeline import slow_precision
 
 import data
 import hub_server
@@ -151,7 +151,7 @@ def test_rates_and_decays_are_those_of_mmengine(variant):
     reference.import_mmseg()
     from mmengine.optim import LinearLR, PolyLR, build_optim_wrapper
 
-    from segnext_timm.checkpoints import native_to_mmseg
+    from segnext_timm.checkpoints.recognition import native_to_mmseg
 
     import agreement
 

@@ -9,10 +9,10 @@ from huggingface_hub import ModelCard
 from timm.models import adapt_input_conv
 
 from segnext_timm import CheckpointError, NMF2d, create_segmenter, list_segmenters
-from segnext_timm.checkpoints import segmenter_to_native
-from segnext_timm.hub import add_results
-from segnext_timm.labels import LABEL_SETS
-from segnext_timm.zoo import get_segmenter_cfg
+from segnext_timm.checkpoints.published import get_segmenter_cfg
+from segnext_timm.checkpoints.recognition import segmenter_to_native
+from segnext_timm.hub.push import add_results
+from segnext_timm.label_sets import LABEL_SETS
 
 from published import VARIANTS, random_state_dict, segmenter_shapes
 

@@ -46,9 +46,11 @@ from timm.models import (
 )
 from timm.models._features import feature_take_indices
 
-from .checkpoints import backbone_name_to_native, backbone_to_native, check_parameters, describe_mscan
-from .folding import affine_of, fold_after, fold_before
-from .reading import CheckpointError, check_pytorch_file, fetch
+from ..checkpoints.download import fetch
+from ..checkpoints.reading import check_pytorch_file
+from ..checkpoints.recognition import backbone_name_to_native, backbone_to_native, check_parameters, describe_mscan
+from ..errors import CheckpointError
+from .fusion import affine_of, fold_after, fold_before
 
 _logger = logging.getLogger(__name__)
 

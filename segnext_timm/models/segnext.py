@@ -22,11 +22,11 @@ from segmentation_models_pytorch.base.hub_mixin import supports_config_loading
 from segmentation_models_pytorch.base.utils import is_torch_compiling
 from segmentation_models_pytorch.encoders import get_encoder, get_encoder_names
 
-from .cards import HERE, segmenter_card
-from .folding import check_not_fused
+from ..hub.cards import HERE, segmenter_card
+from .fusion import check_not_fused
 from .hamburger import Hamburger
 from .model_info import evaluation_mode, keeps_order, output_activation, positive_above, tensor_digest
-from .resizing import resized_argmax
+from .upsampled import resized_argmax
 
 _logger = logging.getLogger(__name__)
 
@@ -123,7 +123,7 @@ class SegNeXt(SegmentationModel):
     """SegNeXt: convolutional attention in the encoder, matrix decomposition in the decoder.
 
     Images of any size from 32×32 up are segmented at exactly that size. Evaluation is deterministic: see
-    :class:`segnext_timm.hamburger.NMF2d`.
+    :class:`segnext_timm.models.hamburger.NMF2d`.
 
     Args:
         encoder_name: Any encoder of smp, or "tu-" and any feature extractor of timm. The paper's are "tu-mscan_t",

@@ -16,8 +16,9 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from .reading import CheckpointError, read_checkpoint
-from .variants import VARIANTS
+from ..errors import CheckpointError
+from ..variants import VARIANTS
+from .reading import read_checkpoint
 
 # Channels and depths of the published backbones (table 2 of the paper) and of the tests' narrow one
 _SIZES = {v.backbone: (v.dims, v.depths) for v in VARIANTS.values()}
@@ -366,7 +367,7 @@ def recognise(content: Any, rank: int | None = None, ema: bool = False) -> Check
     if architecture not in _SIZES:
         raise CheckpointError(
             f"{architecture}, which is none of {', '.join(_SIZES)}: build it with timm.create_model('mscan_t', dims=…, "
-            f"depths=…) and load what segnext_timm.checkpoints.backbone_to_native makes of it."
+            f"depths=…) and load what segnext_timm.checkpoints.recognition.backbone_to_native makes of it."
         )
     if segmenter:
         state_dict = tensors if spelling == "native" else segmenter_to_native(tensors)

@@ -3,7 +3,6 @@
 import copy
 import json
 import logging
-import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,44 +11,16 @@ from typing import Any
 
 import torch
 import torch.nn as nn
-from timm.utils import reparameterize_model
 
-from .errors import ExportError
-from .folding import is_fused
-from .model_info import keeps_order, normalization, output_activation, positive_above, raw_logits, size_divisor
-from .segnext import SegNeXt
+from .._atomic import replace_when_complete
+from ..errors import ExportError
+from ..models.fusion import fuse
+from ..models.model_info import keeps_order, normalization, output_activation, positive_above, raw_logits, size_divisor
+from ..models.segnext import SegNeXt
 
 _FORMATS = (".onnx", ".pt2")
 _MIN_SIDE, _MAX_SIDE, _MAX_BATCH = 33, 16384, 1024  # of dynamic sizes; from 33 on, no feature map is a single pixel
 _TOLERANCE = 1e-4  # of an exported model's output against the model's, relative to the greatest value
-
-
-def fuse(model: nn.Module, inplace: bool = False) -> nn.Module:
-    """A model for inference only: the same outputs, up to rounding, in less time and memory.
-
-    Of MSCAN, alone or as an encoder, batch norms and layer scales are folded into the convolutions beside them; other
-    encoders of timm are reparameterised where they know how to. LayerNorm and GroupNorm stay, for they depend on the
-    input. `timm.utils.reparameterize_model` does the same.
-
-    Args:
-        model: Any model in evaluation mode, such as MSCAN, its `features_only` form, or SegNeXt.
-        inplace: Change the model itself, rather than a copy.
-
-    Returns:
-        The fused model. It can be cast, scripted, compiled and exported, but not saved for others to load. A model
-        that was fused before stays as it is.
-
-    Raises:
-        ValueError: If the model is in training mode, in which norms depend on the batch.
-    """
-    if model.training:
-        raise ValueError("A model in training mode cannot be fused: its norms depend on the batch. Call model.eval().")
-    if is_fused(model):
-        return model if inplace else copy.deepcopy(model)
-    names = model.state_dict().keys()
-    fused = reparameterize_model(model, inplace=inplace)
-    fused.fused = fused.state_dict().keys() != names  # some encoders leave no other trace of it
-    return fused
 
 
 def export(
@@ -110,9 +81,7 @@ def export(
     metadata = _metadata(model, input_size, dynamic, names)
 
     program = _trace(graph, images, dynamic)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as temporary:
-        written = Path(temporary) / path.name
+    with replace_when_complete(path) as written:
         if path.suffix == ".pt2":
             torch.export.save(program, written, extra_files={"metadata.json": json.dumps(metadata)})
         else:
@@ -120,7 +89,6 @@ def export(
             other = _other_size(model, input_size) if dynamic else input_size
             for size in (input_size, other):
                 _check_onnx(written, graph, torch.randn(size, generator=torch.Generator().manual_seed(1)))
-        written.replace(path)
     return path
 
 

@@ -11,7 +11,7 @@ import torch.nn as nn
 from segmentation_models_pytorch.base.modules import Activation, ArgMax, Clamp
 from segmentation_models_pytorch.encoders import get_preprocessing_params
 
-from .labels import Color, voc_palette
+from ..label_sets import Color, voc_palette
 
 # Per pixel, these keep the order of the logits, and smp's argmax says what is greatest among them
 _KNOWN = (nn.Identity, nn.Sigmoid, nn.Softmax, nn.LogSoftmax, nn.Tanh, Clamp, ArgMax)

@@ -5,17 +5,11 @@ unpickler that admits numpy arrays and plain containers.
 """
 
 import hashlib
-import http.client
-import logging
-import os
 import pickle
 import re
-import zipfile
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
-from urllib.request import Request, urlopen
 
 import numpy as np
 import torch
@@ -23,9 +17,7 @@ import torch.hub
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from .errors import CheckpointError
-
-_logger = logging.getLogger(__name__)
+from ..errors import CheckpointError
 
 
 def _admitted_globals() -> dict[str, Any]:
@@ -180,85 +172,3 @@ def _forbidden(path: Path, name: str) -> str:
         f"{path}: refused, since loading it would run {name}, which weights never need. Nothing was run. Get the file "
         f"from its publisher, or ask them for safetensors."
     )
-
-
-def fetch(url: str, cache_dir: str | Path | None = None, sha256: str | None = None) -> Path:
-    """Download a file into torch.hub's cache, unless it is there, showing progress.
-
-    A file is checked when it arrives and whenever it is taken from the cache: against `sha256` if it is known, else
-    for being whole and readable. A file that arrives without a known hash must also have the length that the server
-    states, and its sha256 is logged at INFO. A file has its name only once it is whole; a failed download leaves
-    nothing.
-
-    Args:
-        url: Where the file is.
-        cache_dir: Used in place of `$TORCH_HOME/hub/checkpoints`.
-        sha256: The file's sha256, or how it begins, in hexadecimal digits; None if it is not known.
-
-    Returns:
-        Path of the file in the cache.
-
-    Raises:
-        CheckpointError: If the file does not arrive, or fails a check.
-    """
-    folder = Path(cache_dir) if cache_dir else Path(torch.hub.get_dir()) / "checkpoints"
-    path = folder / Path(urlparse(url).path).name
-    if path.exists():
-        try:
-            _check_file(path, sha256)
-        except CheckpointError as error:
-            raise CheckpointError(f"{error} Remove {path} to download it again.") from None
-        return path
-    folder.mkdir(parents=True, exist_ok=True)
-    arriving = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        torch.hub.download_url_to_file(url, str(arriving))
-        if sha256 is None:
-            _check_length(arriving, url)
-        _check_file(arriving, sha256)
-        if sha256 is None:
-            _logger.info(f"{url}: no published sha256 is known; the file's is {_sha256(arriving)}.")
-        arriving.replace(path)
-    except (CheckpointError, OSError, http.client.HTTPException) as error:
-        reason = str(error).replace(str(arriving), path.name)
-        raise CheckpointError(
-            f"{url}: the download failed ({reason}). Nothing was kept; try again, or put the file at {path} yourself."
-        ) from None
-    finally:
-        arriving.unlink(missing_ok=True)
-    return path
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _check_length(path: Path, url: str) -> None:
-    """Raise a CheckpointError if a download is not as long as its server states; torch.hub does not compare them."""
-    try:
-        with urlopen(Request(url, method="HEAD", headers={"User-Agent": "torch.hub"})) as answer:
-            length = answer.headers.get("Content-Length")
-    except OSError:  # a server that does not answer HEAD
-        return
-    if length is not None and int(length) != path.stat().st_size:
-        raise CheckpointError(f"{path.stat().st_size} bytes arrived of {length}")
-
-
-def _check_file(path: Path, sha256: str | None) -> None:
-    """Raise a CheckpointError unless a file has its known sha256, or, without one, can be read to its end."""
-    if sha256 is not None:
-        found = _sha256(path)
-        if not found.startswith(sha256):
-            begins = "is" if len(sha256) == 64 else "begins with"
-            raise CheckpointError(f"{path}: its sha256 is {found}, but that of the published file {begins} {sha256}.")
-        return
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()
-        if broken:
-            raise CheckpointError(f"{path}: damaged (the checksum of {broken} does not match).")
-    read_checkpoint(path)

@@ -9,13 +9,14 @@ import torch
 from safetensors import SafetensorError
 from timm.models import adapt_input_conv
 
-from . import mscan  # noqa: F401  registers the backbones, which are created by name
-from ._model_names import check_segmenter, hub_lookup
-from .checkpoints import CheckpointError, check_parameters, load_checkpoint
-from .model_info import tensor_digest
+from ..errors import CheckpointError
+from ..models import mscan  # noqa: F401  registers the backbones, which are created by name
+from ..models.model_info import tensor_digest
+from ..models.segnext import SegNeXt
+from .download import fetch
+from .lookup import check_segmenter, hub_lookup
 from .published import SegmenterCfg, find_segmenter, get_segmenter_cfg, list_segmenters
-from .reading import fetch
-from .segnext import SegNeXt
+from .recognition import check_parameters, load_checkpoint
 
 __all__ = ["SegmenterCfg", "create_segmenter", "get_segmenter_cfg", "list_segmenters", "load_segmenter"]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-from .labels import LABEL_SETS
-from .variants import VARIANTS, Variant
+from ..label_sets import LABEL_SETS
+from ..variants import VARIANTS, Variant
 
 _MMSEG = "https://github.com/open-mmlab/mmsegmentation/tree/v1.2.2/configs/segnext"
 _MMSEG_FILES = "https://download.openmmlab.com/mmsegmentation/v0.5/segnext/"

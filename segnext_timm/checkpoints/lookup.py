@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .errors import CheckpointError
+from ..errors import CheckpointError
+from ..variants import VARIANTS
 from .published import find_segmenter, get_segmenter_cfg, list_segmenters
-from .variants import VARIANTS
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from segmentation_models_pytorch.base.hub_mixin import MODEL_CARD
 from timm.models import PretrainedCfg, is_model_in_modules
 
-from .labels import LABEL_SETS
+from ..label_sets import LABEL_SETS
 
 HERE = "."  # where the model is for the card of a folder: beside the card
 _PLACEHOLDER = "USER/REPO"  # as documentation writes it; a card that somebody copied it into must not keep it

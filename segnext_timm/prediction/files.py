@@ -2,7 +2,6 @@
 
 import glob
 import json
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,10 +12,12 @@ import numpy as np
 import torch.nn as nn
 from PIL import Image
 
-from .errors import ImageError
-from .images import class_areas, label_picture, overlay, read_image
-from .inference import predict
-from .model_info import in_channels, names_and_palette
+from .._atomic import fill_when_complete, replace_when_complete
+from ..errors import ImageError
+from ..models.model_info import in_channels, names_and_palette
+from .drawing import class_areas, label_picture, overlay
+from .images import read_image
+from .pipeline import predict
 
 AREAS = "areas.json"
 _PROBABILITIES = "_probabilities.npy"
@@ -101,9 +102,9 @@ def predict_file(
     """
     file, result = Path(file), Path(result)
     image = read_image(file, in_channels(model))
-    result.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=result.parent, prefix=f".{result.name}.") as folder:
-        work = Path(folder) / "result"
+    # the labels last: where they are, the rest is
+    with fill_when_complete(result.parent, last=_named(result, ".png").name) as folder:
+        work = folder / result.name
         store = None
         if probabilities:
 
@@ -120,10 +121,6 @@ def predict_file(
             picture.save(_named(work, ending), quality=90)
             del picture
         label_picture(labels, palette).save(_named(work, ".png"))
-        # the labels last: where they are, the rest is
-        for written in sorted(work.parent.iterdir(), key=lambda f: f.name == f"{work.name}.png"):
-            written.chmod(0o644)
-            written.replace(_named(result, written.name.removeprefix(work.name)))
     return _entry(file, labels, names)
 
 
@@ -213,8 +210,6 @@ def predict_files(
             report(file, 1)
     finally:
         if areas and predictions.images:
-            listed.parent.mkdir(parents=True, exist_ok=True)
-            new = listed.with_name(f".{AREAS}")
-            new.write_text(json.dumps({"images": predictions.images}, indent=1), encoding="utf-8")
-            new.replace(listed)
+            with replace_when_complete(listed) as new:
+                new.write_text(json.dumps({"images": predictions.images}, indent=1), encoding="utf-8")
     return predictions

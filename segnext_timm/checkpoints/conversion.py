@@ -1,0 +1,172 @@
+"""Convert a checkpoint to a folder that timm or smp loads, and back."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import timm
+import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+from .._atomic import replace_when_complete
+from ..errors import CheckpointError
+from ..hub.folder import CONFIG, MODEL_FILES, PICKLE_SUFFIXES, WEIGHTS, read_model_config, save_backbone
+from ..label_sets import LABEL_SETS
+from ..models.hamburger import NMF2d
+from ..models.segnext import SegNeXt
+from .recognition import Checkpoint, check_parameters, load_checkpoint, native_to_mmseg
+
+
+def _read_labels(source: str | Path | Sequence[str] | None) -> tuple[tuple[str, ...] | None, tuple | None]:
+    """Class names and palette from a file with a name a line, from the name of a known data set, or as they are."""
+    if source is None or not isinstance(source, str | Path):
+        return source and tuple(source), None
+    if str(source) in LABEL_SETS:
+        labels = LABEL_SETS[str(source)]
+        return labels.classes, labels.palette
+    path = Path(source)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file of class names, nor one of {', '.join(LABEL_SETS)}.")
+    return tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()), None
+
+
+def _check_destination(path: Path, force: bool) -> None:
+    """Raise a FileExistsError if `path` holds something, unless `force` allows to replace a file or a model folder."""
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    if not force:
+        raise FileExistsError(f"{path} exists: choose another name, or allow to replace it (--force).")
+    extra = sorted(file.name for file in path.iterdir() if file.name not in MODEL_FILES) if path.is_dir() else []
+    if extra:
+        raise FileExistsError(f"{path} holds more than a model ({', '.join(extra[:3])}): it is not replaced.")
+
+
+def _read_source(src: Path, rank: int | None, ema: bool) -> Checkpoint:
+    """A checkpoint file, or the one in a model folder with the class names that its configuration knows."""
+    if not src.is_dir():
+        return load_checkpoint(src, rank, ema)
+    config = read_model_config(src)
+    checkpoint = load_checkpoint(src / WEIGHTS, rank, ema)
+    info = config.get("pretrained_cfg") or {}
+    names = config.get("label_names") or info.get("label_names")
+    palette = info.get("palette")
+    return checkpoint.with_labels(names and tuple(names), palette and tuple(tuple(color) for color in palette))
+
+
+def _build_backbone(checkpoint: Checkpoint) -> torch.nn.Module:
+    chans = checkpoint.in_chans
+    # a file does not tell where it comes from: timm's record of the published weights may not be true of it
+    overlay: dict[str, Any] = {"tag": None, "url": "", "license": None, "origin_url": None}
+    if chans != 3:
+        cfg = timm.get_pretrained_cfg(checkpoint.architecture)
+        overlay |= {"input_size": (chans, *cfg.input_size[1:]), "mean": (0.5,) * chans, "std": (0.5,) * chans}
+    with torch.device("meta"):
+        return timm.create_model(
+            checkpoint.architecture,
+            in_chans=chans,
+            num_classes=checkpoint.num_classes,
+            pretrained_cfg_overlay={**overlay, "num_classes": checkpoint.num_classes},
+        )
+
+
+def _build_segmenter(checkpoint: Checkpoint) -> torch.nn.Module:
+    info: dict[str, Any] = {}
+    if checkpoint.in_chans == 3:
+        info |= {"mean": list(IMAGENET_DEFAULT_MEAN), "std": list(IMAGENET_DEFAULT_STD)}
+    if checkpoint.label_names:
+        info["label_names"] = list(checkpoint.label_names)
+        dataset = next((v for v in LABEL_SETS.values() if v.classes == checkpoint.label_names), None)
+        info |= {"dataset": dataset.name} if dataset else {}
+    if checkpoint.palette:
+        info["palette"] = [list(color) for color in checkpoint.palette]
+    with torch.device("meta"):
+        return SegNeXt(
+            f"tu-{checkpoint.architecture}",
+            encoder_weights=None,
+            decoder_channels=checkpoint.decoder_channels,
+            decoder_rank=checkpoint.rank,
+            in_channels=checkpoint.in_chans,
+            classes=checkpoint.num_classes,
+            pretrained_cfg=info,
+        )
+
+
+def convert(
+    src: str | Path,
+    dst: str | Path,
+    rank: int | None = None,
+    to: Literal["native", "mmseg"] = "native",
+    classes: str | Path | Sequence[str] | None = None,
+    ema: bool = False,
+    force: bool = False,
+) -> Checkpoint:
+    """Make of a checkpoint of any origin what timm, smp or mmsegmentation loads.
+
+    A backbone becomes a folder for `timm.create_model("local-dir:DST", pretrained=True)`, a segmenter one for
+    `smp.from_pretrained("DST")`: model.safetensors, config.json and a model card. It takes its place only when it is
+    whole.
+
+    Args:
+        src: A checkpoint of the paper's code, mmsegmentation, JSeg or this package (.pth, .pt, .pkl, .safetensors), or
+            a folder that this function made.
+        dst: The folder to make; with `to="mmseg"`, the .pth file.
+        rank: Rank R of a segmenter's matrix decomposition. Published files do not tell it; without it, that of the
+            paper's code is taken (16 for T and S, 64 for B and L). mmsegmentation's own models have 16 throughout.
+        to: "native", or "mmseg" for mmsegmentation's names.
+        classes: Names of the classes: themselves, a file with one a line, or a data set such as "ade20k". Without it,
+            those in the checkpoint, if any.
+        ema: Take the exponential moving average of the weights, if the checkpoint has one.
+        force: Replace what is at `dst`, if it is a file or a model folder.
+
+    Returns:
+        What was recognised: its string says it in a line.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        FileExistsError: If there is something at `dst`.
+        CheckpointError: If `src` cannot be read, would run code, or is not MSCAN or SegNeXt.
+    """
+    src, dst = Path(src), Path(dst)
+    if to not in ("native", "mmseg"):
+        raise ValueError(f"to must be 'native' or 'mmseg', got {to!r}")
+    if to == "mmseg" and dst.suffix != ".pth":
+        raise ValueError(f"mmsegmentation loads .pth files: name one, not {dst}.")
+    if to == "native" and dst.suffix in (PICKLE_SUFFIXES | {".safetensors"}):
+        raise ValueError(f"{dst} will be a folder: name it without {dst.suffix}.")
+    _check_destination(dst, force)
+    with replace_when_complete(dst) as new:
+        checkpoint = _read_source(src, rank, ema)
+        names, palette = _read_labels(classes)
+        if names and len(names) != checkpoint.num_classes:
+            raise CheckpointError(f"{src}: has {checkpoint.num_classes} classes, but {len(names)} names were given.")
+        checkpoint = checkpoint.with_labels(names, palette)
+        if checkpoint.kind == "segmenter":
+            bases = NMF2d(checkpoint.decoder_channels, checkpoint.rank).bases
+            checkpoint.state_dict.setdefault("decoder.hamburger.nmf.bases", bases)
+        try:
+            # the model is built without memory of its own, and given the tensors as they are
+            model = (_build_backbone if checkpoint.kind == "backbone" else _build_segmenter)(checkpoint)
+            check_parameters(checkpoint.state_dict, model.state_dict())
+            if to == "mmseg":
+                _save_mmseg(checkpoint, new)
+                return checkpoint
+        except CheckpointError as error:
+            raise CheckpointError(f"{src}: {error}") from None
+        model.load_state_dict(checkpoint.state_dict, assign=True)
+        if checkpoint.kind == "backbone":
+            save_backbone(model, new, checkpoint.label_names)
+        else:
+            model.save_pretrained(new)
+        (new / WEIGHTS).chmod((new / CONFIG).stat().st_mode)  # safetensors writes for the owner only
+    return checkpoint
+
+
+def _save_mmseg(checkpoint: Checkpoint, path: Path) -> None:
+    meta: dict[str, Any] = {}
+    if checkpoint.label_names:
+        meta["dataset_meta"] = {"classes": checkpoint.label_names}
+        if checkpoint.palette:
+            meta["dataset_meta"]["palette"] = [list(color) for color in checkpoint.palette]
+    if checkpoint.rank:
+        meta["config"] = f"ham_kwargs=dict(MD_R={checkpoint.rank})"  # where mmsegmentation keeps the rank
+    torch.save({"state_dict": native_to_mmseg(checkpoint.state_dict), "meta": meta}, path)

@@ -1,0 +1,47 @@
+"""Model folders, which timm and smp load: model.safetensors, config.json and README.md."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import ModelCard
+from timm.models import save_for_hf
+
+from ..checkpoints.lookup import read_config
+from ..errors import CheckpointError
+from .cards import HERE, backbone_card, segmenter_card
+
+WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+MODEL_FILES = {WEIGHTS, CONFIG, CARD, ".gitattributes"}
+PICKLE_SUFFIXES = {".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"}
+
+
+def read_model_config(folder: Path) -> dict[str, Any]:
+    """Read the configuration of a folder that holds a whole model.
+
+    Raises:
+        CheckpointError: If the folder has no configuration or no weights, or its configuration is invalid.
+    """
+    missing = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
+    if missing:
+        raise CheckpointError(
+            f"{folder}: not a model folder, it has no {' and no '.join(missing)}. Convert to one first."
+        )
+    return read_config(folder)
+
+
+def model_card(config: Mapping[str, Any], repo: str = HERE, fields: Mapping[str, Any] | None = None) -> ModelCard:
+    """Write the card of a model from its configuration, with `fields` in place of what that states."""
+    make = segmenter_card if "encoder_name" in config else backbone_card
+    return make(config, repo=repo, **(fields or {}))
+
+
+def save_backbone(
+    model: torch.nn.Module, folder: Path, label_names: Sequence[str] | Mapping[int, str] | None = None
+) -> None:
+    """Write timm's own form of a model, with a card."""
+    fit = label_names and len(label_names) == model.num_classes  # timm keeps the names of a replaced classifier
+    names = {"label_names": label_names if isinstance(label_names, Mapping) else list(label_names)} if fit else {}
+    save_for_hf(model, str(folder), model_config=names, safe_serialization=True)
+    backbone_card(read_model_config(folder)).save(folder / CARD)

@@ -1,0 +1,230 @@
+"""Push models and model folders to the Hugging Face Hub, and add results to them."""
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, ModelCard, get_token
+from huggingface_hub.utils import HfHubHTTPError
+from safetensors import safe_open
+from segmentation_models_pytorch.base import SegmentationModel
+from timm.models import FeatureInfo
+
+from .._atomic import replace_when_complete
+from ..errors import HubError
+from ..models.fusion import check_not_fused
+from ..models.model_info import HEAD_WEIGHT, tensor_digest
+from ..models.segnext import SegNeXt
+from .cards import info_key, parse_smp_card, point_to_repo
+from .folder import CARD, CONFIG, MODEL_FILES, PICKLE_SUFFIXES, WEIGHTS, model_card, read_model_config, save_backbone
+
+
+def _unwrap(model: torch.nn.Module) -> torch.nn.Module:
+    """The model inside what DistributedDataParallel and torch.compile make of it."""
+    while (inner := getattr(model, "_orig_mod", None) or getattr(model, "module", None)) is not None:
+        model = inner
+    return model
+
+
+@contextmanager
+def _folder_of(model_or_folder: torch.nn.Module | str | Path) -> Iterator[Path]:
+    """The folder, or that of a model for as long as it takes."""
+    if not isinstance(model_or_folder, torch.nn.Module):
+        folder = Path(model_or_folder)
+        if not folder.is_dir():
+            what = "a file: convert it to a folder first" if folder.exists() else "no such folder"
+            raise FileNotFoundError(f"{folder}: {what}.")
+        read_model_config(folder)
+        yield folder
+        return
+    model = _unwrap(model_or_folder)
+    check_not_fused(model)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if isinstance(model, SegmentationModel):
+            model.save_pretrained(folder)
+            if not isinstance(model, SegNeXt):  # smp's own card claims a license and knows neither name nor place
+                _note_info(folder, getattr(model, "pretrained_cfg", None))
+        elif isinstance(getattr(model, "feature_info", None), FeatureInfo) or not hasattr(model, "pretrained_cfg"):
+            raise TypeError(
+                f"A {type(model).__name__} cannot be pushed: pass a timm model created without features_only, or a "
+                f"segmentation model of smp."
+            )
+        else:
+            save_backbone(model, folder, model.pretrained_cfg.get("label_names"))
+        yield folder
+
+
+def _note_info(folder: Path, info: Mapping[str, Any] | None) -> None:
+    """Write what is known of a model of smp that has no place for it into its folder, and a card that says so."""
+    config = read_model_config(folder)
+    if info:
+        config[info_key(config)] = dict(info)
+        (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
+    model_card(config).save(folder / CARD)
+
+
+def _files_to_push(folder: Path, extra_files: bool | Callable[[list[str]], bool] | None) -> list[Path]:
+    """Names, relative to the folder, of the model's files, and of all others if these are wanted."""
+    files = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    files = [path for path in files if path.parts[0] not in (".git", ".cache")]
+    extra = [path for path in files if str(path) not in MODEL_FILES]
+    if not extra:
+        return files
+    if extra_files is None:
+        raise ValueError(
+            f"{folder} holds more than the model's files: {', '.join(map(str, extra[:5]))}. Push these too "
+            f"(extra_files=True, --extra-files), or leave them out (extra_files=False, --no-extra-files)."
+        )
+    if not (extra_files(list(map(str, extra))) if callable(extra_files) else extra_files):
+        return [path for path in files if path not in extra]
+    pickles = [str(path) for path in extra if path.suffix in PICKLE_SUFFIXES]
+    if pickles:
+        raise ValueError(f"{folder} holds pickles, which are not pushed: remove {', '.join(pickles)}.")
+    return files
+
+
+@contextmanager
+def _hub_errors(repo_id: str) -> Iterator[None]:
+    """Errors of the Hub and of the way to it, in a line."""
+    try:
+        yield
+    except HfHubHTTPError as error:
+        status = error.response.status_code if error.response is not None else None
+        if status == 401:
+            raise PermissionError("The Hub refused the token: log in with `hf auth login`, or set HF_TOKEN.") from None
+        if status == 403:
+            raise PermissionError(f"The token may not write to {repo_id}: take one with write access to it.") from None
+        reason = getattr(error, "server_message", None) or str(error).strip().splitlines()[-1]
+        raise HubError(f"The Hub did not take {repo_id} (status {status}): {reason}") from None
+    except Exception as error:
+        # the client's library for HTTP is requests, httpx or another one, by its version
+        if isinstance(error, ConnectionError) or type(error).__module__.startswith(("httpx", "httpcore", "requests")):
+            raise ConnectionError(f"The Hub cannot be reached: {error}") from None
+        raise
+
+
+def push_to_hub(
+    model_or_folder: torch.nn.Module | str | Path,
+    repo_id: str,
+    private: bool = False,
+    revision: str | None = None,
+    create_pr: bool = False,
+    commit_message: str | None = None,
+    card: ModelCard | Mapping[str, Any] | None = None,
+    extra_files: bool | Callable[[list[str]], bool] | None = None,
+    token: str | None = None,
+) -> CommitInfo:
+    """Push a model to the Hugging Face Hub as safetensors, with its configuration and a card.
+
+    `timm.create_model("hf-hub:user/repo", pretrained=True)` loads a timm model from there, and
+    `smp.from_pretrained("user/repo")` a segmentation model; MSCAN and SegNeXt after `import segnext_timm`.
+
+    Args:
+        model_or_folder: A timm model, an smp model, or a folder that `convert` or `save_pretrained` made.
+        repo_id: "user/repo". Made if there is no such repository.
+        private: Make it a private one. A repository that is there must be private already.
+        revision: Branch to push to, made if there is none.
+        create_pr: Open a pull request instead of changing the branch.
+        commit_message: Says what the commit is.
+        card: The card itself, or what the written one says in place of the model's `pretrained_cfg`: `dataset`,
+            `license`, `description`, `label_names`, `training` (a dictionary of facts: recipe, seed, ...), `base_model`
+            (an id on the Hub), and `results`, a list of dictionaries with `dataset`, `metric` ("mIoU"), `value` (in
+            percent) and, if known, `split`, `setting`, `command`, `source` (a URL) and `source_name`.
+            Without it, a folder's own card is pushed, and for a model a card that is in the repository is kept. A card
+            names no license that is not stated here or in `pretrained_cfg`; what timm says of the weights that it
+            publishes is not said of others.
+        extra_files: Whether to push what else lies in a folder: True, False, or a function that is asked with its
+            names. Pickles are never pushed.
+        token: Of the Hub; without it, that of `hf auth login` or HF_TOKEN.
+
+    Returns:
+        The commit: its `commit_url`, and `pr_url` of a pull request.
+
+    Raises:
+        PermissionError: If there is no token, or the Hub refuses it.
+        ValueError: If a folder holds files that are not the model's, and `extra_files` does not say what to do; if the
+            model is fused; or if the repository is public, and `private` asks for a private one.
+        TypeError: If the model is neither timm's nor smp's.
+        ConnectionError: If the Hub cannot be reached.
+        HubError: If the Hub refuses for another reason.
+    """
+    api = HfApi(token=token, library_name="segnext-timm")
+    with _folder_of(model_or_folder) as folder:
+        files = _files_to_push(folder, extra_files)
+        if not (token or get_token()):
+            raise PermissionError("There is no token for the Hub: log in with `hf auth login`, or set HF_TOKEN.")
+        with _hub_errors(repo_id):
+            repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+            if private and not api.model_info(repo_id).private:
+                raise ValueError(f"{repo_id} exists and is public: make it private on the Hub, or choose another name.")
+            if revision and not create_pr and not revision.startswith("refs/"):
+                api.create_branch(repo_id, branch=revision, exist_ok=True)
+            is_model = isinstance(model_or_folder, torch.nn.Module)
+            keep_card = is_model and card is None and api.file_exists(repo_id, CARD, revision=revision)
+            operations = [CommitOperationAdd(str(path), str(folder / path)) for path in files if str(path) != CARD]
+            if not keep_card:
+                text = _card_text(folder, repo_id, card)
+                operations.append(CommitOperationAdd(CARD, text.encode()))
+            return api.create_commit(
+                repo_id,
+                operations,
+                commit_message=commit_message or f"Push {_title(read_model_config(folder))}",
+                revision=revision,
+                create_pr=create_pr,
+            )
+
+
+def _title(config: Mapping[str, Any]) -> str:
+    return config.get("architecture") or f"{config.get('_model_class')} on {config['encoder_name'].removeprefix('tu-')}"
+
+
+def _card_text(folder: Path, repo_id: str, card: ModelCard | Mapping[str, Any] | None) -> str:
+    if isinstance(card, ModelCard):
+        return point_to_repo(str(card), repo_id)
+    if card is None and (folder / CARD).is_file():
+        text = (folder / CARD).read_text(encoding="utf-8")
+        if (said := parse_smp_card(text)) is None:
+            return point_to_repo(text, repo_id)
+        card = said
+    return str(model_card(read_model_config(folder), repo_id, card))
+
+
+def add_results(folder: str | Path, results: Sequence[Mapping[str, Any]]) -> None:
+    """Write evaluation results into a model folder: into its configuration and its card.
+
+    Results of the same data set, split, metric and setting are replaced. Of a card that was edited by hand, only the
+    front matter is changed.
+
+    Args:
+        folder: A folder that `convert` or `save_pretrained` made.
+        results: As of :func:`push_to_hub`'s `card`.
+    """
+    folder = Path(folder)
+    config = read_model_config(folder)
+    before = str(model_card(config))
+
+    def key(result: Mapping[str, Any]) -> tuple[Any, ...]:
+        return tuple(result.get(name) for name in ("dataset", "split", "metric", "setting"))
+
+    info = config[info_key(config)] = config.get(info_key(config)) or {}
+    replaced = {key(result) for result in results}
+    info["results"] = [r for r in info.get("results") or () if key(r) not in replaced] + [dict(r) for r in results]
+    info.pop("results_digest", None)
+    with safe_open(folder / WEIGHTS, "pt") as weights:
+        if HEAD_WEIGHT in weights.keys():  # noqa: SIM118  (not a dictionary)
+            info["results_digest"] = tensor_digest(weights.get_tensor(HEAD_WEIGHT))
+    after = model_card(config)
+    path = folder / CARD
+    if path.is_file() and path.read_text(encoding="utf-8").strip() != before.strip():
+        card = ModelCard.load(path)
+        card.data.model_name = card.data.model_name or after.data.model_name
+        card.data.eval_results, card.data.metrics = after.data.eval_results, after.data.metrics
+        after = card
+    for name, text in ((CONFIG, json.dumps(config, indent=2, sort_keys=True)), (CARD, str(after))):
+        with replace_when_complete(folder / name) as new:
+            new.write_text(text, encoding="utf-8")

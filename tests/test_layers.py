@@ -1,0 +1,61 @@
+"""Imports between the modules of the package go down only, and form no circle."""
+
+import ast
+from pathlib import Path
+
+import segnext_timm
+
+PACKAGE = Path(segnext_timm.__file__).parent
+# From the bottom up; a name of a folder stands for its modules that are not listed themselves. Cards are text made of
+# dictionaries and stand alone: smp asks the model for its own.
+LAYERS = (
+    ("_atomic", "errors", "hub.cards", "label_sets", "variants"),
+    ("checkpoints.download", "checkpoints.reading", "checkpoints.recognition", "models"),
+    ("checkpoints.lookup", "checkpoints.published", "checkpoints.segmenters", "prediction"),
+    ("checkpoints.conversion", "deployment", "hub", "prediction.files"),
+    ("", "__main__", "_cli_info", "_cli_types", "cli"),
+)
+
+
+def layer_of(module):
+    for name in (module, module.rpartition(".")[0]):
+        for height, names in enumerate(LAYERS):
+            if name in names:
+                return height
+    raise AssertionError(f"{module} has no layer")
+
+
+def imports():
+    """Modules of the package that each module imports, also inside functions."""
+    modules = {}
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        modules[".".join(parts).removesuffix("__init__").rstrip(".")] = path
+    found = {}
+    for module, path in modules.items():
+        package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
+        found[module] = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                base = [part for part in package[: len(package) - node.level + 1] if part]
+                base += node.module.split(".") if node.module else []
+                names = {".".join([*base, alias.name]) for alias in node.names}
+                found[module] |= {name if name in modules else ".".join(base) for name in names}
+    return found
+
+
+def test_imports_go_down_only():
+    for module, imported in imports().items():
+        if module == "":
+            continue  # the face names everything
+        for other in imported:
+            assert layer_of(other) <= layer_of(module), f"{module} imports {other}, which lies above"
+
+
+def test_no_import_forms_a_circle():
+    graph = {module: imported - {""} for module, imported in imports().items() if module}
+    while graph:
+        free = [module for module, imported in graph.items() if not imported & graph.keys()]
+        assert free, f"a circle among {sorted(graph)}"
+        for module in free:
+            del graph[module]

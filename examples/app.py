@@ -20,11 +20,11 @@ from collections import deque
 from pathlib import Path
 
 import gradio as gr
-import scenes
 import torch
 from PIL import Image
 
 import segnext_timm
+from segmentation import scenes
 from segnext_timm.checkpoints.segmenters import load_segmenter
 from segnext_timm.models.model_info import in_channels, names_and_palette
 from segnext_timm.prediction.drawing import class_areas, label_picture, overlay, share_text
@@ -201,7 +201,9 @@ def make_space(folder: Path, models: list[str], requirement: str | None = None) 
             ) from None
     folder.mkdir(parents=True, exist_ok=True)
     here = Path(__file__).resolve().parent
-    shutil.copy(here / "scenes.py", folder)
+    (folder / "segmentation").mkdir()
+    for name in ("__init__.py", "scenes.py"):
+        shutil.copy(here / "segmentation" / name, folder / "segmentation")
     requirements = [requirement]
     if requirement is None:
         source = Path(segnext_timm.__file__).parent

@@ -52,11 +52,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
+from benchmarking.peers import build, import_mmseg, labels_of, logits_of, loss_of
+from segmentation.pictures import draw_bars, draw_growth
+from segmentation.recipe import UserError, run
 from segnext_timm import SegNeXt, export, fuse
-
-from peers import build, import_mmseg, labels_of, logits_of, loss_of
-from pictures import draw_bars, draw_growth
-from recipe import UserError, run
 
 RUNTIMES = {"onnx": "onnxruntime", "openvino": "openvino"}
 WAYS = ("eager", "channels_last", "fused", "bf16", "fp16", "compile", "graph", "onnx", "openvino", "memory")

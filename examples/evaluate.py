@@ -13,95 +13,18 @@ there are. With `--write_card`, the results go into a model folder's card and co
 import json
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import Accelerator
-from torch.utils.data import DataLoader, Dataset
-from torchmetrics.functional.classification import multiclass_confusion_matrix
-from tqdm import tqdm
 
+from segmentation.evaluation import evaluate
+from segmentation.layouts import open_split
+from segmentation.metrics import Scores
+from segmentation.recipe import RECIPE, EvalSettings, SettingsError, mixed_precision, parse, run
 from segnext_timm.checkpoints.segmenters import load_segmenter
 from segnext_timm.hub.push import add_results
-from segnext_timm.models.model_info import evaluation_mode
-from segnext_timm.prediction.images import read_image
-from segnext_timm.prediction.pipeline import predict, segment, slow_precision
-
-from data import Split, ignore_interrupts, open_split
-from metrics import Scores
-from recipe import RECIPE, DataSettings, EvalSettings, SettingsError, mixed_precision, parse, run
+from segnext_timm.prediction.pipeline import slow_precision
 
 MODEL = {"MODEL": "a published name, a folder, or a repository on the Hub"}
-
-
-class Samples(Dataset):
-    """Images (3, H, W), uint8, with labels (H, W), int64, at their own size."""
-
-    def __init__(self, split: Split, indices: range) -> None:
-        self.split = split
-        self.indices = indices
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
-        image, labels = self.split.open(self.indices[i])
-        return read_image(image), torch.from_numpy(labels.astype("int64"))
-
-
-def evaluate(model: torch.nn.Module, split: Split, settings: DataSettings, accelerator: Accelerator, **views) -> Scores:
-    """Scores of a model on a split, shared among the processes.
-
-    Args:
-        model: Maps normalized images (1, C, H, W) to logits of the same size.
-        split: What it is evaluated on.
-        settings: How images are seen: the `eval_` fields.
-        accelerator: The processes.
-        views: `scales` and `flip` of :func:`segnext_timm.prediction.pipeline.segment`.
-    """
-    classes = len(split.classes)
-    mine = range(accelerator.process_index, len(split), accelerator.num_processes)
-    loader = DataLoader(
-        Samples(split, mine), batch_size=None, num_workers=settings.workers, worker_init_fn=ignore_interrupts
-    )
-    confusion = torch.zeros(classes, classes, dtype=torch.int64, device=accelerator.device)
-    progress = tqdm(loader, desc="evaluate", unit="image", disable=not accelerator.is_main_process, leave=False)
-    with evaluation_mode(model):
-        for image, labels in progress:
-            with accelerator.autocast():
-                scores = segment(
-                    model,
-                    image,
-                    mode=settings.eval_mode,
-                    window=settings.eval_window,
-                    stride=settings.eval_stride,
-                    fit_in=settings.eval_fit,
-                    divisor=settings.eval_divisor,
-                    **views,
-                )
-            if scores.shape[0] != classes:
-                raise ValueError(
-                    f"the model has {scores.shape[0]} classes, the data set {classes}: evaluate it on its own."
-                )
-            labels = labels.to(accelerator.device)
-            confusion += multiclass_confusion_matrix(
-                scores.argmax(0), labels, classes, ignore_index=split.ignore_index, validate_args=False
-            )
-    return Scores(split.classes, accelerator.reduce(confusion, "sum").cpu())
-
-
-def some_predictions(
-    model: torch.nn.Module, split: Split, count: int, fit_in: tuple[int, int] | None = None
-) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Image (H, W, 3), true and predicted labels (H, W) of images spread over a split.
-
-    Pixels to ignore get the number of classes as their label, for which no picture has a color.
-    """
-    samples = []
-    for index in np.linspace(0, len(split) - 1, min(count, len(split))).round().astype(int):
-        image, labels = split.open(int(index))
-        labels = np.where(labels == split.ignore_index, len(split.classes), labels)
-        samples.append((np.asarray(image), labels, predict(model, image, fit_in=fit_in)))
-    return samples
 
 
 def results_of(scores: Scores, settings: EvalSettings, name: str) -> list[dict]:

@@ -17,11 +17,11 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-import scenes
 import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from segmentation import scenes
 from segnext_timm import SegNeXt, overlay, predict
 from segnext_timm.checkpoints.segmenters import load_segmenter
 from segnext_timm.models.model_info import names_and_palette, normalization
@@ -55,7 +55,7 @@ CONFIGS = {
 
 def count(names: Iterable[str] = tuple(name for family in PUBLISHED.values() for name in family)) -> dict[str, float]:
     """GMACs of a 512² image of models of `PUBLISHED`, 150 classes."""
-    from peers import build, import_mmseg, logits_of
+    from benchmarking.peers import build, import_mmseg, logits_of
 
     warnings.simplefilter("ignore")
     root = Path(import_mmseg().__file__).parents[1] / ".mim" / "configs"

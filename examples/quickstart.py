@@ -23,7 +23,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import scenes
 import segmentation_models_pytorch as smp
 import torch
 import torch.nn.functional as F
@@ -34,16 +33,17 @@ from torchvision.transforms import v2
 from tqdm import tqdm
 
 import segnext_timm  # noqa: F401  (registers MSCAN with timm and SegNeXt with smp)
+from segmentation import scenes
+from segmentation.data import Split, TrainSamples, check_files, check_labels
+from segmentation.evaluation import evaluate, some_predictions
+from segmentation.layouts import open_folder
+from segmentation.metrics import Scores
+from segmentation.models import describe
+from segmentation.pictures import draw_predictions, draw_training
+from segmentation.recipe import DataSettings, UserError
+from segmentation.transforms import RandomResizedCrop, TrainTransform
 from segnext_timm._atomic import fill_when_complete
 from segnext_timm.prediction.pipeline import predict
-
-from data import Split, TrainSamples, check_files, check_labels, open_folder
-from evaluate import evaluate, some_predictions
-from metrics import Scores
-from pictures import draw_predictions, draw_training
-from recipe import DataSettings, UserError
-from train import describe
-from transforms import RandomResizedCrop, TrainTransform
 
 
 class Scenes(Split):

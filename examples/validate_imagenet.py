@@ -20,9 +20,8 @@ from torchvision.datasets import ImageFolder
 from tqdm import tqdm
 
 import segnext_timm  # noqa: F401  (registers MSCAN with timm)
-
-from data import ignore_interrupts
-from recipe import Precision, UserError, mixed_precision, run
+from segmentation.data import ignore_interrupts
+from segmentation.recipe import Precision, UserError, mixed_precision, run
 
 
 @dataclass

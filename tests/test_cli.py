@@ -15,14 +15,13 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
+import hub_server
 from segnext_timm import __version__, create_segmenter, load_segmenter
 from segnext_timm._cli_types import Group, out_of_memory
 from segnext_timm.cli import main
 from segnext_timm.errors import CheckpointError, ExportError, HubError
 from segnext_timm.prediction.pipeline import slow_precision
 from segnext_timm.variants import VARIANTS
-
-import hub_server
 
 COMMAND = Path(sys.executable).with_name("segnext-timm")
 QUICK = [("--help",), ("--version",), ("models",), ("predict", "--help")]

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 import hub_server
-from published import ACCEPT_CACHED, FILES, backbone_shapes, random_state_dict, segmenter_shapes
+from random_checkpoints import ACCEPT_CACHED, FILES, backbone_shapes, random_state_dict, segmenter_shapes
 
 ROOT = Path(__file__).parents[1]
 READMES = ("README.md", "examples/README.md")

@@ -8,7 +8,7 @@ import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # the other examples
-import scenes
+from segmentation import scenes
 
 CLASSES = scenes.CLASSES
 MEAN, STD = list(IMAGENET_DEFAULT_MEAN), list(IMAGENET_DEFAULT_STD)

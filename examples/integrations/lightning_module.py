@@ -14,12 +14,11 @@ from pathlib import Path
 import lightning as L
 import segmentation_models_pytorch as smp
 import torch
+from generated import CLASSES, MEAN, STD, normalise, show_versions, street_scenes
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.classification import MulticlassJaccardIndex
 
 import segnext_timm
-
-from generated import CLASSES, MEAN, STD, normalise, show_versions, street_scenes
 
 
 class Segmenter(L.LightningModule):

@@ -10,11 +10,10 @@ mmsegmentation's: its predictions are the same at every call, theirs are drawn a
 import warnings
 
 import torch
+from generated import CLASSES, batches, normalise, show_versions, street_scenes
 
 import segnext_timm
-
-from generated import CLASSES, batches, normalise, show_versions, street_scenes
-from peers import import_mmseg  # `generated` makes the other examples importable
+from benchmarking.peers import import_mmseg  # `generated` makes the other examples importable
 
 warnings.simplefilter("ignore")
 import_mmseg()  # `import mmseg` is enough where mmcv is installed whole

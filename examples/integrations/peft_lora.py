@@ -14,11 +14,10 @@ from pathlib import Path
 
 import segmentation_models_pytorch as smp
 import torch
+from generated import CLASSES, batches, normalise, show_versions, street_scenes
 from peft import LoraConfig, PeftModel, get_peft_model
 
 import segnext_timm  # noqa: F401  (registers MSCAN with timm and SegNeXt with smp)
-
-from generated import CLASSES, batches, normalise, show_versions, street_scenes
 
 STEPS = 12
 

@@ -7,10 +7,9 @@ Nothing is needed but `import segnext_timm`: SegNeXt gives logits at the images'
 
 import segmentation_models_pytorch as smp
 import torch
+from generated import CLASSES, batches, normalise, show_versions, street_scenes
 
 import segnext_timm  # noqa: F401  (registers MSCAN with timm and SegNeXt with smp)
-
-from generated import CLASSES, batches, normalise, show_versions, street_scenes
 
 
 def measure(model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:

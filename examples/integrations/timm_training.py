@@ -19,6 +19,7 @@ from pathlib import Path
 
 import timm
 import torch
+from generated import show_versions
 from PIL import Image
 from timm.data import Mixup, create_dataset, create_loader, resolve_data_config
 from timm.loss import SoftTargetCrossEntropy
@@ -27,8 +28,6 @@ from timm.scheduler import create_scheduler_v2
 from timm.utils import AverageMeter, CheckpointSaver, ModelEmaV3, accuracy
 
 import segnext_timm  # noqa: F401  (the one line: registers MSCAN with timm)
-
-from generated import show_versions
 
 CLASSES = {"sand": (220, 190, 130), "sea": (40, 110, 170), "wood": (60, 110, 50)}
 

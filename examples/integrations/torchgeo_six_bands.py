@@ -14,11 +14,10 @@ import warnings
 import lightning as L
 import segmentation_models_pytorch as smp
 import torch
+from generated import CLASSES, show_versions, street_scenes
 from torch.utils.data import DataLoader, Dataset
 
 import segnext_timm
-
-from generated import CLASSES, show_versions, street_scenes
 
 warnings.simplefilter("ignore")
 from torchgeo.trainers import SemanticSegmentationTask

@@ -11,14 +11,13 @@ from collections import OrderedDict
 
 import timm
 import torch
+from generated import show_versions
 from torch import nn
 from torchvision.models.detection import FasterRCNN, MaskRCNN
 from torchvision.ops import FeaturePyramidNetwork, masks_to_boxes
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 import segnext_timm  # noqa: F401  (registers MSCAN with timm)
-
-from generated import show_versions
 
 
 class TimmWithFPN(nn.Module):

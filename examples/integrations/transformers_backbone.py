@@ -9,6 +9,7 @@ backbone among timm's models. `TimmBackbone.from_pretrained("mscan_t")` loads th
 import tempfile
 
 import torch
+from generated import CLASSES, batches, normalise, show_versions, street_scenes
 from transformers import (
     Mask2FormerConfig,
     Mask2FormerForUniversalSegmentation,
@@ -18,8 +19,6 @@ from transformers import (
 )
 
 import segnext_timm  # noqa: F401  (the one line: registers MSCAN with timm)
-
-from generated import CLASSES, batches, normalise, show_versions, street_scenes
 
 
 def backbone_config() -> TimmBackboneConfig:

@@ -1,0 +1,170 @@
+"""The classes of a data folder, as its `classes.txt` names them, one class per line.
+
+All lines have the same form:
+
+    road              the value of a class in the label files is its place in the list, from 0
+    255 person        an integer in front of every name: the value of the class in the label files
+    #ff0000 road      a color in front of every name: the label files hold colors
+
+A `-` in place of a name leaves the pixels of that value or color out. If one line begins with an integer and a name,
+every line must: a class called `3 doors` needs values, such as `0 car` and `1 3 doors`.
+"""
+
+import colorsys
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .recipe import DataError
+
+Color = tuple[int, int, int]
+
+LEFT_OUT = "-"
+_VALUE = re.compile(r"(\d+)\s+(\S.*)")
+_COLOR = re.compile(r"#([0-9a-fA-F]{6})\s+(\S.*)")
+_LARGEST_VALUE = 65_535  # of a PNG with 16 bits
+
+
+@dataclass(frozen=True)
+class ClassList:
+    """Classes and how label files hold them.
+
+    Attributes:
+        classes: Name of each class.
+        palette: Color of each class.
+        mapping: Label of each value, or of each color by :func:`color_codes`; None if the values are the labels. Values
+            and colors that mean nothing have a label that is neither a class nor `ignore_index`.
+        by_color: Whether label files hold colors.
+        ignore_index: Label of pixels that are left out.
+    """
+
+    classes: tuple[str, ...]
+    palette: tuple[Color, ...]
+    mapping: np.ndarray | None
+    by_color: bool
+    ignore_index: int
+
+
+def read_classes(path: Path, ignore_index: int = 255) -> ClassList:
+    """Read a `classes.txt`.
+
+    Args:
+        path: The file.
+        ignore_index: Value in the label files that is left out, unless a class has it.
+
+    Raises:
+        DataError: If the file does not exist, mixes forms, repeats a value, a color or a name, or names fewer than two
+            classes.
+    """
+    if not path.is_file():
+        raise DataError(f"{path} does not exist: it names the classes, one per line, in the order of their labels.")
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # Windows editors write a byte order mark
+    except UnicodeDecodeError:
+        raise DataError(f"{path} is not UTF-8 text: save it as UTF-8.") from None
+    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
+    form = _form(path, lines)
+    keys, names = (
+        zip(*(_key_and_name(form, place, line) for place, (_, line) in enumerate(lines))) if lines else ((), ())
+    )
+    _check_unique(path, lines, form, keys, names)
+    kept = [place for place, name in enumerate(names) if name != LEFT_OUT]
+    classes = tuple(names[place] for place in kept)
+    if len(classes) < 2:
+        raise DataError(f"{path} names {len(classes)} classes: at least two are needed.")
+    if form == "color":
+        palette = tuple(_from_hex(keys[place]) for place in kept)
+        labels = {int(color_codes(np.array(_from_hex(key)))): label for key, label in _labels(keys, names)}
+        mapping, ignored = _mapping(labels, 1 << 24, len(classes))
+        return ClassList(classes, palette, mapping, True, ignored)
+    palette = distinct_colors(len(classes))
+    if form == "name" and len(kept) == len(names):
+        return ClassList(classes, palette, None, False, ignore_index)
+    labels = {ignore_index: None} if ignore_index >= 0 else {}
+    labels |= dict(_labels(keys, names))
+    mapping, ignored = _mapping(labels, max(256, *(value + 1 for value in labels)), len(classes))
+    return ClassList(classes, palette, mapping, False, ignored)
+
+
+def color_codes(colors: np.ndarray) -> np.ndarray:
+    """One integer for each color: (..., 3) to (...)."""
+    return colors[..., 0] + (colors[..., 1].astype(np.uint32) << 8) + (colors[..., 2].astype(np.uint32) << 16)
+
+
+def color_name(code: int) -> str:
+    """The spelling in `classes.txt` of a color, given by its code: "#ff0000"."""
+    return f"#{code & 255:02x}{code >> 8 & 255:02x}{code >> 16:02x}"
+
+
+def distinct_colors(count: int) -> tuple[Color, ...]:
+    """Colors as far apart as hue and brightness allow."""
+    hues = [(i * 0.618034) % 1 for i in range(count)]
+    rgb = [colorsys.hsv_to_rgb(h, 0.65 if i % 2 else 0.9, 0.95 if i % 3 else 0.6) for i, h in enumerate(hues)]
+    return tuple(tuple(round(255 * c) for c in color) for color in rgb)
+
+
+def _form(path: Path, lines: Sequence[tuple[int, str]]) -> str:
+    """ "name", "value" or "color"; raises a DataError that names a line unless all lines have the same form."""
+    found: dict[str, int] = {}
+    for number, line in lines:
+        if line.startswith("#") and not _COLOR.fullmatch(line):
+            raise DataError(
+                f"{path}, line {number}: {line!r} does not give a color and a name, such as '#ff0000 road'."
+            )
+        form = "color" if line.startswith("#") else "value" if _VALUE.fullmatch(line) else "name"
+        found.setdefault(form, number)
+        if len(found) > 1:
+            example = "a color, such as '#ff0000 road'" if "color" in found else "a value, such as '255 person'"
+            raise DataError(
+                f"{path}, line {number}: {line!r} has another form than line {min(found.values())}: begin every line "
+                f"with {example}, or none."
+            )
+    return next(iter(found), "name")
+
+
+def _key_and_name(form: str, place: int, line: str) -> tuple[int | str, str]:
+    if form == "name":
+        return place, line
+    key, name = (_VALUE if form == "value" else _COLOR).fullmatch(line).groups()
+    return (int(key) if form == "value" else key.lower()), name
+
+
+def _check_unique(
+    path: Path, lines: Sequence[tuple[int, str]], form: str, keys: Sequence[int | str], names: Sequence[str]
+) -> None:
+    seen: dict[int | str, int] = {}
+    named: dict[str, int] = {}
+    for (number, line), key, name in zip(lines, keys, names):
+        if form == "value" and key > _LARGEST_VALUE:
+            raise DataError(f"{path}, line {number}: the value {key} is larger than {_LARGEST_VALUE}, which PNGs hold.")
+        if key in seen:
+            raise DataError(f"{path}, line {number}: {line!r} repeats the {form} of line {seen[key]}.")
+        if name in named and name != LEFT_OUT:
+            raise DataError(f"{path}, line {number}: {line!r} repeats the name of line {named[name]}.")
+        seen[key] = named[name] = number
+
+
+def _labels(keys: Sequence[int | str], names: Sequence[str]) -> list[tuple[int | str, int | None]]:
+    """Keys with their labels; None for those that are left out."""
+    labels = iter(range(len(names)))
+    return [(key, None if name == LEFT_OUT else next(labels)) for key, name in zip(keys, names)]
+
+
+def _mapping(labels: dict[int, int | None], size: int, classes: int) -> tuple[np.ndarray, int]:
+    """A table from values below `size` to labels, and the label of pixels that are left out.
+
+    Values that mean nothing have the label before that one.
+    """
+    dtype = np.uint8 if classes <= 254 else np.uint16
+    ignored = int(np.iinfo(dtype).max)
+    mapping = np.full(size, ignored - 1, dtype)
+    for value, label in labels.items():
+        mapping[value] = ignored if label is None else label
+    return mapping, ignored
+
+
+def _from_hex(color: str) -> Color:
+    return tuple(bytes.fromhex(color))

@@ -1,0 +1,252 @@
+"""Folders for timm, smp and mmsegmentation, and their way to the Hub and back."""
+
+import logging
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import segmentation_models_pytorch as smp
+import timm
+import torch
+from huggingface_hub import ModelCard
+
+import convert_memory
+from random_checkpoints import backbone_shapes, random_state_dict, segmenter_shapes, write
+from segnext_timm import CheckpointError, NMF2d, convert
+from segnext_timm.checkpoints.recognition import backbone_to_native, segmenter_to_native
+from segnext_timm.label_sets import LABEL_SETS
+
+DIALECTS = pytest.mark.parametrize("dialect", ["paper", "mmseg", "jittor"])
+
+
+def equal(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def without_counts(state_dict):
+    return {name: value for name, value in state_dict.items() if not name.endswith("num_batches_tracked")}
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return random_state_dict(backbone_shapes("t", classifier=True))
+
+
+@pytest.fixture(scope="module")
+def segmenter():
+    return random_state_dict(segmenter_shapes("t", 5))
+
+
+def narrow(**kwargs):
+    """A narrow segmenter."""
+    return smp.SegNeXt("tu-test_mscan", encoder_weights=None, classes=3, decoder_channels=32, decoder_rank=8, **kwargs)
+
+
+# Converting
+
+
+@DIALECTS
+def test_a_backbone_becomes_a_folder_that_timm_loads(tmp_path, caplog, backbone, dialect):
+    found = convert(write(tmp_path / "mscan_t", backbone, dialect), tmp_path / "out")
+    assert sorted(f.name for f in (tmp_path / "out").iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    model = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True)
+    assert equal(without_counts(model.state_dict()), without_counts(backbone_to_native(backbone)))
+    assert model.pretrained_cfg["mean"] == (0.5,) * 3 or list(model.pretrained_cfg["mean"]) == [0.5] * 3
+    assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
+    assert (found.kind, found.architecture) == ("backbone", "mscan_t")
+    features = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True, features_only=True)
+    assert torch.equal(features.stages_0.norm.weight, model.stages[0].norm.weight)
+
+
+@DIALECTS
+def test_a_segmenter_becomes_a_folder_that_smp_loads(tmp_path, segmenter, dialect):
+    found = convert(write(tmp_path / "x", segmenter, dialect), tmp_path / "out")
+    assert str(found).startswith("SegNeXt on mscan_t, 5 classes, 3 input channels, 256 decoder channels, rank 16 (that")
+    model = smp.from_pretrained(tmp_path / "out")
+    state_dict = dict(model.state_dict())
+    assert torch.equal(state_dict.pop("decoder.hamburger.nmf.bases"), NMF2d(256, 16).bases)
+    assert equal(without_counts(state_dict), without_counts(segmenter_to_native(segmenter)))
+    assert model.pretrained_cfg["mean"] == [0.485, 0.456, 0.406]
+
+
+def test_native_to_mmsegmentation_and_back_is_the_identity(tmp_path, segmenter, backbone):
+    for name, state_dict in (("segmenter", segmenter), ("backbone", backbone)):
+        convert(write(tmp_path / name, state_dict, "mmseg"), tmp_path / name, rank=24 if name == "segmenter" else None)
+        convert(tmp_path / name, tmp_path / f"{name}_mmseg.pth", to="mmseg")
+        assert equal(torch.load(tmp_path / f"{name}_mmseg.pth")["state_dict"], state_dict)
+        convert(tmp_path / f"{name}_mmseg.pth", tmp_path / f"{name}_again")  # the rank is kept beside the weights
+        for file in ("model.safetensors", "config.json", "README.md"):
+            assert (tmp_path / f"{name}_again" / file).read_bytes() == (tmp_path / name / file).read_bytes()
+
+
+def test_a_trained_model_goes_to_mmsegmentation_with_its_labels(tmp_path):
+    names, palette = ["a", "b", "c"], [[0, 0, 0], [1, 1, 1], [2, 2, 2]]
+    narrow(pretrained_cfg={"label_names": names, "palette": palette}).save_pretrained(tmp_path / "trained")
+    convert(tmp_path / "trained", tmp_path / "mmseg.pth", to="mmseg")
+    meta = torch.load(tmp_path / "mmseg.pth")["meta"]
+    assert meta["dataset_meta"] == {"classes": tuple(names), "palette": palette}
+    convert(tmp_path / "mmseg.pth", tmp_path / "back")
+    back = smp.from_pretrained(tmp_path / "back")
+    assert (back.pretrained_cfg["label_names"], back.pretrained_cfg["palette"]) == (names, palette)
+    assert equal(back.state_dict(), smp.from_pretrained(tmp_path / "trained").state_dict())
+
+
+def test_converted_files_claim_no_license(tmp_path, backbone, segmenter):
+    for name, state_dict in (("backbone", backbone), ("segmenter", segmenter)):
+        convert(write(tmp_path / name, state_dict, "paper"), tmp_path / name)
+        card = ModelCard.load(tmp_path / name / "README.md")
+        assert card.data.license is None
+        assert "Not stated" in card.text and "commercial users" not in card.text
+        assert "license" not in (tmp_path / name / "config.json").read_text(encoding="utf-8")
+
+
+def test_other_input_channels_and_no_classifier(tmp_path):
+    for kwargs in ({"in_chans": 6, "num_classes": 7}, {"num_classes": 0}):
+        source = timm.create_model("test_mscan", **kwargs)
+        torch.save({"state_dict_ema": source.state_dict(), "state_dict": {}}, tmp_path / "checkpoint.pth")
+        convert(tmp_path / "checkpoint.pth", tmp_path / "out", ema=True, force=True)
+        model = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True)
+        assert equal(model.state_dict(), source.state_dict())
+    assert ModelCard.load(tmp_path / "out" / "README.md").data.pipeline_tag == "image-feature-extraction"
+    source = narrow(in_channels=4)
+    torch.save(source.state_dict(), tmp_path / "checkpoint.pth")
+    convert(tmp_path / "checkpoint.pth", tmp_path / "four")
+    assert equal(smp.from_pretrained(tmp_path / "four").state_dict(), source.state_dict())
+
+
+def test_class_names_come_from_the_checkpoint_a_file_or_a_data_set(tmp_path):
+    state_dict = narrow().state_dict()
+    torch.save({"state_dict": state_dict, "meta": {"CLASSES": ("x", "y", "z")}}, tmp_path / "x.pth")
+    convert(tmp_path / "x.pth", tmp_path / "own")
+    assert smp.from_pretrained(tmp_path / "own").pretrained_cfg["label_names"] == ["x", "y", "z"]
+    (tmp_path / "classes.txt").write_text("one\ntwo\n\nthree\n", encoding="utf-8")
+    convert(tmp_path / "x.pth", tmp_path / "file", classes=tmp_path / "classes.txt")
+    assert smp.from_pretrained(tmp_path / "file").pretrained_cfg["label_names"] == ["one", "two", "three"]
+    with pytest.raises(CheckpointError, match="has 3 classes, but 150 names were given"):
+        convert(tmp_path / "x.pth", tmp_path / "ade", classes="ade20k")
+    with pytest.raises(FileNotFoundError, match=r"none\.txt: no such file of class names, nor one of ade20k"):
+        convert(tmp_path / "x.pth", tmp_path / "ade", classes="none.txt")
+    torch.save(random_state_dict(segmenter_shapes("t", 150)), tmp_path / "ade.pth")
+    convert(tmp_path / "ade.pth", tmp_path / "ade", classes="ade20k")
+    info = smp.from_pretrained(tmp_path / "ade").pretrained_cfg
+    assert tuple(info["label_names"]) == LABEL_SETS["ade20k"].classes
+    assert info["palette"][0] == [120, 120, 120]
+    card = ModelCard.load(tmp_path / "ade" / "README.md")
+    assert card.data.datasets == ["scene_parse_150"]
+    assert "149 flag" in card.text
+
+
+def test_nothing_is_overwritten_or_left_half_made(tmp_path):
+    torch.save(narrow().state_dict(), tmp_path / "x.pth")
+    (tmp_path / "bad.pth").write_text("<html>", encoding="utf-8")
+    with pytest.raises(CheckpointError):
+        convert(tmp_path / "bad.pth", tmp_path / "out")
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["bad.pth", "x.pth"]
+    convert(tmp_path / "x.pth", tmp_path / "out")
+    (tmp_path / "out" / "README.md").write_text("my words", encoding="utf-8")
+    with pytest.raises(FileExistsError, match="exists: choose another name, or allow to replace it"):
+        convert(tmp_path / "x.pth", tmp_path / "out")
+    with pytest.raises(CheckpointError):
+        convert(tmp_path / "bad.pth", tmp_path / "out", force=True)
+    assert (tmp_path / "out" / "README.md").read_text(encoding="utf-8") == "my words"
+    convert(tmp_path / "x.pth", tmp_path / "out", force=True)
+    assert (tmp_path / "out" / "README.md").read_text(encoding="utf-8") != "my words"
+    (tmp_path / "out" / "thesis.tex").touch()
+    with pytest.raises(FileExistsError, match=r"holds more than a model \(thesis\.tex\): it is not replaced"):
+        convert(tmp_path / "x.pth", tmp_path / "out", force=True)
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["bad.pth", "out", "x.pth"]
+
+
+def test_mistakes_in_converting_are_named(tmp_path, segmenter):
+    torch.save(narrow().state_dict(), tmp_path / "x.pth")
+    for arguments, message in (
+        ({"dst": tmp_path / "out", "to": "onnx"}, "to must be 'native' or 'mmseg', got 'onnx'"),
+        ({"dst": tmp_path / "out", "to": "mmseg"}, r"mmsegmentation loads \.pth files: name one"),
+        ({"dst": tmp_path / "out.safetensors"}, r"will be a folder: name it without \.safetensors"),
+        ({"dst": tmp_path / "out", "rank": 4}, r"x\.pth: its bases are of rank 8, not 4: leave the rank out"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            convert(tmp_path / "x.pth", **arguments)
+    incomplete = {name: value for name, value in segmenter.items() if "block3.1." not in name and "gn" not in name}
+    incomplete["decode_head.extra"] = torch.zeros(1)
+    torch.save(incomplete, tmp_path / "y.pth")
+    with pytest.raises(CheckpointError, match=r"y\.pth: (an MSCAN of channels|lacks)") as error:
+        convert(tmp_path / "y.pth", tmp_path / "out")
+    assert "\n" not in str(error.value)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match=r"empty: not a model folder, it has no config\.json and no model\.saf"):
+        convert(tmp_path / "empty", tmp_path / "out")
+    smp.SegNeXt("resnet18", encoder_weights=None, classes=2, decoder_channels=32).save_pretrained(tmp_path / "resnet")
+    with pytest.raises(CheckpointError, match="not a checkpoint of MSCAN"):
+        convert(tmp_path / "resnet", tmp_path / "out")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_converting_the_large_segmenter_takes_little_memory():
+    assert max(convert_memory.main().values()) < 2.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
+def test_an_interrupted_conversion_leaves_nothing_under_the_name(tmp_path, stop):
+    source = write(tmp_path / "b", random_state_dict(segmenter_shapes("b", 150)), "mmseg")
+    command = [sys.executable, "-m", "segnext_timm.cli", "convert", source, tmp_path / "out"]
+    process = subprocess.Popen(command, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+    while not list(tmp_path.glob(".out.*/new/model.safetensors*")):
+        assert process.poll() is None
+        time.sleep(0.001)
+    process.send_signal(stop)
+    assert process.wait() != 0
+    left = [f.name for f in tmp_path.iterdir() if f.name != "b.pth"]
+    assert "out" not in left
+    assert left == [] or stop != signal.SIGINT
+    subprocess.run(command, check=True)
+    assert smp.from_pretrained(tmp_path / "out").segmentation_head[0].out_channels == 150
+
+
+# pretrained=True, and what its files can be
+
+
+def test_weights_of_another_variant_are_named(tmp_path):
+    for name, classes in (("s", 1000), ("s", 10)):  # with other classes, timm would load what fits
+        torch.save(random_state_dict(backbone_shapes("s", classifier=True)), tmp_path / "s.pth")
+        with pytest.raises(
+            CheckpointError, match=r"These are weights of mscan_s, but the model is mscan_b\. Create mscan_s"
+        ):
+            overlay = {"file": str(tmp_path / f"{name}.pth")}
+            timm.create_model("mscan_b", pretrained=True, num_classes=classes, pretrained_cfg_overlay=overlay)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"<html>", r"x\.pth: a web page, not a checkpoint"),
+        (b"PK\x03\x04 and no more", r"x\.pth: damaged or cut short"),
+        ({"conv1.weight": torch.zeros(64, 3, 7, 7)}, r"not a checkpoint of MSCAN.*found conv1\.weight"),
+    ],
+)
+def test_bad_files_given_to_timm_are_named(tmp_path, content, message):
+    path = tmp_path / "x.pth"
+    path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+    with pytest.raises(CheckpointError, match=message) as error:
+        timm.create_model("mscan_t", pretrained=True, pretrained_cfg_overlay={"file": str(path)})
+    assert "\n" not in str(error.value)
+
+
+def test_a_jittor_file_given_to_timm_is_to_be_converted(tmp_path, backbone):
+    path = write(tmp_path / "mscan_t", backbone, "jittor")
+    with pytest.raises(CheckpointError, match=r"mscan_t\.pkl: timm reads no Jittor files\. Convert it"):
+        timm.create_model("mscan_t", pretrained=True, pretrained_cfg_overlay={"file": str(path)})
+
+
+@pytest.mark.parametrize("dialect", ["paper", "mmseg"])
+def test_checkpoint_path_takes_published_and_native_files(tmp_path, backbone, dialect):
+    path = write(tmp_path / "mscan_t", backbone, dialect)
+    native = backbone_to_native(backbone)
+    assert equal(timm.create_model("mscan_t", checkpoint_path=path).state_dict(), native)
+    convert(path, tmp_path / "out")
+    model = timm.create_model("mscan_t", checkpoint_path=str(tmp_path / "out" / "model.safetensors"))
+    assert equal(model.state_dict(), native)

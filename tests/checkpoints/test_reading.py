@@ -1,0 +1,277 @@
+import hashlib
+import http.server
+import io
+import os
+import pickle
+import sys
+import threading
+import types
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from random_checkpoints import save_jittor
+from segnext_timm.checkpoints.download import fetch
+from segnext_timm.checkpoints.reading import read_checkpoint
+from segnext_timm.errors import CheckpointError
+
+WEIGHTS = {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(3)}
+ARRAYS = {name: value.numpy() for name, value in WEIGHTS.items()}
+
+
+def legacy(content, path):
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+
+
+def pickled(protocol):
+    return lambda content, path: path.write_bytes(pickle.dumps({k: v.numpy() for k, v in content.items()}, protocol))
+
+
+WRITERS = {
+    "zip": torch.save,
+    "legacy": legacy,
+    "safetensors": save_file,
+    "jittor": lambda content, path: save_jittor(path, {k: v.numpy() for k, v in content.items()}),
+    **{f"pickle {protocol}": pickled(protocol) for protocol in range(6)},
+}
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pkl"])
+@pytest.mark.parametrize("writer", WRITERS)
+def test_files_are_read_by_what_they_are_whatever_their_name(tmp_path, writer, suffix):
+    path = tmp_path / f"weights{suffix}"
+    WRITERS[writer](WEIGHTS, path)
+    read = read_checkpoint(path)
+    assert read.keys() == WEIGHTS.keys()
+    for name, value in WEIGHTS.items():
+        assert torch.equal(torch.as_tensor(np.array(read[name].tolist())).to(value.dtype), value)
+
+
+def test_numpy_s_scalars_and_ordered_dictionaries_are_read(tmp_path):
+    content = {"state_dict": OrderedDict(ARRAYS), "best": np.float32(0.5), "step": np.int64(7), "name": b"x"}
+    for protocol in (2, 4):
+        (tmp_path / "x.pkl").write_bytes(pickle.dumps(content, protocol))
+        read = read_checkpoint(tmp_path / "x.pkl")
+        assert (read["best"], read["step"], read["name"]) == (0.5, 7, b"x")
+    torch.save(content, tmp_path / "x.pth")
+    assert read_checkpoint(tmp_path / "x.pth")["step"] == 7
+
+
+def training_checkpoint(history_buffer, path):
+    """Write what mmengine's runner does."""
+    parameter = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.AdamW([parameter])
+    parameter.sum().backward()
+    optimizer.step()
+    content = {
+        "meta": {"iter": 2, "seed": np.int64(3)},
+        "message_hub": {"log_scalars": OrderedDict({"train/loss": history_buffer}), "runtime_info": {"lr": 1e-4}},
+        "state_dict": WEIGHTS,
+        "optimizer": optimizer.state_dict(),
+    }
+    torch.save(content, path)
+
+
+def test_training_checkpoints_of_mmengine_are_read(tmp_path, monkeypatch):
+    class HistoryBuffer:  # pickled as mmengine's is, with references to its own methods
+        def __init__(self):
+            self._log_history, self._count_history = np.array([0.5, 0.25]), np.array([1, 1])
+            self._statistics_methods = {"min": HistoryBuffer.min}
+
+        def min(self):
+            pass
+
+    HistoryBuffer.__module__ = HistoryBuffer.min.__module__ = "mmengine.logging.history_buffer"
+    HistoryBuffer.__qualname__, HistoryBuffer.min.__qualname__ = "HistoryBuffer", "HistoryBuffer.min"
+    for name in ("mmengine", "mmengine.logging", "mmengine.logging.history_buffer"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    sys.modules[HistoryBuffer.__module__].HistoryBuffer = HistoryBuffer
+    training_checkpoint(HistoryBuffer(), tmp_path / "iter_2.pth")
+    monkeypatch.undo()
+    assert torch.equal(read_checkpoint(tmp_path / "iter_2.pth")["state_dict"]["a.weight"], WEIGHTS["a.weight"])
+
+
+@pytest.mark.slow
+def test_training_checkpoints_of_mmengine_itself_are_read(tmp_path):
+    from mmengine.logging import HistoryBuffer
+
+    training_checkpoint(HistoryBuffer([0.5, 0.25], [1, 1]), tmp_path / "iter_2.pth")
+    assert torch.equal(read_checkpoint(tmp_path / "iter_2.pth")["state_dict"]["a.weight"], WEIGHTS["a.weight"])
+
+
+def test_getattr_of_anything_else_is_refused(tmp_path):
+    class Getattr:
+        def __reduce__(self):
+            return getattr, (np.ndarray, "tofile")
+
+    for writer in (torch.save, legacy, lambda content, path: path.write_bytes(pickle.dumps(content))):
+        writer({"x": Getattr()}, tmp_path / "x.pth")
+        with pytest.raises(CheckpointError, match=r"refused, since loading it would run (builtins\.)?getattr"):
+            read_checkpoint(tmp_path / "x.pth")
+
+
+class Attack:
+    def __init__(self, command):
+        self.command = command
+
+    def __reduce__(self):
+        return os.system, (self.command,)
+
+
+@pytest.mark.parametrize("writer", ["zip", "legacy", 0, 2, 4])
+def test_pickles_that_would_run_code_are_refused_and_do_not_run_it(tmp_path, writer):
+    canary = tmp_path / "ran"
+    content = {"state_dict": dict(ARRAYS), "meta": Attack(f"touch {canary}")}
+    path = tmp_path / ("x.pkl" if isinstance(writer, int) else "x.pth")
+    if isinstance(writer, int):
+        path.write_bytes(pickle.dumps(content, writer))
+    else:
+        WRITERS[writer](content, path)
+    with pytest.raises(
+        CheckpointError, match=r"x\.p.*: refused, since loading it would run (posix|nt)\.system"
+    ) as error:
+        read_checkpoint(path)
+    assert "\n" not in str(error.value)
+    assert not canary.exists()
+
+
+def test_other_ways_to_run_code_are_refused_too(tmp_path):
+    path = tmp_path / "x.pkl"
+    for code in (
+        b"cbuiltins\neval\n(S'1'\ntR.",
+        b"cnumpy\nload\n(S'x'\ntR.",
+        b"c_codecs\ndecode\n(S'x'\nS'zip'\ntR.",
+        b"c_codecs\nencode\n(S'x'\nS'rot13'\ntR.",
+    ):
+        path.write_bytes(code)
+        with pytest.raises(CheckpointError):
+            read_checkpoint(path)
+
+
+@pytest.mark.parametrize("writer", ["zip", "legacy", "safetensors", "jittor", "pickle 4"])
+def test_files_cut_short_are_named(tmp_path, writer):
+    path = tmp_path / "x.pth"
+    WRITERS[writer]({"w": torch.rand(1000)}, path)
+    content = path.read_bytes()
+    for length in (len(content) // 2, len(content) - 200):
+        path.write_bytes(content[:length])
+        with pytest.raises(CheckpointError, match=r"x\.pth: .*Download it again") as error:
+            read_checkpoint(path)
+        assert "\n" not in str(error.value)
+
+
+def test_a_changed_byte_breaks_jittor_s_checksum(tmp_path):
+    path = tmp_path / "x.pkl"
+    save_jittor(path, ARRAYS)
+    content = bytearray(path.read_bytes())
+    content[content.index(WEIGHTS["a.weight"].numpy().tobytes())] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"checksum does not match.*Download it again"):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "an empty file. Download it again"),
+        (b"<!DOCTYPE html><html><body>Sign in</body></html>", "a web page, not a checkpoint"),
+        (b"\n<html>", "a web page, not a checkpoint"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "a Git LFS pointer"),
+        (b"some notes about the weights", "not a checkpoint, neither PyTorch's"),
+        (bytes(range(255, 0, -1)), "not a checkpoint, neither PyTorch's"),
+    ],
+)
+def test_what_is_not_a_checkpoint_is_told(tmp_path, content, message):
+    path = tmp_path / "mscan_t.pth"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=rf"mscan_t\.pth: {message}") as error:
+        read_checkpoint(path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"none\.pth: no such file"):
+        read_checkpoint(tmp_path / "none.pth")
+
+
+class _Broken(http.server.BaseHTTPRequestHandler):
+    """Cuts the connection in the middle of the file, as often as asked."""
+
+    content = b""
+    cuts = 1
+
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(self.content)))
+        self.end_headers()
+        cut = type(self).cuts > 0
+        type(self).cuts -= 1
+        self.wfile.write(self.content[: len(self.content) // 2] if cut else self.content)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.mark.parametrize("hashed", [True, False])
+def test_a_connection_cut_halfway_leaves_nothing_and_the_next_call_works(tmp_path, hashed, capfd):
+    buffer = io.BytesIO()
+    torch.save({"w": torch.rand(50_000)}, buffer)
+    sha256 = hashlib.sha256(buffer.getvalue()).hexdigest() if hashed else None
+    handler = type("Handler", (_Broken,), {"content": buffer.getvalue()})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/mscan_t_20230227-119e8c9f.pth"
+        with pytest.raises(CheckpointError, match=r"the download failed.*Nothing was kept; try again"):
+            fetch(url, tmp_path / "cache", sha256)
+        assert list((tmp_path / "cache").iterdir()) == []
+        path = fetch(url, tmp_path / "cache", sha256)
+        server.shutdown()
+    assert path.read_bytes() == buffer.getvalue()
+    assert "100%" in capfd.readouterr().err  # progress was shown
+    assert fetch(url, tmp_path / "cache", sha256) == path  # from the cache: nobody serves it any more
+
+
+def test_a_server_that_refuses_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match=r"^http://127\.0\.0\.1:9/x\.pth: the download failed"):
+        fetch("http://127.0.0.1:9/x.pth", tmp_path)
+
+
+class _Lying(_Broken):
+    """States a length in answer to HEAD that the file has not."""
+
+    cuts = 0
+
+    def do_HEAD(self):
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(self.content) + self.surplus))
+        self.end_headers()
+
+
+@pytest.mark.parametrize("surplus", [0, 7])
+def test_a_file_of_unknown_hash_has_the_length_that_its_server_states(tmp_path, surplus):
+    content = pickle.dumps(ARRAYS, 4)
+    handler = type("Handler", (_Lying,), {"content": content, "surplus": surplus})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/x.pkl"
+        if surplus:
+            with pytest.raises(CheckpointError, match=rf"{len(content)} bytes arrived of {len(content) + 7}"):
+                fetch(url, tmp_path / "cache")
+            assert list((tmp_path / "cache").iterdir()) == []
+        else:
+            assert fetch(url, tmp_path / "cache").read_bytes() == content
+        server.shutdown()
+
+
+def test_damage_inside_a_cached_file_of_unknown_hash_is_found(tmp_path):
+    path = tmp_path / "x.pth"
+    torch.save({"w": torch.rand(1000)}, path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1  # among the weights, where torch.load does not look
+    assert torch.load(path)
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"x\.pth: damaged .*Remove .*x\.pth to download it again"):
+        fetch("http://127.0.0.1:9/x.pth", tmp_path)

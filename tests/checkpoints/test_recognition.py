@@ -1,0 +1,251 @@
+import pytest
+import segmentation_models_pytorch as smp
+import timm
+import torch
+
+import segnext_timm  # noqa: F401
+from random_checkpoints import (
+    VARIANTS,
+    backbone_shapes,
+    paper_spelling,
+    random_state_dict,
+    segmenter_shapes,
+    write,
+    zero_state_dict,
+)
+from segnext_timm.checkpoints.recognition import (
+    backbone_to_native,
+    check_parameters,
+    load_checkpoint,
+    native_to_mmseg,
+    recognise,
+    segmenter_to_native,
+    unnest,
+)
+from segnext_timm.errors import CheckpointError
+
+
+@pytest.fixture(scope="module")
+def names():
+    return set(timm.create_model("mscan_t").state_dict())
+
+
+@pytest.mark.parametrize("dialect", ["paper", "mmseg"])
+def test_every_published_name_becomes_a_native_one(dialect, names):
+    native = backbone_to_native(random_state_dict(backbone_shapes("t", dialect, classifier=True)))
+    assert set(native) == names
+
+
+def test_both_spellings_hold_the_same_weights():
+    paper = random_state_dict(backbone_shapes("t", "paper"))
+    mmseg = {name.replace("dwconv.dwconv", "dwconv"): value for name, value in paper.items()}
+    assert paper.keys() == paper_spelling(mmseg).keys()
+    one, other = backbone_to_native(paper), backbone_to_native(mmseg)
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_strip_convolutions_find_their_place():
+    published = random_state_dict(backbone_shapes("t"))
+    native = backbone_to_native(published)
+    for branch in range(3):
+        for strip in range(2):
+            old = f"block2.1.attn.spatial_gating_unit.conv{branch}_{strip + 1}.weight"
+            assert torch.equal(native[f"stages.1.blocks.1.attn.msca.branches.{branch}.{strip}.weight"], published[old])
+
+
+def test_nested_checkpoints_are_unnested():
+    flat = random_state_dict({"head.bias": (4,)})
+    for nested in (
+        flat,
+        {"state_dict": flat, "meta": {}},
+        {"model": flat, "optimizer": {}},
+        {"model": {"model": flat}},
+    ):
+        assert unnest(nested).keys() == flat.keys()
+
+
+def test_native_parameters_pass_unchanged(names):
+    state_dict = timm.create_model("mscan_t").state_dict()
+    assert backbone_to_native(state_dict).keys() == names
+
+
+def test_a_backbone_is_taken_out_of_a_segmenter():
+    segmenter = random_state_dict(segmenter_shapes("t", 5))
+    native = backbone_to_native({"state_dict": segmenter})
+    assert set(native) == set(timm.create_model("mscan_t", num_classes=0).state_dict())
+
+
+def test_unknown_names_are_kept_for_load_state_dict_to_report():
+    native = backbone_to_native(random_state_dict(backbone_shapes("t") | {"foo.bar": (1,)}))
+    assert "foo.bar" in native
+
+
+def test_other_checkpoints_are_refused():
+    with pytest.raises(ValueError, match=r"not a checkpoint of MSCAN.*found conv1\.weight"):
+        backbone_to_native({"conv1.weight": torch.zeros(1)})
+    with pytest.raises(ValueError, match="no tensors"):
+        backbone_to_native({})
+    with pytest.raises(ValueError, match="not a published SegNeXt segmenter"):
+        segmenter_to_native(random_state_dict(backbone_shapes("t")))
+
+
+def test_a_published_segmenter_has_all_parameters_but_the_bases():
+    model = smp.create_model("segnext", "tu-mscan_t", encoder_weights=None, classes=5)
+    native = segmenter_to_native({"state_dict": random_state_dict(segmenter_shapes("t", 5))})
+    assert set(model.state_dict()) - set(native) == {"decoder.hamburger.nmf.bases"}
+    assert set(native) <= set(model.state_dict())
+
+
+# Back to mmsegmentation
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_native_to_mmsegmentation_to_native_is_the_identity(variant):
+    published = zero_state_dict(segmenter_shapes(variant, 7))
+    native = segmenter_to_native(published)
+    back = native_to_mmseg(native)
+    assert {name: v.shape for name, v in back.items()} == {name: v.shape for name, v in published.items()}
+    again = segmenter_to_native(back)
+    assert {name: v.shape for name, v in again.items()} == {name: v.shape for name, v in native.items()}
+    published = zero_state_dict(backbone_shapes(variant, classifier=True))
+    assert native_to_mmseg(backbone_to_native(published)).keys() == published.keys()
+
+
+def test_the_values_come_back_too():
+    published = random_state_dict(segmenter_shapes("t", 7))
+    back = native_to_mmseg(segmenter_to_native(published))
+    assert all(torch.equal(back[name], published[name]) for name in published)
+
+
+def test_the_model_s_bases_stay_here():
+    model = smp.create_model("segnext", "tu-mscan_t", encoder_weights=None, classes=7)
+    assert native_to_mmseg(model.state_dict()).keys() == segmenter_shapes("t", 7).keys()
+
+
+def test_what_mmsegmentation_has_no_place_for_is_named():
+    arguments = {"encoder_weights": None, "classes": 2}
+    with pytest.raises(CheckpointError, match=r"no place for 'classification_head\."):
+        native_to_mmseg(smp.SegNeXt("tu-test_mscan", aux_params={"classes": 3}, **arguments).state_dict())
+    with pytest.raises(CheckpointError, match="has four stages, this one fewer"):
+        native_to_mmseg(smp.SegNeXt("tu-test_mscan", encoder_depth=4, **arguments).state_dict())
+
+
+# Recognising
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("spelling", ["the paper's code", "mmsegmentation"])
+def test_variants_are_recognised_by_their_tensors(variant, spelling):
+    spell = paper_spelling if spelling == "the paper's code" else dict
+    channels, paper_rank = VARIANTS[variant][3:]
+    found = recognise({"state_dict": spell(zero_state_dict(segmenter_shapes(variant, 19)))})
+    assert (found.kind, found.architecture, found.spelling) == ("segmenter", f"mscan_{variant}", spelling)
+    assert (found.num_classes, found.in_chans, found.decoder_channels) == (19, 3, channels)
+    assert (found.rank, found.rank_source) == (paper_rank, "that of the paper's code; the file does not tell")
+    for classifier, classes in ((True, 1000), (False, 0)):
+        found = recognise(spell(zero_state_dict(backbone_shapes(variant, classifier=classifier))))
+        assert (found.kind, found.architecture, found.spelling) == ("backbone", f"mscan_{variant}", spelling)
+        assert (found.num_classes, found.rank, found.decoder_channels) == (classes, None, None)
+
+
+def test_native_models_are_recognised():
+    backbone = timm.create_model("mscan_t", num_classes=10, in_chans=6).state_dict()
+    found = recognise(backbone)
+    assert (found.kind, found.architecture, found.spelling) == ("backbone", "mscan_t", "native")
+    assert (found.num_classes, found.in_chans) == (10, 6)
+    segmenter = smp.create_model(
+        "segnext", "tu-mscan_t", encoder_weights=None, classes=4, decoder_rank=24, decoder_channels=64
+    )
+    found = recognise({"model": segmenter.state_dict()})
+    assert (found.kind, found.spelling, found.num_classes) == ("segmenter", "native", 4)
+    assert (found.decoder_channels, found.rank, found.rank_source) == (64, 24, "that of its bases")
+    assert found.state_dict.keys() == segmenter.state_dict().keys()
+
+
+def test_the_rank_is_as_told_or_that_of_the_configuration_or_the_paper_s():
+    tensors = zero_state_dict(segmenter_shapes("b", 2))
+    assert recognise(tensors).rank == 64
+    told = recognise(tensors, rank=16)
+    assert (told.rank, told.rank_source) == (16, "as told")
+    for config in ("ham_kwargs=dict(MD_R=16)", "'ham_kwargs': {'MD_S': 1, 'MD_R': 16}"):
+        declared = recognise({"state_dict": tensors, "meta": {"cfg": config}})
+        assert (declared.rank, declared.rank_source) == (16, "that of the configuration in the file")
+    assert recognise({"state_dict": tensors, "meta": {"cfg": "MD_R=16"}}, rank=8).rank == 8
+    bases = {"decode_head.hamburger.ham.bases": torch.ones(1, 512, 32)}  # mmsegmentation's, if they are not drawn
+    assert recognise(tensors | bases).rank == 32
+    with pytest.raises(CheckpointError, match="its bases are of rank 32, not 16: leave the rank out"):
+        recognise(tensors | bases, rank=16)
+
+
+def test_class_names_and_palette_come_from_meta():
+    tensors = zero_state_dict(segmenter_shapes("t", 2))
+    palette = [[0, 0, 0], [255, 0, 0]]
+    for meta in (
+        {"CLASSES": ("wall", "door"), "PALETTE": palette},
+        {"dataset_meta": {"classes": ["wall", "door"], "palette": torch.tensor(palette).numpy()}},
+    ):
+        found = recognise({"state_dict": tensors, "meta": meta})
+        assert (found.label_names, found.palette) == (("wall", "door"), ((0, 0, 0), (255, 0, 0)))
+    for meta in ({"CLASSES": ("wall",)}, {"CLASSES": None}, {}, None):  # of another number of classes, or none
+        assert recognise({"state_dict": tensors, "meta": meta}).label_names is None
+
+
+def test_averages_are_taken_when_asked():
+    plain, average = {"head.bias": torch.zeros(2)}, {"head.bias": torch.ones(2)}
+    for checkpoint in (
+        {"state_dict": plain, "state_dict_ema": average},
+        {"state_dict": plain, "ema_state_dict": {"steps": torch.tensor(3), "module.head.bias": average["head.bias"]}},
+        {"model": plain, "model_ema": average},
+        {"model": plain, "ema": {"model": average}},
+        {"state_dict": plain | {"ema_head_bias": average["head.bias"]}},
+    ):
+        assert torch.equal(unnest(checkpoint)["head.bias"], plain["head.bias"])
+        assert torch.equal(unnest(checkpoint, ema=True)["head.bias"], average["head.bias"])
+        assert unnest(checkpoint).keys() == plain.keys()
+    with pytest.raises(CheckpointError, match="no moving average"):
+        unnest({"state_dict": plain}, ema=True)
+
+
+def test_wrappers_prefixes_are_taken_off():
+    for prefix in ("module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."):
+        assert unnest({f"{prefix}head.bias": torch.zeros(2)}).keys() == {"head.bias"}
+
+
+def test_batches_that_jittor_does_not_count_are_added(tmp_path, names):
+    path = write(tmp_path / "mscan_t", random_state_dict(backbone_shapes("t", classifier=True)), "jittor")
+    assert load_checkpoint(path).state_dict.keys() == names
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (torch.zeros(3), "a Tensor, not parameters by name"),
+        (
+            {"conv1.weight": torch.zeros(64, 3, 7, 7), "layer1.0.conv1.weight": torch.zeros(64)},
+            "not a checkpoint of MSCAN",
+        ),
+        ({"state_dict": {}}, "not a checkpoint of MSCAN or SegNeXt.*found no tensors"),
+        ({0: torch.zeros(3)}, "not a checkpoint of MSCAN or SegNeXt.*found 0"),
+        (
+            {f"stages.{i}.norm.weight": torch.zeros(8) for i in range(4)},
+            r"an MSCAN of channels \(8, 8, 8, 8\) and depths \(0, 0, 0, 0\), which is none of mscan_t",
+        ),
+        (
+            zero_state_dict(backbone_shapes("t")) | {"norm1.bias": torch.tensor([float("nan")] * 32)},
+            "NaN or infinity in 'stages.0.norm.bias'",
+        ),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_line_with_the_file(tmp_path, content, message):
+    torch.save(content, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match=rf"x\.pth: {message}") as error:
+        load_checkpoint(tmp_path / "x.pth")
+    assert "\n" not in str(error.value)
+
+
+def test_differing_parameters_are_counted():
+    expected = {name: torch.zeros(2) for name in "abcdef"}
+    check_parameters(expected, expected)
+    with pytest.raises(CheckpointError, match=r"lacks d, e and 1 more; has the unknown x; has the wrong shape in a"):
+        check_parameters({"a": torch.zeros(3), "b": torch.zeros(2), "c": torch.zeros(2), "x": torch.zeros(2)}, expected)

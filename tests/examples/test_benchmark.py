@@ -1,0 +1,68 @@
+import json
+
+import pytest
+from PIL import Image
+
+import benchmark
+from segmentation.recipe import UserError
+
+SEGNEXT = "segnext:tu-test_mscan"  # narrow
+
+
+@pytest.fixture(autouse=True)
+def _quick_ceilings(monkeypatch):
+    monkeypatch.setattr(benchmark, "CEILING_SIDE", {"cpu": 256, "cuda": 256})
+
+
+def run(tmp_path, *arguments):
+    benchmark.main([*map(str, arguments), "--out", str(tmp_path / "out"), "--classes", "5", "--device", "cpu"])
+    return json.loads((tmp_path / "out" / "benchmark.json").read_text())["results"]
+
+
+def test_growth_over_sizes_and_batches(tmp_path, capsys):
+    contenders = (f"{SEGNEXT}@fused", "unet:tu-test_mscan@bf16", "test_mscan@eager")
+    sizes = ("--sizes", "64", "64x96", "--batches", "1", "2", "--rounds", "2", "--warmup", "0", "--no-memory")
+    results = run(tmp_path, "--contenders", *contenders, "--tasks", "logits", *sizes)
+    assert [r["contender"] for r in results[:3]] == list(contenders)
+    assert len(results) == 12
+    assert all(len(r["times_ms"]) == 2 and r["gflops"] > 0 and r["gigabytes"] > 0 for r in results)
+    assert results[6]["gflops"] == pytest.approx(1.5 * results[0]["gflops"], rel=0.1)
+    assert capsys.readouterr().out.count("| `unet:tu-test_mscan@bf16` |") == 4
+    assert Image.open(tmp_path / "out" / "benchmark.png").width > 300
+
+
+def test_what_cannot_be_run_is_left_out_and_said(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(benchmark.importlib.util, "find_spec", lambda name: None)
+    ways = ("openvino", "memory", "graph", "eager")
+    contenders = ("mmseg_t@eager", *(f"{SEGNEXT}@{way}" for way in ways))
+    results = run(
+        tmp_path, "--contenders", *contenders, "--sizes", 64, "--tasks", "labels", "--rounds", 1, "--no-memory"
+    )
+    assert [r["contender"] for r in results] == [f"{SEGNEXT}@eager"]
+    said = capsys.readouterr().out
+    assert "mmseg_t@eager is left out: mmseg not installed." in said
+    assert "openvino is left out: openvino not installed." in said
+    assert "memory is left out: memory is a way to train." in said
+    assert "graph is left out: CUDA graphs need CUDA." in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--contenders", "segnext_t"), r"'segnext_t' is not of the form MODEL@WAY"),
+        (("--sizes", "5k"), "size '5k' is neither a side"),
+        (("--contenders", "segnext_t@quick"), "'quick' is no way to run"),
+        (("--contenders", "mscan_x@eager"), "'mscan_x' is no model of timm"),
+    ],
+)
+def test_mistakes_are_named(arguments, message, tmp_path):
+    with pytest.raises((UserError, ValueError), match=message):
+        run(tmp_path, *arguments, "--rounds", 1, "--no-memory")
+
+
+@pytest.mark.slow
+def test_training_steps_with_their_memory(tmp_path):
+    contenders = (f"{SEGNEXT}@eager", f"{SEGNEXT}@memory")
+    eager, memory = run(tmp_path, "--contenders", *contenders, "--tasks", "train", "--sizes", 256, "--rounds", 2)
+    assert 0 < memory["tensors_mb"] < eager["tensors_mb"]
+    assert memory["process_mb"] > 0

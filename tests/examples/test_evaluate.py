@@ -1,0 +1,182 @@
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import segmentation_models_pytorch as smp
+import torch
+from accelerate.state import AcceleratorState
+from huggingface_hub import ModelCard
+
+import evaluate
+import miniatures
+import show_data
+import train
+from segmentation import data, layouts
+from segmentation.metrics import Scores
+from segmentation.recipe import EvalSettings, SettingsError, parse
+from segnext_timm.prediction.pipeline import slow_precision
+
+EXAMPLES = Path(data.__file__).parents[1]
+FOLDER = str(EXAMPLES / "recipes" / "folder.yaml")
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A data folder of three classes, and the folder of a model for it; gives (data, model)."""
+    miniatures.make(
+        "folder", tmp_path / "data", [0, 1, 2, 255], sizes=((48, 64), (64, 48), (33, 97), (40, 40), (32, 50))
+    )
+    torch.manual_seed(0)
+    model = smp.SegNeXt("tu-test_mscan", encoder_weights=None, classes=3, decoder_channels=32, decoder_rank=4)
+    torch.nn.init.normal_(model.segmentation_head[0].weight)
+    model.save_pretrained(tmp_path / "model")
+    return tmp_path / "data", tmp_path / "model"
+
+
+@pytest.fixture(autouse=True)
+def new_accelerator():
+    """Accelerate keeps its state for the process's life; each test is to begin anew."""
+    yield
+    AcceleratorState._reset_state(True)
+
+
+def test_scores_are_what_their_definitions_say():
+    # truth: 4 pixels of a, 2 of b, none of c and d; c is predicted once
+    scores = Scores("abcd", torch.tensor([[3, 0, 1, 0], [1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]))
+    assert scores.iou.tolist()[:3] == [3 / 5, 1 / 2, 0]
+    assert math.isnan(scores.iou[3])  # in neither: left out of the mean
+    assert scores.miou == pytest.approx((3 / 5 + 1 / 2) / 3)
+    assert scores.accuracy.tolist()[:2] == [3 / 4, 1 / 2]
+    assert scores.macc == pytest.approx(5 / 8)  # classes in the truth
+    assert scores.aacc == pytest.approx(4 / 6)
+    assert scores.commonest_class_miou == pytest.approx(4 / 6 / 2)
+    content = scores.as_dict()
+    assert content["miou"] == pytest.approx(100 * scores.miou, abs=1e-5)
+    assert content["iou"]["d"] is None
+    assert content["pixels"]["a"] == {"intersection": 3, "union": 5, "truth": 4, "predicted": 4}
+    assert "absent" in scores.table()
+
+
+def run(*arguments):
+    return evaluate.main(list(map(str, arguments)))
+
+
+def test_every_pixel_of_every_image_is_counted_once(root, tmp_path, capsys):
+    folder, model = root
+    scores = run(model, FOLDER, "--data_root", folder, "--workers", 0, "--json", tmp_path / "scores.json")
+    split = layouts.open_split("folder", folder, "val")
+    labels = np.concatenate([split.open(i)[1].ravel() for i in range(len(split))])
+    assert scores.confusion.sum(1).tolist() == [int((labels == i).sum()) for i in range(3)]
+    content = json.loads((tmp_path / "scores.json").read_text())
+    assert content["images"] == 5
+    assert set(content["iou"]) == {"class 0", "class 1", "class 2"}
+    assert {"miou", "macc", "aacc", "pixels"} <= set(content)
+    assert "class 1" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_figures_of_one(root, tmp_path):
+    folder, model = root
+    run(model, FOLDER, "--data_root", folder, "--workers", 0, "--json", tmp_path / "one.json", "--flip")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    options = ["--data_root", folder, "--workers", "1", "--json", tmp_path / "two.json", "--flip"]
+    env = {**os.environ, "ACCELERATE_USE_CPU": "1"}
+    command = [*command, EXAMPLES / "evaluate.py", model, FOLDER, *options]
+    subprocess.run(command, check=True, capture_output=True, env=env)
+    assert json.loads((tmp_path / "one.json").read_text()) == json.loads((tmp_path / "two.json").read_text())
+
+
+def test_results_go_into_card_and_configuration(root):
+    folder, model = root
+    for scales in ((), ("--scales", 0.5, 1.0, "--flip")):
+        scores = run(model, FOLDER, "--data_root", folder, "--workers", 0, "--write_card", *scales)
+    results = smp.from_pretrained(model).pretrained_cfg["results"]
+    assert [(r["metric"], r["setting"]) for r in results] == [
+        (metric, setting) for setting in ("single scale", "multi-scale + flip") for metric in ("mIoU", "mAcc", "aAcc")
+    ]
+    card = ModelCard.load(model / "README.md")
+    (found,) = [r for r in card.data.eval_results if r.metric_name == "mIoU multi-scale + flip"]
+    assert found.metric_value == round(100 * scores.miou, 2)
+    assert (found.dataset_name, found.dataset_split) == ("data", "val")
+    assert f"| mIoU | multi-scale + flip | {round(100 * scores.miou, 2)} |" in card.text
+    card.text += "\nMy own words.\n"
+    card.save(model / "README.md")
+    run(model, FOLDER, "--data_root", folder, "--workers", 0, "--write_card")
+    assert "My own words." in ModelCard.load(model / "README.md").text
+    assert len(ModelCard.load(model / "README.md").data.eval_results) == 6
+
+
+@pytest.mark.parametrize("scales", [("0.5,1,1.5",), ("0.5", "1", "1.5"), ("0.5,", "1", "1.5"), ("=0.5,1,1.5",)])
+def test_lists_of_numbers_are_given_with_commas_or_spaces(scales):
+    words = ["--scales" + scales[0]] if scales[0].startswith("=") else ["--scales", *scales]
+    settings = parse(EvalSettings, [FOLDER, *words, "--data_root", "a,b"], "")
+    assert settings.scales == (0.5, 1.0, 1.5)
+    assert settings.data_root == "a,b"
+
+
+@pytest.mark.parametrize(("script", "names"), [("train", "RECIPE"), ("data", "RECIPE"), ("evaluate", "MODEL RECIPE")])
+def test_help_and_errors_name_the_positional_arguments(script, names, monkeypatch, capsys):
+    main = {"train": train.main, "data": show_data.main, "evaluate": evaluate.main}[script]
+    monkeypatch.setattr(sys, "argv", [f"{script}.py"])
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    shown = capsys.readouterr().out
+    assert f"usage: {script}.py {names} [-h]" in shown
+    assert "RECIPE is a file of settings" in shown
+    with pytest.raises(SettingsError, match=rf"{names.split()[0]} is missing: .* Usage: {script}\.py {names} \["):
+        main([])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_precision_that_is_slow_here_is_pointed_out(root, capsys, precision):
+    folder, model = root
+    run(model, FOLDER, "--data_root", folder, "--workers", 0, "--precision", precision)
+    said = slow_precision(torch.device("cpu"), precision)
+    assert said is None or capsys.readouterr().out.count(said) == 1
+    assert precision == "bf16" or said is None
+
+
+def test_masks_with_values_of_their_own_are_evaluated(root):
+    folder, model = root
+    (folder / "classes.txt").write_text("2 a\n0 b\n1 c\n", encoding="utf-8")
+    moved = run(model, FOLDER, "--data_root", folder, "--workers", 0).confusion.sum(1).tolist()
+    (folder / "classes.txt").write_text("a\nb\nc\n", encoding="utf-8")
+    plain = run(model, FOLDER, "--data_root", folder, "--workers", 0).confusion.sum(1).tolist()
+    assert moved == [plain[2], plain[0], plain[1]]
+    assert len(set(plain)) == 3
+
+
+def test_pictures_are_drawn(root, tmp_path):
+    folder, model = root
+    run(model, FOLDER, "--data_root", folder, "--workers", 0, "--plots", tmp_path / "plots")
+    assert sorted(f.name for f in (tmp_path / "plots").iterdir()) == ["confusion.png", "iou.png"]
+
+
+def test_mistakes_are_named(root, tmp_path):
+    folder, model = root
+    common = ("--data_root", folder, "--workers", 0)
+    with pytest.raises(SettingsError, match=r"MODEL is missing: .* Usage: evaluate\.py MODEL RECIPE"):
+        run(FOLDER, *common)
+    with pytest.raises(SettingsError, match=r"RECIPE is missing: .* Usage: .* MODEL RECIPE"):
+        run(model)
+    with pytest.raises(FileNotFoundError, match="nomodel: no such folder, no name on the Hub"):
+        run("nomodel", FOLDER, *common)
+    with pytest.raises(ValueError, match="--write_card needs a model folder"):
+        run("segnext_t", FOLDER, "--write_card", *common)
+    (folder / "classes.txt").write_text("a\nb\nc\nd\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="the model has 3 classes, the data set 4"):
+        run(model, FOLDER, *common)
+    recipe = tmp_path / "x.yaml"
+    recipe.write_text("crop_sise: 3\n", encoding="utf-8")
+    with pytest.raises(SettingsError, match=r"there is no setting 'crop_sise'\. Did you mean crop_size"):
+        run(model, recipe)
+    command = [sys.executable, EXAMPLES / "evaluate.py", model, FOLDER, "--data_root", tmp_path / "none"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("evaluate.py: ")
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,315 @@
+"""Folders and models on their way to the Hub and back."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import segmentation_models_pytorch as smp
+import timm
+import torch
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file
+
+import hub_server
+import segnext_timm
+from random_checkpoints import backbone_shapes, random_state_dict, segmenter_shapes, write
+from segnext_timm import CheckpointError, convert, push_to_hub
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return random_state_dict(backbone_shapes("t", classifier=True))
+
+
+@pytest.fixture(scope="module")
+def segmenter():
+    return random_state_dict(segmenter_shapes("t", 5))
+
+
+def narrow(**kwargs):
+    """A narrow segmenter."""
+    return smp.SegNeXt("tu-test_mscan", encoder_weights=None, classes=3, decoder_channels=32, decoder_rank=8, **kwargs)
+
+
+# Pushing and pulling. The client reads where the Hub is when it is imported: it runs in a process of its own.
+
+CLIENT = """
+import sys, torch, timm, segmentation_models_pytorch as smp, segnext_timm
+from huggingface_hub import HfApi, ModelCard
+from pathlib import Path
+folder = Path(sys.argv[1])
+
+def equal(one, other):
+    one, other = one.state_dict(), other.state_dict()
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+def narrow(**kwargs):
+    return smp.SegNeXt("tu-test_mscan", encoder_weights=None, classes=3, decoder_channels=32, decoder_rank=8, **kwargs)
+"""
+
+
+@pytest.fixture
+def hub(tmp_path):
+    """A Hub on loopback, and a function that runs code as its client; gives (hub, run)."""
+    with hub_server.serve() as server:
+        env = {
+            **os.environ,
+            "HF_ENDPOINT": server.url,
+            "HF_HOME": str(tmp_path / "hf"),
+            "HF_HUB_DISABLE_XET": "1",  # a storage of the Hub's own; LFS is the protocol that is open
+            "OMP_NUM_THREADS": "1",
+        }
+
+        def run(code, token="hf_writer", check=True):
+            command = [sys.executable, "-c", CLIENT + code, str(tmp_path)]
+            done = subprocess.run(command, env=env | {"HF_TOKEN": token}, capture_output=True, text=True)
+            assert not check or done.returncode == 0, done.stderr
+            return done
+
+        yield server, run
+
+
+def test_models_and_folders_come_back_bit_equal_from_the_hub(hub, tmp_path, backbone, segmenter):
+    server, run = hub
+    convert(write(tmp_path / "backbone", backbone, "mmseg"), tmp_path / "backbone")
+    convert(write(tmp_path / "segmenter", segmenter, "jittor"), tmp_path / "segmenter")
+    run("""
+model = timm.create_model("test_mscan", num_classes=7)
+commit = segnext_timm.push_to_hub(model, "writer/model", commit_message="Mine")
+assert "/writer/model/commit/" in commit.commit_url
+assert equal(model, timm.create_model("hf-hub:writer/model", pretrained=True))
+
+model = narrow(pretrained_cfg={"label_names": ["a", "b", "c"], "dataset": "ADE20K"})
+result = {"dataset": "ADE20K", "metric": "mIoU", "value": 41.5, "split": "validation", "source": "https://x.org"}
+segnext_timm.push_to_hub(model, "writer/segmenter", private=True, card={"results": [result], "license": "mit"})
+assert equal(model, smp.from_pretrained("writer/segmenter"))
+assert smp.from_pretrained("writer/segmenter").pretrained_cfg["label_names"] == ["a", "b", "c"]
+
+segnext_timm.push_to_hub(folder / "backbone", "writer/converted-backbone")
+assert equal(timm.create_model(f"local-dir:{folder / 'backbone'}", pretrained=True),
+             timm.create_model("hf-hub:writer/converted-backbone", pretrained=True))
+segnext_timm.push_to_hub(folder / "segmenter", "writer/converted")
+assert equal(smp.from_pretrained(folder / "segmenter"), smp.from_pretrained("writer/converted"))
+
+encoder = smp.create_model("segnext", "tu-hf-hub:writer/model", encoder_weights=True).encoder.model
+pulled = timm.create_model("hf-hub:writer/model", pretrained=True)
+assert torch.equal(encoder.stem.conv1.weight, pulled.stem.conv1.weight)
+assert HfApi().model_info("writer/segmenter").private
+""")
+    for name in ("model", "segmenter", "converted-backbone", "converted"):
+        files = server.repos[f"writer/{name}"].branches["main"]
+        assert sorted(files) == ["README.md", "config.json", "model.safetensors"]
+        card = ModelCard(files["README.md"].decode())
+        assert card.data.library_name == (
+            "timm" if name in ("model", "converted-backbone") else "segmentation-models-pytorch"
+        )
+        assert f"writer/{name}" in card.text and "USER/REPO" not in card.text
+    assert server.repos["writer/model"].messages == ["Mine"]
+    card = ModelCard(server.repos["writer/segmenter"].branches["main"]["README.md"].decode())
+    (result,) = card.data.eval_results
+    assert (result.metric_type, result.metric_value, result.dataset_split) == ("mean_iou", 41.5, "validation")
+    assert (result.dataset_type, result.source_url) == ("scene_parse_150", "https://x.org")
+    assert (card.data.license, card.data.pipeline_tag) == ("mit", "image-segmentation")
+    assert "0 a, 1 b, 2 c" in card.text
+    sent = {r.split("/")[-1] for r in server.requests}
+    assert {"create", "preupload", "batch", "verify"} <= sent | {r.split("/")[-2] for r in server.requests}
+
+
+def test_branches_pull_requests_and_cards(hub):
+    _, run = hub
+    run("""
+model = narrow()
+segnext_timm.push_to_hub(model, "writer/x")
+torch.nn.init.ones_(model.segmentation_head[0].bias)
+commit = segnext_timm.push_to_hub(model, "writer/x", create_pr=True)
+assert commit.pr_url.endswith("/writer/x/discussions/1")
+assert not equal(model, smp.from_pretrained("writer/x"))
+assert equal(model, smp.from_pretrained("writer/x", revision="refs/pr/1"))
+segnext_timm.push_to_hub(model, "writer/x", revision="dev/two")
+assert equal(model, smp.from_pretrained("writer/x", revision="dev/two"))
+assert not equal(model, smp.from_pretrained("writer/x"))
+
+card = ModelCard.load("writer/x")
+card.text += "Edited by hand."
+card.push_to_hub("writer/x")
+segnext_timm.push_to_hub(model, "writer/x")
+assert "Edited by hand" in ModelCard.load("writer/x").text
+segnext_timm.push_to_hub(model, "writer/x", card=ModelCard("---\\nlicense: mit\\n---\\nLoad USER/REPO."))
+assert ModelCard.load("writer/x").text.endswith("Load writer/x.")
+""")
+
+
+def test_smp_s_own_way_to_the_hub_names_the_repository(hub):
+    server, run = hub
+    run("""
+model = narrow()
+model.push_to_hub("writer/one")
+model.push_to_hub("two")  # without a user: the token's
+model.save_pretrained(folder / "three", push_to_hub=True, repo_id="writer/three", metrics={"mIoU": 0.5})
+assert 'from_pretrained(".")' in (folder / "three" / "README.md").read_text()
+model.push_to_hub("writer/one", commit_message="again")
+assert equal(model, smp.from_pretrained("writer/three"))
+""")
+    for name in ("one", "two", "three"):
+        card = server.repos[f"writer/{name}"].branches["main"]["README.md"].decode()
+        assert f'smp.from_pretrained("writer/{name}")' in card
+        assert 'from_pretrained(".")' not in card and "USER/REPO" not in card
+    assert "| mIoU |  | 0.5 |" in server.repos["writer/three"].branches["main"]["README.md"].decode()
+
+
+def test_an_edited_card_of_a_folder_keeps_its_words_and_gets_the_place(hub, tmp_path):
+    server, run = hub
+    narrow().save_pretrained(tmp_path / "run")
+    path = tmp_path / "run" / "README.md"
+    path.write_text(path.read_text(encoding="utf-8") + "\nMy words on USER/REPO.\n", encoding="utf-8")
+    before = path.read_bytes()
+    run('segnext_timm.push_to_hub(folder / "run", "writer/x")')
+    card = server.repos["writer/x"].branches["main"]["README.md"].decode()
+    assert 'smp.from_pretrained("writer/x")' in card
+    assert card.rstrip().endswith("My words on writer/x.")
+    assert path.read_bytes() == before
+
+
+def test_pushing_again_changes_only_what_is_new(hub):
+    server, run = hub
+    run("""
+model = narrow()
+one = segnext_timm.push_to_hub(model, "writer/x", commit_message="one")
+two = segnext_timm.push_to_hub(model, "writer/x", commit_message="nothing new")
+assert one.oid == two.oid
+torch.nn.init.ones_(model.segmentation_head[0].bias)
+license = {"license": "mit"}
+segnext_timm.push_to_hub(model, "writer/x", revision="dev", commit_message="two")
+segnext_timm.push_to_hub(model, "writer/x", revision="dev", create_pr=True, commit_message="pr", card=license)
+assert ModelCard(HfApi().hf_hub_download("writer/x", "README.md", revision="refs/pr/1")).content
+""")
+    assert server.repos["writer/x"].messages == ["one", "two", "pr"]
+    assert b"license: mit" in server.repos["writer/x"].branches["refs/pr/1"]["README.md"]
+    assert b"license:" not in server.repos["writer/x"].branches["dev"]["README.md"]
+
+
+def test_private_never_pushes_to_a_public_repository(hub):
+    server, run = hub
+    done = run(
+        """
+segnext_timm.push_to_hub(narrow(), "writer/x")
+segnext_timm.push_to_hub(narrow(), "writer/x", private=True)
+""",
+        check=False,
+    )
+    assert "ValueError: writer/x exists and is public: make it private on the Hub, or choose" in done.stderr
+    assert len(server.repos["writer/x"].messages) == 1
+
+
+def test_fused_models_make_no_repository_and_break_no_folder(hub, tmp_path):
+    server, run = hub
+    narrow().save_pretrained(tmp_path / "kept")
+    before = {file.name: file.read_bytes() for file in (tmp_path / "kept").iterdir()}
+    run("""
+fused = segnext_timm.fuse(narrow().eval())
+unet = segnext_timm.fuse(smp.Unet("tu-test_mscan", encoder_weights=None).eval())
+backbone = segnext_timm.fuse(timm.create_model("test_mscan").eval())
+tries = [lambda: fused.push_to_hub("writer/x"), lambda: fused.save_pretrained(folder / "kept")]
+tries += [lambda m=m: segnext_timm.push_to_hub(m, "writer/x") for m in (fused, unet, backbone)]
+for attempt in tries:
+    try:
+        attempt()
+    except ValueError as error:
+        assert str(error).startswith("A fused model cannot be") and "\\n" not in str(error)
+    else:
+        raise AssertionError("not refused")
+""")
+    assert server.repos == {}
+    assert {file.name: file.read_bytes() for file in (tmp_path / "kept").iterdir()} == before
+
+
+def test_files_that_are_not_the_model_s_are_asked_about(hub, tmp_path):
+    server, run = hub
+    narrow().save_pretrained(tmp_path / "run")
+    (tmp_path / "run" / "curve.png").write_bytes(b"png")
+    (tmp_path / "run" / "secrets.env").write_text("x", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"holds more than the model's files: curve\.png, secrets\.env"):
+        push_to_hub(tmp_path / "run", "writer/x")
+    run("""
+segnext_timm.push_to_hub(folder / "run", "writer/x", extra_files=False)
+files = [f.rfilename for f in HfApi().model_info("writer/x").siblings]
+assert files == ["README.md", "config.json", "model.safetensors"]
+asked = []
+segnext_timm.push_to_hub(folder / "run", "writer/x", extra_files=lambda names: asked.extend(names) or True)
+assert asked == ["curve.png", "secrets.env"]
+""")
+    assert "curve.png" in server.repos["writer/x"].branches["main"]
+    (tmp_path / "run" / "last.pth").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"holds pickles, which are not pushed: remove last\.pth"):
+        push_to_hub(tmp_path / "run", "writer/x", extra_files=True)
+
+
+@pytest.mark.parametrize(
+    ("token", "message"),
+    [
+        ("", "There is no token for the Hub: log in with `hf auth login`, or set HF_TOKEN."),
+        ("hf_old", "The Hub refused the token: log in with `hf auth login`, or set HF_TOKEN."),
+        ("hf_reader", "The token may not write to writer/x: take one with write access to it."),
+    ],
+)
+def test_a_missing_or_refused_token_is_one_clear_line(hub, tmp_path, token, message):
+    server, run = hub
+    narrow().save_pretrained(tmp_path / "run")
+    code = "from segnext_timm.cli import main; main(['push', str(folder / 'run'), 'writer/x'])"
+    done = run(code, token=token, check=False)
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1] == f"Error: {message}"
+    assert "Traceback" not in done.stderr
+    assert server.repos == {}
+
+
+def test_a_hub_that_is_away_is_named(tmp_path):
+    narrow().save_pretrained(tmp_path / "run")
+    env = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_TOKEN": "hf_writer", "HF_HOME": str(tmp_path / "hf")}
+    command = [sys.executable, "-m", "segnext_timm.cli", "push", tmp_path / "run", "writer/x"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1].startswith("Error: The Hub cannot be reached: ")
+
+
+def test_what_cannot_be_pushed_is_named(tmp_path):
+    (tmp_path / "x.pth").touch()
+    for what, error, message in (
+        (torch.nn.Linear(1, 1), TypeError, "A Linear cannot be pushed"),
+        (timm.create_model("test_mscan", features_only=True), TypeError, "A FeatureListNet cannot be pushed: pass"),
+        (tmp_path / "x.pth", FileNotFoundError, "a file: convert it to a folder first"),
+        (tmp_path / "none", FileNotFoundError, "no such folder"),
+        (tmp_path, CheckpointError, "not a model folder"),
+    ):
+        with pytest.raises(error, match=message):
+            push_to_hub(what, "writer/x", token="hf_writer")
+
+
+def test_a_folder_with_smp_s_own_card_gets_one_that_claims_nothing(hub, tmp_path):
+    server, run = hub
+    model = smp.FPN("resnet18", encoder_weights=None, classes=3)
+    model.save_pretrained(tmp_path / "fpn", dataset="scenes", metrics={"IoU": 0.5})
+    assert ModelCard.load(tmp_path / "fpn" / "README.md").data.license == "mit"  # the license of smp
+    run("""
+segnext_timm.push_to_hub(folder / "fpn", "writer/x")
+text = (folder / "fpn" / "README.md").read_text()
+(folder / "fpn" / "README.md").write_text(text + "My words.")
+segnext_timm.push_to_hub(folder / "fpn", "writer/edited")
+""")
+    card = ModelCard(server.repos["writer/x"].branches["main"]["README.md"].decode())
+    assert card.data.license is None and card.data.datasets == ["scenes"]
+    assert 'smp.from_pretrained("writer/x")' in card.text and "| IoU |  | 0.5 |" in card.text
+    assert server.repos["writer/edited"].branches["main"]["README.md"].endswith(b"My words.")
+
+
+def test_a_model_keeps_what_is_known_of_its_weights(tmp_path):
+    model = narrow(pretrained_cfg={"label_names": ["a", "b", "c"]})
+    model.pretrained_cfg["dataset"] = "scenes"  # later changes are saved too
+    model.save_pretrained(tmp_path / "one")
+    again = segnext_timm.SegNeXt.from_pretrained(tmp_path / "one")
+    assert again.pretrained_cfg == {"label_names": ["a", "b", "c"], "dataset": "scenes"}
+    assert json.loads((tmp_path / "one" / "config.json").read_text())["pretrained_cfg"] == again.pretrained_cfg
+    assert narrow().pretrained_cfg == {}
+    assert load_file(tmp_path / "one" / "model.safetensors").keys() == model.state_dict().keys()

@@ -1,0 +1,491 @@
+import json
+import socket
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import segmentation_models_pytorch as smp
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import segnext_timm
+import training_memory
+from random_checkpoints import FILES, VARIANTS, accept_cached, backbone_shapes, random_state_dict
+from segnext_timm import LightHamDecoder, SegNeXt, UpsampledCrossEntropyLoss, create_segmenter, fuse
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+# variant: parameters at 150 classes; GMACs at 512² of the published implementation, and of this one
+PUBLISHED = {
+    "t": (4_263_414, 6.40, 6.01),
+    "s": (13_932_886, 15.65, 14.87),
+    "b": (27_636_310, 34.66, 33.02),
+    "l": (48_926_550, 69.69, 66.40),
+}
+
+
+def images(*shape, seed=0):
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed)) * 4 - 2
+
+
+def tiny(**kwargs):
+    """A narrow SegNeXt in evaluation mode."""
+    torch.manual_seed(0)
+    arguments = {"encoder_weights": None, "decoder_channels": 32, "decoder_rank": 4, "classes": 5} | kwargs
+    return smp.create_model("segnext", arguments.pop("encoder_name", "tu-test_mscan"), **arguments).eval()
+
+
+def test_smp_knows_segnext_by_every_name():
+    assert smp.SegNeXt is SegNeXt is segnext_timm.SegNeXt
+    assert smp.MODEL_ARCHITECTURES_MAPPING["segnext"] is SegNeXt
+    assert "SegNeXt" in smp.__all__
+    assert type(smp.create_model("SegNeXt", "tu-test_mscan", encoder_weights=None)) is SegNeXt
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_parameters_are_the_published_ones_and_macs_at_most(variant):
+    parameters, published, gmacs = PUBLISHED[variant]
+    *_, channels, rank = VARIANTS[variant]
+    with torch.device("meta"):
+        model = SegNeXt(
+            f"tu-mscan_{variant}", encoder_weights=None, classes=150, decoder_channels=channels, decoder_rank=rank
+        ).eval()
+        x = torch.empty(1, 3, 512, 512)
+    assert sum(p.numel() for p in model.parameters()) == parameters
+    with FlopCounterMode(display=False) as counter:
+        assert model(x).shape == (1, 150, 512, 512)
+    assert round(counter.get_total_flops() / 2e9, 2) == gmacs < published
+
+
+def test_native_names_are_frozen():
+    assert list(tiny().state_dict()) == (GOLDEN / "segnext_test_mscan.txt").read_text().split()
+
+
+def test_squeezing_before_resizing_equals_squeezing_after():
+    decoder = LightHamDecoder([3, 0, 8, 16, 24, 32], channels=32, rank=4).eval()
+    features = [
+        images(1, c, *s)
+        for c, s in zip((3, 0, 8, 16, 24, 32), ((72, 56), 2 * (1,), *[(18, 14)], (9, 7), (5, 4), (3, 2)))
+    ]
+    squeezed = {}
+    decoder.squeeze_norm.register_forward_pre_hook(lambda module, inputs: squeezed.update(x=inputs[0]))
+    decoder(features)
+    resized = [torch.nn.functional.interpolate(f, (9, 7), mode="bilinear", align_corners=False) for f in features[3:]]
+    weight = torch.cat([conv.weight for conv in decoder.squeeze], dim=1)
+    expected = torch.nn.functional.conv2d(torch.cat(resized, dim=1), weight)
+    torch.testing.assert_close(squeezed["x"], expected)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (33, 47), (64, 96), (129, 32)])
+def test_any_size_is_segmented_at_that_size(size):
+    assert tiny()(images(2, 3, *size)).shape == (2, 5, *size)
+
+
+@pytest.mark.parametrize("depth", [3, 4, 5])
+def test_encoder_depth(depth):
+    model = tiny(encoder_depth=depth)
+    assert len(model.decoder.squeeze) == depth - 2
+    assert model(images(1, 3, 64, 64)).shape == (1, 5, 64, 64)
+
+
+@pytest.mark.parametrize(
+    "encoder_name",
+    [
+        "resnet18",
+        "vgg11",
+        "mit_b0",
+        "mobilenet_v2",
+        "efficientnet-b0",
+        "tu-resnet18",
+        "tu-convnext_atto",
+        "tu-regnetx_002",
+    ],
+)
+def test_any_encoder_trains(encoder_name):
+    model = tiny(encoder_name=encoder_name).train()
+    output = model(images(2, 3, 64, 64))
+    assert output.shape == (2, 5, 64, 64)
+    output.square().mean().backward()
+    assert all(p.grad is not None for p in model.decoder.parameters())
+
+
+@pytest.mark.parametrize("in_channels", [1, 4])
+def test_any_number_of_input_channels(in_channels):
+    assert tiny(in_channels=in_channels)(images(1, in_channels, 64, 64)).shape == (1, 5, 64, 64)
+
+
+def test_timm_arguments_reach_the_encoder():
+    model = tiny(drop_path_rate=0.2, output_stride=16)
+    assert max(getattr(m, "drop_prob", 0) or 0 for m in model.encoder.modules()) == pytest.approx(0.2)
+    assert model.encoder.model.feature_info.reduction() == [4, 8, 16, 16]
+    assert model(images(1, 3, 64, 64)).shape == (1, 5, 64, 64)
+
+
+def test_activation_applies_to_the_resized_logits():
+    x = images(1, 3, 64, 64)
+    logits, probabilities = tiny()(x), tiny(activation="softmax2d")(x)
+    torch.testing.assert_close(probabilities, logits.softmax(1))
+
+
+def test_aux_params_add_a_classification_head():
+    masks, labels = tiny(aux_params={"classes": 7, "dropout": 0.1})(images(2, 3, 64, 64))
+    assert (masks.shape, labels.shape) == ((2, 5, 64, 64), (2, 7))
+
+
+def test_the_last_convolution_starts_small():
+    weight = tiny(classes=150).segmentation_head[0].weight
+    assert weight.std().item() == pytest.approx(0.01, rel=0.1)
+
+
+def test_a_frozen_encoder_stays_as_it_is():
+    model = tiny()
+    model.freeze_encoder()
+    before = {name: value.clone() for name, value in model.encoder.state_dict().items()}
+    model.train()
+    model(images(2, 3, 64, 64)).sum().backward()
+    assert all(p.grad is None for p in model.encoder.parameters())
+    assert all(torch.equal(before[name], value) for name, value in model.encoder.state_dict().items())
+    model.unfreeze_encoder()
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_one_step_gradient_reaches_all_parameters():
+    model = tiny(decoder_one_step_gradient=True).train()
+    model(images(2, 3, 64, 64)).square().mean().backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+
+
+def test_checkpointed_blocks_give_the_same_gradients_and_keep_less():
+    gradients, kept = [], []
+    for enable in (False, True):
+        model = tiny().to(memory_format=torch.channels_last)
+        model.set_grad_checkpointing(enable)
+        assert [stage.grad_checkpointing for stage in list(model.encoder.model.children())[1:]] == [enable] * 4
+        kept.append(sum(training_memory.kept(model, 64)[0].values()))
+        loss = UpsampledCrossEntropyLoss()(model.eval()(images(2, 3, 64, 64)), torch.zeros(2, 64, 64, dtype=torch.long))
+        loss.backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+    assert kept[1] < 0.6 * kept[0]
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient)
+
+
+def test_an_encoder_that_cannot_be_checkpointed_is_named():
+    with pytest.raises(ValueError, match="The encoder ResNetEncoder cannot compute activations again"):
+        tiny(encoder_name="resnet18").set_grad_checkpointing()
+
+
+def test_channels_last_images_stay_channels_last():
+    model = tiny().to(memory_format=torch.channels_last)
+    layouts = {}
+    for name, module in model.named_modules():
+        if name.startswith(("encoder.model.", "decoder.")):
+            module.register_forward_hook(
+                lambda m, i, o, name=name: layouts.update({name: o.is_contiguous(memory_format=torch.channels_last)})
+            )
+    model(images(2, 3, 64, 64).contiguous(memory_format=torch.channels_last))
+    not_channels_last = {name for name, channels_last in layouts.items() if not channels_last}
+    assert not_channels_last <= {"decoder.hamburger.nmf"}  # the decomposition works on matrices
+
+
+# Output of the decoder's size, for the loss
+
+
+def test_upsampling_1_gives_the_decoder_s_logits_as_argument_or_attribute():
+    model, x = tiny(), images(2, 3, 70, 90)
+    full = model(x)
+    model.upsampling = 1
+    logits = model(x)
+    assert logits.shape == (2, 5, 9, 12)
+    assert torch.equal(logits, model.forward_logits(x))
+    assert torch.equal(tiny(upsampling=1)(x), logits)
+    expected = torch.nn.functional.interpolate(logits, (70, 90), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(full, expected)
+    assert model.predict_labels(x).shape == (2, 70, 90)
+    model.upsampling = 8
+    assert torch.equal(model(x), full)
+    assert torch.jit.script(tiny(upsampling=1))(x).shape == (2, 5, 9, 12)
+
+
+@pytest.mark.parametrize("upsampling", [0, 2, 4, "8"])
+def test_other_upsamplings_are_refused(upsampling):
+    with pytest.raises(ValueError, match=r"upsampling must be 8, .* or 1"):
+        tiny(upsampling=upsampling)
+    model = tiny()
+    model.upsampling = upsampling
+    with pytest.raises(ValueError, match=r"upsampling must be 8, .* or 1"):
+        model(images(1, 3, 64, 64))
+
+
+def test_a_model_saved_in_training_loads_as_one_of_full_size(tmp_path):
+    tiny(upsampling=1).save_pretrained(tmp_path / "a")
+    model = tiny()
+    model.upsampling = 1
+    model.save_pretrained(tmp_path / "b")
+    for folder in ("a", "b"):
+        assert smp.from_pretrained(tmp_path / folder)(images(1, 3, 64, 64)).shape == (1, 5, 64, 64)
+
+
+def test_model_and_loss_are_ordinary_modules():
+    assert not hasattr(SegNeXt, "cross_entropy")
+    model, x, target = tiny(upsampling=1).train(), images(2, 3, 64, 64), torch.zeros(2, 64, 64, dtype=torch.long)
+    called = []
+    model.register_forward_hook(lambda *args: called.append(True))
+    UpsampledCrossEntropyLoss()(model(x), target).backward()
+    assert called
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+# What is known of the weights
+
+
+def test_pretrained_cfg_is_saved_whatever_way_it_was_set(tmp_path):
+    names = ["a", "b", "c", "d", "e"]
+    model = tiny()
+    model.pretrained_cfg = {"label_names": names}
+    model.pretrained_cfg["dataset"] = "scenes"
+    model.save_pretrained(tmp_path)
+    assert smp.from_pretrained(tmp_path).pretrained_cfg == {"label_names": names, "dataset": "scenes"}
+    model.pretrained_cfg = None
+    model.save_pretrained(tmp_path)
+    assert smp.from_pretrained(tmp_path).pretrained_cfg == {}
+
+
+@pytest.mark.parametrize(
+    "cfg", [{"label_names": ["a", "b"]}, {"palette": [[0, 0, 0]]}, {"mean": [0.5]}, {"std": [0.5] * 4}]
+)
+def test_pretrained_cfg_of_another_model_is_refused(cfg):
+    (key,) = cfg
+    with pytest.raises(ValueError, match=rf"pretrained_cfg does not fit the model: {key} of \d (classes|channels)"):
+        tiny().pretrained_cfg = cfg
+
+
+def test_another_number_of_classes_does_not_keep_the_names(tmp_path, caplog):
+    model = tiny(pretrained_cfg={"label_names": list("abcde"), "dataset": "scenes", "license": "mit"})
+    model.save_pretrained(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # smp's own, of the last layer
+        loaded = smp.from_pretrained(tmp_path, classes=2, strict=False)
+    assert loaded.pretrained_cfg == {"license": "mit"}
+    assert "left out label_names of 5 classes (the model has 2)" in caplog.text
+
+
+def test_another_number_of_channels_does_not_keep_mean_and_std():
+    cfg = create_segmenter("segnext_t", in_channels=4).pretrained_cfg
+    assert "mean" not in cfg
+    assert "std" not in cfg
+    assert cfg["input_size"] == [4, 512, 512]
+    assert len(cfg["label_names"]) == 150
+
+
+def test_names_that_no_longer_fit_are_not_saved(tmp_path, caplog):
+    model = tiny()
+    model.pretrained_cfg["label_names"] = ["only one"]
+    model.save_pretrained(tmp_path)
+    assert smp.from_pretrained(tmp_path).pretrained_cfg == {}
+    assert "left out label_names of 1 classes" in caplog.text
+
+
+@pytest.mark.parametrize("encoder_name", ["tu-test_mscan", "tu-repvgg_a0", "tu-mobileone_s0", "tu-repvit_m0_9"])
+def test_fused_models_of_any_encoder_are_not_saved(tmp_path, encoder_name):
+    fused = fuse(tiny(encoder_name=encoder_name, encoder_depth=4 if "repvit" in encoder_name else 5))
+    with pytest.raises(ValueError, match=r"^A fused model cannot be saved or pushed, since no other model"):
+        fused.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved" / "model.safetensors").exists()
+    with pytest.raises(ValueError, match="A fused model cannot be"):
+        segnext_timm.push_to_hub(fused, "user/repo")
+
+
+def test_labels_are_predicted_in_evaluation_mode_and_modes_stay():
+    model, x = tiny(), images(1, 3, 64, 64)
+    expected = model.predict_labels(x)
+    model.train()
+    model.freeze_encoder()
+    modes = [module.training for module in model.modules()]
+    assert torch.equal(model.predict_labels(x), expected)
+    assert [module.training for module in model.modules()] == modes
+
+
+# Encoder weights
+
+
+@pytest.fixture
+def seeded(tmp_path, monkeypatch):
+    """The published weights of mscan_t, random here, in a cache of their own: (state dict, cache folder)."""
+    published = random_state_dict(backbone_shapes("t"))
+    cache = tmp_path / "torch" / "hub" / "checkpoints"
+    cache.mkdir(parents=True)
+    torch.save(published, cache / FILES["t"])
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    accept_cached(monkeypatch.setitem)
+    return published, cache
+
+
+@pytest.mark.parametrize("encoder_weights", ["imagenet", True])
+def test_pretrained_encoders_load_without_a_warning(seeded, caplog, encoder_weights):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = smp.create_model("segnext", "tu-mscan_t", encoder_weights=encoder_weights)
+    assert torch.equal(model.encoder.model.stages_3.norm.weight, seeded[0]["norm4.weight"])
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
+@pytest.mark.parametrize("encoder_weights", [None, False])
+def test_random_encoders_load_nothing(seeded, encoder_weights):
+    model = smp.create_model("segnext", "tu-mscan_t", encoder_weights=encoder_weights)
+    assert torch.equal(model.encoder.model.stages_3.norm.weight, torch.ones(256))
+
+
+def test_true_means_imagenet_for_encoders_of_smp():
+    assert segnext_timm.models.segnext._smp_encoder_weights("resnet18", True) == "imagenet"
+    assert segnext_timm.models.segnext._smp_encoder_weights("resnet18", "ssl") == "ssl"
+    assert segnext_timm.models.segnext._smp_encoder_weights("resnet18", False) is None
+
+
+# Saving and loading
+
+
+def test_saving_and_loading_keeps_the_predictions(tmp_path):
+    model, x = tiny(drop_path_rate=0.1, decoder_rank=6, activation="sigmoid"), images(2, 3, 70, 90)
+    model.save_pretrained(tmp_path, dataset="scenes", metrics={"mIoU": 0.5})
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    loaded = smp.from_pretrained(tmp_path)
+    assert type(loaded) is SegNeXt
+    assert not loaded.training
+    assert torch.equal(loaded(x), model(x))
+    assert loaded.config == model.config | {"_model_class": "SegNeXt"}
+    assert torch.equal(SegNeXt.from_pretrained(tmp_path)(x), model(x))
+
+
+def test_a_saved_model_loads_without_its_encoder_weights_or_a_network(seeded, tmp_path, monkeypatch):
+    model = smp.create_model("segnext", "tu-mscan_t", encoder_weights="imagenet").eval()
+    model.save_pretrained(tmp_path / "saved")
+    next(seeded[1].iterdir()).unlink()
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    loaded, x = smp.from_pretrained(tmp_path / "saved"), images(1, 3, 64, 64)
+    assert torch.equal(loaded(x), model(x))
+
+
+def test_the_card_says_how_to_load_the_model(tmp_path):
+    tiny().save_pretrained(tmp_path, dataset="scenes", metrics={"mIoU": 0.5})
+    card = (tmp_path / "README.md").read_text()
+    front_matter = card.split("---")[1]
+    assert "library_name: segmentation-models-pytorch" in front_matter
+    assert "pipeline_tag: image-segmentation" in front_matter
+    assert "license" not in front_matter  # nobody stated one
+    assert front_matter.count("- segnext\n") == 1
+    assert "import segnext_timm" in card
+    assert "scenes" in card
+    assert json.loads((tmp_path / "config.json").read_text())["_model_class"] == "SegNeXt"
+
+
+def test_predictions_are_equal_in_two_processes_alone_or_in_a_batch(tmp_path):
+    model, x = tiny(), images(3, 3, 70, 90)
+    model.save_pretrained(tmp_path / "saved")
+    torch.save(x, tmp_path / "x.pt")
+    code = (
+        "import sys, torch, segmentation_models_pytorch as smp, segnext_timm\n"
+        "model, x = smp.from_pretrained(sys.argv[1]), torch.load(sys.argv[2])\n"
+        "torch.save(model(x).detach(), sys.argv[3])"
+    )
+    outputs = []
+    for name in ("a", "b"):
+        arguments = [str(tmp_path / n) for n in ("saved", "x.pt", name)]
+        subprocess.run([sys.executable, "-c", code, *arguments], check=True, capture_output=True)
+        outputs.append(torch.load(tmp_path / name))
+    assert torch.equal(*outputs)
+    assert torch.equal(outputs[0], model(x))
+    alone = torch.cat([model(image[None]) for image in x])
+    torch.testing.assert_close(alone, outputs[0])
+    assert torch.equal(alone.argmax(1), outputs[0].argmax(1))
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_autocast_stays_finite(dtype, training):
+    torch.manual_seed(0)
+    model = smp.create_model("segnext", "tu-mscan_t", encoder_weights=None, classes=5).train(training)
+    x = images(2, 3, 64, 64) * 50
+    with torch.autocast("cpu", dtype=dtype):
+        output = model(x)
+    assert output.isfinite().all()
+    torch.nn.functional.cross_entropy(output.float(), torch.zeros(2, 64, 64, dtype=torch.long)).backward()
+    assert [name for name, p in model.named_parameters() if not p.grad.isfinite().all()] == []
+
+
+@pytest.mark.slow
+def test_script_compile_and_export_give_the_eager_result():
+    model, x = tiny(), images(2, 3, 70, 90)
+    expected = model(x)
+    torch.testing.assert_close(torch.jit.script(model)(x), expected)
+    torch.testing.assert_close(torch.jit.trace(model, x)(x), expected)
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="eager")
+    size = {i: torch.export.Dim(name, min=33, max=1024) for i, name in ((2, "height"), (3, "width"))}
+    program = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("batch", max=64), **size},))
+    for other in (x, images(1, 3, 64, 64), images(3, 3, 33, 128)):
+        torch.testing.assert_close(compiled(other), model(other))
+        torch.testing.assert_close(program.module()(other), model(other))
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_inductor_gives_the_eager_result():
+    model = tiny()
+    compiled = torch.compile(model, fullgraph=True, dynamic=True)
+    for x in (images(2, 3, 70, 90), images(3, 3, 75, 101)):
+        torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_cuda_autocast_stays_finite_and_close_to_the_cpu(dtype):
+    model, x = tiny(), images(2, 3, 70, 90)
+    expected = model(x)
+    model, x = model.cuda(), x.cuda()
+    torch.testing.assert_close(model(x).cpu(), expected, rtol=1e-2, atol=1e-3)
+    with torch.autocast("cuda", dtype=dtype):
+        output = model.train()(x * 50)
+    assert output.isfinite().all()
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"encoder_name": "tu-mscan_x"}, r"Unknown encoder 'tu-mscan_x'\. Did you mean .*'tu-mscan_[tsbl]'"),
+        ({"encoder_name": "mscan_b"}, r"Unknown encoder 'mscan_b'\. Did you mean 'tu-mscan_b'"),
+        ({"encoder_name": "resnet19"}, r"Unknown encoder 'resnet19'\. Did you mean 'resnet1"),
+        ({"encoder_depth": 2}, "encoder_depth must be 3, 4 or 5, got 2"),
+        ({"decoder_channels": 100}, r"decoder_channels must be a multiple of 32 .*got 100; the nearest is 96"),
+        ({"decoder_channels": 0}, "got 0; the nearest is 32"),
+        ({"decoder_rank": 0}, "rank must be at least 1, got 0"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        tiny(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        (
+            (1, 1, 64, 64),
+            "takes images of 3 channels, got 1. Convert the images, or create the model with in_channels=1",
+        ),
+        ((1, 3, 64, 31), r"32×32 pixels or more, got 64×31 \(height×width\)"),
+        ((3, 64, 64), r"a batch of images \(B, C, H, W\), got a tensor of shape \(3, 64, 64\)"),
+    ],
+)
+def test_bad_images_are_named(shape, message):
+    with pytest.raises(ValueError, match=message):
+        tiny()(images(*shape))

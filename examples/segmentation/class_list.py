@@ -107,7 +107,11 @@ def distinct_colors(count: int) -> tuple[Color, ...]:
 
 
 def _form(path: Path, lines: Sequence[tuple[int, str]]) -> str:
-    """ "name", "value" or "color"; raises a DataError that names a line unless all lines have the same form."""
+    """Find the form of all lines: "name", "value" or "color".
+
+    Raises:
+        DataError: If a line has another form than the lines above it.
+    """
     found: dict[str, int] = {}
     for number, line in lines:
         if line.startswith("#") and not _COLOR.fullmatch(line):

@@ -1,0 +1,1 @@
+"""What others trained: files read, recognized, converted, and published segmenters by name."""

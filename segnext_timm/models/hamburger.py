@@ -39,7 +39,8 @@ class NMF2d(nn.Module):
         one_step_gradient: bool = False,
         eps: float = 1e-6,
     ) -> None:
-        """
+        """Set up the decomposition.
+
         Args:
             channels: Number of channels D.
             rank: Number of bases R.
@@ -145,6 +146,7 @@ class NMF2d(nn.Module):
         return bases, coef.transpose(1, 2).unflatten(2, x.shape[2:])
 
     def extra_repr(self) -> str:
+        """Arguments that `repr` shows."""
         return f"{self.channels}, rank={self.rank}, train_steps={self.train_steps}, eval_steps={self.eval_steps}"
 
 
@@ -160,7 +162,8 @@ class Hamburger(nn.Module):
         one_step_gradient: bool = False,
         num_groups: int = 32,
     ) -> None:
-        """
+        """Set up the Hamburger.
+
         Args:
             channels: Number of input and output channels.
             rank: Number of bases of the decomposition.

@@ -19,7 +19,7 @@ import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple, Union
+from typing import Any
 from urllib.parse import urlparse
 
 import torch
@@ -65,7 +65,7 @@ def _saturate(x: torch.Tensor) -> torch.Tensor:
     return x.clamp(-65504.0, 65504.0) if x.dtype == torch.float16 else x
 
 
-def _fold_norm(conv: nn.Conv2d, norm: nn.Module) -> Tuple[nn.Conv2d, nn.Module]:
+def _fold_norm(conv: nn.Conv2d, norm: nn.Module) -> tuple[nn.Conv2d, nn.Module]:
     """The convolution with `norm` folded into it, and Identity; both as they are if `norm` cannot be folded."""
     affine = affine_of(norm)
     return (conv, norm) if affine is None else (fold_after(conv, *affine), nn.Identity())
@@ -79,7 +79,7 @@ class MultiScaleConvAttention(nn.Module):
     """
 
     def __init__(
-        self, dim: int, kernel_sizes: Tuple[int, ...] = (7, 11, 21), dilation: int = 1, device=None, dtype=None
+        self, dim: int, kernel_sizes: tuple[int, ...] = (7, 11, 21), dilation: int = 1, device=None, dtype=None
     ) -> None:
         dd = {"device": device, "dtype": dtype}
         super().__init__()
@@ -107,7 +107,7 @@ class SpatialAttention(nn.Module):
     def __init__(
         self,
         dim: int,
-        kernel_sizes: Tuple[int, ...] = (7, 11, 21),
+        kernel_sizes: tuple[int, ...] = (7, 11, 21),
         dilation: int = 1,
         act_layer: Callable[..., nn.Module] = nn.GELU,
         device=None,
@@ -165,7 +165,7 @@ class MSCANBlock(nn.Module):
         self,
         dim: int,
         mlp_ratio: float = 4.0,
-        kernel_sizes: Tuple[int, ...] = (7, 11, 21),
+        kernel_sizes: tuple[int, ...] = (7, 11, 21),
         ls_init_value: float = 1e-2,
         dilation: int = 1,
         drop: float = 0.0,
@@ -327,18 +327,19 @@ class MSCANStage(nn.Module):
         depth: int,
         downsample: bool = True,
         stride: int = 2,
-        dilation: Tuple[int, int] = (1, 1),
+        dilation: tuple[int, int] = (1, 1),
         mlp_ratio: float = 4.0,
-        kernel_sizes: Tuple[int, ...] = (7, 11, 21),
+        kernel_sizes: tuple[int, ...] = (7, 11, 21),
         ls_init_value: float = 1e-2,
         drop: float = 0.0,
-        drop_path_rates: Optional[List[float]] = None,
+        drop_path_rates: list[float] | None = None,
         act_layer: Callable[..., nn.Module] = nn.GELU,
         norm_layer: Callable[..., nn.Module] = nn.BatchNorm2d,
         device=None,
         dtype=None,
     ) -> None:
-        """
+        """Set up a stage.
+
         Args:
             in_chs: Number of input channels.
             out_chs: Number of output channels.
@@ -353,6 +354,8 @@ class MSCANStage(nn.Module):
             drop_path_rates: Stochastic depth rate of each block.
             act_layer: Activation layer.
             norm_layer: Normalisation layer of the downsampling and of the blocks.
+            device: Device of the parameters.
+            dtype: Data type of the parameters.
         """
         dd = {"device": device, "dtype": dtype}
         super().__init__()
@@ -404,20 +407,21 @@ class MSCAN(nn.Module):
         num_classes: int = 1000,
         global_pool: str = "avg",
         output_stride: int = 32,
-        depths: Tuple[int, ...] = (3, 3, 12, 3),
-        dims: Tuple[int, ...] = (64, 128, 320, 512),
-        mlp_ratios: Tuple[float, ...] = (8, 8, 4, 4),
-        kernel_sizes: Tuple[int, ...] = (7, 11, 21),
+        depths: tuple[int, ...] = (3, 3, 12, 3),
+        dims: tuple[int, ...] = (64, 128, 320, 512),
+        mlp_ratios: tuple[float, ...] = (8, 8, 4, 4),
+        kernel_sizes: tuple[int, ...] = (7, 11, 21),
         ls_init_value: float = 1e-2,
-        act_layer: Union[str, Callable[..., nn.Module]] = "gelu",
-        norm_layer: Union[str, Callable[..., nn.Module]] = "batchnorm2d",
+        act_layer: str | Callable[..., nn.Module] = "gelu",
+        norm_layer: str | Callable[..., nn.Module] = "batchnorm2d",
         drop_rate: float = 0.0,
         proj_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         device=None,
         dtype=None,
     ) -> None:
-        """
+        """Set up the backbone.
+
         Args:
             in_chans: Number of input image channels.
             num_classes: Number of classes of the classifier, 0 for none.
@@ -436,6 +440,8 @@ class MSCAN(nn.Module):
             drop_rate: Dropout rate before the classifier.
             proj_drop_rate: Dropout rate in the blocks' MLPs.
             drop_path_rate: Stochastic depth rate of the last block; rates rise linearly from 0 over all blocks.
+            device: Device of the parameters.
+            dtype: Data type of the parameters.
         """
         super().__init__()
         dd = {"device": device, "dtype": dtype}
@@ -491,7 +497,7 @@ class MSCAN(nn.Module):
         self.register_load_state_dict_pre_hook(_rename_published)
 
     @torch.jit.ignore
-    def group_matcher(self, coarse: bool = False) -> Dict[str, Any]:
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Regular expressions that sort the parameters into layers, for layer-wise learning rate decay.
 
         Args:
@@ -517,7 +523,7 @@ class MSCAN(nn.Module):
         """The linear layer that gives the logits."""
         return self.head.fc
 
-    def reset_classifier(self, num_classes: int, global_pool: Optional[str] = None) -> None:
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the classifier.
 
         Args:
@@ -542,12 +548,12 @@ class MSCAN(nn.Module):
     def forward_intermediates(
         self,
         x: torch.Tensor,
-        indices: Optional[Union[int, List[int]]] = None,
+        indices: int | list[int] | None = None,
         norm: bool = False,
         stop_early: bool = False,
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
-    ) -> Union[List[torch.Tensor], Tuple[torch.Tensor, List[torch.Tensor]]]:
+    ) -> list[torch.Tensor] | tuple[torch.Tensor, list[torch.Tensor]]:
         """Forward features that returns intermediates.
 
         Args:
@@ -580,8 +586,8 @@ class MSCAN(nn.Module):
         return x, intermediates
 
     def prune_intermediate_layers(
-        self, indices: Union[int, List[int]] = 1, prune_norm: bool = False, prune_head: bool = True
-    ) -> List[int]:
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
         """Prune layers not required for specified intermediates.
 
         Args:
@@ -627,14 +633,14 @@ def _init_weights(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-def _rename_published(model: nn.Module, state_dict: Dict[str, Any], prefix: str, *args: Any) -> None:
+def _rename_published(model: nn.Module, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
     """Load-state-dict pre-hook: rename parameters of a published checkpoint, as of timm's `checkpoint_path`."""
     if prefix + "patch_embed1.proj.0.weight" in state_dict:
         for name in [name for name in state_dict if name.startswith(prefix)]:
             state_dict[prefix + backbone_name_to_native(name[len(prefix) :])] = state_dict.pop(name)
 
 
-def checkpoint_filter_fn(state_dict: Dict[str, Any], model: MSCAN) -> Dict[str, torch.Tensor]:
+def checkpoint_filter_fn(state_dict: dict[str, Any], model: MSCAN) -> dict[str, torch.Tensor]:
     """Rename the parameters of a published checkpoint, or of a segmenter's backbone, to those of `model`.
 
     Raises:
@@ -664,7 +670,7 @@ def checkpoint_filter_fn(state_dict: Dict[str, Any], model: MSCAN) -> Dict[str, 
     return state_dict
 
 
-def _cfg(url: str = "", **kwargs: Any) -> Dict[str, Any]:
+def _cfg(url: str = "", **kwargs: Any) -> dict[str, Any]:
     # The weights were trained with the code of VAN (https://github.com/Visual-Attention-Network/VAN-Classification),
     # whose evaluation has mean and std 0.5, crop 0.9 and bicubic interpolation at 224².
     return {

@@ -52,7 +52,8 @@ class LightHamDecoder(nn.Module):
         eval_steps: int = 7,
         one_step_gradient: bool = False,
     ) -> None:
-        """
+        """Set up the decoder.
+
         Args:
             encoder_channels: Channels of the encoder's features, the image first, strides doubling. The first three
                 (strides 1, 2, 4) are not used; at least one more is needed.
@@ -345,6 +346,8 @@ class SegNeXt(SegmentationModel):
 
         Args:
             save_directory: Folder to write, with `repo_id` and `push_to_hub=True` also to push.
+            args: Other arguments of smp's `save_pretrained`.
+            kwargs: Other arguments of smp's `save_pretrained`.
 
         Raises:
             ValueError: If the model is fused.
@@ -360,6 +363,7 @@ class SegNeXt(SegmentationModel):
         Args:
             repo_id: "user/repo".
             model_card_kwargs: Arguments of :meth:`generate_model_card`.
+            kwargs: Other arguments of smp's `push_to_hub`.
 
         Raises:
             ValueError: If the model is fused.
@@ -396,9 +400,10 @@ class SegNeXt(SegmentationModel):
         """Write the model card from what `config` and `pretrained_cfg` state.
 
         Args:
-            dataset: Name of the data set it was trained on, in place of that in `pretrained_cfg`.
-            metrics: Results by name, which smp's `save_pretrained` takes, beside those in `pretrained_cfg`.
-            repo_id: Repository on the Hub that the card is for; without it, the folder that holds the card.
+            args: Ignored, as by smp.
+            kwargs: `dataset`, the name of the data set that the model was trained on, in place of that in
+                `pretrained_cfg`; `metrics`, results by name, beside those in `pretrained_cfg`; `repo_id`, the
+                repository on the Hub that the card is for, without which it is for the folder that holds it.
         """
         fields = {"dataset": kwargs["dataset"]} if kwargs.get("dataset") else {}
         config = self.config | {"_model_class": type(self).__name__}

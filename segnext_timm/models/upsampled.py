@@ -246,6 +246,7 @@ class UpsampledCrossEntropyLoss(nn.Module):
         return loss / (counted.numel() if self.weight is None else self.weight[counted].sum())
 
     def extra_repr(self) -> str:
+        """Arguments that `repr` shows."""
         return f"ignore_index={self.ignore_index}, reduction={self.reduction!r}, label_smoothing={self.label_smoothing}"
 
 

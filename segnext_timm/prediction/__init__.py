@@ -1,0 +1,1 @@
+"""An image in, labels out."""

@@ -26,7 +26,7 @@ from PIL import Image
 import segnext_timm
 from segmentation import scenes
 from segnext_timm.checkpoints.segmenters import load_segmenter
-from segnext_timm.models.model_info import in_channels, names_and_palette
+from segnext_timm.models.model_info import ModelInfo
 from segnext_timm.prediction.drawing import class_areas, label_picture, overlay, share_text
 from segnext_timm.prediction.images import read_image
 from segnext_timm.prediction.pipeline import predict
@@ -110,7 +110,8 @@ class App:
         try:
             progress(0, desc="loading the model")
             model = load(name)
-            image = read_image(file, in_channels(model))
+            info = ModelInfo(model)
+            image = read_image(file, info.in_channels)
             start = time.monotonic()
             labels = predict(
                 model, image, mode=MODES[mode], flip=flip, progress=lambda share: progress(share, desc="segmenting")
@@ -119,7 +120,7 @@ class App:
         except Exception as error:  # whatever it is, the page says so
             message = str(error).replace(str(Path(file)), "The file") or type(error).__name__
             return None, wrong(message), gr.DownloadButton(visible=False)
-        names, palette = names_and_palette(model)
+        names, palette = info.label_names, info.palette
         height, width = labels.shape
         note = f"{width} × {height} pixels in {seconds:.1f} s on {next(model.parameters()).device.type}, {name}"
         picture = Image.fromarray(read_image(file).permute(1, 2, 0).numpy())

@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from segmentation import scenes
 from segnext_timm import SegNeXt, overlay, predict
 from segnext_timm.checkpoints.segmenters import load_segmenter
-from segnext_timm.models.model_info import names_and_palette, normalization
+from segnext_timm.models.model_info import ModelInfo
 from segnext_timm.prediction.images import read_image
 
 matplotlib.use("Agg")
@@ -102,7 +102,7 @@ def draw_cost(path: Path) -> None:
 
 
 def _prepare(model: torch.nn.Module, image: np.ndarray) -> torch.Tensor:
-    mean, std = (torch.tensor(values)[:, None, None] for values in normalization(model))
+    mean, std = (torch.tensor(values)[:, None, None] for values in ModelInfo(model).normalization)
     return ((read_image(image) / 255 - mean) / std)[None]
 
 
@@ -184,7 +184,8 @@ def draw_bases(model: SegNeXt, image: np.ndarray, path: Path, shown: int = 6) ->
     order = strength.argsort(descending=True)[:shown]
     figure, axes = _panels(2 + len(order), ["image", "prediction", *(f"basis {i + 1}" for i in range(len(order)))])
     axes[0].imshow(image)
-    axes[1].imshow(overlay(image, labels, *names_and_palette(model), alpha=0.7, legend=False))
+    info = ModelInfo(model)
+    axes[1].imshow(overlay(image, labels, info.label_names, info.palette, alpha=0.7, legend=False))
     for axis, index in zip(axes[2:], order):
         axis.imshow(_enlarged(maps[index], image.shape[:2]), cmap="viridis")
     figure.savefig(path, dpi=70)

@@ -166,13 +166,13 @@ def export_command(model: str, file: Path, size: tuple[int, int] | None, batch: 
     if file.suffix == ".onnx" and missing:
         raise click.ClickException(f"Exporting to ONNX needs {missing[0]}: pip install 'segnext-timm[export]'")
     from . import export, load_segmenter
-    from .models.model_info import in_channels, size_divisor
+    from .models.model_info import ModelInfo
 
     with redirect_stdout(sys.stderr):  # where libraries' remarks belong
         segmenter = load_segmenter(model)
-    known = getattr(segmenter, "pretrained_cfg", {}).get("input_size") or (0, 512, 512)
-    shape = (batch, in_channels(segmenter), *(size or known[1:]))
-    step = size_divisor(segmenter)
+    info = ModelInfo(segmenter)
+    shape = (batch, info.in_channels, *(size or info.input_size))
+    step = info.size_divisor
     if shape[2] % step or shape[3] % step:
         raise click.BadParameter(
             f"this model takes multiples of {step}, got {shape[2]} {shape[3]}.", param_hint="--size"

@@ -15,7 +15,7 @@ import torch.nn as nn
 from .._atomic import replace_when_complete
 from ..errors import ExportError
 from ..models.fusion import fuse
-from ..models.model_info import keeps_order, normalization, output_activation, positive_above, raw_logits, size_divisor
+from ..models.model_info import ModelInfo, raw_logits, to_labels
 from ..models.segnext import SegNeXt
 
 _FORMATS = (".onnx", ".pt2")
@@ -105,17 +105,16 @@ class _Labels(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model = model
-        activation = output_activation(model)
-        self.threshold = positive_above(activation)
-        if keeps_order(activation) and not isinstance(model, SegNeXt):
-            model.segmentation_head[-1].activation = nn.Identity()
+        self.model: Any = model
+        info = ModelInfo(model)
+        self.threshold = info.threshold
+        if info.keeps_order and not isinstance(model, SegNeXt):
+            self.model.segmentation_head[-1].activation = nn.Identity()
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         if isinstance(self.model, SegNeXt):
             return self.model.predict_labels(images)
-        masks = _masks(self.model(images))
-        return masks.argmax(1) if masks.shape[1] > 1 else (masks[:, 0] > self.threshold).long()
+        return to_labels(_masks(self.model(images)), 1, self.threshold)
 
 
 def _require_onnx() -> None:
@@ -130,7 +129,7 @@ def _require_onnx() -> None:
 def _metadata(model: nn.Module, input_size: tuple[int, ...], dynamic: bool, names: list[str]) -> dict[str, Any]:
     cfg = getattr(model, "pretrained_cfg", None) or {}
     try:
-        mean, std = normalization(model)
+        mean, std = ModelInfo(model).normalization
         statistics = {"mean": list(mean), "std": list(std)}
     except ValueError:  # unknown, and not guessed
         statistics = {}
@@ -148,7 +147,7 @@ def _output_names(output: Any) -> list[str]:
 
 def _other_size(model: nn.Module, size: tuple[int, ...]) -> tuple[int, int, int, int]:
     """Another shape of images for a model of dynamic size: a batch more, smaller and not square."""
-    step = size_divisor(model)
+    step = ModelInfo(model).size_divisor
     height, width = (max(side // 2 + more, _MIN_SIDE) for side, more in zip(size[2:], (1, 32)))
     return size[0] + 1, size[1], -(-height // step) * step, -(-width // step) * step
 
@@ -158,7 +157,7 @@ def _trace(graph: nn.Module, images: torch.Tensor, dynamic: bool) -> torch.expor
     model = graph.model if isinstance(graph, _Labels) else graph
     shapes = None
     if dynamic:
-        step = size_divisor(model)
+        step = ModelInfo(model).size_divisor
 
         def side(name: str) -> Any:
             dim = torch.export.Dim(name, min=-(-_MIN_SIDE // step), max=_MAX_SIDE // step)

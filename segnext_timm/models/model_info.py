@@ -4,7 +4,7 @@ import functools
 import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn as nn
@@ -14,9 +14,7 @@ from segmentation_models_pytorch.encoders import get_preprocessing_params
 from ..label_sets import Color, voc_palette
 
 # Per pixel, these keep the order of the logits, and smp's argmax says what is greatest among them
-_KNOWN = (nn.Identity, nn.Sigmoid, nn.Softmax, nn.LogSoftmax, nn.Tanh, Clamp, ArgMax)
-
-
+_KEEPING_ORDER = (nn.Identity, nn.Sigmoid, nn.Softmax, nn.LogSoftmax, nn.Tanh, Clamp, ArgMax)
 HEAD_WEIGHT = "segmentation_head.0.weight"  # of every model of smp
 
 
@@ -25,72 +23,110 @@ def tensor_digest(x: torch.Tensor) -> str:
     return hashlib.sha256(x.detach().cpu().flatten().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()[:16]
 
 
-def _argument(model: nn.Module, name: str, default: Any) -> Any:
-    """An argument that a model of smp was made with; the default for other models."""
-    config = getattr(model, "config", None)
-    return config.get(name, default) if isinstance(config, Mapping) else default
+class ModelInfo:
+    """What a segmentation model states about itself: in its configuration, its `pretrained_cfg`, and its modules.
 
-
-def in_channels(model: nn.Module) -> int:
-    """Number of channels of a model's images."""
-    return _argument(model, "in_channels", 3)
-
-
-def num_classes(model: nn.Module) -> int:
-    """Number of a model's classes; 150, an upper guess for memory, for models that are not smp's."""
-    return _argument(model, "classes", 150)
-
-
-def size_divisor(model: nn.Module) -> int:
-    """What the sides of a model's images must be multiples of, in pixels."""
-    return model.encoder.output_stride if getattr(model, "requires_divisible_input_shape", False) else 1
-
-
-def names_and_palette(model: nn.Module) -> tuple[list[str], list[Color]]:
-    """Name and color of each label that a model gives, both of a binary one included."""
-    cfg = getattr(model, "pretrained_cfg", None) or {}
-    classes = num_classes(model)
-    names = list(cfg.get("label_names") or (f"class {label}" for label in range(classes)))
-    colors = cfg.get("palette") or voc_palette(256)[1 if classes == 1 else 0 :][:classes]
-    palette = [tuple(color) for color in colors]
-    if classes == 1:  # label 0 is the absence of the class
-        return ["background", *names], [(0, 0, 0), *palette]
-    return names, palette
-
-
-# Normalization
-
-
-def normalization(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel that a model's images are normalized with.
-
-    Those of `model.pretrained_cfg`, or else those of its encoder, as `smp.encoders.get_preprocessing_params` gives them
-    and users of smp train with: of timm's encoders, those of the encoder's own `pretrained_cfg`.
-
-    Returns:
-        Both of shape (C,), for RGB values from 0 to 1.
-
-    Raises:
-        ValueError: If the model does not say, and its encoder has no known preprocessing. Nothing is guessed.
+    Args:
+        model: Any model of smp, or another module that maps images (B, C, H, W) to logits of their size.
     """
-    cfg = getattr(model, "pretrained_cfg", None) or {}
-    if cfg.get("mean") and cfg.get("std"):
-        return tuple(cfg["mean"]), tuple(cfg["std"])
-    reason = "it is not a model of smp"
-    encoder = _argument(model, "encoder_name", None)
-    encoder_cfg = getattr(getattr(getattr(model, "encoder", None), "model", None), "pretrained_cfg", None) or {}
-    if encoder_cfg.get("mean") and encoder_cfg.get("std"):
-        return tuple(encoder_cfg["mean"]), tuple(encoder_cfg["std"])
-    if encoder is not None:
-        weights = _argument(model, "encoder_weights", None)
-        try:
-            return _encoder_normalization(encoder, weights if isinstance(weights, str) else "imagenet")
-        except Exception as error:  # smp downloads some encoders' settings: whatever its client raises
-            reason = f"those of its encoder {encoder!r} are unknown ({' '.join(str(error).split())[:200]})"
-    raise ValueError(
-        f"The model does not say how its images are normalized, and {reason}. Set model.pretrained_cfg = "
-        f'{{"mean": [...], "std": [...]}}, of RGB values from 0 to 1, as it was trained.'
-    )
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        config, cfg = getattr(model, "config", None), getattr(model, "pretrained_cfg", None)
+        self._config: Mapping[str, Any] = config if isinstance(config, Mapping) else {}
+        self._cfg: Mapping[str, Any] = cfg if isinstance(cfg, Mapping) else {}
+
+    @property
+    def in_channels(self) -> int:
+        """Number of image channels; 3 for models that are not smp's."""
+        return self._config.get("in_channels", 3)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of output channels; 150, an upper guess for memory, for models that are not smp's."""
+        return self._config.get("classes", 150)
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width in pixels of the images that the model was trained on; 512 each if unknown."""
+        height, width = (self._cfg.get("input_size") or (3, 512, 512))[1:]
+        return height, width
+
+    @property
+    def size_divisor(self) -> int:
+        """What the sides of the images must be multiples of, in pixels."""
+        divides = getattr(self._model, "requires_divisible_input_shape", False)
+        return cast(Any, self._model).encoder.output_stride if divides else 1
+
+    @property
+    def label_names(self) -> list[str]:
+        """Name of each label, "background" of a binary model included."""
+        names = list(self._cfg.get("label_names") or (f"class {label}" for label in range(self.num_classes)))
+        return ["background", *names] if self.num_classes == 1 else names
+
+    @property
+    def palette(self) -> list[Color]:
+        """Color of each label, black for the background of a binary model."""
+        binary = self.num_classes == 1
+        colors = self._cfg.get("palette") or voc_palette(256)[1 if binary else 0 :][: self.num_classes]
+        palette = [cast(Color, tuple(color)) for color in colors]
+        return [(0, 0, 0), *palette] if binary else palette
+
+    @functools.cached_property
+    def normalization(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation of each channel, both (C,), for values from 0 to 1.
+
+        Those of the model's `pretrained_cfg`, or else those of its encoder, as `smp.encoders.get_preprocessing_params`
+        gives them and users of smp train with: of timm's encoders, those of the encoder's own `pretrained_cfg`.
+
+        Raises:
+            ValueError: If the model does not say, and its encoder has no known preprocessing. Nothing is guessed.
+        """
+        encoder = getattr(getattr(self._model, "encoder", None), "model", None)
+        for cfg in (self._cfg, getattr(encoder, "pretrained_cfg", None) or {}):
+            if cfg.get("mean") and cfg.get("std"):
+                return tuple(cfg["mean"]), tuple(cfg["std"])
+        reason, name = "it is not a model of smp", self._config.get("encoder_name")
+        if name is not None:
+            weights = self._config.get("encoder_weights")
+            try:
+                return _encoder_normalization(name, weights if isinstance(weights, str) else "imagenet")
+            except Exception as error:  # smp downloads some encoders' settings: whatever its client raises
+                reason = f"those of its encoder {name!r} are unknown ({' '.join(str(error).split())[:200]})"
+        raise ValueError(
+            f"The model does not say how its images are normalized, and {reason}. Set model.pretrained_cfg = "
+            f'{{"mean": [...], "std": [...]}}, of RGB values from 0 to 1, as it was trained.'
+        )
+
+    @property
+    def activation(self) -> nn.Module | None:
+        """Activation at the end of a model of smp, Identity for none; None for models that are not smp's."""
+        head = getattr(self._model, "segmentation_head", None)
+        last = head[-1] if isinstance(head, nn.Sequential) and len(head) else None
+        return last.activation if isinstance(last, Activation) else None
+
+    @property
+    def keeps_order(self) -> bool:
+        """Whether the labels of activated logits are those of the logits, pixel by pixel."""
+        return isinstance(self.activation, _KEEPING_ORDER)
+
+    @property
+    def threshold(self) -> float:
+        """Logit above which a binary model predicts its class. A clamped output is a probability already."""
+        return 0.5 if isinstance(self.activation, Clamp) else 0.0
+
+
+def to_labels(scores: torch.Tensor, dim: int, threshold: float) -> torch.Tensor:
+    """Labels, int64, of logits or probabilities.
+
+    Args:
+        scores: Scores of the classes along `dim`; of a binary model, of its one class.
+        dim: Dimension of the classes, which the labels do not have.
+        threshold: Score above which a binary model predicts its class.
+    """
+    if scores.shape[dim] > 1:
+        return scores.max(dim).indices
+    return (scores.select(dim, 0) > threshold).long()
 
 
 @functools.cache
@@ -103,34 +139,14 @@ def _encoder_normalization(encoder: str, weights: str) -> tuple[tuple[float, ...
     return mean, std
 
 
-# Output
-
-
-def output_activation(model: nn.Module) -> nn.Module | None:
-    """The activation at the end of a model of smp, Identity for none; None for models that are not smp's."""
-    head = getattr(model, "segmentation_head", None)
-    last = head[-1] if isinstance(head, nn.Sequential) and len(head) else None
-    return last.activation if isinstance(last, Activation) else None
-
-
-def keeps_order(activation: nn.Module | None) -> bool:
-    """Whether the labels of activated logits are those of the logits, pixel by pixel."""
-    return isinstance(activation, _KNOWN)
-
-
-def positive_above(activation: nn.Module | None) -> float:
-    """The logit above which a binary model finds its class. A clamped output is a probability already."""
-    return 0.5 if isinstance(activation, Clamp) else 0.0
-
-
 @contextmanager
 def raw_logits(model: nn.Module) -> Iterator[None]:
     """Let a model of smp give its logits: what its activation gets, where that keeps their order."""
-    head = getattr(model, "segmentation_head", None)
-    if not keeps_order(output_activation(model)):
+    if not ModelInfo(model).keeps_order:
         yield
         return
-    hook = head[-1].register_forward_hook(lambda module, inputs, output: inputs[0])
+    last = cast(Any, model).segmentation_head[-1]
+    hook = last.register_forward_hook(lambda module, inputs, output: inputs[0])
     try:
         yield
     finally:

@@ -25,7 +25,7 @@ from segmentation_models_pytorch.encoders import get_encoder, get_encoder_names
 from ..hub.cards import HERE, segmenter_card
 from .fusion import check_not_fused
 from .hamburger import Hamburger
-from .model_info import evaluation_mode, keeps_order, output_activation, positive_above, tensor_digest
+from .model_info import ModelInfo, evaluation_mode, tensor_digest, to_labels
 from .upsampled import resized_argmax
 
 _logger = logging.getLogger(__name__)
@@ -309,15 +309,15 @@ class SegNeXt(SegmentationModel):
         Raises:
             ValueError: If the images do not fit the model.
         """
-        size, activation = x.shape[-2:], output_activation(self)
+        size, info = x.shape[-2:], ModelInfo(self)
         with torch.no_grad(), evaluation_mode(self):
             logits = self.forward_logits(x)
-            if logits.shape[1] > 1 and keeps_order(activation):
+            if logits.shape[1] > 1 and info.keeps_order:
                 return resized_argmax(logits, size)
             masks = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
-            if logits.shape[1] == 1:
-                return (masks[:, 0] > positive_above(activation)).long()
-            return activation(masks).argmax(1)
+            if logits.shape[1] > 1 and info.activation is not None:
+                masks = info.activation(masks)
+            return to_labels(masks, 1, info.threshold)
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:

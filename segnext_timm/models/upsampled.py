@@ -35,39 +35,39 @@ def _weights(
     return (1 - (_source(size, resized, like)[part, None] - pixels).abs()).clamp(min=0)
 
 
-def resized_piece(
-    maps: Callable[[slice, slice], torch.Tensor],
-    full: tuple[int, int],
-    size: tuple[int, int],
+def resize_region(
+    read_source: Callable[[slice, slice], torch.Tensor],
+    source_size: tuple[int, int],
+    target_size: tuple[int, int],
     rows: slice,
     columns: slice,
 ) -> torch.Tensor:
-    """A piece of resized maps, made of the part of the maps that it needs.
+    """Resize maps to `target_size`, but only a region of the result, from the part of the maps that it needs.
 
     Args:
-        maps: Gives of rows and columns of the maps a tensor (rows, columns, channels).
-        full: Height and width of the maps.
-        size: What they are resized to.
-        rows: Of the resized maps.
-        columns: Of the resized maps.
+        read_source: Returns the given rows and columns of the maps, of shape (rows, columns, channels).
+        source_size: Height and width of the maps.
+        target_size: Height and width of the resized maps.
+        rows: Rows of the resized maps to compute.
+        columns: Columns of the resized maps to compute.
 
     Returns:
-        Shape (rows, columns, channels).
+        The region, of shape (rows, columns, channels).
     """
-    if full == size:
-        return maps(rows, columns)
+    if source_size == target_size:
+        return read_source(rows, columns)
     needed = [
         slice(
             max(int((part.start + 0.5) * side / resized - 0.5) - 1, 0),
             min(int((part.stop - 0.5) * side / resized - 0.5) + 3, side),
         )
-        for side, resized, part in zip(full, size, (rows, columns))
+        for side, resized, part in zip(source_size, target_size, (rows, columns))
     ]
-    source = maps(*needed)
+    source = read_source(*needed)
     with torch.autocast(source.device.type, enabled=False):
         down, across = (
             _weights(side, resized, source, part, kept)
-            for side, resized, part, kept in zip(full, size, (rows, columns), needed)
+            for side, resized, part, kept in zip(source_size, target_size, (rows, columns), needed)
         )
         wide = torch.matmul(across, source)
         return torch.matmul(down, wide.flatten(1)).unflatten(1, wide.shape[1:])
@@ -81,7 +81,7 @@ def _widen(logits: torch.Tensor) -> torch.Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def _possible(logits: torch.Tensor) -> torch.Tensor:
+def _candidate_classes(logits: torch.Tensor) -> torch.Tensor:
     """Which classes can be the greatest between two neighbouring rows of logits (B, classes, h, w), when resized.
 
     Every value of a resized map lies between the values of the four pixels around it. Where the greatest of a class's
@@ -121,7 +121,7 @@ def resized_argmax(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     tops = range(0, max(height - 1, 1), step)
     ends = torch.searchsorted(above, torch.tensor([*tops[1:], height], device=above.device)).tolist()
     labels = torch.empty((batch, *size), dtype=torch.long, device=logits.device)
-    possible = _possible(logits)
+    possible = _candidate_classes(logits)
     for i in range(batch):
         start = 0
         for top, end in zip(tops, ends):
@@ -157,7 +157,7 @@ def _resized_argmax_graph(logits: torch.Tensor, size: tuple[int, int]) -> torch.
             first = max(((2 * start + 1) * height - size[0]) // (2 * size[0]), 0)
             last = ((2 * end - 1) * height - size[0]) // (2 * size[0]) + 2
             source, weights = logits[:, :, first:last], rows[start:end, first:last]
-        kept = _possible(source).any(2).any(0).nonzero()[:, 0]
+        kept = _candidate_classes(source).any(2).any(0).nonzero()[:, 0]
         torch._check(kept.shape[0] >= 1)
         torch._check(kept.shape[0] <= classes)
         maps = torch.matmul(weights, torch.matmul(source.index_select(1, kept), columns.T))

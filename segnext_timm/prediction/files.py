@@ -14,7 +14,7 @@ from PIL import Image
 
 from .._atomic import fill_when_complete, replace_when_complete
 from ..errors import ImageError
-from ..models.model_info import in_channels, names_and_palette
+from ..models.model_info import ModelInfo
 from .drawing import class_areas, label_picture, overlay
 from .images import read_image
 from .pipeline import predict
@@ -100,8 +100,8 @@ def predict_file(
         ImageError: If the image cannot be read, or does not fit the model.
         ValueError: If an option is none of :func:`predict`.
     """
-    file, result = Path(file), Path(result)
-    image = read_image(file, in_channels(model))
+    file, result, info = Path(file), Path(result), ModelInfo(model)
+    image = read_image(file, info.in_channels)
     # the labels last: where they are, the rest is
     with fill_when_complete(result.parent, last=_named(result, ".png").name) as folder:
         work = folder / result.name
@@ -114,7 +114,7 @@ def predict_file(
 
         labels = predict(model, image, probabilities=store or False, **options)
         labels = labels[0] if probabilities else labels
-        names, palette = names_and_palette(model)
+        names, palette = info.label_names, info.palette
         if overlays:
             picture = overlay(image[:3], labels, names, palette)  # of four channels, the colours
             ending = "_overlay.jpg" if max(picture.size) <= _JPEG_SIDE else "_overlay.png"
@@ -197,7 +197,7 @@ def predict_files(
             if resume and _named(result, ".png").is_file():
                 if (areas or measure_all) and not known:  # predicted without a list
                     with Image.open(_named(result, ".png")) as labels:
-                        predictions.images.append(_entry(file, np.asarray(labels), names_and_palette(model)[0]))
+                        predictions.images.append(_entry(file, np.asarray(labels), ModelInfo(model).label_names))
             else:
                 if known:
                     predictions.images = [entry for entry in predictions.images if entry["file"] != str(file)]

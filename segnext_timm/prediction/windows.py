@@ -3,51 +3,57 @@
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torchvision.transforms.v2 import functional as TF
 
-from ..models.model_info import normalization, raw_logits, size_divisor
-from ..models.upsampled import resized_piece
+from ..models.model_info import ModelInfo, raw_logits
+from ..models.upsampled import resize_region
 
 Mode = Literal["auto", "whole", "slide"]
 Precision = Literal["fp32", "bf16", "fp16"]
 
-_PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-_KEPT_BYTES = 1 << 30  # of the windows' logits that other tiles will need
+PRECISIONS: dict[Precision, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+_MIN_SIDE = 32  # of the images that a model gets, in pixels
+_CACHE_BYTES = 1 << 30  # of the windows' logits that other tiles will need
 
 
-def _pad(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """Images with sides below 32, or that the model cannot divide, padded with zeros below and on the right."""
-    step = size_divisor(model)
-    height, width = (-(-max(side, 32) // step) * step for side in images.shape[-2:])
+def pad_images(images: torch.Tensor, divisor: int) -> torch.Tensor:
+    """Pad images (B, C, H, W) with zeros at the bottom and right, to 32 pixels a side and to multiples of `divisor`."""
+    height, width = (-(-max(side, _MIN_SIDE) // divisor) * divisor for side in images.shape[-2:])
     return F.pad(images, (0, width - images.shape[-1], 0, height - images.shape[-2]))
 
 
-def _autocast(device: torch.device, precision: Precision) -> torch.autocast | nullcontext:
-    dtype = _PRECISIONS[precision]
+def autocast(device: torch.device, precision: Precision) -> torch.autocast | nullcontext:
+    """Autocast to a precision; nothing for "fp32"."""
+    dtype = PRECISIONS[precision]
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
-def _shifted(part: slice, by: int) -> slice:
+def window_origins(full: int, side: int, stride: int) -> list[int]:
+    """First pixels of windows that cover `full` pixels; the last window is moved back to end with the image."""
+    return [min(i * stride, full - side) for i in range(-(-(full - side) // stride) + 1)]
+
+
+def _shift(part: slice, by: int) -> slice:
     return slice(part.start + by, part.stop + by)
 
 
 @dataclass(frozen=True)
-class _Plan:
-    """How an image is seen.
+class PredictionPlan:
+    """How one image is processed.
 
     Attributes:
         mode: "whole" or "slide".
-        window: Height and width of the windows; at least those of the image if it is seen whole.
-        stride: Their distances.
-        sizes: Heights and widths at which it is seen.
-        flip: See each mirrored too.
-        precision: Of the model.
-        batch: Windows at once.
+        window: Height and width of the windows in pixels; at least those of the image in mode "whole".
+        stride: Vertical and horizontal distance of the windows in pixels.
+        sizes: Heights and widths that the image is resized to, one pass each.
+        flip: Add a pass on the mirrored image for each size.
+        precision: Precision that the model runs in.
+        batch: Number of windows that the model gets at once.
     """
 
     mode: Mode
@@ -59,104 +65,121 @@ class _Plan:
     batch: int
 
     @property
-    def views(self) -> int:
-        """How often the image is seen."""
-        return len(self.sizes) * (2 if self.flip else 1)
+    def passes(self) -> list[tuple[tuple[int, int], bool]]:
+        """Size and flip of each pass over the image."""
+        return [(size, flip) for size in self.sizes for flip in ((False, True) if self.flip else (False,))]
 
 
-class _View:
-    """What a model sees of an image at one size, perhaps mirrored: the mean of its logits over all windows at a pixel.
+class WindowedLogits:
+    """Window-averaged logits of an image at one scale and flip, computed where they are asked for.
 
-    Windows lie `stride` apart; the last of a row or column is moved back to end with the image.
+    Logits of windows are cached at the decoder's size. Pieces are to be asked for from the top down: a window that ends
+    above the piece asked for last is evicted, and so are the oldest windows where the cache is full. An evicted window
+    is computed again if a piece needs it.
+
+    Args:
+        model: The model, in evaluation mode.
+        info: What the model states about itself.
+        image: The image (C, H, W), uint8 or float32, on the model's device.
+        size: Height and width that the image is resized to.
+        mirrored: Mirror the image, and its logits back.
+        plan: Windows, precision and batch.
     """
 
     def __init__(
-        self, model: nn.Module, image: torch.Tensor, size: tuple[int, int], mirrored: bool, plan: _Plan
+        self,
+        model: nn.Module,
+        info: ModelInfo,
+        image: torch.Tensor,
+        size: tuple[int, int],
+        mirrored: bool,
+        plan: PredictionPlan,
     ) -> None:
-        self.model = model
+        self.model: Any = model
+        self.info = info
         self.image = TF.resize(image, list(size), antialias=True) if size != tuple(image.shape[-2:]) else image
         self.size = size
         self.mirrored = mirrored
-        self.window = tuple(min(side, full) for side, full in zip(plan.window, size))
+        self.window = (min(plan.window[0], size[0]), min(plan.window[1], size[1]))
         self.batch = plan.batch
         self.precision = plan.precision
-        self.statistics = normalization(model)
-        # upper and left borders of the windows
-        self.borders = [
-            [min(i * step, full - side) for i in range(-(-(full - side) // step) + 1)]
-            for full, side, step in zip(size, self.window, plan.stride)
-        ]
-        self.padded = self.window
-        self.seen: dict[tuple[int, int], torch.Tensor] = {}  # logits (h, w, classes) by border
+        self.origins = [window_origins(*sides) for sides in zip(size, self.window, plan.stride)]
+        self.padded_window = self.window
+        self._cache: dict[tuple[int, int], torch.Tensor] = {}  # logits (h, w, classes) by origin
 
     def crop(self, top: int, left: int) -> torch.Tensor:
-        """The normalised pixels (1, C, h, w) of a window."""
+        """The normalized pixels (1, C, h, w) of the window at an origin."""
         left = self.size[1] - left - self.window[1] if self.mirrored else left
         x = self.image[:, top : top + self.window[0], left : left + self.window[1]]
-        x = TF.normalize(TF.to_dtype(x, torch.float32, scale=True), *map(list, self.statistics))[None]
+        x = TF.normalize(TF.to_dtype(x, torch.float32, scale=True), *map(list, self.info.normalization))[None]
         return x.flip(-1) if self.mirrored else x
 
-    def _look(self, borders: Sequence[tuple[int, int]]) -> None:
-        """Run the model on windows."""
-        model = self.model
-        images = _pad(model, torch.cat([self.crop(*border) for border in borders]))
-        self.padded = tuple(images.shape[-2:])
-        with _autocast(images.device, self.precision), raw_logits(model):
-            logits = model.forward_logits(images) if hasattr(model, "forward_logits") else model(images)
-        logits = logits[0] if isinstance(logits, tuple) else logits  # beside those of a classification head
-        for border, maps in zip(borders, logits.float()):
-            self.seen[border] = maps.permute(1, 2, 0).contiguous()
+    def _run(self, origins: Sequence[tuple[int, int]]) -> None:
+        """Run the model on windows, and cache their logits."""
+        images = pad_images(torch.cat([self.crop(*origin) for origin in origins]), self.info.size_divisor)
+        self.padded_window = (images.shape[-2], images.shape[-1])
+        with autocast(images.device, self.precision), raw_logits(self.model):
+            logits = self.model.forward_logits(images) if hasattr(self.model, "forward_logits") else self.model(images)
+        logits = logits[0] if isinstance(logits, tuple) else logits  # without those of a classification head
+        for origin, maps in zip(origins, logits.float()):
+            self._cache[origin] = maps.permute(1, 2, 0).contiguous()
 
-    def _forget(self, above: int) -> None:
-        """Let go of the windows that end above a row, then of the oldest, until the rest fits."""
-        for border in [border for border in self.seen if border[0] + self.window[0] <= above]:
-            del self.seen[border]
-        while sum(maps.nbytes for maps in self.seen.values()) > _KEPT_BYTES and len(self.seen) > self.batch:
-            del self.seen[next(iter(self.seen))]
+    def _evict(self, above: int) -> None:
+        """Drop the windows that end above a row, then the oldest ones, until the rest fits the cache."""
+        for origin in [origin for origin in self._cache if origin[0] + self.window[0] <= above]:
+            del self._cache[origin]
+        while sum(maps.nbytes for maps in self._cache.values()) > _CACHE_BYTES and len(self._cache) > self.batch:
+            del self._cache[next(iter(self._cache))]
 
-    def logits(self, rows: slice, columns: slice) -> torch.Tensor:
-        """Logits (rows, columns, classes) of a piece, which is not above those asked for before."""
+    def _of_window(self, origin: tuple[int, int], rows: slice, columns: slice) -> torch.Tensor:
+        """Logits (rows, columns, classes) of a piece of the image that lies in a cached window."""
+        maps = self._cache[origin]
+
+        def read(rows: slice, columns: slice) -> torch.Tensor:
+            return maps[rows, columns]
+
+        source_size = (maps.shape[0], maps.shape[1])
+        return resize_region(
+            read, source_size, self.padded_window, _shift(rows, -origin[0]), _shift(columns, -origin[1])
+        )
+
+    def read(self, rows: slice, columns: slice) -> torch.Tensor:
+        """Logits (rows, columns, classes) of a piece of the resized image."""
         if self.mirrored:
             columns = slice(self.size[1] - columns.stop, self.size[1] - columns.start)
         tops, lefts = (
-            [border for border in borders if border < part.stop and border + side > part.start]
-            for borders, side, part in zip(self.borders, self.window, (rows, columns))
+            [origin for origin in origins if origin < part.stop and origin + side > part.start]
+            for origins, side, part in zip(self.origins, self.window, (rows, columns))
         )
         needed = [(top, left) for top in tops for left in lefts]
-        total = None
+        total: torch.Tensor | None = None
         for i in range(0, len(needed), self.batch):
             group = needed[i : i + self.batch]
-            missing = [border for border in group if border not in self.seen]
-            if missing:
-                self._look(missing)
-            for top, left in group:
-                parts = [
-                    slice(max(whole.start, border), min(whole.stop, border + side))
-                    for whole, border, side in zip((rows, columns), (top, left), self.window)
-                ]
-                seen = self.seen[top, left]
-                maps = resized_piece(
-                    lambda r, c, seen=seen: seen[r, c],
-                    tuple(seen.shape[:2]),
-                    self.padded,
-                    *(_shifted(part, -border) for part, border in zip(parts, (top, left))),
-                )
+            if missing := [origin for origin in group if origin not in self._cache]:
+                self._run(missing)
+            for origin in group:
                 if len(needed) == 1:
-                    total = maps
+                    total = self._of_window(origin, rows, columns)
                     break
+                inside = [
+                    slice(max(part.start, first), min(part.stop, first + side))
+                    for part, first, side in zip((rows, columns), origin, self.window)
+                ]
+                maps = self._of_window(origin, *inside)
                 if total is None:
                     size = (rows.stop - rows.start, columns.stop - columns.start)
                     total = maps.new_zeros((*size, maps.shape[2]))
-                total[_shifted(parts[0], -rows.start), _shifted(parts[1], -columns.start)] += maps
-            self._forget(rows.start)
+                total[_shift(inside[0], -rows.start), _shift(inside[1], -columns.start)] += maps
+            self._evict(rows.start)
+        assert total is not None  # windows cover the image
         if len(needed) > 1:
-            for axis, (borders, side, part) in enumerate(zip((tops, lefts), self.window, (rows, columns))):
+            for axis, (origins, side, part) in enumerate(zip((tops, lefts), self.window, (rows, columns))):
                 pixels = torch.arange(part.start, part.stop, device=total.device)[:, None]
-                starts = torch.tensor(borders, device=total.device)
+                starts = torch.tensor(origins, device=total.device)
                 count = ((pixels >= starts) & (pixels < starts + side)).sum(1)
                 total /= count[:, None] if axis else count[:, None, None]
         return total.flip(1) if self.mirrored else total
 
-    def resized_logits(self, size: tuple[int, int], rows: slice, columns: slice) -> torch.Tensor:
+    def resized(self, size: tuple[int, int], rows: slice, columns: slice) -> torch.Tensor:
         """A piece (rows, columns, classes) of the logits resized to `size`."""
-        return resized_piece(self.logits, self.size, size, rows, columns)
+        return resize_region(self.read, self.size, size, rows, columns)

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 
 import label_memory
 from segnext_timm import UpsampledCrossEntropyLoss
-from segnext_timm.models.upsampled import _resized_argmax_graph, resized_argmax, resized_piece
+from segnext_timm.models.upsampled import _resized_argmax_graph, resize_region, resized_argmax
 
 # shapes of logits, sizes of labels: eight times as large, odd, one row or column, the same, smaller
 SHAPES = [
@@ -172,7 +172,7 @@ def test_a_piece_of_resized_maps_is_that_piece_of_them(full, size):
         (slice(3, 8), slice(5, 6)),
         (slice(7, 8), slice(0, 3)),
     ):
-        piece = resized_piece(part, full, size, rows, columns)
+        piece = resize_region(part, full, size, rows, columns)
         torch.testing.assert_close(piece, expected[rows, columns], rtol=1e-4, atol=1e-5)
     if size[0] > full[0] > 1:  # no more than it needs
         assert asked[1][0].stop - asked[1][0].start <= 5

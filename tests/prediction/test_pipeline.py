@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 from segnext_timm import predict
-from segnext_timm.models.model_info import names_and_palette, normalization
+from segnext_timm.models.model_info import ModelInfo
 from segnext_timm.prediction.pipeline import fit, segment
 
 
@@ -77,7 +77,7 @@ def test_the_model_s_own_normalisation_is_used(model):
 def test_a_model_that_does_not_say_is_normalized_as_smp_preprocesses_for_its_encoder(encoder):
     params = smp.encoders.get_preprocessing_params(encoder)
     model = smp.FPN(encoder, encoder_weights=None)
-    assert normalization(model) == (tuple(params["mean"]), tuple(params["std"]))
+    assert ModelInfo(model).normalization == (tuple(params["mean"]), tuple(params["std"]))
 
 
 def test_normalization_is_never_guessed(monkeypatch):
@@ -123,7 +123,7 @@ def test_every_activation_of_smp_is_labelled_and_gives_probabilities_as_the_mode
     model = smp.create_model(architecture, "tu-resnet18", **arguments, activation=activation).eval()
     model.load_state_dict(plain.state_dict())
     image = noise(64, 64)
-    mean, std = (torch.tensor(v)[:, None, None] for v in normalization(model))
+    mean, std = (torch.tensor(v)[:, None, None] for v in ModelInfo(model).normalization)
     x = ((torch.from_numpy(image).permute(2, 0, 1) / 255 - mean) / std)[None]
     logits = plain(x)[0] if aux else plain(x)
     expected = logits.sigmoid() if classes == 1 or activation in ("sigmoid", torch.nn.Sigmoid) else logits.softmax(1)
@@ -199,7 +199,7 @@ def test_any_tile_gives_the_same_labels(model, views):
 def test_windows_can_be_forgotten_and_seen_again(model, monkeypatch):
     options = {"mode": "slide", "window": 48, "stride": 20, "tile": 33}
     expected = predict(model, noise(100, 130), **options)
-    monkeypatch.setattr("segnext_timm.prediction.windows._KEPT_BYTES", 1)
+    monkeypatch.setattr("segnext_timm.prediction.windows._CACHE_BYTES", 1)
     assert np.array_equal(predict(model, noise(100, 130), **options), expected)
     assert np.array_equal(predict(model, noise(100, 130), batch=3, **options), expected)
 
@@ -291,13 +291,13 @@ def test_progress_is_told(model):
 
 
 def test_a_model_names_its_labels(model):
-    assert names_and_palette(model)[0][4] == "class 4"
+    assert ModelInfo(model).label_names[4] == "class 4"
     binary = smp.SegNeXt("tu-test_mscan", encoder_weights=None, classes=1, decoder_channels=32)
-    names, palette = names_and_palette(binary)
-    assert names == ["background", "class 0"]
-    assert palette[0] == (0, 0, 0) != palette[1]
+    assert ModelInfo(binary).label_names == ["background", "class 0"]
+    assert ModelInfo(binary).palette[0] == (0, 0, 0) != ModelInfo(binary).palette[1]
     binary.pretrained_cfg.update(label_names=["road"], palette=[[1, 2, 3]])
-    assert names_and_palette(binary) == (["background", "road"], [(0, 0, 0), (1, 2, 3)])
+    assert ModelInfo(binary).label_names == ["background", "road"]
+    assert ModelInfo(binary).palette == [(0, 0, 0), (1, 2, 3)]
 
 
 def test_mirrored_images_give_mirrored_labels_with_flip(model):

@@ -42,7 +42,7 @@ def list_models() -> dict[str, list[dict[str, Any]]]:
 
 def models_text(models: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """:func:`list_models` as two tables."""
-    rows = [("backbone", "parameters", "weights", "top-1")]
+    rows: list[tuple[str, ...]] = [("backbone", "parameters", "weights", "top-1")]
     rows += [(m["name"], _millions(m["parameters"]), m["dataset"], str(m["top1"])) for m in models["backbones"]]
     tables = [_table(rows)]
     rows = [("segmenter", "parameters", "weights", "mIoU", "multi-scale", "rank")]
@@ -103,7 +103,9 @@ def _describe_backbone(name: str, top1: float, parameters: int) -> dict[str, Any
 
     from . import MSCAN  # noqa: F401  registers the backbones
 
-    cfg = timm.get_pretrained_cfg(name, allow_unregistered=False).to_dict()
+    registered = timm.get_pretrained_cfg(name, allow_unregistered=False)
+    assert registered is not None  # timm raises for an unknown name
+    cfg = registered.to_dict()
     architecture = name.split(".")[0]
     result = {"dataset": "ImageNet-1k", "metric": "top-1", "value": top1, "source": "https://arxiv.org/abs/2209.08575"}
     config = {"architecture": architecture, "num_classes": cfg["num_classes"]}

@@ -5,6 +5,7 @@ exit status 2.
 """
 
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -146,9 +147,9 @@ class DeviceType(click.ParamType):
             torch.empty(1, device=device).cpu()
         except Exception:  # torch's backends raise RuntimeError, AssertionError, NotImplementedError, ...
             here = ["cpu"]
-            if torch.accelerator.is_available():
-                kind = torch.accelerator.current_accelerator().type
-                here += [f"{kind}:{i}" for i in range(torch.accelerator.device_count())]
+            accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+            if accelerator is not None:
+                here += [f"{accelerator.type}:{i}" for i in range(torch.accelerator.device_count())]
             self.fail(f"{value!r} does not exist here. This machine has {', '.join(here)}.", param, ctx)
         return device
 
@@ -197,7 +198,7 @@ class ExportPathType(click.Path):
         super().__init__(dir_okay=False, path_type=Path)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        path = super().convert(value, param, ctx)
+        path = Path(os.fsdecode(super().convert(value, param, ctx)))
         if path.suffix not in (".onnx", ".pt2"):
             self.fail(f"{path}: the name of an exported model ends in .onnx or .pt2.", param, ctx)
         return path

@@ -259,8 +259,14 @@ def _predict_options(function: F) -> F:
 def _progress(count: int) -> Iterator[Callable[[Path, float], None]]:
     """A bar on standard error, moved by calls with a file and the share of it that is done."""
     done = 0.0
-    shown = {"label": "Predicting", "width": 24, "item_show_func": lambda file: file and file.name}
-    with click.progressbar(length=100 * count, file=sys.stderr, **shown) as bar:
+    bar: Any
+    with click.progressbar(
+        length=100 * count,
+        label="Predicting",
+        width=24,
+        item_show_func=lambda file: file and file.name,
+        file=sys.stderr,
+    ) as bar:
 
         def report(file: Path, share: float) -> None:
             nonlocal done
@@ -273,7 +279,8 @@ def _progress(count: int) -> Iterator[Callable[[Path, float], None]]:
 def _default_device() -> "torch.device":
     import torch
 
-    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return accelerator or torch.device("cpu")
 
 
 @main.command(
@@ -314,7 +321,7 @@ def predict_command(
         with redirect_stdout(sys.stderr), out_of_memory():  # libraries print remarks to where the JSON goes
             segmenter = load_segmenter(model)
             segmenter = fuse(segmenter, inplace=True) if fused else segmenter
-            segmenter = segmenter.to(target, memory_format=torch.channels_last)
+            segmenter = segmenter.to(target).to(memory_format=torch.channels_last)
         with out_of_memory(), _progress(len(places)) as report:
             found = predict_files(segmenter, places, out, report=report, measure_all=as_json, **options)
     except KeyboardInterrupt:

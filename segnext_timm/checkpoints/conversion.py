@@ -19,8 +19,10 @@ from .recognition import Checkpoint, check_parameters, load_checkpoint, native_t
 
 def _read_labels(source: str | Path | Sequence[str] | None) -> tuple[tuple[str, ...] | None, tuple | None]:
     """Class names and palette from a file with a name a line, from the name of a known data set, or as they are."""
-    if source is None or not isinstance(source, str | Path):
-        return source and tuple(source), None
+    if source is None:
+        return None, None
+    if not isinstance(source, str | Path):
+        return tuple(source), None
     if str(source) in LABEL_SETS:
         labels = LABEL_SETS[str(source)]
         return labels.classes, labels.palette
@@ -59,6 +61,7 @@ def _build_backbone(checkpoint: Checkpoint) -> torch.nn.Module:
     overlay: dict[str, Any] = {"tag": None, "url": "", "license": None, "origin_url": None}
     if chans != 3:
         cfg = timm.get_pretrained_cfg(checkpoint.architecture)
+        assert cfg is not None  # recognized checkpoints are of registered models
         overlay |= {"input_size": (chans, *cfg.input_size[1:]), "mean": (0.5,) * chans, "std": (0.5,) * chans}
     with torch.device("meta"):
         return timm.create_model(
@@ -140,12 +143,12 @@ def convert(
         if names and len(names) != checkpoint.num_classes:
             raise CheckpointError(f"{src}: has {checkpoint.num_classes} classes, but {len(names)} names were given.")
         checkpoint = checkpoint.with_labels(names, palette)
-        if checkpoint.kind == "segmenter":
+        if checkpoint.decoder_channels and checkpoint.rank:  # a segmenter
             bases = NMF2d(checkpoint.decoder_channels, checkpoint.rank).bases
             checkpoint.state_dict.setdefault("decoder.hamburger.nmf.bases", bases)
         try:
             # the model is built without memory of its own, and given the tensors as they are
-            model = (_build_backbone if checkpoint.kind == "backbone" else _build_segmenter)(checkpoint)
+            model: Any = (_build_backbone if checkpoint.kind == "backbone" else _build_segmenter)(checkpoint)
             check_parameters(checkpoint.state_dict, model.state_dict())
             if to == "mmseg":
                 _save_mmseg(checkpoint, new)

@@ -25,11 +25,12 @@ def _admitted_globals() -> dict[str, Any]:
     admitted = {"collections.OrderedDict": OrderedDict, "numpy.ndarray": np.ndarray, "numpy.dtype": np.dtype}
     array, scalar = np.zeros(1), np.float64(0)
     # numpy's own functions, by the names they had before and have since version 2
-    for module, function in (
+    functions: tuple[tuple[str, Any], ...] = (
         ("multiarray", array.__reduce__()[0]),
         ("multiarray", scalar.__reduce__()[0]),
         ("numeric", array.__reduce_ex__(5)[0]),
-    ):
+    )
+    for module, function in functions:
         for core in ("core", "_core"):
             admitted[f"numpy.{core}.{module}.{function.__name__}"] = function
     return admitted
@@ -97,7 +98,10 @@ def _check_jittor_sum(path: Path) -> None:
 def _load_torch(path: Path, zipped: bool) -> Any:
     dtypes = [type(np.dtype(code)) for code in "?bhilqBHILQefd"]
     globals_ = [(value, name) for name, value in _ADMITTED.items()]
-    history = [(_HistoryBuffer, "mmengine.logging.history_buffer.HistoryBuffer"), (_history_method, "builtins.getattr")]
+    history: list[Any] = [
+        (_HistoryBuffer, "mmengine.logging.history_buffer.HistoryBuffer"),
+        (_history_method, "builtins.getattr"),
+    ]
     with torch.serialization.safe_globals([*globals_, *dtypes, *history]):
         # mapped, not read: of a training checkpoint, the optimizer's part is never touched
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)

@@ -130,8 +130,8 @@ def unnest(checkpoint: Mapping[str, Any], ema: bool = False) -> dict[str, torch.
         if isinstance(value, torch.Tensor):
             tensors[str(name)] = value
     # mmcv keeps averages beside the weights, each under its weight's name with its dots lost
-    averages = {name: f"ema_{name.replace('.', '_')}" for name in tensors}
-    averages = {name: tensors[average] for name, average in averages.items() if average in tensors}
+    names = {name: f"ema_{name.replace('.', '_')}" for name in tensors}
+    averages = {name: tensors[average] for name, average in names.items() if average in tensors}
     if ema and not averages:
         raise CheckpointError("no moving average (EMA) of the weights in it: take the weights themselves.")
     tensors = {name: value for name, value in tensors.items() if not name.startswith("ema_")}
@@ -289,7 +289,8 @@ class Checkpoint:
 
 def mscan_size(state_dict: Mapping[str, torch.Tensor]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Channels and number of blocks of each stage, from MSCAN's native parameters."""
-    dims, depths = [], []
+    dims: list[int] = []
+    depths: list[int] = []
     while (norm := state_dict.get(f"stages.{len(dims)}.norm.weight")) is not None:
         blocks = rf"stages\.{len(dims)}\.blocks\.(\d+)\."
         found = {match[1] for match in (re.match(blocks, name) for name in state_dict) if match}
@@ -384,7 +385,7 @@ def recognise(content: Any, rank: int | None = None, ema: bool = False) -> Check
     classifier = state_dict.get("segmentation_head.0.weight" if segmenter else "head.fc.weight")
     num_classes = 0 if classifier is None else classifier.shape[0]
     label_names, palette = _meta_labels(meta, num_classes)
-    common = {
+    common: dict[str, Any] = {
         "state_dict": state_dict,
         "architecture": architecture,
         "spelling": spelling,

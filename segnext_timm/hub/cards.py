@@ -194,7 +194,7 @@ def parse_smp_card(text: str) -> dict[str, Any] | None:
         not rest
         and (values["metrics"] == unknown or len(values["metrics"]) - len(metrics) == len("```json```"))
         and values["model_parameters"].startswith("{")
-        and ModelCard(text).data.license == "mit"
+        and ModelCard(text).data.to_dict().get("license") == "mit"
         and not any("\n" in values[name] for name in ("dataset", "model_name", "repo_url", "docs_url"))
     )
     if not untouched:

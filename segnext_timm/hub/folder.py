@@ -41,7 +41,8 @@ def save_backbone(
     model: torch.nn.Module, folder: Path, label_names: Sequence[str] | Mapping[int, str] | None = None
 ) -> None:
     """Write timm's own form of a model, with a card."""
-    fit = label_names and len(label_names) == model.num_classes  # timm keeps the names of a replaced classifier
-    names = {"label_names": label_names if isinstance(label_names, Mapping) else list(label_names)} if fit else {}
+    names: dict[str, Any] = {}
+    if label_names and len(label_names) == model.num_classes:  # timm keeps the names of a replaced classifier
+        names["label_names"] = label_names if isinstance(label_names, Mapping) else list(label_names)
     save_for_hf(model, str(folder), model_config=names, safe_serialization=True)
     backbone_card(read_model_config(folder)).save(folder / CARD)

@@ -55,7 +55,8 @@ def _folder_of(model_or_folder: torch.nn.Module | str | Path) -> Iterator[Path]:
                 f"segmentation model of smp."
             )
         else:
-            save_backbone(model, folder, model.pretrained_cfg.get("label_names"))
+            cfg: Any = model.pretrained_cfg
+            save_backbone(model, folder, cfg.get("label_names"))
         yield folder
 
 
@@ -218,10 +219,10 @@ def add_results(folder: str | Path, results: Sequence[Mapping[str, Any]]) -> Non
     with safe_open(folder / WEIGHTS, "pt") as weights:
         if HEAD_WEIGHT in weights.keys():  # noqa: SIM118  (not a dictionary)
             info["results_digest"] = tensor_digest(weights.get_tensor(HEAD_WEIGHT))
-    after = model_card(config)
+    after: Any = model_card(config)
     path = folder / CARD
     if path.is_file() and path.read_text(encoding="utf-8").strip() != before.strip():
-        card = ModelCard.load(path)
+        card: Any = ModelCard.load(path)
         card.data.model_name = card.data.model_name or after.data.model_name
         card.data.eval_results, card.data.metrics = after.data.eval_results, after.data.metrics
         after = card

@@ -1,13 +1,14 @@
 """Fold what is affine in evaluation into the convolution before or after it, exactly."""
 
 import copy
+from typing import Any
 
 import torch
 import torch.nn as nn
 from timm.utils import reparameterize_model
 
 
-def affine_of(norm: nn.Module) -> tuple[torch.Tensor, torch.Tensor] | None:
+def affine_of(norm: Any) -> tuple[torch.Tensor, torch.Tensor] | None:
     """Scale and shift of each channel that a normalisation comes to in evaluation.
 
     Returns:
@@ -95,6 +96,6 @@ def fuse(model: nn.Module, inplace: bool = False) -> nn.Module:
     if is_fused(model):
         return model if inplace else copy.deepcopy(model)
     names = model.state_dict().keys()
-    fused = reparameterize_model(model, inplace=inplace)
+    fused: Any = reparameterize_model(model, inplace=inplace)
     fused.fused = fused.state_dict().keys() != names  # some encoders leave no other trace of it
     return fused

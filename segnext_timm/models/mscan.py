@@ -19,7 +19,7 @@ import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlparse
 
 import torch
@@ -79,9 +79,14 @@ class MultiScaleConvAttention(nn.Module):
     """
 
     def __init__(
-        self, dim: int, kernel_sizes: tuple[int, ...] = (7, 11, 21), dilation: int = 1, device=None, dtype=None
+        self,
+        dim: int,
+        kernel_sizes: tuple[int, ...] = (7, 11, 21),
+        dilation: int = 1,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         super().__init__()
 
         def depthwise(height: int, width: int) -> nn.Conv2d:
@@ -110,10 +115,10 @@ class SpatialAttention(nn.Module):
         kernel_sizes: tuple[int, ...] = (7, 11, 21),
         dilation: int = 1,
         act_layer: Callable[..., nn.Module] = nn.GELU,
-        device=None,
-        dtype=None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         super().__init__()
         self.proj_in = nn.Conv2d(dim, dim, 1, **dd)
         self.act = act_layer()
@@ -138,10 +143,10 @@ class ConvMlp(nn.Module):
         dilation: int = 1,
         act_layer: Callable[..., nn.Module] = nn.GELU,
         drop: float = 0.0,
-        device=None,
-        dtype=None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         super().__init__()
         self.fc1 = nn.Conv2d(dim, hidden_dim, 1, **dd)
         self.dwconv = nn.Conv2d(hidden_dim, hidden_dim, 3, padding=dilation, dilation=dilation, groups=hidden_dim, **dd)
@@ -172,10 +177,10 @@ class MSCANBlock(nn.Module):
         drop_path: float = 0.0,
         act_layer: Callable[..., nn.Module] = nn.GELU,
         norm_layer: Callable[..., nn.Module] = nn.BatchNorm2d,
-        device=None,
-        dtype=None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         super().__init__()
         self.norm1 = norm_layer(dim, **dd)
         self.attn = SpatialAttention(dim, kernel_sizes, dilation=dilation, act_layer=act_layer, **dd)
@@ -195,26 +200,34 @@ class MSCANBlock(nn.Module):
 
     def fuse(self) -> nn.Module:
         """A new block for inference; this block, which stays as it is, if its norms cannot be folded."""
-        foldable = affine_of(self.norm1) is not None and affine_of(self.norm2) is not None
-        return FusedMSCANBlock(self) if foldable else self
+        affine1, affine2 = affine_of(self.norm1), affine_of(self.norm2)
+        return self if affine1 is None or affine2 is None else FusedMSCANBlock(self, affine1, affine2)
 
 
 @register_notrace_module
 class FusedMSCANBlock(nn.Module):
-    """What an MSCANBlock computes in evaluation, its norms and layer scales folded into its 1×1 convolutions.
+    """An MSCANBlock in evaluation, its norms and layer scales folded into its 1×1 convolutions.
 
-    Of the attention's shortcut, which starts after the norm, γ·(s·x + t) is left: γ·t goes into a bias, γ·s is
-    `shortcut`. On a CPU, where the MLP's hidden features do not fit the caches, they are made some rows at a time.
+    The attention's shortcut starts after the norm, so γ·(s·x + t) is left of it: γ·t goes into a bias, γ·s is
+    `shortcut`. On a CPU, where the MLP's hidden features do not fit the caches, they are computed some rows at a time.
+
+    Args:
+        block: The block to fuse, which stays as it is.
+        affine1: Scale and shift (C,) of its first norm.
+        affine2: Scale and shift (C,) of its second norm.
     """
 
     fused = True
+    shortcut: torch.Tensor
 
-    def __init__(self, block: MSCANBlock) -> None:
+    def __init__(
+        self, block: MSCANBlock, affine1: tuple[torch.Tensor, torch.Tensor], affine2: tuple[torch.Tensor, torch.Tensor]
+    ) -> None:
         super().__init__()
         attn, mlp = block.attn, block.mlp
         gamma1, gamma2 = block.ls1.gamma.detach(), block.ls2.gamma.detach()
 
-        scale, shift = affine_of(block.norm1)
+        scale, shift = affine1
         self.proj_in = fold_before(attn.proj_in, scale, shift)
         self.act = copy.deepcopy(attn.act)
         self.msca = copy.deepcopy(attn.msca)
@@ -223,7 +236,7 @@ class FusedMSCANBlock(nn.Module):
         self.register_buffer("shortcut", (gamma1 * scale).to(gamma1.dtype)[:, None, None])
 
         self.mlp = copy.deepcopy(mlp)
-        self.mlp.fc1 = fold_before(mlp.fc1, *affine_of(block.norm2))
+        self.mlp.fc1 = fold_before(mlp.fc1, *affine2)
         self.mlp.fc2 = fold_after(mlp.fc2, gamma2)
         self.train(block.training)
 
@@ -249,7 +262,7 @@ class FusedMSCANBlock(nn.Module):
     def _add_mlp_by_rows(self, x: torch.Tensor) -> torch.Tensor:
         height = x.shape[2]
         rows = max(_TILE_BYTES * height // self._hidden_bytes(x), 1)
-        halo = self.mlp.dwconv.padding[0]
+        halo = self.mlp.dwconv.dilation[0]  # of a kernel of 3 rows
         out = torch.empty_like(x)
         for top in range(0, height, rows):
             first = max(top - halo, 0)
@@ -268,10 +281,10 @@ class Stem(nn.Module):
         out_chs: int,
         act_layer: Callable[..., nn.Module] = nn.GELU,
         norm_layer: Callable[..., nn.Module] = nn.BatchNorm2d,
-        device=None,
-        dtype=None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         super().__init__()
         self.conv1 = nn.Conv2d(in_chs, out_chs // 2, 3, stride=2, padding=1, **dd)
         self.norm1 = norm_layer(out_chs // 2, **dd)
@@ -300,10 +313,10 @@ class Downsample(nn.Module):
         stride: int = 2,
         dilation: int = 1,
         norm_layer: Callable[..., nn.Module] = nn.BatchNorm2d,
-        device=None,
-        dtype=None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         super().__init__()
         self.conv = nn.Conv2d(in_chs, out_chs, 3, stride=stride, padding=dilation, dilation=dilation, **dd)
         self.norm = norm_layer(out_chs, **dd)
@@ -335,8 +348,8 @@ class MSCANStage(nn.Module):
         drop_path_rates: list[float] | None = None,
         act_layer: Callable[..., nn.Module] = nn.GELU,
         norm_layer: Callable[..., nn.Module] = nn.BatchNorm2d,
-        device=None,
-        dtype=None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         """Set up a stage.
 
@@ -357,13 +370,12 @@ class MSCANStage(nn.Module):
             device: Device of the parameters.
             dtype: Data type of the parameters.
         """
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         super().__init__()
         self.grad_checkpointing = False
-        if downsample:
-            self.downsample = Downsample(in_chs, out_chs, stride, dilation[0], norm_layer, **dd)
-        else:
-            self.downsample = nn.Identity()
+        self.downsample = (
+            Downsample(in_chs, out_chs, stride, dilation[0], norm_layer, **dd) if downsample else nn.Identity()
+        )
         drop_path_rates = drop_path_rates or [0.0] * depth
         self.blocks = nn.Sequential(
             *[
@@ -417,8 +429,8 @@ class MSCAN(nn.Module):
         drop_rate: float = 0.0,
         proj_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
-        device=None,
-        dtype=None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         """Set up the backbone.
 
@@ -444,24 +456,24 @@ class MSCAN(nn.Module):
             dtype: Data type of the parameters.
         """
         super().__init__()
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         if output_stride not in (8, 16, 32):
             raise ValueError(f"output_stride must be 8, 16 or 32, got {output_stride}")
-        act_layer = get_act_layer(act_layer)
-        norm_layer = get_norm_layer(norm_layer)
+        make_act: Any = get_act_layer(act_layer)
+        make_norm: Any = get_norm_layer(norm_layer)
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.drop_rate = drop_rate
-        self.feature_info = []
+        self.feature_info: list[dict[str, Any]] = []
 
-        self.stem = Stem(in_chans, dims[0], act_layer=act_layer, norm_layer=norm_layer, **dd)
+        self.stem = Stem(in_chans, dims[0], act_layer=make_act, norm_layer=make_norm, **dd)
 
-        drop_path_rates = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
+        drop_path_rates: Any = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
         stages = []
         prev_chs = dims[0]
         reduction = 4
         dilation = 1
-        for i in range(len(depths)):
+        for i, stage_rates in enumerate(drop_path_rates):
             stride = 2 if i > 0 else 1
             first_dilation = dilation  # the downsampling convolution still sees the previous stage's sampling
             if reduction * stride > output_stride:
@@ -480,9 +492,9 @@ class MSCAN(nn.Module):
                     kernel_sizes=kernel_sizes,
                     ls_init_value=ls_init_value,
                     drop=proj_drop_rate,
-                    drop_path_rates=drop_path_rates[i],
-                    act_layer=act_layer,
-                    norm_layer=norm_layer,
+                    drop_path_rates=stage_rates,
+                    act_layer=make_act,
+                    norm_layer=make_norm,
                     **dd,
                 )
             )
@@ -496,6 +508,10 @@ class MSCAN(nn.Module):
         self.apply(_init_weights)
         self.register_load_state_dict_pre_hook(_rename_published)
 
+    @torch.jit.unused
+    def _stages(self) -> list[MSCANStage]:
+        return cast(list[MSCANStage], list(self.stages))
+
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Regular expressions that sort the parameters into layers, for layer-wise learning rate decay.
@@ -506,7 +522,7 @@ class MSCAN(nn.Module):
         if coarse:
             return {"stem": r"^stem", "blocks": r"^stages\.(\d+)"}
         # a stage's downsampling goes with its first block, its norm with its last
-        norms = [(rf"^stages\.({i})\.norm", (len(stage.blocks) - 1,)) for i, stage in enumerate(self.stages)]
+        norms = [(rf"^stages\.({i})\.norm", (len(stage.blocks) - 1,)) for i, stage in enumerate(self._stages())]
         return {
             "stem": r"^stem",
             "blocks": [(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None), *norms],
@@ -515,7 +531,7 @@ class MSCAN(nn.Module):
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass rather than keep its activations."""
-        for stage in self.stages:
+        for stage in self._stages():
             stage.grad_checkpointing = enable
 
     @torch.jit.ignore
@@ -627,9 +643,9 @@ def _init_weights(module: nn.Module) -> None:
     if isinstance(module, nn.Conv2d):
         fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
         nn.init.normal_(module.weight, std=math.sqrt(2.0 / fan_out))
-        nn.init.zeros_(module.bias)
     elif isinstance(module, nn.Linear):
         trunc_normal_(module.weight, std=0.02)
+    if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
         nn.init.zeros_(module.bias)
 
 
@@ -726,7 +742,8 @@ def _create_mscan(variant: str, pretrained: bool = False, **kwargs: Any) -> MSCA
             check_pytorch_file(cfg.file)  # names what is wrong with it
         elif pretrained and cfg.url and not from_hub:
             # timm then finds the file, whole and checked, in its cache
-            fetch(cfg.url, kwargs.get("cache_dir"), sha256=_SHA256.get(Path(urlparse(cfg.url).path).name))
+            url = str(cfg.url)
+            fetch(url, kwargs.get("cache_dir"), sha256=_SHA256.get(Path(urlparse(url).path).name))
         return model
 
     return build_model_with_cfg(

@@ -279,7 +279,7 @@ class SegNeXt(SegmentationModel):
         if not (torch.jit.is_scripting() or torch.jit.is_tracing() or is_torch_compiling()):
             self.check_input_shape(x)
         features = self.encoder(x)
-        size: list[int] | None = x.shape[-2:] if self.upsampling != 1 else None
+        size: list[int] | None = [x.shape[-2], x.shape[-1]] if self.upsampling != 1 else None
         masks = self.segmentation_head(self.decoder(features), size)
         if self.classification_head is not None:
             return masks, self.classification_head(features[-1])
@@ -332,8 +332,8 @@ class SegNeXt(SegmentationModel):
         Raises:
             ValueError: If the encoder cannot.
         """
-        wrapper = getattr(self.encoder, "model", None)
-        stages = [m for m in self.encoder.modules() if hasattr(m, "grad_checkpointing") and m is not wrapper]
+        wrapper: Any = getattr(self.encoder, "model", None)
+        stages: list[Any] = [m for m in self.encoder.modules() if hasattr(m, "grad_checkpointing") and m is not wrapper]
         for stage in stages:
             stage.grad_checkpointing = enable
         if not stages:

@@ -232,14 +232,22 @@ class UpsampledCrossEntropyLoss(nn.Module):
                 f"Logits of {tuple(logits.shape[-2:])} pixels (height, width) are no integer fraction of labels of "
                 f"{tuple(target.shape[-2:])}: are these the labels of another image?"
             )
-        options = {"ignore_index": self.ignore_index, "label_smoothing": self.label_smoothing}
         with torch.autocast(logits.device.type, enabled=False):
             if self.reduction == "none":
                 maps = F.interpolate(_widen(logits), target.shape[-2:], mode="bilinear", align_corners=False)
                 weight = None if self.weight is None else self.weight.to(maps)
-                return F.cross_entropy(maps, target, weight, reduction="none", **options)
+                return F.cross_entropy(
+                    maps,
+                    target,
+                    weight,
+                    ignore_index=self.ignore_index,
+                    reduction="none",
+                    label_smoothing=self.label_smoothing,
+                )
             needs_gradient = logits.requires_grad and torch.is_grad_enabled()
-            loss = _ResizedCrossEntropy.apply(logits, target, self.weight, *options.values(), needs_gradient)
+            loss = _ResizedCrossEntropy.apply(
+                logits, target, self.weight, self.ignore_index, self.label_smoothing, needs_gradient
+            )
         if self.reduction == "sum":
             return loss
         counted = target[target != self.ignore_index]
@@ -263,18 +271,18 @@ class _ResizedCrossEntropy(torch.autograd.Function):
         smoothing: float,
         needs_gradient: bool,
     ) -> torch.Tensor:
-        narrow = _widen(logits.detach()).permute(0, 2, 3, 1)  # (B, h, w, classes)
-        batch, height, width, classes = narrow.shape
-        rows, columns = _weights(height, target.shape[1], narrow), _weights(width, target.shape[2], narrow)
-        above = _source(height, target.shape[1], narrow).long().tolist()
-        weight = None if weight is None else weight.to(narrow)
-        even = narrow.new_full((classes,), smoothing / classes)  # what smoothing adds for each class
-        even = even if weight is None else even * weight
-        gradient = torch.empty_like(narrow) if needs_gradient else None
-        loss = narrow.new_zeros(())
+        logits_nhwc = _widen(logits.detach()).permute(0, 2, 3, 1)  # (B, h, w, classes)
+        batch, height, width, classes = logits_nhwc.shape
+        rows, columns = _weights(height, target.shape[1], logits_nhwc), _weights(width, target.shape[2], logits_nhwc)
+        above = _source(height, target.shape[1], logits_nhwc).long().tolist()
+        weight = None if weight is None else weight.to(logits_nhwc)
+        smoothing_weight = logits_nhwc.new_full((classes,), smoothing / classes)  # what smoothing adds for each class
+        smoothing_weight = smoothing_weight if weight is None else smoothing_weight * weight
+        gradient = torch.empty_like(logits_nhwc) if needs_gradient else None
+        loss = logits_nhwc.new_zeros(())
         step = _rows_at_once(target.shape[2], classes, logits.device)
         for i in range(batch):
-            wide = torch.matmul(columns, narrow[i])  # (h, W, classes)
+            wide = torch.matmul(columns, logits_nhwc[i])  # (h, W, classes)
             wide_gradient = torch.zeros_like(wide) if needs_gradient else None
             for start in range(0, target.shape[1], step):
                 end = min(start + step, target.shape[1])
@@ -284,20 +292,22 @@ class _ResizedCrossEntropy(torch.autograd.Function):
                 label = target[i, start:end].reshape(-1, 1)
                 counts = label != ignore_index
                 label = label.where(counts, 0)
-                share = counts.to(maps.dtype) * (1 - smoothing)
-                share = share if weight is None else share * weight[label]
+                target_weight = counts.to(maps.dtype) * (1 - smoothing)
+                target_weight = target_weight if weight is None else target_weight * weight[label]
                 maps = F.log_softmax(maps, 1)
-                loss -= (maps.gather(1, label) * share).sum()
+                loss -= (maps.gather(1, label) * target_weight).sum()
                 if smoothing:
-                    loss -= ((maps @ even)[:, None] * counts).sum()
-                if needs_gradient:
-                    maps.exp_().mul_(share + even.sum() * counts).scatter_add_(1, label, -share)
+                    loss -= ((maps @ smoothing_weight)[:, None] * counts).sum()
+                if wide_gradient is not None:
+                    maps.exp_().mul_(target_weight + smoothing_weight.sum() * counts).scatter_add_(
+                        1, label, -target_weight
+                    )
                     if smoothing:
-                        maps.sub_(even * counts)
+                        maps.sub_(smoothing_weight * counts)
                     wide_gradient[band].flatten(1).addmm_(resize.T, maps.view(end - start, -1))
-            if needs_gradient:
+            if gradient is not None and wide_gradient is not None:
                 torch.matmul(columns.T, wide_gradient, out=gradient[i])
-        if needs_gradient:
+        if gradient is not None:
             ctx.save_for_backward(gradient.permute(0, 3, 1, 2))
             ctx.dtype = logits.dtype
         return loss

@@ -53,10 +53,10 @@ def class_areas(labels: np.ndarray, names: Sequence[str]) -> list[dict[str, int 
     counts = np.zeros(max(map(len, bands)), np.int64)
     for band in bands:
         counts[: len(band)] += band
-    order = sorted(np.flatnonzero(counts), key=lambda label: -counts[label])
+    order = sorted(np.flatnonzero(counts).tolist(), key=lambda label: -counts[label])
     return [
         {
-            "label": int(label),
+            "label": label,
             "name": names[label] if label < len(names) else f"class {label}",
             "pixels": int(counts[label]),
             "share": float(counts[label] / labels.size),

@@ -105,14 +105,12 @@ def predict_file(
     # the labels last: where they are, the rest is
     with fill_when_complete(result.parent, last=_named(result, ".png").name) as folder:
         work = folder / result.name
-        store = None
-        if probabilities:
 
-            def store(classes: int) -> np.ndarray:
-                shape = (classes, *image.shape[1:])
-                return np.lib.format.open_memmap(_named(work, _PROBABILITIES), "w+", np.float16, shape)
+        def store(classes: int) -> np.ndarray:
+            shape = (classes, *image.shape[1:])
+            return np.lib.format.open_memmap(_named(work, _PROBABILITIES), "w+", np.float16, shape)
 
-        labels = predict(model, image, probabilities=store or False, **options)
+        labels = predict(model, image, probabilities=store if probabilities else False, **options)
         labels = labels[0] if probabilities else labels
         names, palette = info.label_names, info.palette
         if overlays:

@@ -195,7 +195,7 @@ def test_an_interrupted_conversion_leaves_nothing_under_the_name(tmp_path, stop)
     source = write(tmp_path / "b", random_state_dict(segmenter_shapes("b", 150)), "mmseg")
     command = [sys.executable, "-m", "segnext_timm.cli", "convert", source, tmp_path / "out"]
     process = subprocess.Popen(command, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
-    while not list(tmp_path.glob(".out.*/new/model.safetensors*")):
+    while not list(tmp_path.glob(".out.*/out/model.safetensors*")):
         assert process.poll() is None
         time.sleep(0.001)
     process.send_signal(stop)

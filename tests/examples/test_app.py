@@ -174,7 +174,7 @@ def app():
 def test_a_space_has_all_that_the_hub_wants(app, model, tmp_path):
     command = ["--make-space", str(tmp_path / "space"), "user/repo", "segnext_b", str(model)]
     app.main(command)
-    files = {"README.md", "app.py", "models", "requirements.txt", "scenes.py", "segnext_timm"}
+    files = {"README.md", "app.py", "models", "requirements.txt", "segmentation", "segnext_timm"}
     assert {f.name for f in (tmp_path / "space").iterdir()} == files
     _, front, _ = (tmp_path / "space" / "README.md").read_text(encoding="utf-8").split("---\n", 2)
     front = yaml.safe_load(front)

@@ -447,7 +447,7 @@ def launch(script, *arguments, processes=2):
 
 @pytest.mark.slow
 def test_two_processes_have_the_gradients_of_one_with_the_joined_batch(tmp_path):
-    script = Path(__file__).with_name("two_processes.py")
+    script = Path(__file__).parents[1] / "helpers" / "two_processes.py"
     gradients = []
     for processes in (1, 2):
         done = launch(script, tmp_path / f"{processes}.pt", EXAMPLES, processes=processes)

@@ -38,7 +38,7 @@ from segmentation.data import Split, TrainSamples, check_files, check_labels
 from segmentation.evaluation import evaluate, some_predictions
 from segmentation.layouts import open_folder
 from segmentation.metrics import Scores
-from segmentation.models import describe
+from segmentation.models import describe, note_results
 from segmentation.pictures import draw_predictions, draw_training
 from segmentation.recipe import DataSettings, UserError
 from segmentation.transforms import RandomResizedCrop, TrainTransform
@@ -175,8 +175,7 @@ def main(argv: list[str] | None = None) -> None:
     scores = evaluate(model, val_split, DataSettings(workers=0), accelerator)
     print(scores.table())
     print(f"mIoU {scores.miou:.3f}; predicting the commonest class: {scores.commonest_class_miou:.3f}")
-    result = {"dataset": val_split.name, "split": "val", "metric": "mIoU", "value": round(100 * scores.miou, 2)}
-    model.pretrained_cfg["results"] = [result]
+    note_results(model, val_split, scores)
 
     # 5. Results: written, then loaded back
     with fill_when_complete(args.out) as folder:

@@ -31,7 +31,7 @@ from tqdm import tqdm
 from segmentation.data import check_labels, ignore_interrupts, training_samples
 from segmentation.evaluation import evaluate, some_predictions
 from segmentation.layouts import open_split
-from segmentation.models import build_model, parameter_groups, training_facts, with_synced_norms
+from segmentation.models import build_model, note_results, parameter_groups, training_facts, with_synced_norms
 from segmentation.pictures import draw_predictions, draw_training
 from segmentation.recipe import SettingsError, TrainSettings, mixed_precision, parse, run
 from segnext_timm import SegNeXt, UpsampledCrossEntropyLoss, push_to_hub
@@ -86,193 +86,256 @@ def stop_on_signals() -> list[int]:
     return received
 
 
-def main(argv: list[str]) -> None:
-    settings = parse(TrainSettings, argv, __doc__.split("\n")[0])
-    log_with = None if settings.tracker == "none" else settings.tracker
-    out = Path(settings.out)
-    precision = mixed_precision(settings.precision)
-    accelerator = Accelerator(mixed_precision=precision, log_with=log_with, project_dir=out)
-    processes, device = accelerator.num_processes, accelerator.device
-    if settings.batch_size % (processes * settings.accumulate):
-        raise SettingsError(
-            f"batch_size {settings.batch_size} cannot be shared among {processes} processes and {settings.accumulate} "
-            f"accumulated batches: make it a multiple of {processes * settings.accumulate}."
+class Trainer:
+    """A training run: the constructor sets it up, `run` trains. The methods stand in the order in which they run.
+
+    Args:
+        settings: Data, model and schedule.
+
+    Raises:
+        SettingsError: If the batch cannot be shared, or `out` holds another run.
+        DataError: If the data cannot be trained on.
+    """
+
+    def __init__(self, settings: TrainSettings) -> None:
+        self.settings = settings
+        self.out = Path(settings.out)
+        self.checkpoint = self.out / "checkpoint.pt"
+        log_with = None if settings.tracker == "none" else settings.tracker
+        precision = mixed_precision(settings.precision)
+        self.accelerator = Accelerator(mixed_precision=precision, log_with=log_with, project_dir=self.out)
+        self.device = self.accelerator.device
+        self.processes = self.accelerator.num_processes
+        shares = self.processes * settings.accumulate
+        if settings.batch_size % shares:
+            raise SettingsError(
+                f"batch_size {settings.batch_size} cannot be shared among {self.processes} processes and "
+                f"{settings.accumulate} accumulated batches: make it a multiple of {shares}."
+            )
+        self.iteration = 0  # the next one
+        self.best_miou = -1.0
+        self.losses: list[float] = []
+        self.mious: list[tuple[int, float]] = []
+        self.skipped = 0  # updates in a row
+        self.set_up_data()
+        self.set_up_model()
+        self.resume()
+
+    def set_up_data(self) -> None:
+        """Open the splits. Sample k is the same in every run of a seed, so a resumed run gets the samples it lacks."""
+        settings = self.settings
+        self.train_split, self.val_split = (
+            open_split(settings.dataset, settings.data_root, name, settings.ignore_index) for name in ("train", "val")
         )
+        self.samples = training_samples(self.train_split, settings)
+        for warning in (check_labels(self.train_split), slow_precision(self.device, settings.precision)):
+            if warning:
+                self.accelerator.print(warning)
 
-    # Data: sample k is the same in every run of a seed, so a run that goes on sees what it would have seen
-    train_split, val_split = (
-        open_split(settings.dataset, settings.data_root, name, settings.ignore_index) for name in ("train", "val")
-    )
-    samples = training_samples(train_split, settings)
-    for warning in (check_labels(train_split), slow_precision(device, settings.precision)):
-        if warning:
-            accelerator.print(warning)
+    def set_up_model(self) -> None:
+        """Create model, average, optimizer and loss."""
+        settings = self.settings
+        torch.manual_seed(settings.seed)
+        memory_format = torch.channels_last if settings.channels_last else torch.preserve_format
+        model = build_model(settings, self.train_split, self.accelerator.print)
+        model = model.to(self.device, memory_format=memory_format)
+        model = with_synced_norms(model, settings.sync_batchnorm, self.processes, self.device, self.accelerator.print)
+        self.raw_model = model  # without what distributes it
+        self.ema = ModelEmaV3(model, decay=settings.ema_decay) if settings.ema_decay else None
+        self.eval_model = self.ema.module if self.ema else model  # what is evaluated and saved
+        groups = parameter_groups(model, settings)
+        optimizer = torch.optim.AdamW(groups, lr=settings.lr, fused=self.device.type == "cuda")
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.loss_fn = UpsampledCrossEntropyLoss(ignore_index=self.train_split.ignore_index, reduction="sum")
 
-    # Model
-    torch.manual_seed(settings.seed)
-    model = build_model(settings, train_split, accelerator.print)
-    model = model.to(device, memory_format=torch.channels_last if settings.channels_last else torch.preserve_format)
-    model = with_synced_norms(model, settings.sync_batchnorm, processes, device, accelerator.print)
-    average = ModelEmaV3(model, decay=settings.ema_decay) if settings.ema_decay else None
-    plain, trained = model, average.module if average else model  # without wrappers; what is evaluated and saved
-
-    # Optimizer
-    fused = device.type == "cuda"
-    optimizer = torch.optim.AdamW(parameter_groups(model, settings), lr=settings.lr, fused=fused)
-    model, optimizer = accelerator.prepare(model, optimizer)
-    loss_fn = UpsampledCrossEntropyLoss(ignore_index=train_split.ignore_index, reduction="sum")
-
-    # Resume
-    checkpoint, first, best, losses, mious = out / "checkpoint.pt", 0, -1.0, [], []
-    if checkpoint.is_file():
-        if not settings.resume:
-            raise SettingsError(f"{checkpoint} is that of another run: choose another --out, or remove it.")
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    def resume(self) -> None:
+        """Load the checkpoint of an earlier start, if there is one."""
+        if not self.checkpoint.is_file():
+            return
+        if not self.settings.resume:
+            raise SettingsError(f"{self.checkpoint} is that of another run: choose another --out, or remove it.")
+        state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
         same = ("dataset", "variant", "batch_size", "iterations", "seed", "crop_size")
-        changed = [name for name in same if state["settings"][name] != getattr(settings, name)]
+        changed = [name for name in same if state["settings"][name] != getattr(self.settings, name)]
         if changed:
-            raise SettingsError(f"{checkpoint} was made with another {', '.join(changed)}: choose another --out.")
-        plain.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        if average:
-            average.module.load_state_dict(state["average"])
-        if accelerator.scaler:
-            accelerator.scaler.load_state_dict(state["scaler"])
-        first, best, losses, mious = (state[name] for name in ("iteration", "best", "losses", "mious"))
-        accelerator.print(f"Going on from iteration {first} of {settings.iterations}, with the weights there.")
-        if first >= settings.iterations:
-            accelerator.print(f"The run is finished: its models are {out / 'best'} and {out / 'last'}.")
+            raise SettingsError(f"{self.checkpoint} was made with another {', '.join(changed)}: choose another --out.")
+        self.raw_model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.ema:
+            self.ema.module.load_state_dict(state["average"])
+        if self.accelerator.scaler:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.iteration, self.best_miou = state["iteration"], state["best"]
+        self.losses, self.mious = state["losses"], state["mious"]
+        total = self.settings.iterations
+        self.accelerator.print(f"Resuming at iteration {self.iteration} of {total}, with the weights there.")
+
+    def run(self) -> None:
+        """Train from `iteration` on, until the end or a signal."""
+        settings, best = self.settings, self.out / "best"
+        if self.iteration >= settings.iterations:
+            self.accelerator.print(f"The run is finished: its models are {best} and {self.out / 'last'}.")
             return
-    if log_with:
-        accelerator.init_trackers("log", config={k: str(v) for k, v in asdict(settings).items()})
+        if self.accelerator.log_with:
+            self.accelerator.init_trackers("log", config={k: str(v) for k, v in asdict(settings).items()})
+        loader = DataLoader(
+            self.samples,
+            batch_sampler=sample_numbers(settings, self.iteration, self.accelerator.process_index, self.processes),
+            num_workers=settings.workers,
+            pin_memory=self.device.type == "cuda",
+            worker_init_fn=ignore_interrupts,
+        )
+        batches, signals = iter(loader), stop_on_signals()
+        self.progress = tqdm(
+            range(self.iteration, settings.iterations),
+            desc="train",
+            unit="it",
+            initial=self.iteration,
+            total=settings.iterations,
+            disable=not self.accelerator.is_main_process,
+        )
+        self.clock = time.monotonic()
+        for iteration in self.progress:
+            self.prepare_iteration(iteration)
+            loss, stopping = self.accumulate_gradient(batches, bool(signals))
+            self.update(iteration, loss)
+            self.iteration = iteration + 1
+            self.log(loss)
+            last = stopping or self.iteration == settings.iterations
+            if self.iteration % settings.eval_every == 0 or self.iteration == settings.iterations:
+                self.validate()
+            if self.iteration % settings.save_every == 0 or last:
+                self.save_checkpoint()
+            if stopping:
+                self.progress.close()
+                self.accelerator.print(f"Stopped after iteration {self.iteration}: the same command resumes the run.")
+                return
+        self.accelerator.print(f"Best mIoU {self.best_miou:.4f}: {best}. Last: {self.out / 'last'}.")
+        if settings.push_to_hub and self.accelerator.is_main_process:
+            print(push_to_hub(best, settings.push_to_hub).commit_url)
+        self.accelerator.end_training()
 
-    def save_checkpoint(iteration: int) -> None:
-        """Write all that going on needs; the file is replaced at once, so that there always is a whole one."""
-        if accelerator.is_main_process:
-            state = {
-                "iteration": iteration,
-                "model": plain.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "average": average.module.state_dict() if average else None,
-                "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None,
-                "best": best,
-                "losses": losses,
-                "mious": mious,
-                "settings": asdict(settings),
-            }
-            with replace_when_complete(checkpoint) as new:
-                torch.save(state, new)
+    def prepare_iteration(self, iteration: int) -> None:
+        """1. Set the rates and the seed: drop path, dropout and the bases depend on the iteration alone."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr_at(iteration, self.settings) * group["lr_factor"]
+        seed = self.settings.seed * 1_000_003 + iteration
+        torch.manual_seed(seed * self.processes + self.accelerator.process_index)
+        self.model.train()
+        if self.settings.freeze_encoder:
+            self.raw_model.encoder.eval()
+        self.buffers_before = [buffer.clone() for buffer in self.raw_model.buffers()]
 
-    def validate(iteration: int) -> None:
-        """Evaluate, keep the best model, and draw some predictions."""
-        nonlocal best
-        scores = evaluate(trained, val_split, settings, accelerator)
-        mious.append((iteration, scores.miou))
-        if not accelerator.is_main_process:
-            best = max(best, scores.miou)
-            return
-        tqdm.write(f"iteration {iteration}: mIoU {scores.miou:.4f}, best before {max(best, 0):.4f}")
-        by_class = {f"iou/{name}": v for name, v in zip(scores.classes, scores.iou.tolist()) if not math.isnan(v)}
-        accelerator.log({"miou": scores.miou, "macc": scores.macc, "aacc": scores.aacc, **by_class}, step=iteration)
-        result = {"dataset": val_split.name, "split": "val", "metric": "mIoU", "value": round(100 * scores.miou, 2)}
-        if isinstance(trained, SegNeXt):
-            trained.pretrained_cfg["results"] = [{**result, "setting": "single scale"}]
-            trained.pretrained_cfg["training"] = training_facts(settings, iteration)
-        for name in ("best", "last") if scores.miou > best else ("last",):
-            with fill_when_complete(out / name) as folder:
-                trained.save_pretrained(folder)
-        best = max(best, scores.miou)
-        (out / "predictions").mkdir(exist_ok=True)
-        shown = some_predictions(trained, val_split, 4, settings.eval_fit)
-        draw_predictions(shown, val_split.classes, val_split.palette, out / "predictions" / f"{iteration:06d}.png")
-        draw_training(losses, mious, out / "training.png", "cross-entropy")
+    def accumulate_gradient(self, batches: Iterator, signaled: bool) -> tuple[float, bool]:
+        """2. Sum the gradients of the batches that are accumulated.
 
-    # Training
-    loader = DataLoader(
-        samples,
-        batch_sampler=sample_numbers(settings, first, accelerator.process_index, processes),
-        num_workers=settings.workers,
-        pin_memory=device.type == "cuda",
-        worker_init_fn=ignore_interrupts,
-    )
-    batches, skipped = iter(loader), 0
-    stop = stop_on_signals()
-    progress = tqdm(
-        range(first, settings.iterations),
-        desc="train",
-        unit="it",
-        initial=first,
-        total=settings.iterations,
-        disable=not accelerator.is_main_process,
-    )
-    clock = time.monotonic()
-    for iteration in progress:
-        # 1. Set the rates, and seed: drop path, dropout and the decomposition's bases depend on nothing before
-        for group in optimizer.param_groups:
-            group["lr"] = lr_at(iteration, settings) * group["lr_factor"]
-        torch.manual_seed((settings.seed * 1_000_003 + iteration) * processes + accelerator.process_index)
-        model.train()
-        if settings.freeze_encoder:
-            plain.encoder.eval()
+        Args:
+            batches: Yields images (B, 3, H, W) and labels (B, H, W).
+            signaled: Whether this process was told to stop.
 
-        # 2. Accumulate the gradient
-        statistics = [buffer.clone() for buffer in plain.buffers()]
-        total = torch.zeros((), device=device)
+        Returns:
+            The loss over all processes, and whether any of them was told to stop: all stop after the same iteration.
+        """
+        settings, total = self.settings, torch.zeros((), device=self.device)
         for part in range(settings.accumulate):
-            images, labels = (t.to(device, non_blocking=True) for t in next(batches))
+            images, labels = (t.to(self.device, non_blocking=True) for t in next(batches))
             if settings.channels_last:
                 images = images.contiguous(memory_format=torch.channels_last)
             last = part == settings.accumulate - 1
-            with nullcontext() if last else accelerator.no_sync(model):
-                with accelerator.autocast():
-                    loss = mean_over_pixels(loss_fn, model(images), labels) / settings.accumulate
-                accelerator.backward(loss)
+            with nullcontext() if last else self.accelerator.no_sync(self.model):
+                with self.accelerator.autocast():
+                    loss = mean_over_pixels(self.loss_fn, self.model(images), labels) / settings.accumulate
+                self.accelerator.backward(loss)
             total += loss.detach()
-        signalled = torch.tensor(float(bool(stop)), device=device)  # all processes stop after the same iteration
-        loss, stopping = accelerator.reduce(torch.stack([total, signalled]), "mean").tolist()
+        signal_sum = torch.tensor(float(signaled), device=self.device)
+        loss, stopping = self.accelerator.reduce(torch.stack([total, signal_sum]), "mean").tolist()
+        return loss, stopping > 0
 
-        # 3. Step, unless loss or gradient is not finite; float16's scaler looks after the gradient itself
-        norm = accelerator.clip_grad_norm_(model.parameters(), settings.clip_grad or math.inf).item()
-        finite = math.isfinite(loss) and (accelerator.scaler is not None or math.isfinite(norm))
-        skipped = 0 if finite else skipped + 1
+    def update(self, iteration: int, loss: float) -> None:
+        """3. Update the weights, unless loss or gradient is not finite; float16's scaler checks the gradient itself.
+
+        Raises:
+            SettingsError: If there was no update for `MAX_SKIPPED` iterations in a row.
+        """
+        max_norm = self.settings.clip_grad or math.inf
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), max_norm).item()
+        scaler = self.accelerator.scaler
+        finite = math.isfinite(loss) and (scaler is not None or math.isfinite(norm))
+        self.skipped = 0 if finite else self.skipped + 1
         if not finite:
-            for buffer, before in zip(plain.buffers(), statistics):
-                buffer.copy_(before)  # of the batch norms, which have seen what it came from
-            numbers = range(iteration * settings.batch_size, (iteration + 1) * settings.batch_size)
-            files = [train_split.images[samples.locate(k)].name for k in numbers]
-            accelerator.print(
-                f"\niteration {iteration}: loss {loss}, gradient {norm}; no update. Images: {', '.join(files)}"
-            )
-            if skipped == MAX_SKIPPED:
+            for buffer, before in zip(self.raw_model.buffers(), self.buffers_before):
+                buffer.copy_(before)  # statistics of the batch norms, which have seen what the loss came from
+            size = self.settings.batch_size
+            numbers = range(iteration * size, (iteration + 1) * size)
+            files = ", ".join(self.train_split.images[self.samples.locate(k)].name for k in numbers)
+            self.accelerator.print(f"\niteration {iteration}: loss {loss}, gradient {norm}; no update. Images: {files}")
+            if self.skipped == MAX_SKIPPED:
                 raise SettingsError(f"the loss was not finite {MAX_SKIPPED} times in a row: try a smaller --lr.")
-        if finite or accelerator.scaler:
-            optimizer.step()
-            if average:
-                average.update(plain)
-        optimizer.zero_grad()
-        losses.append(loss)
+        if finite or scaler:
+            self.optimizer.step()
+            if self.ema:
+                self.ema.update(self.raw_model)
+        self.optimizer.zero_grad()
+        self.losses.append(loss)
 
-        # 4. Log, evaluate, save
-        done = iteration + 1
-        if done % settings.log_every == 0:
-            rate = settings.log_every * settings.batch_size / (time.monotonic() - clock)
-            clock = time.monotonic()
-            lr = lr_at(iteration, settings)
-            progress.set_postfix(loss=f"{np.mean(losses[-50:]):.3f}", lr=f"{lr:.1e}", images_per_s=f"{rate:.1f}")
-            accelerator.log({"loss": loss, "lr": lr, "images_per_second": rate}, step=done)
-        if done % settings.eval_every == 0 or done == settings.iterations:
-            validate(done)
-            clock = time.monotonic()
-        if done % settings.save_every == 0 or done == settings.iterations or stopping:
-            save_checkpoint(done)
-        if stopping:
-            progress.close()
-            accelerator.print(f"Stopped after iteration {done}: the same command goes on from there.")
+    def log(self, loss: float) -> None:
+        """4. Log loss, rate and speed."""
+        settings = self.settings
+        if self.iteration % settings.log_every:
             return
-    accelerator.print(f"Best mIoU {best:.4f}: {out / 'best'}. Last: {out / 'last'}.")
-    if settings.push_to_hub and accelerator.is_main_process:
-        print(push_to_hub(out / "best", settings.push_to_hub).commit_url)
-    accelerator.end_training()
+        speed = settings.log_every * settings.batch_size / (time.monotonic() - self.clock)
+        self.clock = time.monotonic()
+        lr = lr_at(self.iteration - 1, settings)
+        mean = np.mean(self.losses[-50:])
+        self.progress.set_postfix(loss=f"{mean:.3f}", lr=f"{lr:.1e}", images_per_s=f"{speed:.1f}")
+        self.accelerator.log({"loss": loss, "lr": lr, "images_per_second": speed}, step=self.iteration)
+
+    def validate(self) -> None:
+        """5. Evaluate, save the model, also as the best if it is, and draw some predictions."""
+        model, split = self.eval_model, self.val_split
+        scores = evaluate(model, split, self.settings, self.accelerator)
+        self.mious.append((self.iteration, scores.miou))
+        best_before, self.best_miou = self.best_miou, max(self.best_miou, scores.miou)
+        if self.accelerator.is_main_process:
+            tqdm.write(f"iteration {self.iteration}: mIoU {scores.miou:.4f}, best before {max(best_before, 0):.4f}")
+            by_class = {f"iou/{name}": v for name, v in zip(scores.classes, scores.iou.tolist()) if not math.isnan(v)}
+            values = {"miou": scores.miou, "macc": scores.macc, "aacc": scores.aacc, **by_class}
+            self.accelerator.log(values, step=self.iteration)
+            if isinstance(model, SegNeXt):
+                note_results(model, split, scores)
+                model.pretrained_cfg["training"] = training_facts(self.settings, self.iteration)
+            for name in ("best", "last") if scores.miou > best_before else ("last",):
+                with fill_when_complete(self.out / name) as folder:
+                    model.save_pretrained(folder)
+            pictures = self.out / "predictions"
+            pictures.mkdir(exist_ok=True)
+            shown = some_predictions(model, split, 4, self.settings.eval_fit)
+            draw_predictions(shown, split.classes, split.palette, pictures / f"{self.iteration:06d}.png")
+            draw_training(self.losses, self.mious, self.out / "training.png", "cross-entropy")
+        self.clock = time.monotonic()
+
+    def save_checkpoint(self) -> None:
+        """6. Write all that resuming needs; the file is replaced at once, so that there always is a whole one."""
+        if self.accelerator.is_main_process:
+            scaler = self.accelerator.scaler
+            state = {
+                "iteration": self.iteration,
+                "model": self.raw_model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "average": self.ema.module.state_dict() if self.ema else None,
+                "scaler": scaler.state_dict() if scaler else None,
+                "best": self.best_miou,
+                "losses": self.losses,
+                "mious": self.mious,
+                "settings": asdict(self.settings),
+            }
+            with replace_when_complete(self.checkpoint) as new:
+                torch.save(state, new)
+
+
+def main(argv: list[str]) -> None:
+    """Train as a recipe, `argv[0]`, and the settings after it say."""
+    Trainer(parse(TrainSettings, argv, __doc__.split("\n")[0])).run()
 
 
 if __name__ == "__main__":

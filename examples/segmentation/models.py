@@ -9,9 +9,11 @@ import torch
 
 from segnext_timm import SegNeXt, create_segmenter, list_segmenters
 from segnext_timm.checkpoints.segmenters import load_segmenter
+from segnext_timm.models.model_info import tensor_digest
 from segnext_timm.variants import VARIANTS as SIZES
 
 from .data import Split
+from .metrics import Scores
 from .recipe import TrainSettings
 from .transforms import MEAN, STD
 
@@ -142,6 +144,13 @@ def describe(model: torch.nn.Module, split: Split, crop_size: int) -> None:
         model.pretrained_cfg.update(
             known, **origin, mean=list(MEAN), std=list(STD), input_size=[3, crop_size, crop_size]
         )
+
+
+def note_results(model: SegNeXt, split: Split, scores: Scores) -> None:
+    """Tell a model its mIoU on a split; it is saved with it, as long as the weights stay those that have it."""
+    result = {"dataset": split.name, "split": "val", "metric": "mIoU", "value": round(100 * scores.miou, 2)}
+    model.pretrained_cfg["results"] = [{**result, "setting": "single scale"}]
+    model.pretrained_cfg["results_digest"] = tensor_digest(model.segmentation_head[0].weight)
 
 
 def training_facts(settings: TrainSettings, iteration: int) -> dict[str, Any]:

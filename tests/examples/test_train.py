@@ -90,7 +90,7 @@ def test_a_run_that_goes_on_ends_as_one_that_was_not_stopped(folder, tmp_path):
     process.wait()
     assert torch.load(tmp_path / "parts" / "checkpoint.pt", weights_only=True)["iteration"] < 6
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "Going on from iteration" in done.stdout
+    assert "Resuming at iteration" in done.stdout
     one, other = (torch.load(tmp_path / n / "checkpoint.pt", weights_only=True) for n in ("whole", "parts"))
     for part in ("model", "average"):
         assert all(torch.equal(value, other[part][name]) for name, value in one[part].items())
@@ -128,7 +128,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(folder, tmp_path):
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 0
-    assert b"the same command goes on from there" in output
+    assert b"the same command resumes the run" in output
     state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
     assert 10 <= state["iteration"] == len(state["losses"]) < 2000
 

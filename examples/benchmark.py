@@ -23,7 +23,7 @@ MODEL is `segnext_t` (s, b, l), `mmseg_t` (mmsegmentation's SegNeXt), an archite
 
 All contenders run in turn, round after round, so that what else the machine does falls on all of them. Memory is
 measured for each in a process of its own: the most that the process holds above what it held when all was imported, and
-the most that tensors of torch take, weights and optimiser included, on the GPU if there is one.
+the most that tensors of torch take, weights and optimizer included, on the GPU if there is one.
 
 Beside each time stands what the machine's ceilings, a large product of matrices and a large copy, would need for the
 arithmetic, and for reading and writing every tensor that eager torch reads and writes.

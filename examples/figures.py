@@ -153,8 +153,8 @@ def draw_receptive_field(model: SegNeXt, images: list[np.ndarray], path: Path) -
         features = model.encoder(x)[-4:]
         found = []
         for feature in features:
-            centre = feature[0, :, feature.shape[2] // 2, feature.shape[3] // 2].sum()
-            (gradient,) = torch.autograd.grad(centre, x, retain_graph=True)
+            center = feature[0, :, feature.shape[2] // 2, feature.shape[3] // 2].sum()
+            (gradient,) = torch.autograd.grad(center, x, retain_graph=True)
             found.append(gradient[0].abs().sum(0))
         fields = found if fields is None else [a + b for a, b in zip(fields, found)]
     figure, axes = _panels(len(fields), [f"stage {i + 1}" for i in range(len(fields))])

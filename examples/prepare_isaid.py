@@ -4,7 +4,7 @@
 
 DOWNLOADED holds `train` and `val`, each with images (`P0000.png`, from DOTA) and semantic masks
 (`P0000_instance_color_RGB.png`, from iSAID), in any folders below. The patches go to `img_dir/{train,val}` and
-`ann_dir/{train,val}`, the masks' colours turned into labels. A run that was stopped goes on where it was.
+`ann_dir/{train,val}`, the masks' colors turned into labels. A run that was stopped goes on where it was.
 """
 
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -36,7 +36,7 @@ class PatchSettings:
     size: int = 896
     """Side of the patches in pixels."""
     overlap: int = 384
-    """Pixels that neighbouring patches share."""
+    """Pixels that neighboring patches share."""
     workers: int = 4
     """Images that are cut at the same time."""
 
@@ -48,10 +48,10 @@ def corners(length: int, size: int, overlap: int) -> list[int]:
 
 
 def to_labels(mask: np.ndarray, path: Path) -> np.ndarray:
-    """Colours (H, W, 3) of a mask to labels (H, W).
+    """Colors (H, W, 3) of a mask to labels (H, W).
 
     Raises:
-        UserError: If there is a colour that no class has.
+        UserError: If there is a color that no class has.
     """
     codes = np.asarray(LABEL_SETS["isaid"].palette) @ _PLACES
     order = codes.argsort()
@@ -61,7 +61,7 @@ def to_labels(mask: np.ndarray, path: Path) -> np.ndarray:
     if (codes[labels] != found).any():
         row, column = np.argwhere(codes[labels] != found)[0]
         raise UserError(
-            f"{path} has the colour {mask[row, column].tolist()} at row {row}, column {column}, which no class has."
+            f"{path} has the color {mask[row, column].tolist()} at row {row}, column {column}, which no class has."
         )
     return labels.astype(np.uint8)
 
@@ -90,13 +90,13 @@ def cut(image_path: Path, mask_path: Path, image_folder: Path, label_folder: Pat
     missing = [patch for patch in patches if not all(target.is_file() for target in patch[1])]
     if missing:
         try:
-            image, colours = image.convert("RGB"), np.asarray(mask.convert("RGB"))
+            image, colors = image.convert("RGB"), np.asarray(mask.convert("RGB"))
         except OSError as error:
             raise UserError(f"{image_path} or its mask cannot be read: {error}") from None
         for box, (image_target, label_target) in missing:
             left, top, right, bottom = box
             save(image.crop(box), image_target)
-            save(Image.fromarray(to_labels(colours[top:bottom, left:right], mask_path)), label_target)
+            save(Image.fromarray(to_labels(colors[top:bottom, left:right], mask_path)), label_target)
     return len(patches)
 
 

@@ -11,7 +11,7 @@ pixels to leave out.
 
 The results go to `runs/quickstart`: `model.safetensors`, `config.json` and the model card `README.md`, which
 `smp.from_pretrained` loads; `predictions.png` and `training.png`. Ctrl-C ends the training early and keeps what was
-learnt so far.
+learned so far.
 
 This is the short way: a few hundred steps by a fast schedule. `train.py` is the long one, by the paper's.
 """
@@ -93,7 +93,7 @@ def train(model: torch.nn.Module, loader: DataLoader, val_split: Split, accelera
             progress.set_postfix(shown | ({"mIoU": f"{history['miou'][-1][1]:.3f}"} if history["miou"] else {}))
     except KeyboardInterrupt:
         progress.close()
-        print(f"Stopped after {len(history['loss'])} of {args.steps} steps; keeping what was learnt so far.")
+        print(f"Stopped after {len(history['loss'])} of {args.steps} steps; keeping what was learned so far.")
     return history
 
 

@@ -15,7 +15,7 @@ _STATISTICS = ("running_mean", "running_var", "nmf.bases")  # saved with the wei
 
 
 def list_models() -> dict[str, list[dict[str, Any]]]:
-    """The published backbones and segmenters, with their parameters and accuracies in percent."""
+    """List the published backbones and segmenters with their parameters and accuracies in percent."""
     backbones = [
         {
             "name": f"{v.backbone}.{_TAG}",
@@ -41,7 +41,7 @@ def list_models() -> dict[str, list[dict[str, Any]]]:
 
 
 def models_text(models: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """:func:`list_models` as two tables."""
+    """Format what :func:`list_models` returns as two tables."""
     rows: list[tuple[str, ...]] = [("backbone", "parameters", "weights", "top-1")]
     rows += [(m["name"], _millions(m["parameters"]), m["dataset"], str(m["top1"])) for m in models["backbones"]]
     tables = [_table(rows)]
@@ -58,7 +58,7 @@ def models_text(models: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
 
 
 def describe_model(name: str) -> dict[str, Any]:
-    """What is known of a model, without its weights being downloaded or loaded.
+    """Describe a model without downloading or loading its weights.
 
     Args:
         name: A published backbone or segmenter, a model folder, or a repository on the Hub; timm's "local-dir:" and
@@ -129,7 +129,7 @@ def _describe_repo(repo: str) -> dict[str, Any]:
 
 
 def _count_parameters(file: Path) -> int:
-    """How many parameters a file of weights holds, from its header."""
+    """Count the parameters in a file of weights from its header."""
     from safetensors import SafetensorError, safe_open
 
     from .errors import CheckpointError
@@ -143,7 +143,7 @@ def _count_parameters(file: Path) -> int:
 
 
 def _sum_of(tensors: Mapping[str, tuple[str, Sequence[int]]]) -> int:
-    """Number of values in tensors, each given by data type and shape, that training would change."""
+    """Count the trainable values of tensors, each given by data type and shape."""
     total = 0
     for name, (dtype, shape) in tensors.items():
         if dtype.startswith(("F", "BF")) and not name.endswith(_STATISTICS):
@@ -155,7 +155,7 @@ def _sum_of(tensors: Mapping[str, tuple[str, Sequence[int]]]) -> int:
 
 
 def _described(name: str, config: Mapping[str, Any], parameters: int | None, weights: Path | None) -> dict[str, Any]:
-    """The description of a model with this configuration, in smp's form or timm's."""
+    """Describe a model from its configuration, in smp's or timm's form."""
     segmenter = "encoder_name" in config
     info = config.get("pretrained_cfg") or ({} if segmenter else config)  # timm's older form has everything at its top
     names = config.get("label_names") or info.get("label_names")
@@ -186,7 +186,7 @@ def _described(name: str, config: Mapping[str, Any], parameters: int | None, wei
 
 
 def model_text(info: Mapping[str, Any]) -> str:
-    """:func:`describe_model` as a table."""
+    """Format what :func:`describe_model` returns as a table."""
     segmenter = info["kind"] == "segmenter"
     unknown = "not stated"
     size = info["input_size"]

@@ -31,7 +31,7 @@ class StoppedError(click.ClickException):
 
 
 def _is_the_users(error: Exception) -> bool:
-    """Whether an error says what a user can change; others are bugs of this package, and show their traceback."""
+    """Whether a user can act on an error; other errors are bugs of this package and show their traceback."""
     if isinstance(error, ImportError):
         return error.name is None  # ours, about an extra; Python's own errors name the module
     return isinstance(error, ValueError | OSError | HubError | ExportError) and not isinstance(error, BrokenPipeError)
@@ -52,7 +52,7 @@ class Command(click.Command):
 
 
 class Group(click.Group):
-    """Ends with one line on users' errors and on Ctrl-C."""
+    """A command group that ends with one line on users' errors and on Ctrl-C."""
 
     command_class = Command
 
@@ -69,7 +69,7 @@ class Group(click.Group):
 
 @contextmanager
 def out_of_memory() -> Iterator[None]:
-    """Say what to do where memory does not suffice."""
+    """Turn an out-of-memory error into one line that says what to do."""
     import torch
 
     try:
@@ -132,7 +132,7 @@ class ScalesType(click.ParamType):
 
 
 class DeviceType(click.ParamType):
-    """A device of torch that exists here."""
+    """A torch device that exists on this machine."""
 
     name = "device"
 

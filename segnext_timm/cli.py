@@ -39,7 +39,7 @@ _FUSE_HELP = "Fold norms and layer scales into convolutions first: faster, same 
 
 
 def _examples(*lines: str) -> str:
-    """The examples at the end of a command's help, one per line."""
+    """Format the examples at the end of a command's help, one per line."""
     return "\n".join(["\b", "Examples:", *(f"  segnext-timm {line}" for line in lines)])
 
 
@@ -240,7 +240,7 @@ _PREDICT_OPTIONS = (
         help="Side of the pieces whose scores are held at once: less memory.",
     ),
     click.option("--overlay/--no-overlay", "overlays", default=True, show_default=True, help="Write overlays."),
-    click.option("--probabilities", is_flag=True, help="Write probabilities: 2 bytes a class and pixel."),
+    click.option("--probabilities", is_flag=True, help="Write probabilities: 2 bytes per class and pixel."),
     click.option("--areas", is_flag=True, help="Write how much each class covers to OUT/areas.json."),
     click.option("--fuse/--no-fuse", "fused", default=True, show_default=True, help=_FUSE_HELP),
     click.option("--resume", is_flag=True, help="Leave out images whose labels are in OUT."),
@@ -249,7 +249,7 @@ _PREDICT_OPTIONS = (
 
 
 def _predict_options(function: F) -> F:
-    """Give a command the options of `segnext-timm predict`, in the order of its help."""
+    """Add the options of `segnext-timm predict` to a command, in the order of its help."""
     for option in reversed(_PREDICT_OPTIONS):
         function = option(function)
     return function
@@ -257,7 +257,7 @@ def _predict_options(function: F) -> F:
 
 @contextmanager
 def _progress(count: int) -> Iterator[Callable[[Path, float], None]]:
-    """A bar on standard error, moved by calls with a file and the share of it that is done."""
+    """Show a bar on standard error; yields the function that moves it, called with a file and its completed share."""
     done = 0.0
     bar: Any
     with click.progressbar(

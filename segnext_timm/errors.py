@@ -2,7 +2,7 @@
 
 
 class CheckpointError(ValueError):
-    """A checkpoint is not what was expected. The message, one line, names it and says what it is and what to do."""
+    """A checkpoint is invalid or unexpected. The one-line message names it, says what it is, and what to do."""
 
 
 class ImageError(ValueError):

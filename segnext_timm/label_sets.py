@@ -1,8 +1,8 @@
 """Class names and palettes of the data sets that SegNeXt is measured on.
 
-Names and colours are those the data sets are distributed with, in the order of the training labels (ADE20K's from
+Names and colors are those the data sets are distributed with, in the order of the training labels (ADE20K's from
 https://github.com/CSAILVision/sceneparsing, Cityscapes' from https://github.com/mcordts/cityscapesScripts). Where a
-data set defines no colours, they are those of :func:`voc_palette`.
+data set defines no colors, they are those of :func:`voc_palette`.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class LabelSet:
         name: What people call it.
         url: Its home page.
         classes: Name of each class; the index is the label.
-        palette: Colour of each class, red, green and blue from 0 to 255.
+        palette: Color of each class, red, green and blue from 0 to 255.
         hub_id: The data set's name on the Hugging Face Hub, None if it is not there.
     """
 
@@ -32,15 +32,15 @@ class LabelSet:
 
 
 def voc_palette(num_colors: int) -> tuple[Color, ...]:
-    """Colours of the Pascal VOC development kit: black, then distinct ones, up to 256.
+    """Colors of the Pascal VOC development kit: black, then distinct ones, up to 256.
 
     The bits of a label are dealt in turn to red, green and blue, from their highest bit down.
 
     Raises:
-        ValueError: If more than 256 colours are asked for.
+        ValueError: If more than 256 colors are asked for.
     """
     if num_colors > 256:
-        raise ValueError(f"The palette has 256 colours, {num_colors} were asked for.")
+        raise ValueError(f"The palette has 256 colors, {num_colors} were asked for.")
 
     def channel(label: int, offset: int) -> int:
         return sum((label >> (3 * i + offset) & 1) << (7 - i) for i in range(3))

@@ -5,7 +5,7 @@ from segnext_timm.label_sets import LABEL_SETS, voc_palette
 COUNTS = {"ade20k": 150, "cityscapes": 19, "coco_stuff164k": 171, "voc2012": 21, "pascal_context": 59, "isaid": 16}
 
 
-def test_every_class_has_a_name_of_its_own_and_a_colour():
+def test_every_class_has_a_name_of_its_own_and_a_color():
     assert {key: len(labels.classes) for key, labels in LABEL_SETS.items()} == COUNTS
     for labels in LABEL_SETS.values():
         assert len(set(labels.classes)) == len(labels.classes) == len(labels.palette)
@@ -13,7 +13,7 @@ def test_every_class_has_a_name_of_its_own_and_a_colour():
         assert all(len(color) == 3 and 0 <= min(color) <= max(color) <= 255 for color in labels.palette)
 
 
-def test_names_and_colours_are_the_data_sets_own():
+def test_names_and_colors_are_the_data_sets_own():
     ade, city = LABEL_SETS["ade20k"], LABEL_SETS["cityscapes"]
     assert (ade.classes[0], ade.classes[12], ade.classes[149]) == ("wall", "person", "flag")
     assert (ade.palette[0], ade.palette[12]) == ((120, 120, 120), (150, 5, 61))
@@ -27,5 +27,5 @@ def test_the_palette_of_voc_is_computed():
     assert palette[:4] == ((0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0))
     assert palette[15] == (192, 128, 128)  # person
     assert palette[255] == (224, 224, 192)  # the border
-    with pytest.raises(ValueError, match="256 colours, 257 were asked for"):
+    with pytest.raises(ValueError, match="256 colors, 257 were asked for"):
         voc_palette(257)

@@ -21,7 +21,7 @@ def street_scenes(count: int, size: int = 96, seed: int = 0) -> tuple[torch.Tens
     return images, torch.stack([torch.from_numpy(labels) for _, labels in drawn]).long()
 
 
-def normalise(images: torch.Tensor) -> torch.Tensor:
+def normalize(images: torch.Tensor) -> torch.Tensor:
     """Images as MSCAN takes them for segmentation."""
     return (images - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import lightning as L
 import segmentation_models_pytorch as smp
 import torch
-from generated import CLASSES, MEAN, STD, normalise, show_versions, street_scenes
+from generated import CLASSES, MEAN, STD, normalize, show_versions, street_scenes
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.classification import MulticlassJaccardIndex
 
@@ -62,7 +62,7 @@ def main() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     L.seed_everything(0)
     images, labels = street_scenes(40)
-    data = TensorDataset(normalise(images), labels)
+    data = TensorDataset(normalize(images), labels)
     train, val = torch.utils.data.random_split(data, [32, 8])
     segmenter = Segmenter("tu-mscan_t", len(CLASSES), lr=5e-4)
     with tempfile.TemporaryDirectory() as folder:
@@ -86,7 +86,7 @@ def main() -> None:
         model.save_pretrained(Path(folder) / "segnext")
         loaded = smp.from_pretrained(Path(folder) / "segnext").eval()
         assert torch.equal(loaded.predict_labels(data[0][0][None]), model.predict_labels(data[0][0][None]))
-        found = segnext_timm.predict(loaded, images[0])  # not normalised: the model knows how
+        found = segnext_timm.predict(loaded, images[0])  # not normalized: the model knows how
     print(f"checkpoint -> safetensors -> predict: labels {found.shape}")
 
 

@@ -10,7 +10,7 @@ mmsegmentation's: its predictions are the same at every call, theirs are drawn a
 import warnings
 
 import torch
-from generated import CLASSES, batches, normalise, show_versions, street_scenes
+from generated import CLASSES, batches, normalize, show_versions, street_scenes
 
 import segnext_timm
 from benchmarking.peers import import_mmseg  # `generated` makes the other examples importable
@@ -58,7 +58,7 @@ def main() -> None:
     show_versions("mmsegmentation", "mmengine")
     init_default_scope("mmseg")
     images, labels = street_scenes(8)
-    images = normalise(images)
+    images = normalize(images)
     theirs = {"type": "LightHamHead", "ham_channels": 128, "norm_cfg": {"type": "GN", "num_groups": 32}}
     theirs["ham_kwargs"] = {"MD_R": 16}
     for head, steady in (({"type": "DeterministicHamHead", "rank": 16}, True), (theirs, False)):

@@ -2,7 +2,7 @@
 
     python examples/integrations/peft_lora.py
 
-With LoRA the encoder's weights stay, and each chosen convolution learns a difference of low rank; the head is learnt
+With LoRA the encoder's weights stay, and each chosen convolution learns a difference of low rank; the head is learned
 whole. The adapter that is saved is a small file, and can be merged into the weights. Freezing the encoder needs no
 library. Either way batch norms would go on to learn the images' statistics, which no adapter holds: they are told not
 to.
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import segmentation_models_pytorch as smp
 import torch
-from generated import CLASSES, batches, normalise, show_versions, street_scenes
+from generated import CLASSES, batches, normalize, show_versions, street_scenes
 from peft import LoraConfig, PeftModel, get_peft_model
 
 import segnext_timm  # noqa: F401  (registers MSCAN with timm and SegNeXt with smp)
@@ -23,9 +23,9 @@ STEPS = 12
 
 
 def trainable(model: torch.nn.Module) -> str:
-    """How many parameters are learnt, of all."""
-    learnt = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return f"{learnt / 1e6:.2f}M of {sum(p.numel() for p in model.parameters()) / 1e6:.2f}M parameters"
+    """How many parameters are learned, of all."""
+    learned = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return f"{learned / 1e6:.2f}M of {sum(p.numel() for p in model.parameters()) / 1e6:.2f}M parameters"
 
 
 def keep_statistics(encoder: torch.nn.Module) -> None:
@@ -53,7 +53,7 @@ def main() -> None:
     show_versions("peft", "segmentation-models-pytorch")
     torch.manual_seed(0)
     images, labels = street_scenes(16)
-    images = normalise(images)
+    images = normalize(images)
     # with encoder_weights="imagenet", the published weights
     base = smp.create_model("segnext", "tu-mscan_t", encoder_weights=None, classes=len(CLASSES))
 

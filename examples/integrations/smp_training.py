@@ -7,7 +7,7 @@ Nothing is needed but `import segnext_timm`: SegNeXt gives logits at the images'
 
 import segmentation_models_pytorch as smp
 import torch
-from generated import CLASSES, batches, normalise, show_versions, street_scenes
+from generated import CLASSES, batches, normalize, show_versions, street_scenes
 
 import segnext_timm  # noqa: F401  (registers MSCAN with timm and SegNeXt with smp)
 
@@ -29,7 +29,7 @@ def main() -> None:
     show_versions("segmentation-models-pytorch")
     torch.manual_seed(0)
     images, labels = street_scenes(40)
-    images = normalise(images)
+    images = normalize(images)
     model = smp.create_model("segnext", "tu-mscan_t", encoder_weights=None, classes=len(CLASSES))
     dice = smp.losses.DiceLoss("multiclass", ignore_index=255)
     focal = smp.losses.FocalLoss("multiclass", ignore_index=255)

@@ -8,7 +8,7 @@ timm's script is in its repository, not in its package, and knows no plugins. Th
     python -c "import segnext_timm, runpy; runpy.run_path('train.py', run_name='__main__')" DIR --model mscan_t ...
 
 which is what the second form does, for train.py, validate.py and timm's other scripts. The first form trains with what
-these scripts are made of: timm's data set, loader, mixup, optimiser with layer decay, schedule, moving average and
+these scripts are made of: timm's data set, loader, mixup, optimizer with layer decay, schedule, moving average and
 checkpoints.
 """
 
@@ -33,7 +33,7 @@ CLASSES = {"sand": (220, 190, 130), "sea": (40, 110, 170), "wood": (60, 110, 50)
 
 
 def draw(folder: Path, split: str, count: int, size: int = 64) -> None:
-    """Write pictures of each class, its colour in waves and noise, in a folder of its name."""
+    """Write pictures of each class, its color in waves and noise, in a folder of its name."""
     generator = torch.Generator().manual_seed(len(split))
     rows, columns = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
     for name, color in CLASSES.items():

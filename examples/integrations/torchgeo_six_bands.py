@@ -42,7 +42,7 @@ class Bands(Dataset):
 
 
 class SegNeXtTask(SemanticSegmentationTask):
-    """torchgeo's task on SegNeXt, whatever `model` says: losses, metrics and optimiser stay torchgeo's."""
+    """torchgeo's task on SegNeXt, whatever `model` says: losses, metrics and optimizer stay torchgeo's."""
 
     def configure_models(self) -> None:
         self.model = smp.create_model(

@@ -9,7 +9,7 @@ backbone among timm's models. `TimmBackbone.from_pretrained("mscan_t")` loads th
 import tempfile
 
 import torch
-from generated import CLASSES, batches, normalise, show_versions, street_scenes
+from generated import CLASSES, batches, normalize, show_versions, street_scenes
 from transformers import (
     Mask2FormerConfig,
     Mask2FormerForUniversalSegmentation,
@@ -54,7 +54,7 @@ def main() -> None:
     show_versions("transformers")
     torch.manual_seed(0)
     images, labels = street_scenes(8)
-    images = normalise(images)
+    images = normalize(images)
 
     config = UperNetConfig(
         backbone_config=backbone_config(), hidden_size=64, use_auxiliary_head=False, num_labels=len(CLASSES)

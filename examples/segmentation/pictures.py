@@ -31,7 +31,7 @@ def draw_samples(
     Args:
         samples: Image (H, W, 3), from 0 to 1, and labels (H, W) of each.
         classes: Name of each class.
-        palette: Colour of each class.
+        palette: Color of each class.
         ignore_index: Label over which nothing is drawn.
         path: The picture.
     """
@@ -59,7 +59,7 @@ def draw_predictions(
     Args:
         samples: Image (H, W, 3), true labels and predicted labels (H, W) of each row.
         classes: Name of each class.
-        palette: Colour of each class.
+        palette: Color of each class.
         path: The picture.
     """
     aspect = max(image.shape[0] / image.shape[1] for image, _, _ in samples)

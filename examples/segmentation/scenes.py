@@ -18,7 +18,7 @@ SKY, BUILDING, ROAD, GRASS, TREE, CAR, POLE = range(len(CLASSES))
 
 
 class Scene:
-    """A canvas of float colours in [0, 1] and one of labels, painted on together, from far to near."""
+    """A canvas of float colors in [0, 1] and one of labels, painted on together, from far to near."""
 
     def __init__(self, rng: np.random.Generator, size: int) -> None:
         self.rng = rng
@@ -33,10 +33,10 @@ class Scene:
         grid = Image.fromarray(self.rng.uniform(-1, 1, (cells, cells)).astype(np.float32))
         return np.asarray(grid.resize((self.size, self.size), Image.Resampling.BICUBIC))
 
-    def paint(self, label: int, mask: np.ndarray, colour: np.ndarray) -> None:
-        """Give the pixels of a mask a label and a colour, one for all or one each."""
+    def paint(self, label: int, mask: np.ndarray, color: np.ndarray) -> None:
+        """Give the pixels of a mask a label and a color, one for all or one each."""
         self.labels[mask] = label
-        self.image[mask] = np.broadcast_to(colour, self.image.shape)[mask]
+        self.image[mask] = np.broadcast_to(color, self.image.shape)[mask]
 
     def polygon(self, *points: tuple[float, float]) -> np.ndarray:
         """Mask of a polygon of (column, row) corners."""
@@ -53,9 +53,9 @@ class Scene:
         """Mask of a disc."""
         return (self.columns - column) ** 2 + (self.rows - row) ** 2 <= radius**2
 
-    def textured(self, colour: np.ndarray, *textures: tuple[float, float]) -> np.ndarray:
-        """A colour (3,) made rough: for each (cell, strength), smooth noise is added to its brightness."""
-        rough = np.broadcast_to(colour, self.image.shape).astype(np.float32)
+    def textured(self, color: np.ndarray, *textures: tuple[float, float]) -> np.ndarray:
+        """A color (3,) made rough: for each (cell, strength), smooth noise is added to its brightness."""
+        rough = np.broadcast_to(color, self.image.shape).astype(np.float32)
         for cell, strength in textures:
             rough = rough * (1 + strength * self.noise(cell)[..., None])
         return rough
@@ -65,8 +65,8 @@ class Scene:
         bottom = np.array([0.75, 0.82, 0.9]) + self.rng.uniform(-0.1, 0.15) * np.array([1.0, 0.1, -1.0])
         height = (self.rows / horizon).clip(0, 1)[..., None]
         clouds = (self.noise(self.size / 5) + 0.4 * self.noise(self.size / 14)).clip(0, 1)[..., None]
-        colour = top * (1 - height) + bottom * height
-        self.paint(SKY, self.rows >= 0, colour + (0.95 - colour) * 0.8 * clouds)
+        color = top * (1 - height) + bottom * height
+        self.paint(SKY, self.rows >= 0, color + (0.95 - color) * 0.8 * clouds)
 
     def ground(self, horizon: float, vanishing: float) -> None:
         grass = np.array([0.32, 0.5, 0.18]) * self.rng.uniform(0.8, 1.2, 3)
@@ -115,7 +115,7 @@ class Scene:
 
     def car(self, column: float, base: float, width: float) -> None:
         self.shadow(column, base, 0.6 * width)
-        colour = self.rng.uniform(0.1, 0.95, 3)
+        color = self.rng.uniform(0.1, 0.95, 3)
         half, height = width / 2, 0.32 * width
         roof = base - 1.85 * height
         cabin = self.polygon(
@@ -127,7 +127,7 @@ class Scene:
         body = self.box(column - half, base - 1.1 * height, column + half, base - 0.18 * height)
         shade = 1.15 - 0.5 * ((self.rows - roof) / (base - roof)).clip(0, 1)[..., None]
         self.paint(CAR, cabin, np.array([0.15, 0.18, 0.22]))
-        self.paint(CAR, body, (colour * shade).clip(0, 1))
+        self.paint(CAR, body, (color * shade).clip(0, 1))
         for wheel in (-0.6, 0.6):
             hub = (column + wheel * half, base - 0.22 * height)
             self.paint(CAR, self.disc(*hub, 0.3 * height), np.array([0.06, 0.06, 0.06]))
@@ -136,14 +136,14 @@ class Scene:
     def pole(self, column: float, base: float, height: float) -> None:
         width = max(round(0.08 * height), 4)
         left = round(column - width / 2)
-        colour = np.array([0.55, 0.56, 0.58]) * self.rng.uniform(0.4, 1.2)
+        color = np.array([0.55, 0.56, 0.58]) * self.rng.uniform(0.4, 1.2)
         round_shade = 1.2 - 1.2 * abs((self.columns - left) / width - 0.35)[..., None]
-        self.paint(POLE, self.box(left, base - height, left + width, base), colour * round_shade)
+        self.paint(POLE, self.box(left, base - height, left + width, base), color * round_shade)
         arm = left + width / 2 + self.rng.choice((-1, 1)) * height * 0.2
-        self.paint(POLE, self.box(min(left, arm), base - height, max(left, arm), base - height + width), colour)
+        self.paint(POLE, self.box(min(left, arm), base - height, max(left, arm), base - height + width), color)
 
     def light(self) -> None:
-        """Light the scene by one lamp of some colour, from one side, and photograph it with some noise."""
+        """Light the scene by one lamp of some color, from one side, and photograph it with some noise."""
         angle = self.rng.uniform(0, 2 * np.pi)
         slope = (np.cos(angle) * self.columns + np.sin(angle) * self.rows) / self.size
         exposure = self.rng.uniform(0.65, 1.15) * (1 + self.rng.uniform(0, 0.5) * (slope - slope.mean()))

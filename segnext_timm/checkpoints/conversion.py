@@ -18,7 +18,7 @@ from .recognition import Checkpoint, check_parameters, load_checkpoint, native_t
 
 
 def _read_labels(source: str | Path | Sequence[str] | None) -> tuple[tuple[str, ...] | None, tuple | None]:
-    """Class names and palette from a file with a name a line, from the name of a known data set, or as they are."""
+    """Read class names and palette from a text file, a data set key, or a sequence of names."""
     if source is None:
         return None, None
     if not isinstance(source, str | Path):
@@ -44,7 +44,7 @@ def _check_destination(path: Path, force: bool) -> None:
 
 
 def _read_source(src: Path, rank: int | None, ema: bool) -> Checkpoint:
-    """A checkpoint file, or the one in a model folder with the class names that its configuration knows."""
+    """Load a checkpoint file, or a model folder with the class names in its configuration."""
     if not src.is_dir():
         return load_checkpoint(src, rank, ema)
     config = read_model_config(src)
@@ -103,7 +103,7 @@ def convert(
     ema: bool = False,
     force: bool = False,
 ) -> Checkpoint:
-    """Make of a checkpoint of any origin what timm, smp or mmsegmentation loads.
+    """Convert an MSCAN or SegNeXt checkpoint for timm, smp or mmsegmentation.
 
     A backbone becomes a folder for `timm.create_model("local-dir:DST", pretrained=True)`, a segmenter one for
     `smp.from_pretrained("DST")`: model.safetensors, config.json and a model card. It takes its place only when it is
@@ -113,16 +113,16 @@ def convert(
         src: A checkpoint of the paper's code, mmsegmentation, JSeg or this package (.pth, .pt, .pkl, .safetensors), or
             a folder that this function made.
         dst: The folder to make; with `to="mmseg"`, the .pth file.
-        rank: Rank R of a segmenter's matrix decomposition. Published files do not tell it; without it, that of the
-            paper's code is taken (16 for T and S, 64 for B and L). mmsegmentation's own models have 16 throughout.
+        rank: Rank R of a segmenter's matrix decomposition, which published files do not contain. Default: the rank in
+            the paper's code (16 for T and S, 64 for B and L). mmsegmentation trained its own models with 16.
         to: "native", or "mmseg" for mmsegmentation's names.
-        classes: Names of the classes: themselves, a file with one a line, or a data set such as "ade20k". Without it,
-            those in the checkpoint, if any.
+        classes: Class names, a text file with one name per line, or a data set key such as "ade20k". Default: the
+            names in the checkpoint, if any.
         ema: Take the exponential moving average of the weights, if the checkpoint has one.
         force: Replace what is at `dst`, if it is a file or a model folder.
 
     Returns:
-        What was recognised: its string says it in a line.
+        The recognized checkpoint; `str` describes it in one line.
 
     Raises:
         FileNotFoundError: If there is no such file.

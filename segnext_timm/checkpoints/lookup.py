@@ -17,7 +17,7 @@ from .published import find_segmenter, get_segmenter_cfg, list_segmenters
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The configuration in a model folder.
+    """Read the configuration in a model folder.
 
     Raises:
         FileNotFoundError: If the folder has none.
@@ -64,7 +64,7 @@ def check_segmenter(name: str | Path) -> None:
 
 
 def unknown_model(text: str, names: Sequence[str]) -> str:
-    """What to say about a name that is neither published, nor a folder, nor of the Hub's form."""
+    """Error message for a name that is not published, not a folder, and not of the Hub's form."""
     if Path(text).is_file():
         return f"{text}: a file, not a model folder. Make a folder of it: segnext-timm convert."
     found = difflib.get_close_matches(text, [*names, *(name.split(".")[0] for name in names)], n=1, cutoff=0.5)
@@ -74,7 +74,7 @@ def unknown_model(text: str, names: Sequence[str]) -> str:
 
 @contextmanager
 def hub_lookup(name: str | Path) -> Iterator[None]:
-    """Say in a line what keeps a name from being found on the Hub.
+    """Turn errors of a Hub lookup into one-line errors.
 
     Raises:
         FileNotFoundError: If there is no such repository, or no such file in it.

@@ -59,7 +59,7 @@ class SegmenterCfg:
 
     @property
     def variant(self) -> Variant:
-        """The published size that it is."""
+        """Its published size."""
         return VARIANTS[self.encoder_name.removeprefix("tu-mscan_")]
 
     @property
@@ -143,13 +143,13 @@ def list_segmenters(filter: str = "") -> list[str]:
 
 
 def get_segmenter_cfg(name: str) -> SegmenterCfg:
-    """What is known of a published segmenter.
+    """Look up a published segmenter.
 
     Args:
         name: One of :func:`list_segmenters`, or the part before its dot.
 
     Raises:
-        ValueError: If there is none of that name. The message lists the nearest ones.
+        ValueError: If no segmenter has that name. The message lists the nearest names.
     """
     cfg = find_segmenter(name)
     if cfg is None:
@@ -159,12 +159,12 @@ def get_segmenter_cfg(name: str) -> SegmenterCfg:
 
 
 def find_segmenter(name: str) -> SegmenterCfg | None:
-    """What :func:`get_segmenter_cfg` gives, None if there is no published segmenter of that name."""
+    """Look up a published segmenter; None if no segmenter has that name."""
     return _CFGS.get(name) or next((cfg for cfg in _CFGS.values() if cfg.name.split(".")[0] == name), None)
 
 
 def cached_file(url: str) -> Path | None:
-    """The download of a checkpoint in torch.hub's cache, None if it is not there."""
+    """Path of a downloaded checkpoint in torch.hub's cache; None if it is not there."""
     cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "torch"  # as torch.hub.get_dir, which imports torch
     folder = Path(os.environ.get("TORCH_HOME", cache)).expanduser() / "hub" / "checkpoints"
     path = folder / Path(urlparse(url).path).name

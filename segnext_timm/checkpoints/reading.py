@@ -21,7 +21,7 @@ from ..errors import CheckpointError
 
 
 def _admitted_globals() -> dict[str, Any]:
-    """What a pickle may name: numpy's arrays and scalars, and what restores them."""
+    """Names that a pickle may refer to: numpy's arrays and scalars, and the functions that restore them."""
     admitted = {"collections.OrderedDict": OrderedDict, "numpy.ndarray": np.ndarray, "numpy.dtype": np.dtype}
     array, scalar = np.zeros(1), np.float64(0)
     # numpy's own functions, by the names they had before and have since version 2
@@ -37,21 +37,21 @@ def _admitted_globals() -> dict[str, Any]:
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """How pickles of protocol 2 spell bytes; `codecs.encode` itself could be asked for any codec."""
+    """Restore bytes in pickles of protocol 2; `codecs.encode` itself would accept any codec."""
     if encoding not in ("latin1", "latin-1"):
         raise pickle.UnpicklingError(f"bytes in the encoding {encoding}")
     return text.encode("latin1")
 
 
 class _HistoryBuffer:
-    """Stands in for mmengine's log of losses, which its training checkpoints hold."""
+    """Stand-in for mmengine's log of losses in its training checkpoints."""
 
     def __setstate__(self, state: Any) -> None:
         pass
 
 
 def _history_method(owner: type, name: str) -> None:
-    """Stands in for `getattr`, by which that log names its own methods."""
+    """Stand-in for `getattr`, which that log uses to name its own methods."""
     if owner is not _HistoryBuffer:
         raise pickle.UnpicklingError(f"weights_only: GLOBAL builtins.getattr of {owner}")
 
@@ -64,7 +64,7 @@ class _Forbidden(pickle.UnpicklingError):
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Restores numpy arrays and plain containers, and nothing else."""
+    """Unpickler that restores numpy arrays and plain containers only."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("_codecs", "encode"):
@@ -111,7 +111,7 @@ _TORCH_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"  # the number that PyTorch's f
 
 
 def read_checkpoint(path: str | Path) -> Any:
-    """What a file holds, read without running any code in it.
+    """Read a checkpoint file without running code in it.
 
     Args:
         path: A file of PyTorch (.pth, .pt), Jittor (.pkl) or safetensors. The contents tell which, not the name.

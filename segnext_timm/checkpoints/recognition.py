@@ -1,4 +1,4 @@
-"""SegNeXt's checkpoints: recognised by their tensors, translated from and to published names.
+"""SegNeXt's checkpoints: recognized by their tensors, translated from and to published names.
 
 Weights are published under two spellings: that of the authors' code
 (https://github.com/Visual-Attention-Network/SegNeXt, and its Jittor twin https://github.com/uyzhang/JSeg), whose
@@ -86,7 +86,7 @@ _DECODER_TO_MMSEG = _patterns((native, published) for published, native in rever
 
 
 def _rename(name: str, patterns: list[tuple[re.Pattern, str]]) -> str | None:
-    """The name by the first rule that fits, None if none does."""
+    """Rename by the first rule that matches; None if no rule matches."""
     for pattern, target in patterns:
         match = pattern.match(name)
         if match:
@@ -102,7 +102,7 @@ _WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.co
 
 
 def unnest(checkpoint: Mapping[str, Any], ema: bool = False) -> dict[str, torch.Tensor]:
-    """The state dict inside a checkpoint, which may hold it as `state_dict`, `model` or `module`, or be it.
+    """Extract the state dict of a checkpoint, whether nested as `state_dict`, `model` or `module`, or not nested.
 
     Args:
         checkpoint: What a file holds: tensors or arrays by name, or a dictionary with them among other things.
@@ -142,12 +142,12 @@ def unnest(checkpoint: Mapping[str, Any], ema: bool = False) -> dict[str, torch.
 
 
 def backbone_name_to_native(name: str) -> str:
-    """The native name of a parameter of MSCAN in any published spelling; `name` itself if no rule fits it."""
+    """Native name of an MSCAN parameter in any published spelling; `name` itself if no rule matches."""
     return _rename(name, _BACKBONE_TO_NATIVE) or name
 
 
 def backbone_to_native(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """Parameters of MSCAN by their native names, from any published spelling or from native ones.
+    """Rename MSCAN parameters in any published spelling to native names.
 
     Of a segmenter, the backbone is taken. A name that fits no rule is kept as it is, for `load_state_dict` to report.
 
@@ -174,7 +174,7 @@ def backbone_to_native(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]
 
 
 def segmenter_to_native(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """Parameters of SegNeXt by their native names, from a published segmenter.
+    """Rename SegNeXt parameters of a published segmenter to native names.
 
     The bases of the matrix decomposition are among them only if the checkpoint holds them; no published one does.
 
@@ -203,7 +203,7 @@ def segmenter_to_native(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor
 
 
 def native_to_mmseg(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Parameters by mmsegmentation's names, from the native ones of a backbone or a segmenter.
+    """Rename native parameters of a backbone or a segmenter to mmsegmentation's names.
 
     The bases of the matrix decomposition are left out: mmsegmentation draws them.
 
@@ -236,12 +236,12 @@ def native_to_mmseg(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.T
     return published
 
 
-# Recognising
+# Recognizing
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Weights by native names, and what they are.
+    """A recognized checkpoint: its weights under native names, and its properties.
 
     Attributes:
         state_dict: Tensors by native names; of a segmenter, without the decomposition's bases unless the file has them.
@@ -254,7 +254,7 @@ class Checkpoint:
         rank: Number of bases of a segmenter's matrix decomposition.
         rank_source: How the rank is known: it is in no tensor of a published file.
         label_names: Name of each class, if known.
-        palette: Colour of each class, if known.
+        palette: Color of each class, if known.
     """
 
     state_dict: dict[str, torch.Tensor]
@@ -272,7 +272,7 @@ class Checkpoint:
     def with_labels(
         self, names: tuple[str, ...] | None, palette: tuple[tuple[int, int, int], ...] | None
     ) -> "Checkpoint":
-        """The same with other class names, unless these are None, and their palette."""
+        """Copy with other class names and palette; unchanged if `names` is None."""
         return self if names is None else replace(self, label_names=names, palette=palette)
 
     def __str__(self) -> str:
@@ -300,7 +300,7 @@ def mscan_size(state_dict: Mapping[str, torch.Tensor]) -> tuple[tuple[int, ...],
 
 
 def describe_mscan(state_dict: Mapping[str, torch.Tensor]) -> str:
-    """Which MSCAN native parameters belong to: its name in timm, or its size if that is none of the published ones."""
+    """Name the MSCAN variant of native parameters: its timm name, or its dimensions if it is not a published size."""
     size = mscan_size(state_dict)
     name = next((name for name, known in _SIZES.items() if known == size), None)
     return name or f"an MSCAN of channels {size[0]} and depths {size[1]}"
@@ -343,8 +343,8 @@ def _rank(state_dict: Mapping[str, torch.Tensor], meta: Any, architecture: str, 
     return _PAPER_RANKS[architecture], "that of the paper's code; the file does not tell"
 
 
-def recognise(content: Any, rank: int | None = None, ema: bool = False) -> Checkpoint:
-    """Tell what a checkpoint is by its tensors, and name them natively.
+def recognize(content: Any, rank: int | None = None, ema: bool = False) -> Checkpoint:
+    """Identify a checkpoint from its tensors and rename them to native names.
 
     Args:
         content: What the file holds.
@@ -402,20 +402,20 @@ def recognise(content: Any, rank: int | None = None, ema: bool = False) -> Check
 
 
 def load_checkpoint(path: str | Path, rank: int | None = None, ema: bool = False) -> Checkpoint:
-    """Read a published or native checkpoint, safely, and tell what it is.
+    """Read a published or native checkpoint safely, and identify it.
 
     Args:
         path: A .pth, .pt, .pkl or .safetensors file.
-        rank: See :func:`recognise`.
-        ema: See :func:`recognise`.
+        rank: See :func:`recognize`.
+        ema: See :func:`recognize`.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        CheckpointError: If it cannot be read, would run code, or is not what :func:`recognise` knows.
+        CheckpointError: If it cannot be read, would run code, or is not what :func:`recognize` knows.
     """
     content = read_checkpoint(path)
     try:
-        return recognise(content, rank, ema)
+        return recognize(content, rank, ema)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
 

@@ -41,7 +41,7 @@ def create_segmenter(name: str, pretrained: bool = False, classes: int | None = 
         pretrained: Load the published weights; they are downloaded once, into torch.hub's cache, and their hash is
             checked.
         classes: Number of classes, those of the published model by default. With another number, the last layer stays
-            as initialised.
+            as initialized.
         overrides: Other arguments of :class:`SegNeXt`, and of timm's encoder: `drop_path_rate=0.1`,
             `decoder_one_step_gradient=True`. With `in_channels`, the pretrained stem is adapted as timm does.
 
@@ -79,7 +79,7 @@ def create_segmenter(name: str, pretrained: bool = False, classes: int | None = 
         if not same_classes:
             _logger.warning(
                 f"{cfg.name} has {cfg.num_classes} classes, {classes} were asked for: all weights but the last layer's "
-                f"are loaded, and that one stays as initialised."
+                f"are loaded, and that one stays as initialized."
             )
     if "results" in model.pretrained_cfg:
         model.pretrained_cfg["results_digest"] = tensor_digest(model.segmentation_head[0].weight)

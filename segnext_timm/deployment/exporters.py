@@ -33,9 +33,9 @@ def export(
 ) -> Path:
     """Write a model as a graph that runs without this package: ONNX, or a program of torch.export.
 
-    The input is called `images`: normalised images (B, C, H, W) in float32. The output is called `logits`, (B, classes,
+    The input is called `images`: normalized images (B, C, H, W) in float32. The output is called `logits`, (B, classes,
     H, W), or `labels`, (B, H, W) in int64; those of a feature extractor `feature0` and so on. Mean and standard
-    deviation of the normalisation, class names and palette are in the file's metadata: of ONNX, under
+    deviation of the normalization, class names and palette are in the file's metadata: of ONNX, under
     `metadata_props`; of torch.export, in the extra file `metadata.json`.
 
     An ONNX file is run by onnxruntime and compared with the model before it is left in place: on two images, of two
@@ -55,8 +55,8 @@ def export(
         The path.
 
     Raises:
-        ValueError: If the path ends otherwise, the shape does not fit the model, or labels are asked of a model that
-            gives no map of logits.
+        ValueError: If the file name has another ending, the shape does not fit the model, or `argmax` is set for a
+            model without a map of logits.
         ExportError: If the model cannot be exported, naming the part that cannot, or if the written file does not
             give the model's output; no file is left then.
         ImportError: If a package of the extra `export` is missing, for ONNX.
@@ -96,12 +96,12 @@ _fuse = fuse  # which `export` has a parameter of the name of
 
 
 def _masks(output: Any) -> torch.Tensor:
-    """What a segmentation model says of pixels, apart from what its classification head says of the image."""
+    """Select the maps of a segmentation model's output, without the classification head's."""
     return output[0] if isinstance(output, tuple) else output
 
 
 class _Labels(nn.Module):
-    """A segmentation model that gives labels. The activation of a model of smp is removed: it is a copy."""
+    """Wrapper that returns labels. Removes the activation of an smp model, which must be a copy."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -147,14 +147,14 @@ def _output_names(output: Any) -> list[str]:
 
 
 def _other_size(model: nn.Module, size: tuple[int, ...]) -> tuple[int, int, int, int]:
-    """Another shape of images for a model of dynamic size: a batch more, smaller and not square."""
+    """Another input shape to check a dynamic graph with: one more image, smaller and not square."""
     step = ModelInfo(model).size_divisor
     height, width = (max(side // 2 + more, _MIN_SIDE) for side, more in zip(size[2:], (1, 32)))
     return size[0] + 1, size[1], -(-height // step) * step, -(-width // step) * step
 
 
 def _trace(graph: nn.Module, images: torch.Tensor, dynamic: bool) -> torch.export.ExportedProgram:
-    """The program of torch.export; an ExportError names the part of the model that has none."""
+    """Trace a model with torch.export; an ExportError names the part that cannot be traced."""
     model = graph.model if isinstance(graph, _Labels) else graph
     shapes = None
     if dynamic:
@@ -207,7 +207,7 @@ def _failing_part(model: nn.Module, images: torch.Tensor) -> tuple[str, Exceptio
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporters' remarks on their own workings, which a user can do nothing about."""
+    """Silence remarks of the exporters that a user cannot act on."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -266,7 +266,7 @@ def _check_onnx(path: Path, graph: nn.Module, images: torch.Tensor) -> None:
 
 @torch.no_grad()
 def _label_error(graph: _Labels, images: torch.Tensor, labels: torch.Tensor) -> float:
-    """By how much, relative to the range, the logits of labels fall short of the greatest."""
+    """How far the logits of labels fall short of the largest logits, relative to their range."""
     with raw_logits(graph.model):
         logits = _masks(graph.model(images))
     if logits.shape[1] == 1:

@@ -157,7 +157,7 @@ def backbone_card(config: Mapping[str, Any], repo: str = HERE, **fields: Any) ->
 
 
 def point_to_repo(text: str, repo: str) -> str:
-    """Let the code of a folder's card load the model from the Hub; what people wrote into the card stays.
+    """Point the code of a folder's card at a Hub repository; text that people wrote is kept.
 
     Args:
         text: The card.
@@ -169,7 +169,7 @@ def point_to_repo(text: str, repo: str) -> str:
 
 
 def parse_smp_card(text: str) -> dict[str, Any] | None:
-    """What smp's own card says beyond the configuration, if it is as smp wrote it; None for any other card.
+    """Parse what smp's own card adds to the configuration; None for a card that smp did not write or that was edited.
 
     smp's card claims the license of smp for the weights, and names no place to load them from.
 
@@ -207,7 +207,7 @@ def parse_smp_card(text: str) -> dict[str, Any] | None:
 
 
 def info_key(config: Mapping[str, Any]) -> str:
-    """Where a configuration keeps what is known of its weights.
+    """Key under which a configuration keeps facts on its weights.
 
     SegNeXt takes `pretrained_cfg`. timm refuses entries that it does not know in its own, and smp hands those of other
     architectures to timm; both leave out a name that begins with an underscore.
@@ -226,7 +226,7 @@ def _is_mscan(name: str) -> bool:
 
 
 def _timm_cfg(name: str) -> PretrainedCfg | None:
-    """What timm knows of the weights it publishes by a name; None if it does not know the name."""
+    """timm's record of the weights published under a name; None for an unknown name."""
     try:
         return timm.get_pretrained_cfg(name)
     except RuntimeError:  # the architecture has no such tag
@@ -250,7 +250,7 @@ def _began_pretrained(config: Mapping[str, Any], info: Mapping[str, Any]) -> boo
 
 
 def _base_model_of_segmenter(config: Mapping[str, Any], info: Mapping[str, Any]) -> str | None:
-    """What the training started from: an id on the Hub, or another name; None if it is not known."""
+    """Model that training started from: a Hub id or another name; None if unknown."""
     start = (info.get("training") or {}).get("init_from")
     if start not in (None, "none", "imagenet"):
         return start
@@ -267,7 +267,7 @@ def _base_model_of_segmenter(config: Mapping[str, Any], info: Mapping[str, Any])
 
 
 def _divisor(config: Mapping[str, Any]) -> int | None:
-    """What smp requires height and width to be multiples of: 1 for any size; None if it is not known."""
+    """Number that height and width must be multiples of: 1 for any size; None if unknown."""
     architecture = config.get("_model_class", "SegNeXt")
     if not getattr(getattr(smp, architecture, None), "requires_divisible_input_shape", True):
         return 1
@@ -278,7 +278,7 @@ def _divisor(config: Mapping[str, Any]) -> int | None:
 
 
 def _dataset_id(name: str) -> str:
-    """The Hub's name of a data set where it is known, else the name itself in the form of one."""
+    """Hub id of a data set if known, else its name in the form of an id."""
     for labels in LABEL_SETS.values():
         if name in (labels.key, labels.name):
             return labels.hub_id or labels.key
@@ -469,7 +469,7 @@ def _measured_by(result: Mapping[str, Any]) -> str:
 
 
 def _limits(info: Mapping[str, Any], classes: int | None = None, is_segnext: bool = False) -> str:
-    """What not to expect; `classes` of a segmentation model."""
+    """Limits of the model; `classes` is given for a segmentation model."""
     training = info.get("training") or {}
     dataset, size = info.get("dataset") or training.get("dataset"), training.get("crop_size")
     if size is None and info.get("input_size"):

@@ -24,7 +24,7 @@ from .folder import CARD, CONFIG, MODEL_FILES, PICKLE_SUFFIXES, WEIGHTS, model_c
 
 
 def _unwrap(model: torch.nn.Module) -> torch.nn.Module:
-    """The model inside what DistributedDataParallel and torch.compile make of it."""
+    """Unwrap a model from DistributedDataParallel and torch.compile."""
     while (inner := getattr(model, "_orig_mod", None) or getattr(model, "module", None)) is not None:
         model = inner
     return model
@@ -32,7 +32,7 @@ def _unwrap(model: torch.nn.Module) -> torch.nn.Module:
 
 @contextmanager
 def _folder_of(model_or_folder: torch.nn.Module | str | Path) -> Iterator[Path]:
-    """The folder, or that of a model for as long as it takes."""
+    """Yield the folder, or a temporary folder of the model."""
     if not isinstance(model_or_folder, torch.nn.Module):
         folder = Path(model_or_folder)
         if not folder.is_dir():
@@ -61,7 +61,7 @@ def _folder_of(model_or_folder: torch.nn.Module | str | Path) -> Iterator[Path]:
 
 
 def _note_info(folder: Path, info: Mapping[str, Any] | None) -> None:
-    """Write what is known of a model of smp that has no place for it into its folder, and a card that says so."""
+    """Add facts on the weights to the folder of an smp model without `pretrained_cfg`, and rewrite its card."""
     config = read_model_config(folder)
     if info:
         config[info_key(config)] = dict(info)
@@ -70,7 +70,7 @@ def _note_info(folder: Path, info: Mapping[str, Any] | None) -> None:
 
 
 def _files_to_push(folder: Path, extra_files: bool | Callable[[list[str]], bool] | None) -> list[Path]:
-    """Names, relative to the folder, of the model's files, and of all others if these are wanted."""
+    """Paths, relative to the folder, of the model's files, and of all other files if wanted."""
     files = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     files = [path for path in files if path.parts[0] not in (".git", ".cache")]
     extra = [path for path in files if str(path) not in MODEL_FILES]
@@ -91,7 +91,7 @@ def _files_to_push(folder: Path, extra_files: bool | Callable[[list[str]], bool]
 
 @contextmanager
 def _hub_errors(repo_id: str) -> Iterator[None]:
-    """Errors of the Hub and of the way to it, in a line."""
+    """Turn errors of the Hub and of the connection into one-line errors."""
     try:
         yield
     except HfHubHTTPError as error:

@@ -9,7 +9,7 @@ from timm.utils import reparameterize_model
 
 
 def affine_of(norm: Any) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Scale and shift of each channel that a normalisation comes to in evaluation.
+    """Scale and shift of each channel that a norm applies in evaluation.
 
     Returns:
         Two tensors of shape (C,), in float32 at least; None where there are none: for a norm of the input's own
@@ -25,14 +25,14 @@ def affine_of(norm: Any) -> tuple[torch.Tensor, torch.Tensor] | None:
 
 
 def fold_before(conv: nn.Conv2d, scale: torch.Tensor, shift: torch.Tensor) -> nn.Conv2d:
-    """A new convolution that computes conv(scale·x + shift) from x; 1×1 only, since padding is not shifted."""
+    """Create the convolution that maps x to conv(scale·x + shift); 1×1 only, since padding is not shifted."""
     assert conv.kernel_size == (1, 1) and conv.padding == (0, 0) and conv.groups == 1
     weight = _widen(conv.weight)
     return _replaced(conv, weight * scale[:, None, None], (weight[:, :, 0, 0] @ shift) + _bias(conv))
 
 
 def fold_after(conv: nn.Conv2d, scale: torch.Tensor, shift: torch.Tensor | float = 0.0) -> nn.Conv2d:
-    """A new convolution that computes scale·conv(x) + shift."""
+    """Create the convolution that maps x to scale·conv(x) + shift."""
     return _replaced(conv, _widen(conv.weight) * scale[:, None, None, None], _bias(conv) * scale + shift)
 
 
@@ -74,11 +74,11 @@ def _replaced(conv: nn.Conv2d, weight: torch.Tensor, bias: torch.Tensor) -> nn.C
 
 
 def fuse(model: nn.Module, inplace: bool = False) -> nn.Module:
-    """A model for inference only: the same outputs, up to rounding, in less time and memory.
+    """Fuse a model for inference: the same outputs, up to rounding, in less time and memory.
 
-    Of MSCAN, alone or as an encoder, batch norms and layer scales are folded into the convolutions beside them; other
-    encoders of timm are reparameterised where they know how to. LayerNorm and GroupNorm stay, for they depend on the
-    input. `timm.utils.reparameterize_model` does the same.
+    Folds batch norms and layer scales of MSCAN, alone or as an encoder, into adjacent convolutions, and reparameterizes
+    other timm encoders that support it. LayerNorm and GroupNorm stay, since they depend on the input.
+    `timm.utils.reparameterize_model` does the same.
 
     Args:
         model: Any model in evaluation mode, such as MSCAN, its `features_only` form, or SegNeXt.

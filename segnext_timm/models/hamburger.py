@@ -134,7 +134,7 @@ class NMF2d(nn.Module):
 
     @torch.jit.unused
     def decompose(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The factors of feature maps, whose product :meth:`forward` gives: to look at.
+        """Factorize feature maps for inspection: :meth:`forward` returns the product of the factors.
 
         Args:
             x: Non-negative features of shape (B, D, H, W), in float32 or float64.
@@ -170,7 +170,7 @@ class Hamburger(nn.Module):
             train_steps: Number of its updates in training.
             eval_steps: Number of its updates in evaluation.
             one_step_gradient: Back-propagate through its last update only.
-            num_groups: Number of groups of the normalisation.
+            num_groups: Number of groups of the normalization.
         """
         super().__init__()
         self.proj_in = nn.Conv2d(channels, channels, 1)

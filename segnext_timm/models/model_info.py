@@ -141,7 +141,7 @@ def _encoder_normalization(encoder: str, weights: str) -> tuple[tuple[float, ...
 
 @contextmanager
 def raw_logits(model: nn.Module) -> Iterator[None]:
-    """Let a model of smp give its logits: what its activation gets, where that keeps their order."""
+    """Make an smp model return logits instead of activated output, if its activation keeps their order."""
     if not ModelInfo(model).keeps_order:
         yield
         return

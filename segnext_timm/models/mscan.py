@@ -61,12 +61,12 @@ _TILE_BYTES = 4 << 20  # of a fused MLP's hidden features at once: measured on a
 
 @torch.fx.wrap
 def _saturate(x: torch.Tensor) -> torch.Tensor:
-    """In float16, the largest number where it overflows: attention is a product, and an infinite one ends in NaN."""
+    """Clamp float16 to its finite range: the attention product can overflow to inf, which later becomes NaN."""
     return x.clamp(-65504.0, 65504.0) if x.dtype == torch.float16 else x
 
 
 def _fold_norm(conv: nn.Conv2d, norm: nn.Module) -> tuple[nn.Conv2d, nn.Module]:
-    """The convolution with `norm` folded into it, and Identity; both as they are if `norm` cannot be folded."""
+    """Fold `norm` into `conv`. Returns the new convolution and Identity, or both unchanged if that is impossible."""
     affine = affine_of(norm)
     return (conv, norm) if affine is None else (fold_after(conv, *affine), nn.Identity())
 
@@ -164,7 +164,7 @@ class ConvMlp(nn.Module):
 
 
 class MSCANBlock(nn.Module):
-    """Attention and MLP, each normalised first, scaled per channel and added to its input."""
+    """Attention and MLP, each normalized first, scaled per channel and added to its input."""
 
     def __init__(
         self,
@@ -199,7 +199,7 @@ class MSCANBlock(nn.Module):
         return x
 
     def fuse(self) -> nn.Module:
-        """A new block for inference; this block, which stays as it is, if its norms cannot be folded."""
+        """Create a fused block for inference; returns this block if its norms cannot be folded."""
         affine1, affine2 = affine_of(self.norm1), affine_of(self.norm2)
         return self if affine1 is None or affine2 is None else FusedMSCANBlock(self, affine1, affine2)
 
@@ -304,7 +304,7 @@ class Stem(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Overlapping 3×3 convolution and normalisation between two stages."""
+    """Overlapping 3×3 convolution and normalization between two stages."""
 
     def __init__(
         self,
@@ -366,7 +366,7 @@ class MSCANStage(nn.Module):
             drop: Dropout rate in the MLPs.
             drop_path_rates: Stochastic depth rate of each block.
             act_layer: Activation layer.
-            norm_layer: Normalisation layer of the downsampling and of the blocks.
+            norm_layer: Normalization layer of the downsampling and of the blocks.
             device: Device of the parameters.
             dtype: Data type of the parameters.
         """
@@ -397,7 +397,7 @@ class MSCANStage(nn.Module):
         self.norm = LayerNorm2d(out_chs, eps=1e-5, **dd)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Features of the stage before, (B, C, H, W), to those of this one."""
+        """Features (B, C, H, W) of the previous stage to those of this stage."""
         x = self.downsample(x)
         if self.grad_checkpointing and not torch.jit.is_scripting():
             x = checkpoint_seq(self.blocks, x)
@@ -447,7 +447,7 @@ class MSCAN(nn.Module):
             ls_init_value: Initial value of the blocks' layer scales; 1e-2 in the paper's code. Training from scratch
                 may want another.
             act_layer: Activation layer.
-            norm_layer: Normalisation layer of the stem, the downsampling and the blocks. The norm that ends each
+            norm_layer: Normalization layer of the stem, the downsampling and the blocks. The norm that ends each
                 stage is a LayerNorm over channels whatever this is.
             drop_rate: Dropout rate before the classifier.
             proj_drop_rate: Dropout rate in the blocks' MLPs.
@@ -575,7 +575,7 @@ class MSCAN(nn.Module):
         Args:
             x: Images of shape (B, C, H, W).
             indices: Take last n stages if int, all if None, select matching indices if sequence.
-            norm: Without effect: the features of all stages are normalised.
+            norm: Without effect: the features of all stages are normalized.
             stop_early: Stop iterating over stages when last desired intermediate hit.
             output_fmt: Shape of intermediate feature outputs, only 'NCHW'.
             intermediates_only: Only return intermediate features.

@@ -105,7 +105,7 @@ class LightHamDecoder(nn.Module):
 
 
 class ResizingHead(SegmentationHead):
-    """smp's segmentation head of a 1×1 convolution, whose logits are resized to a size that the call gives."""
+    """smp's segmentation head of a 1×1 convolution; the caller gives the size that logits are resized to."""
 
     def __init__(
         self, in_channels: int, out_channels: int, activation: str | Callable[..., nn.Module] | None = None
@@ -225,7 +225,7 @@ class SegNeXt(SegmentationModel):
 
     @property
     def pretrained_cfg(self) -> dict[str, Any]:
-        """What is known of the weights, saved with them in the configuration, as in timm.
+        """Facts on the weights, saved with them in the configuration, as in timm.
 
         Under `label_names` and `palette`, the name and color (red, green, blue) of each class; under `mean` and `std`,
         the normalization of images scaled to 0..1; under `dataset`, `license`, `description` and `results`, what the
@@ -321,7 +321,7 @@ class SegNeXt(SegmentationModel):
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Compute the encoder's activations again in the backward pass: less memory, more time.
+        """Recompute the encoder's activations in the backward pass: less memory, more time.
 
         Block by block in MSCAN, and in other encoders of timm whose stages can do so; else, as timm's wrapper does it,
         stage by stage, which keeps a whole stage's activations at once.
@@ -418,7 +418,7 @@ def _check_upsampling(upsampling: int) -> None:
 
 
 def _fit_pretrained_cfg(cfg: Mapping[str, Any], classes: int, in_channels: int) -> tuple[dict[str, Any], str]:
-    """What of a `pretrained_cfg` fits a model, and what does not, in words."""
+    """Split a `pretrained_cfg` into the entries that fit a model and a description of those that do not."""
     fitting, misfits = dict(cfg), []
     for key, size in (("label_names", classes), ("palette", classes), ("mean", in_channels), ("std", in_channels)):
         if cfg.get(key) and len(cfg[key]) != size:
@@ -453,7 +453,7 @@ def _check_encoder_name(name: str) -> None:
 
 
 def _smp_encoder_weights(encoder_name: str, weights: str | bool | None) -> str | bool | None:
-    """What smp's `get_encoder` takes for it: True for timm's encoders, a name for its own, None for random weights."""
+    """Translate `encoder_weights` for smp's `get_encoder`: True for timm's encoders, a name for smp's, or None."""
     if weights is False or weights is None:
         return None
     if encoder_name.startswith("tu-"):

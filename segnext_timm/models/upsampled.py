@@ -23,8 +23,8 @@ _BANDS = 8  # of rows in an exported graph
 
 def _source(size: int, resized: int, like: torch.Tensor) -> torch.Tensor:
     """Where on an axis of `size` pixels each of `resized` pixels is interpolated from, (resized,)."""
-    centres = torch.arange(resized, dtype=like.dtype, device=like.device) + 0.5
-    return (centres * (size / resized) - 0.5).clamp(0, size - 1)
+    centers = torch.arange(resized, dtype=like.dtype, device=like.device) + 0.5
+    return (centers * (size / resized) - 0.5).clamp(0, size - 1)
 
 
 def _weights(
@@ -82,7 +82,7 @@ def _widen(logits: torch.Tensor) -> torch.Tensor:
 
 
 def _candidate_classes(logits: torch.Tensor) -> torch.Tensor:
-    """Which classes can be the greatest between two neighbouring rows of logits (B, classes, h, w), when resized.
+    """Classes that can be the largest between two neighboring rows of logits (B, classes, h, w) when resized.
 
     Every value of a resized map lies between the values of the four pixels around it. Where the greatest of a class's
     four is below the least of another's, that class is not the greatest.
@@ -98,7 +98,7 @@ def _candidate_classes(logits: torch.Tensor) -> torch.Tensor:
 
 @torch.compiler.disable  # a loop with as many shapes as bands: torch.compile takes the model up to here
 def resized_argmax(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """The greatest channel of resized maps: `interpolate(logits, size, mode="bilinear").argmax(1)`.
+    """Largest channel of resized maps: `interpolate(logits, size, mode="bilinear").argmax(1)`.
 
     The maps are made a band of rows at a time, and of the classes only those that can be the greatest there.
 
@@ -107,7 +107,7 @@ def resized_argmax(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         size: Height and width of the labels.
 
     Returns:
-        Labels of shape (B, *size), int64. Of classes that are equal, up to rounding, any is given.
+        Labels of shape (B, *size), int64. Ties, up to rounding, are broken arbitrarily.
     """
     logits = _widen(logits)
     if torch.compiler.is_compiling():
@@ -259,7 +259,7 @@ class UpsampledCrossEntropyLoss(nn.Module):
 
 
 class _ResizedCrossEntropy(torch.autograd.Function):
-    """The sum over all pixels. The forward pass computes the gradient too, while it has the maps of a band."""
+    """Loss summed over all pixels. The forward pass also computes the gradient while it holds the maps of a band."""
 
     @staticmethod
     def forward(

@@ -14,21 +14,21 @@ _INK, _PAPER = (30, 30, 30), (255, 255, 255)
 
 
 def colored(labels: np.ndarray, palette: Sequence[Color]) -> np.ndarray:
-    """Labels (H, W) as colours (H, W, 3), uint8; labels beyond the palette are black."""
+    """Color labels (H, W): an array (H, W, 3) of uint8, black for labels beyond the palette."""
     colors = np.zeros((len(palette) + 1, 3), np.uint8)
     colors[:-1] = palette
     return np.take(colors, labels, axis=0, mode="clip")
 
 
 def label_picture(labels: np.ndarray, palette: Sequence[Color]) -> Image.Image:
-    """Labels as a picture whose pixels are the labels.
+    """Create a picture whose pixel values are the labels.
 
     Args:
         labels: Shape (H, W): uint8, or another type for labels beyond 255.
-        palette: Colour of each label up to 255.
+        palette: Color of each label up to 255.
 
     Returns:
-        An indexed picture with the palette; for labels beyond 255, a grey one of 16 bits.
+        An indexed picture with the palette; for labels beyond 255, a gray one of 16 bits.
     """
     if labels.dtype != np.uint8:
         return Image.fromarray(labels.astype(np.uint16))
@@ -39,7 +39,7 @@ def label_picture(labels: np.ndarray, palette: Sequence[Color]) -> Image.Image:
 
 
 def class_areas(labels: np.ndarray, names: Sequence[str]) -> list[dict[str, int | float | str]]:
-    """How much of a picture each class covers, largest first.
+    """Measure how much of a picture each class covers, largest first.
 
     Args:
         labels: Shape (H, W), from 0.
@@ -79,8 +79,8 @@ def overlay(
         image: What :func:`predict` takes; uint8, or values from 0 to 1.
         labels: Shape (H, W), of the image's size.
         names: Name of each class; numbers otherwise.
-        palette: Colour of each class, red, green and blue from 0 to 255; those of Pascal VOC otherwise.
-        alpha: Opacity of the colours, from 0 to 1.
+        palette: Color of each class, red, green and blue from 0 to 255; those of Pascal VOC otherwise.
+        alpha: Opacity of the colors, from 0 to 1.
         legend: Draw the legend, below the image.
 
     Returns:
@@ -106,7 +106,7 @@ def overlay(
 
 
 def _with_legend(picture: Image.Image, areas: Sequence[dict], palette: Sequence[Color]) -> Image.Image:
-    """The picture with a row of swatches and names below."""
+    """Add a row of swatches and names below a picture."""
     size = min(max(picture.width // 48, 12), 160)  # of the letters
     font = ImageFont.load_default(size)
     pad, box = size // 2, size
@@ -131,5 +131,5 @@ def _with_legend(picture: Image.Image, areas: Sequence[dict], palette: Sequence[
 
 
 def share_text(share: float) -> str:
-    """A share from 0 to 1 as a short percentage."""
+    """Format a share from 0 to 1 as a short percentage."""
     return f"{share:.0%}" if share >= 0.1 else f"{share:.1%}" if share >= 0.001 else "<0.1%"

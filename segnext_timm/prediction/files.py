@@ -25,7 +25,7 @@ _JPEG_SIDE = 65_500  # the longest that JPEG's library writes
 
 
 def find_images(paths: Sequence[str | Path], out: str | Path) -> dict[Path, Path]:
-    """Where the results of images go.
+    """Map each image to the path of its results.
 
     Args:
         paths: Files; folders, of which all files are taken that are named like images, in folders below too; and
@@ -81,13 +81,13 @@ def predict_file(
     probabilities: bool = False,
     **options: Any,
 ) -> dict[str, Any]:
-    """Predict one image, and write the results; each file is whole once it has its name.
+    """Predict one image and write the results; each file is complete once it has its name.
 
     Args:
         model: See :func:`predict`.
         file: The image.
         result: Path of the results without suffix: `.png` is added for the labels, an indexed picture with the palette
-            (for more than 256 classes a grey one of 16 bits); `_overlay.jpg` for the picture with its legend, or `.png`
+            (for more than 256 classes a gray one of 16 bits); `_overlay.jpg` for the picture with its legend, or `.png`
             for more than 65,500 pixels a side; `_probabilities.npy` for an array (classes, H, W) of float16.
         overlays: Write the overlay.
         probabilities: Write the probabilities, tile by tile.
@@ -98,7 +98,7 @@ def predict_file(
 
     Raises:
         ImageError: If the image cannot be read, or does not fit the model.
-        ValueError: If an option is none of :func:`predict`.
+        ValueError: If an option of :func:`predict` is invalid.
     """
     file, result, info = Path(file), Path(result), ModelInfo(model)
     image = read_image(file, info.in_channels)
@@ -114,7 +114,7 @@ def predict_file(
         labels = labels[0] if probabilities else labels
         names, palette = info.label_names, info.palette
         if overlays:
-            picture = overlay(image[:3], labels, names, palette)  # of four channels, the colours
+            picture = overlay(image[:3], labels, names, palette)  # of four channels, the colors
             ending = "_overlay.jpg" if max(picture.size) <= _JPEG_SIDE else "_overlay.png"
             picture.save(_named(work, ending), quality=90)
             del picture
@@ -123,13 +123,13 @@ def predict_file(
 
 
 def _entry(file: Path, labels: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
-    """What `areas.json` says of an image."""
+    """Entry of `areas.json` for one image."""
     height, width = labels.shape
     return {"file": str(file), "height": height, "width": width, "classes": class_areas(labels, names)}
 
 
 def outputs(result: Path) -> dict[str, str]:
-    """The files of one image's results that exist, by what they are: `labels`, `overlay`, `probabilities`.
+    """Existing result files of one image by kind: `labels`, `overlay`, `probabilities`.
 
     Args:
         result: Path of the results without suffix, as of :func:`find_images`.
@@ -145,7 +145,7 @@ def _named(path: Path, ending: str) -> Path:
 
 @dataclass
 class Predictions:
-    """What became of images.
+    """Results of :func:`predict_files`.
 
     Attributes:
         images: `file`, `height`, `width` and `classes` of each image whose labels are there, see :func:`class_areas`.

@@ -13,7 +13,7 @@ _MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # of Pillow, by channels
 
 
 def _to_mode(image: Image.Image, channels: int) -> Image.Image:
-    """A Pillow image of any mode as one of 8 bits a channel."""
+    """Convert a Pillow image of any mode to 8 bits per channel."""
     if channels not in _MODES:
         raise ImageError(f"Files hold 1, 3 or 4 channels, the model takes {channels}: pass an array or a tensor.")
     if channels == 4 and image.mode != "RGBA":
@@ -27,7 +27,7 @@ def _to_mode(image: Image.Image, channels: int) -> Image.Image:
 
 
 def _open(image: str | Path | Image.Image, channels: int) -> np.ndarray:
-    """A file or an image of Pillow as an array (H, W) or (H, W, channels) of uint8, upright."""
+    """Read a file or a Pillow image as an upright array (H, W) or (H, W, channels) of uint8."""
     if isinstance(image, Image.Image):
         return np.array(_to_mode(ImageOps.exif_transpose(image), channels))
     with warnings.catch_warnings():
@@ -40,20 +40,20 @@ def _open(image: str | Path | Image.Image, channels: int) -> np.ndarray:
 
 
 def read_image(image: str | Path | Image.Image | np.ndarray | torch.Tensor, channels: int = 3) -> torch.Tensor:
-    """An image as a tensor of shape (channels, H, W).
+    """Read an image as a tensor of shape (channels, H, W).
 
     Args:
         image: A file that Pillow reads, or an image of Pillow: turned as its EXIF data say, alpha left out, 16 bits
             brought to 8. Or an array (H, W, C) or (H, W), or a tensor (C, H, W): uint8 from 0 to 255, uint16 from 0 to
             65535, or floating point from 0 to 1.
-        channels: How many the image is to have. Grey becomes colour and colour grey; other numbers must be there.
+        channels: Number of channels to return. Gray is converted to color and color to gray; other numbers must match.
 
     Returns:
         uint8 from 0 to 255, or float32 from 0 to 1 for arrays and tensors of other types.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ImageError: If a file cannot be read as an image, or shape, type or values are others.
+        ImageError: If a file cannot be read as an image, or its shape, type or values are invalid.
     """
     if isinstance(image, str | Path | Image.Image):
         try:
@@ -81,8 +81,8 @@ def read_image(image: str | Path | Image.Image | np.ndarray | torch.Tensor, chan
         tensor = tensor.expand(3, -1, -1)
     elif tensor.shape[0] == 3 and channels == 1:
         weights = torch.tensor([0.299, 0.587, 0.114], device=tensor.device)[:, None, None]  # Pillow's, of "L"
-        grey = (tensor * weights).sum(0, keepdim=True)
-        tensor = grey.round().to(tensor.dtype) if tensor.dtype == torch.uint8 else grey
+        gray = (tensor * weights).sum(0, keepdim=True)
+        tensor = gray.round().to(tensor.dtype) if tensor.dtype == torch.uint8 else gray
     if tensor.shape[0] != channels:
         raise ImageError(f"The model takes images of {channels} channels, got {found}.")
     if tensor.dtype == torch.uint8:
@@ -92,7 +92,7 @@ def read_image(image: str | Path | Image.Image | np.ndarray | torch.Tensor, chan
     tensor = tensor.float()
     if not (tensor.amin() >= 0 and tensor.amax() <= 1):  # NaN too
         raise ImageError(
-            f"Images of floating point have values from 0 to 1, not normalised ones; got {tensor.amin():.3g} to "
+            f"Images of floating point have values from 0 to 1, not normalized ones; got {tensor.amin():.3g} to "
             f"{tensor.amax():.3g}."
         )
     return tensor.contiguous()

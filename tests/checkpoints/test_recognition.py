@@ -18,7 +18,7 @@ from segnext_timm.checkpoints.recognition import (
     check_parameters,
     load_checkpoint,
     native_to_mmseg,
-    recognise,
+    recognize,
     segmenter_to_native,
     unnest,
 )
@@ -131,33 +131,33 @@ def test_what_mmsegmentation_has_no_place_for_is_named():
         native_to_mmseg(smp.SegNeXt("tu-test_mscan", encoder_depth=4, **arguments).state_dict())
 
 
-# Recognising
+# Recognizing
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("spelling", ["the paper's code", "mmsegmentation"])
-def test_variants_are_recognised_by_their_tensors(variant, spelling):
+def test_variants_are_recognized_by_their_tensors(variant, spelling):
     spell = paper_spelling if spelling == "the paper's code" else dict
     channels, paper_rank = VARIANTS[variant][3:]
-    found = recognise({"state_dict": spell(zero_state_dict(segmenter_shapes(variant, 19)))})
+    found = recognize({"state_dict": spell(zero_state_dict(segmenter_shapes(variant, 19)))})
     assert (found.kind, found.architecture, found.spelling) == ("segmenter", f"mscan_{variant}", spelling)
     assert (found.num_classes, found.in_chans, found.decoder_channels) == (19, 3, channels)
     assert (found.rank, found.rank_source) == (paper_rank, "that of the paper's code; the file does not tell")
     for classifier, classes in ((True, 1000), (False, 0)):
-        found = recognise(spell(zero_state_dict(backbone_shapes(variant, classifier=classifier))))
+        found = recognize(spell(zero_state_dict(backbone_shapes(variant, classifier=classifier))))
         assert (found.kind, found.architecture, found.spelling) == ("backbone", f"mscan_{variant}", spelling)
         assert (found.num_classes, found.rank, found.decoder_channels) == (classes, None, None)
 
 
-def test_native_models_are_recognised():
+def test_native_models_are_recognized():
     backbone = timm.create_model("mscan_t", num_classes=10, in_chans=6).state_dict()
-    found = recognise(backbone)
+    found = recognize(backbone)
     assert (found.kind, found.architecture, found.spelling) == ("backbone", "mscan_t", "native")
     assert (found.num_classes, found.in_chans) == (10, 6)
     segmenter = smp.create_model(
         "segnext", "tu-mscan_t", encoder_weights=None, classes=4, decoder_rank=24, decoder_channels=64
     )
-    found = recognise({"model": segmenter.state_dict()})
+    found = recognize({"model": segmenter.state_dict()})
     assert (found.kind, found.spelling, found.num_classes) == ("segmenter", "native", 4)
     assert (found.decoder_channels, found.rank, found.rank_source) == (64, 24, "that of its bases")
     assert found.state_dict.keys() == segmenter.state_dict().keys()
@@ -165,17 +165,17 @@ def test_native_models_are_recognised():
 
 def test_the_rank_is_as_told_or_that_of_the_configuration_or_the_paper_s():
     tensors = zero_state_dict(segmenter_shapes("b", 2))
-    assert recognise(tensors).rank == 64
-    told = recognise(tensors, rank=16)
+    assert recognize(tensors).rank == 64
+    told = recognize(tensors, rank=16)
     assert (told.rank, told.rank_source) == (16, "as told")
     for config in ("ham_kwargs=dict(MD_R=16)", "'ham_kwargs': {'MD_S': 1, 'MD_R': 16}"):
-        declared = recognise({"state_dict": tensors, "meta": {"cfg": config}})
+        declared = recognize({"state_dict": tensors, "meta": {"cfg": config}})
         assert (declared.rank, declared.rank_source) == (16, "that of the configuration in the file")
-    assert recognise({"state_dict": tensors, "meta": {"cfg": "MD_R=16"}}, rank=8).rank == 8
+    assert recognize({"state_dict": tensors, "meta": {"cfg": "MD_R=16"}}, rank=8).rank == 8
     bases = {"decode_head.hamburger.ham.bases": torch.ones(1, 512, 32)}  # mmsegmentation's, if they are not drawn
-    assert recognise(tensors | bases).rank == 32
+    assert recognize(tensors | bases).rank == 32
     with pytest.raises(CheckpointError, match="its bases are of rank 32, not 16: leave the rank out"):
-        recognise(tensors | bases, rank=16)
+        recognize(tensors | bases, rank=16)
 
 
 def test_class_names_and_palette_come_from_meta():
@@ -185,10 +185,10 @@ def test_class_names_and_palette_come_from_meta():
         {"CLASSES": ("wall", "door"), "PALETTE": palette},
         {"dataset_meta": {"classes": ["wall", "door"], "palette": torch.tensor(palette).numpy()}},
     ):
-        found = recognise({"state_dict": tensors, "meta": meta})
+        found = recognize({"state_dict": tensors, "meta": meta})
         assert (found.label_names, found.palette) == (("wall", "door"), ((0, 0, 0), (255, 0, 0)))
     for meta in ({"CLASSES": ("wall",)}, {"CLASSES": None}, {}, None):  # of another number of classes, or none
-        assert recognise({"state_dict": tensors, "meta": meta}).label_names is None
+        assert recognize({"state_dict": tensors, "meta": meta}).label_names is None
 
 
 def test_averages_are_taken_when_asked():

@@ -337,7 +337,7 @@ def test_crops_that_one_class_fills_are_drawn_again():
     assert 0.4 < ((shares > 0.25) & (shares < 0.75)).mean() < 0.6
 
 
-def test_colours_are_distorted_as_published():
+def test_colors_are_distorted_as_published():
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8))
     pixels = np.asarray(image, float)
 
@@ -350,16 +350,16 @@ def test_colours_are_distorted_as_published():
         assert 4 <= len(changed) <= 16  # one half
         return changed[0]
 
-    grey = pixels @ (0.299, 0.587, 0.114)
+    gray = pixels @ (0.299, 0.587, 0.114)
     torch.testing.assert_close(distorted(contrast=(0.5, 0.5)), pixels / 2, atol=0.51, rtol=0)
-    expected = (1.5 * pixels - 0.5 * grey[..., None]).clip(0, 255)
+    expected = (1.5 * pixels - 0.5 * gray[..., None]).clip(0, 255)
     torch.testing.assert_close(distorted(saturation=(1.5, 1.5)), expected, atol=0.51, rtol=0)
     shift = (distorted(brightness=32 / 255) - pixels)[(pixels > 40) & (pixels < 215)]
     assert len(np.unique(shift)) == 1
     assert 0 < abs(shift[0]) <= 32
     turned = distorted(hue=18)
     inside = ((turned > 0) & (turned < 255)).all(-1)
-    torch.testing.assert_close(turned[inside].sum(-1), pixels[inside].sum(-1), atol=1.6, rtol=0)  # greys stay
+    torch.testing.assert_close(turned[inside].sum(-1), pixels[inside].sum(-1), atol=1.6, rtol=0)  # grays stay
     hues = [np.asarray(Image.fromarray(p.astype(np.uint8)).convert("HSV"), int)[..., 0] for p in (pixels, turned)]
     angle = ((hues[1] - hues[0] + 128) % 256 - 128)[inside] * 360 / 256
     assert 0 < abs(np.median(angle)) <= 18

@@ -20,8 +20,8 @@ def source(tmp_path):
             (folder / kind).mkdir(parents=True)
         image = rng.integers(0, 256, (*size, 3), np.uint8)
         Image.fromarray(image).save(folder / "images/images/P0001.png")
-        colours = np.asarray(LABEL_SETS["isaid"].palette, np.uint8)[labels]
-        Image.fromarray(colours).save(folder / "Semantic_masks/images/P0001_instance_color_RGB.png")
+        colors = np.asarray(LABEL_SETS["isaid"].palette, np.uint8)[labels]
+        Image.fromarray(colors).save(folder / "Semantic_masks/images/P0001_instance_color_RGB.png")
         truth[split] = (image, labels)
     return tmp_path / "isaid", truth
 
@@ -75,7 +75,7 @@ def test_mistakes_are_named(source, tmp_path):
         run(tmp_path / "none", tmp_path / "patches")
     mask = folder / "train/Semantic_masks/images/P0001_instance_color_RGB.png"
     Image.fromarray(np.full((150, 230, 3), 7, np.uint8)).save(mask)
-    with pytest.raises(UserError, match=r"P0001_instance_color_RGB\.png has the colour \[7, 7, 7\] at row 0, column 0"):
+    with pytest.raises(UserError, match=r"P0001_instance_color_RGB\.png has the color \[7, 7, 7\] at row 0, column 0"):
         run(folder, tmp_path / "patches")
     mask.unlink()
     with pytest.raises(UserError, match=r"1 of 1 images have no mask: add P0001_instance_color_RGB\.png"):

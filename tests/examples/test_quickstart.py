@@ -81,7 +81,7 @@ def test_ctrl_c_keeps_what_was_learnt(folder):
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=120)
     assert process.returncode == 0, stderr
-    assert "keeping what was learnt so far" in stdout
+    assert "keeping what was learned so far" in stdout
     assert (out / "model.safetensors").is_file()
     assert "Traceback" not in stderr
 

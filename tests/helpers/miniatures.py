@@ -1,6 +1,6 @@
 """Data sets in miniature, in the layout of their distribution: what each pixel's class is can be told from its place.
 
-Images are coloured noise. Labels are vertical stripes of the values in a list.
+Images are colored noise. Labels are vertical stripes of the values in a list.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 """Gradients of a batch that several processes share: `accelerate launch --cpu --num_processes 2 two_processes.py FILE`.
 
-Batch norms use their running statistics, since torch synchronises them on GPUs only.
+Batch norms use their running statistics, since torch synchronizes them on GPUs only.
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Speed of the input pipeline beside mmsegmentation's: `OMP_NUM_THREADS=1 python tests/measure/pipeline_speed.py`.
 
-Both read, resize, crop, flip and distort the same files on one core, by turns; ours normalises and pads besides, which
+Both read, resize, crop, flip and distort the same files on one core, by turns; ours normalizes and pads besides, which
 mmsegmentation leaves to the model. Prints images per second of both and their ratio, for images of 2048×1024 (PNG, as
 of Cityscapes, crop 1024) and of 683×512 (JPEG, as of ADE20K, crop 512). Needs mmsegmentation, see reference.py.
 """

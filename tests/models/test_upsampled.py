@@ -47,7 +47,7 @@ def test_labels_of_half_precision_are_those_of_maps_in_float32():
     assert torch.equal(resized_argmax(x, (64, 64)), resized(x.float(), (64, 64)).argmax(1))
 
 
-def test_logits_that_are_not_numbers_are_labelled_as_the_maps_are():
+def test_logits_that_are_not_numbers_are_labeled_as_the_maps_are():
     x = torch.full((1, 3, 4, 4), torch.nan)
     assert torch.equal(resized_argmax(x, (32, 32)), resized(x, (32, 32)).argmax(1))
 

@@ -283,13 +283,13 @@ def test_mistakes_end_in_one_line_before_anything_is_done(model, tmp_path):
 def test_a_folder_of_all_kinds_and_a_hundred_megapixels_take_little_memory(model, tmp_path):
     write(tmp_path / "in", "plain.png")
     array = noise(50, 70)
-    grey = np.asarray(Image.fromarray(array).convert("L"))
+    gray = np.asarray(Image.fromarray(array).convert("L"))
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(array).save(tmp_path / "in" / "turned.jpg", exif=exif)
-    Image.fromarray(grey).save(tmp_path / "in" / "grey.png")
+    Image.fromarray(gray).save(tmp_path / "in" / "gray.png")
     Image.fromarray(array).convert("RGBA").save(tmp_path / "in" / "rgba.png")
-    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "in" / "sixteen.png")
+    Image.fromarray(gray.astype(np.uint16) * 257).save(tmp_path / "in" / "sixteen.png")
     content = (tmp_path / "in" / "turned.jpg").read_bytes()
     (tmp_path / "in" / "cut.jpg").write_bytes(content[: len(content) // 2])
     (tmp_path / "in" / "text.jpg").write_text("no image", encoding="utf-8")
@@ -306,9 +306,9 @@ def test_a_folder_of_all_kinds_and_a_hundred_megapixels_take_little_memory(model
     for name, image in (
         ("plain", array),
         ("turned", tmp_path / "in" / "turned.jpg"),
-        ("grey", grey),
+        ("gray", gray),
         ("rgba", array),
-        ("sixteen", grey),
+        ("sixteen", gray),
     ):
         with Image.open(tmp_path / "out" / f"{name}.png") as picture:
             assert picture.size == ((50, 70) if name == "turned" else (70, 50))

@@ -17,27 +17,27 @@ def read(image, channels=3):
     return read_image(image, channels).permute(1, 2, 0).numpy()
 
 
-def test_files_of_all_kinds_are_read_upright_in_colour(tmp_path):
-    array, grey = noise(40, 60), noise(40, 60, 1)[..., 0]
-    in_colour = np.repeat(grey[..., None], 3, axis=2)
+def test_files_of_all_kinds_are_read_upright_in_color(tmp_path):
+    array, gray = noise(40, 60), noise(40, 60, 1)[..., 0]
+    in_color = np.repeat(gray[..., None], 3, axis=2)
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by a quarter
-    transparent = Image.fromarray(grey).convert("P")
+    transparent = Image.fromarray(gray).convert("P")
     transparent.info["transparency"] = bytes(range(256))
     for name, image, expected, options in (
-        ("colour.png", Image.fromarray(array), array, {}),
-        ("colour.tiff", Image.fromarray(array), array, {}),
-        ("colour.webp", Image.fromarray(array), array, {"lossless": True}),
+        ("color.png", Image.fromarray(array), array, {}),
+        ("color.tiff", Image.fromarray(array), array, {}),
+        ("color.webp", Image.fromarray(array), array, {"lossless": True}),
         ("turned.png", Image.fromarray(array), np.rot90(array, -1), {"exif": exif}),
-        ("grey.png", Image.fromarray(grey), in_colour, {}),
+        ("gray.png", Image.fromarray(gray), in_color, {}),
         ("alpha.png", Image.fromarray(np.dstack([array, np.full((40, 60), 7, np.uint8)])), array, {}),
-        ("grey_alpha.png", Image.fromarray(np.dstack([grey, grey])), in_colour, {}),
-        ("palette.png", label_picture(grey, [(i, i, i) for i in range(256)]), in_colour, {}),
-        ("transparent.png", transparent, in_colour, {}),
-        ("sixteen.png", Image.fromarray(grey.astype(np.uint16) * 257), in_colour, {}),
-        ("sixteen.tiff", Image.fromarray(grey.astype(np.uint16) * 257), in_colour, {}),
-        ("thirty_two.tiff", Image.fromarray(grey.astype(np.int32) * 257), in_colour, {}),
-        ("bits.png", Image.fromarray(grey > 128), np.where(in_colour > 128, 255, 0), {}),
+        ("gray_alpha.png", Image.fromarray(np.dstack([gray, gray])), in_color, {}),
+        ("palette.png", label_picture(gray, [(i, i, i) for i in range(256)]), in_color, {}),
+        ("transparent.png", transparent, in_color, {}),
+        ("sixteen.png", Image.fromarray(gray.astype(np.uint16) * 257), in_color, {}),
+        ("sixteen.tiff", Image.fromarray(gray.astype(np.uint16) * 257), in_color, {}),
+        ("thirty_two.tiff", Image.fromarray(gray.astype(np.int32) * 257), in_color, {}),
+        ("bits.png", Image.fromarray(gray > 128), np.where(in_color > 128, 255, 0), {}),
         ("one.png", Image.fromarray(array[:1, :1]), array[:1, :1], {}),
     ):
         image.save(tmp_path / name, **options)
@@ -47,7 +47,7 @@ def test_files_of_all_kinds_are_read_upright_in_colour(tmp_path):
             assert np.array_equal(read(opened), expected), name
 
 
-def test_cmyk_becomes_colour(tmp_path):
+def test_cmyk_becomes_color(tmp_path):
     flat = np.full((40, 60, 3), (200, 80, 30), np.uint8)
     Image.fromarray(flat).convert("CMYK").save(tmp_path / "x.jpg", quality=100)
     assert np.abs(read(tmp_path / "x.jpg").astype(int) - flat).max() <= 3
@@ -56,9 +56,9 @@ def test_cmyk_becomes_colour(tmp_path):
 def test_channels_are_those_of_the_model(tmp_path):
     array = noise(40, 60)
     Image.fromarray(array).save(tmp_path / "x.png")
-    grey = np.asarray(Image.fromarray(array).convert("L"))
-    assert np.array_equal(read(tmp_path / "x.png", 1)[..., 0], grey)
-    assert np.abs(read(array, 1)[..., 0].astype(int) - grey).max() <= 1
+    gray = np.asarray(Image.fromarray(array).convert("L"))
+    assert np.array_equal(read(tmp_path / "x.png", 1)[..., 0], gray)
+    assert np.abs(read(array, 1)[..., 0].astype(int) - gray).max() <= 1
     Image.fromarray(noise(40, 60, 4)).save(tmp_path / "four.png")
     assert np.array_equal(read(tmp_path / "four.png", 4), noise(40, 60, 4))
     for channels, message in (
@@ -101,8 +101,8 @@ def test_what_is_no_image_is_told(tmp_path):
         ),
         (torch.zeros(4, 4), ValueError, "or a tensor"),
         (np.zeros((4, 4, 3), np.int64), ValueError, "uint8, uint16, or floating point from 0 to 1, got int64"),
-        (np.full((4, 4, 3), 2.0), ValueError, "not normalised ones; got 2 to 2"),
-        (np.full((4, 4, 3), np.nan), ValueError, "not normalised ones; got nan"),
+        (np.full((4, 4, 3), 2.0), ValueError, "not normalized ones; got 2 to 2"),
+        (np.full((4, 4, 3), np.nan), ValueError, "not normalized ones; got nan"),
     ):
         with pytest.raises(error, match=message):
             read_image(image)

@@ -18,7 +18,7 @@ def model():
 
 
 class Pointwise(torch.nn.Module):
-    """Labels a pixel by its own colour, whatever is around it."""
+    """Labels a pixel by its own color, whatever is around it."""
 
     def __init__(self, classes=3):
         super().__init__()
@@ -63,7 +63,7 @@ def test_predicting_leaves_a_model_in_training_as_it_is(model):
     assert np.array_equal(predict(model.eval(), noise(50, 70)), labels)
 
 
-def test_the_model_s_own_normalisation_is_used(model):
+def test_the_model_s_own_normalization_is_used(model):
     image = torch.from_numpy(noise(40, 60)).permute(2, 0, 1)
     encoder_s = (image / 255 - 0.5)[None] / 0.5
     torch.testing.assert_close(segment(model, image), model(encoder_s).detach()[0], rtol=1e-4, atol=1e-4)
@@ -111,7 +111,7 @@ ACTIVATIONS = [
 @pytest.mark.parametrize("classes", [1, 4])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("architecture", ["unet", "segnext"])
-def test_every_activation_of_smp_is_labelled_and_gives_probabilities_as_the_model_does(
+def test_every_activation_of_smp_is_labeled_and_gives_probabilities_as_the_model_does(
     architecture, activation, classes, aux
 ):
     torch.manual_seed(0)
@@ -275,11 +275,11 @@ def test_other_numbers_of_channels_need_their_own_statistics():
     assert predict(model, image).shape == (40, 60)
     with pytest.raises(ValueError, match=r"takes images of 6 channels, got uint8 \(40, 60, 3\)"):
         predict(model, noise(40, 60))
-    grey = smp.SegNeXt("tu-test_mscan", encoder_weights=None, classes=3, decoder_channels=32, in_channels=1)
-    grey.pretrained_cfg.update(mean=[0.5], std=[0.25])
-    expected = predict(grey, np.asarray(Image.fromarray(noise(40, 60)).convert("L")))
-    assert np.array_equal(predict(grey, Image.fromarray(noise(40, 60))), expected)
-    assert (predict(grey, noise(40, 60)) == expected).mean() > 0.99
+    gray = smp.SegNeXt("tu-test_mscan", encoder_weights=None, classes=3, decoder_channels=32, in_channels=1)
+    gray.pretrained_cfg.update(mean=[0.5], std=[0.25])
+    expected = predict(gray, np.asarray(Image.fromarray(noise(40, 60)).convert("L")))
+    assert np.array_equal(predict(gray, Image.fromarray(noise(40, 60))), expected)
+    assert (predict(gray, noise(40, 60)) == expected).mean() > 0.99
 
 
 def test_progress_is_told(model):

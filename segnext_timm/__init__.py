@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from .checkpoints.segmenters import create_segmenter, load_segmenter
     from .deployment.exporters import export
     from .errors import CheckpointError
-    from .hub.push import push_to_hub
+    from .hub.push import add_results, push_to_hub
     from .models.fusion import fuse
     from .models.hamburger import Hamburger, NMF2d
     from .models.mscan import MSCAN
     from .models.segnext import LightHamDecoder, SegNeXt
     from .models.upsampled import UpsampledCrossEntropyLoss
-    from .prediction.drawing import overlay
+    from .prediction.drawing import class_areas, overlay
     from .prediction.pipeline import predict
 
 __version__ = "0.1.0"
@@ -34,6 +34,8 @@ __all__ = [
     "SegNeXt",
     "UpsampledCrossEntropyLoss",
     "__version__",
+    "add_results",
+    "class_areas",
     "convert",
     "create_segmenter",
     "export",
@@ -54,6 +56,8 @@ _HOMES = {
     "NMF2d": "models.hamburger",
     "SegNeXt": "models.segnext",
     "UpsampledCrossEntropyLoss": "models.upsampled",
+    "add_results": "hub.push",
+    "class_areas": "prediction.drawing",
     "convert": "checkpoints.conversion",
     "create_segmenter": "checkpoints.segmenters",
     "export": "deployment.exporters",

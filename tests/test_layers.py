@@ -9,7 +9,7 @@ PACKAGE = Path(segnext_timm.__file__).parent
 # From the bottom up; a name of a folder stands for its modules that are not listed themselves. Cards are text made of
 # dictionaries and stand alone: smp asks the model for its own.
 LAYERS = (
-    ("_atomic", "errors", "hub.cards", "label_sets", "variants"),
+    ("_atomic", "errors", "hub.card_sections", "hub.cards", "label_sets", "variants"),
     ("checkpoints.download", "checkpoints.reading", "checkpoints.recognition", "models"),
     ("checkpoints.lookup", "checkpoints.published", "checkpoints.segmenters", "prediction"),
     ("checkpoints.conversion", "deployment", "hub", "prediction.files"),

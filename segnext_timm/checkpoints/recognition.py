@@ -101,7 +101,7 @@ _EMA_KEYS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")  # timm's, 
 _WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
 
 
-def unnest(checkpoint: Mapping[str, Any], ema: bool = False) -> dict[str, torch.Tensor]:
+def extract_state_dict(checkpoint: Mapping[str, Any], ema: bool = False) -> dict[str, torch.Tensor]:
     """Extract the state dict of a checkpoint, whether nested as `state_dict`, `model` or `module`, or not nested.
 
     Args:
@@ -117,10 +117,10 @@ def unnest(checkpoint: Mapping[str, Any], ema: bool = False) -> dict[str, torch.
     if ema:
         nested = next((checkpoint[key] for key in _EMA_KEYS if isinstance(checkpoint.get(key), Mapping)), None)
         if nested is not None:
-            return unnest(nested)
+            return extract_state_dict(nested)
     for key in ("state_dict", "model", "module"):
         if isinstance(checkpoint.get(key), Mapping):
-            return unnest(checkpoint[key], ema)
+            return extract_state_dict(checkpoint[key], ema)
     tensors = {}
     for name, value in checkpoint.items():
         while str(name).startswith(_WRAPPERS):
@@ -157,7 +157,7 @@ def backbone_to_native(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]
     Raises:
         CheckpointError: If no name in it is one of MSCAN's.
     """
-    state_dict = unnest(checkpoint)
+    state_dict = extract_state_dict(checkpoint)
     for prefix in ("backbone.", _ENCODER):
         if any(name.startswith(prefix) for name in state_dict):
             state_dict = {name.removeprefix(prefix): v for name, v in state_dict.items() if name.startswith(prefix)}
@@ -185,7 +185,7 @@ def segmenter_to_native(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor
     Raises:
         CheckpointError: If it is not a published segmenter.
     """
-    state_dict = unnest(checkpoint)
+    state_dict = extract_state_dict(checkpoint)
     head = {name.removeprefix("decode_head."): v for name, v in state_dict.items() if name.startswith("decode_head.")}
     if _SQUEEZE not in head:
         raise CheckpointError(
@@ -359,7 +359,7 @@ def recognize(content: Any, rank: int | None = None, ema: bool = False) -> Check
         raise CheckpointError(f"a {type(content).__name__}, not parameters by name: check that it is the right file.")
     if rank is not None and rank < 1:
         raise CheckpointError(f"a rank is at least 1, got {rank}.")
-    tensors = unnest(content, ema)
+    tensors = extract_state_dict(content, ema)
     meta = content.get("meta")
     spelling = _spelling(tensors)
     segmenter = f"decode_head.{_SQUEEZE}" in tensors or "decoder.squeeze.0.weight" in tensors

@@ -50,6 +50,7 @@ from ..checkpoints.download import fetch
 from ..checkpoints.reading import check_pytorch_file
 from ..checkpoints.recognition import backbone_name_to_native, backbone_to_native, check_parameters, describe_mscan
 from ..errors import CheckpointError
+from ..variants import VARIANTS
 from .fusion import affine_of, fold_after, fold_before
 
 _logger = logging.getLogger(__name__)
@@ -760,28 +761,28 @@ def _create_mscan(variant: str, pretrained: bool = False, **kwargs: Any) -> MSCA
 @register_model
 def mscan_t(pretrained: bool = False, **kwargs: Any) -> MSCAN:
     """MSCAN-T, 4.2M parameters, 0.9 GMACs at 224²."""
-    model_args = {"dims": (32, 64, 160, 256), "depths": (3, 3, 5, 2)}
+    model_args = {"dims": VARIANTS["t"].dims, "depths": VARIANTS["t"].depths}
     return _create_mscan("mscan_t", pretrained=pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def mscan_s(pretrained: bool = False, **kwargs: Any) -> MSCAN:
     """MSCAN-S, 14.0M parameters, 2.6 GMACs at 224²."""
-    model_args = {"dims": (64, 128, 320, 512), "depths": (2, 2, 4, 2)}
+    model_args = {"dims": VARIANTS["s"].dims, "depths": VARIANTS["s"].depths}
     return _create_mscan("mscan_s", pretrained=pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def mscan_b(pretrained: bool = False, **kwargs: Any) -> MSCAN:
     """MSCAN-B, 26.8M parameters, 5.1 GMACs at 224²."""
-    model_args = {"dims": (64, 128, 320, 512), "depths": (3, 3, 12, 3)}
+    model_args = {"dims": VARIANTS["b"].dims, "depths": VARIANTS["b"].depths}
     return _create_mscan("mscan_b", pretrained=pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def mscan_l(pretrained: bool = False, **kwargs: Any) -> MSCAN:
     """MSCAN-L, 45.1M parameters, 9.0 GMACs at 224²."""
-    model_args = {"dims": (64, 128, 320, 512), "depths": (3, 5, 27, 3)}
+    model_args = {"dims": VARIANTS["l"].dims, "depths": VARIANTS["l"].depths}
     return _create_mscan("mscan_l", pretrained=pretrained, **dict(model_args, **kwargs))
 
 

@@ -186,27 +186,27 @@ def predict_files(
     """
     predictions = Predictions()
     listed = Path(out) / AREAS
+    entries: dict[str, dict[str, Any]] = {}
     if areas and resume and listed.is_file():
-        predictions.images = json.loads(listed.read_text(encoding="utf-8"))["images"]
+        entries = {entry["file"]: entry for entry in json.loads(listed.read_text(encoding="utf-8"))["images"]}
     try:
         for file, result in places.items():
             report(file, 0)
-            known = any(entry["file"] == str(file) for entry in predictions.images) if resume else False
             if resume and _named(result, ".png").is_file():
-                if (areas or measure_all) and not known:  # predicted without a list
+                if (areas or measure_all) and str(file) not in entries:  # predicted without a list
                     with Image.open(_named(result, ".png")) as labels:
-                        predictions.images.append(_entry(file, np.asarray(labels), ModelInfo(model).label_names))
+                        entries[str(file)] = _entry(file, np.asarray(labels), ModelInfo(model).label_names)
             else:
-                if known:
-                    predictions.images = [entry for entry in predictions.images if entry["file"] != str(file)]
+                entries.pop(str(file), None)
                 try:
                     progress = lambda share, file=file: report(file, min(share, 0.999))  # noqa: E731
-                    predictions.images.append(predict_file(model, file, result, progress=progress, **options))
+                    entries[str(file)] = predict_file(model, file, result, progress=progress, **options)
                 except (FileNotFoundError, ImageError) as error:
                     text = str(error).removeprefix(f"{file}").lstrip(": ")
                     predictions.failures[file] = " ".join(text.split())
             report(file, 1)
     finally:
+        predictions.images = list(entries.values())
         if areas and predictions.images:
             with replace_when_complete(listed) as new:
                 new.write_text(json.dumps({"images": predictions.images}, indent=1), encoding="utf-8")

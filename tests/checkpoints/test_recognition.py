@@ -16,11 +16,11 @@ from random_checkpoints import (
 from segnext_timm.checkpoints.recognition import (
     backbone_to_native,
     check_parameters,
+    extract_state_dict,
     load_checkpoint,
     native_to_mmseg,
     recognize,
     segmenter_to_native,
-    unnest,
 )
 from segnext_timm.errors import CheckpointError
 
@@ -62,7 +62,7 @@ def test_nested_checkpoints_are_unnested():
         {"model": flat, "optimizer": {}},
         {"model": {"model": flat}},
     ):
-        assert unnest(nested).keys() == flat.keys()
+        assert extract_state_dict(nested).keys() == flat.keys()
 
 
 def test_native_parameters_pass_unchanged(names):
@@ -200,16 +200,16 @@ def test_averages_are_taken_when_asked():
         {"model": plain, "ema": {"model": average}},
         {"state_dict": plain | {"ema_head_bias": average["head.bias"]}},
     ):
-        assert torch.equal(unnest(checkpoint)["head.bias"], plain["head.bias"])
-        assert torch.equal(unnest(checkpoint, ema=True)["head.bias"], average["head.bias"])
-        assert unnest(checkpoint).keys() == plain.keys()
+        assert torch.equal(extract_state_dict(checkpoint)["head.bias"], plain["head.bias"])
+        assert torch.equal(extract_state_dict(checkpoint, ema=True)["head.bias"], average["head.bias"])
+        assert extract_state_dict(checkpoint).keys() == plain.keys()
     with pytest.raises(CheckpointError, match="no moving average"):
-        unnest({"state_dict": plain}, ema=True)
+        extract_state_dict({"state_dict": plain}, ema=True)
 
 
 def test_wrappers_prefixes_are_taken_off():
     for prefix in ("module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."):
-        assert unnest({f"{prefix}head.bias": torch.zeros(2)}).keys() == {"head.bias"}
+        assert extract_state_dict({f"{prefix}head.bias": torch.zeros(2)}).keys() == {"head.bias"}
 
 
 def test_batches_that_jittor_does_not_count_are_added(tmp_path, names):

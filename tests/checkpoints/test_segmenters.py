@@ -146,7 +146,7 @@ def test_without_pretrained_nothing_is_fetched(cache):
     assert model.segmentation_head[0].out_channels == 150
 
 
-def test_mistakes_are_named(cache, weights):
+def test_unknown_names_and_weights_that_do_not_fit_raise_errors_that_say_so(cache, weights):
     with pytest.raises(ValueError, match=r"Unknown segmenter 'segnext_x'. Did you mean 'segnext_"):
         create_segmenter("segnext_x")
     cache("segnext_t", weights)

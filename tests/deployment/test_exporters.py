@@ -98,7 +98,7 @@ def test_a_fused_backbone_gives_the_same_outputs(arguments):
 
 @torch.no_grad()
 @pytest.mark.parametrize("encoder", ["resnet18", "tu-repvit_m0_9"])
-def test_segnext_on_other_encoders_is_fused_where_they_know_how_to(encoder):
+def test_segnext_on_other_encoders_is_fused_where_timm_supports_it(encoder):
     model, x = tiny(encoder_name=encoder, encoder_depth=5 if encoder == "resnet18" else 4), images(2, 3, 64, 96)
     assert_same(fuse(model)(x), model(x), tolerance=1e-4)
 

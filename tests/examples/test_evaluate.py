@@ -157,7 +157,7 @@ def test_pictures_are_drawn(root, tmp_path):
     assert sorted(f.name for f in (tmp_path / "plots").iterdir()) == ["confusion.png", "iou.png"]
 
 
-def test_mistakes_are_named(root, tmp_path):
+def test_invalid_arguments_raise_errors_that_name_them(root, tmp_path):
     folder, model = root
     common = ("--data_root", folder, "--workers", 0)
     with pytest.raises(SettingsError, match=r"MODEL is missing: .* Usage: evaluate\.py MODEL RECIPE"):

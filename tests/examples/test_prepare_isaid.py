@@ -67,7 +67,7 @@ def test_a_second_run_makes_what_is_missing_only(source, tmp_path):
     assert {stem.removesuffix(prepare_isaid.MASK) for stem in changed} == {missing.stem}
 
 
-def test_mistakes_are_named(source, tmp_path):
+def test_unusable_sources_raise_errors_that_name_them(source, tmp_path):
     folder, _ = source
     with pytest.raises(UserError, match="overlap must be from 0 to 63, got 64"):
         run(folder, tmp_path / "patches", "--overlap", 64)

@@ -405,7 +405,7 @@ def test_a_loss_that_is_not_finite_changes_nothing_and_is_reported(folder, tmp_p
         (("--init_from", "nothing"), "nothing: no such folder"),
     ],
 )
-def test_mistakes_are_named(folder, tmp_path, arguments, message):
+def test_invalid_settings_and_data_raise_errors_that_name_them(folder, tmp_path, arguments, message):
     with pytest.raises((ValueError, OSError, SettingsError, data.DataError), match=message):
         run("folder", "--data_root", folder, "--out", tmp_path / "run", *arguments)
 
@@ -419,7 +419,7 @@ def test_a_run_is_not_overwritten(folder, tmp_path):
         run("folder", *options, "--seed", 1)
 
 
-def test_mistakes_end_in_a_line(folder, tmp_path):
+def test_an_error_is_one_line_without_a_traceback(folder, tmp_path):
     split = layouts.open_split("folder", folder, "train")
     for label in split.labels:
         miniatures.labels(label, np.full_like(data.read_labels(label), 9))

@@ -339,7 +339,7 @@ def test_sizes_fit_and_round_up():
     assert fit((1, 5000), 100, 100) == (1, 100)
 
 
-def test_mistakes_are_named(model):
+def test_invalid_options_and_images_raise_errors_that_name_them(model):
     for options, message in (
         ({"mode": "tile"}, "mode must be 'auto', 'whole' or 'slide', got 'tile'"),
         ({"mode": "slide", "window": 32, "stride": 33}, r"stride must be from 1 to the window's side, got \(33, 33\)"),

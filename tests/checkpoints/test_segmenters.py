@@ -1,4 +1,5 @@
 import logging
+import socket
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -141,8 +142,14 @@ def test_the_real_segnext_b_is_accepted_though_its_name_lies(cache):
         create_segmenter("segnext_b", pretrained=True)
 
 
-def test_without_pretrained_nothing_is_fetched(cache):
+def test_without_pretrained_nothing_is_fetched(cache, tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError(f"opened a connection: {args}")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
     model = create_segmenter("segnext_t")
+    assert not (tmp_path / "hub").exists()
     assert model.segmentation_head[0].out_channels == 150
 
 

@@ -100,7 +100,11 @@ def test_a_fused_backbone_gives_the_same_outputs(arguments):
 @pytest.mark.parametrize("encoder", ["resnet18", "tu-repvit_m0_9"])
 def test_segnext_on_other_encoders_is_fused_where_timm_supports_it(encoder):
     model, x = tiny(encoder_name=encoder, encoder_depth=5 if encoder == "resnet18" else 4), images(2, 3, 64, 96)
-    assert_same(fuse(model)(x), model(x), tolerance=1e-4)
+    fused = fuse(model)
+    assert_same(fused(x), model(x), tolerance=1e-4)
+    supported = encoder != "resnet18"
+    assert is_fused(fused) == supported
+    assert (len(fused.state_dict()) < len(model.state_dict())) == supported
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@
     python examples/app.py --make-space my-space segnext_b    # a folder to push to a Space of the Hugging Face Hub
 
 `pip install -e ".[app]"` installs what it needs. Images may be as large as memory allows: those that do not fit whole
-are seen in windows.
+are processed in windows.
 """
 
 import argparse

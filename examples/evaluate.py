@@ -6,7 +6,7 @@
     accelerate launch --num_processes 4 examples/evaluate.py MODEL RECIPE.yaml                   # on four GPUs
 
 MODEL is a published segmenter's name, a folder, or a repository on the Hugging Face Hub: SegNeXt or any model of smp.
-Images are seen whole or in sliding windows, as the recipe says. Each image is counted once, however many processes
+Images are processed whole or in sliding windows, as the recipe says. Each image is counted once, however many processes
 there are. With `--write_card`, the results go into a model folder's card and configuration.
 """
 

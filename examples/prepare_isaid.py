@@ -4,7 +4,7 @@
 
 DOWNLOADED holds `train` and `val`, each with images (`P0000.png`, from DOTA) and semantic masks
 (`P0000_instance_color_RGB.png`, from iSAID), in any folders below. The patches go to `img_dir/{train,val}` and
-`ann_dir/{train,val}`, the masks' colors turned into labels. A run that was stopped goes on where it was.
+`ann_dir/{train,val}`, the masks' colors turned into labels. A stopped run resumes where it was.
 """
 
 from concurrent.futures import ProcessPoolExecutor, as_completed

@@ -5,7 +5,7 @@
     python examples/prepare_labels.py labelme FOLDER data/mine --val_share 0.1
 
 The images go to `images/{train,val}`, their labels to `labels/{train,val}`, the names of the classes to `classes.txt`.
-A run that was stopped goes on where it was when the same command is given again; what cannot be used is skipped and
+A stopped run resumes where it was when the same command is given again; what cannot be used is skipped and
 listed at the end. Binary masks, and color masks at their place, need no conversion: `classes.txt` may give each class
 its value or color.
 """

@@ -8,7 +8,7 @@
 A recipe holds the settings that differ from the paper's for ADE20K; any can be given on the command line. The run's
 folder (`--out`) holds `best` and `last`, which `smp.from_pretrained` loads, the log, and pictures of predictions.
 
-A run that was stopped, by Ctrl-C or otherwise, goes on from `checkpoint.pt` in its folder when the same command is
+A run that was stopped, by Ctrl-C or otherwise, resumes from `checkpoint.pt` in its folder when the same command is
 given again, and ends with the weights it would have had. A loss that is not finite skips the update and says where;
 after ten in a row, the run stops.
 """

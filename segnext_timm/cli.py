@@ -302,7 +302,7 @@ def predict_command(
 
     MODEL is a name that `segnext-timm models` lists, a model folder, or a repository on the Hugging Face Hub. Labels
     are written to OUT as indexed PNG, IMAGE.png, and drawn over the image in IMAGE_overlay.jpg. Images that cannot be
-    read are listed at the end, and the exit status is 1. Ctrl-C keeps what is done, and --resume goes on.
+    read are listed at the end, and the exit status is 1. Ctrl-C keeps what is done, and --resume continues.
     """
     window, stride = options["window"], options["stride"]
     if window and stride and (stride[0] > window[0] or stride[1] > window[1]):

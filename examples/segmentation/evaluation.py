@@ -37,7 +37,7 @@ def evaluate(model: torch.nn.Module, split: Split, settings: DataSettings, accel
     Args:
         model: Maps normalized images (1, C, H, W) to logits of the same size.
         split: What it is evaluated on.
-        settings: How images are seen: the `eval_` fields.
+        settings: Size, mode and windows of the images: the `eval_` fields.
         accelerator: The processes.
         views: `scales` and `flip` of :func:`segnext_timm.prediction.pipeline.segment`.
     """

@@ -95,7 +95,7 @@ def create_model(settings: TrainSettings, classes: int, pretrained: bool) -> Seg
 
 
 def weights_report(model: torch.nn.Module, loaded: set[str], source: str) -> str:
-    """Say what weights were loaded into which part of a model, and what stays random, a line a part.
+    """Report which weights were loaded into which part of a model and what stays random, one line per part.
 
     Pretrained weights that silently did not load are the commonest reason for bad results.
 

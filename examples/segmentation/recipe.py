@@ -25,7 +25,7 @@ def mixed_precision(precision: Precision) -> str:
 
 @dataclass
 class DataSettings:
-    """What is trained on and evaluated."""
+    """Settings of the data, for training and evaluation."""
 
     dataset: Literal["ade20k", "cityscapes", "coco_stuff164k", "voc2012", "pascal_context", "isaid", "folder"] = (
         "folder"
@@ -46,7 +46,7 @@ class DataSettings:
     eval_divisor: int = 1
     """Sides of fitted images are rounded up to multiples of it."""
     eval_mode: Literal["whole", "slide"] = "whole"
-    """See images whole, or in sliding windows."""
+    """Process images whole, or in sliding windows."""
     eval_window: int = 512
     """Side of the windows in pixels."""
     eval_stride: int = 384
@@ -55,14 +55,14 @@ class DataSettings:
 
 @dataclass
 class EvalSettings(DataSettings):
-    """What is evaluated, and how."""
+    """Settings of an evaluation."""
 
     split: str = "val"
     """Split of the data set."""
     scales: tuple[float, ...] = (1.0,)
-    """Sizes at which images are seen, over that of the recipe. The published tables use 0.5 0.75 1.0 1.25 1.5 1.75."""
+    """Factors of the recipe's image size, one pass each. The published tables use 0.5 0.75 1.0 1.25 1.5 1.75."""
     flip: bool = False
-    """See each image mirrored too."""
+    """Add a pass on the mirrored image for each scale."""
     precision: Precision = "fp32"
     """fp32, or autocast to bf16 or fp16."""
     json: str | None = None
@@ -164,7 +164,7 @@ RECIPE = {"RECIPE": "a file of settings, such as examples/recipes/folder.yaml"}
 
 
 class UserError(Exception):
-    """What was asked for cannot be done; the message says why in a line, and what to do."""
+    """A request cannot be fulfilled; the one-line message says why and what to do."""
 
 
 class DataError(UserError):
@@ -182,7 +182,8 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
         path: A YAML file.
 
     Raises:
-        SettingsError: If there is no such file, it is none, or a name is unknown. The message names the nearest one.
+        SettingsError: If the file does not exist, is not a recipe, or has an unknown name; the message names the
+            nearest one.
     """
     path = Path(path)
     names = list({f.name: None for cls in (TrainSettings, EvalSettings) for f in fields(cls)})
@@ -252,7 +253,7 @@ def _split_commas(words: list[str], lists: list[str]) -> list[str]:
 
 
 def run(main: Callable[[list[str]], None]) -> None:
-    """Run a program; end with a line on the user's mistakes."""
+    """Run a program; a user's mistake ends it with one line."""
     try:
         main(sys.argv[1:])
     except (UserError, OSError, ValueError) as error:

@@ -44,7 +44,7 @@ def check_segmenter(name: str | Path) -> None:
     """Check, without a network, that `name` is a published segmenter, a segmenter's folder, or has the Hub's form.
 
     Raises:
-        FileNotFoundError: If it is none of these. The message suggests the nearest published name.
+        FileNotFoundError: If `name` is nothing of that kind. The message suggests the nearest published name.
         CheckpointError: If it is a folder, but not that of a segmentation model.
     """
     text, path = str(name), Path(name)

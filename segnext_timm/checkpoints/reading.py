@@ -121,7 +121,7 @@ def read_checkpoint(path: str | Path) -> Any:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        CheckpointError: If the file is none of these, is damaged, or would run code.
+        CheckpointError: If the file has another format, is damaged, or would run code.
     """
     path = Path(path)
     if not path.is_file():

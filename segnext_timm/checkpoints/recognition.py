@@ -112,7 +112,7 @@ def extract_state_dict(checkpoint: Mapping[str, Any], ema: bool = False) -> dict
         Tensors by name, without the prefixes of wrappers.
 
     Raises:
-        CheckpointError: If `ema` is asked for and there is none.
+        CheckpointError: If `ema` is set and the checkpoint holds no moving average.
     """
     if ema:
         nested = next((checkpoint[key] for key in _EMA_KEYS if isinstance(checkpoint.get(key), Mapping)), None)
@@ -367,8 +367,8 @@ def recognize(content: Any, rank: int | None = None, ema: bool = False) -> Check
     architecture = describe_mscan(backbone)
     if architecture not in _SIZES:
         raise CheckpointError(
-            f"{architecture}, which is none of {', '.join(_SIZES)}: build it with timm.create_model('mscan_t', dims=…, "
-            f"depths=…) and load what segnext_timm.checkpoints.recognition.backbone_to_native makes of it."
+            f"{architecture}, which is not one of {', '.join(_SIZES)}: create it with timm.create_model('mscan_t', "
+            f"dims=…, depths=…) and load what segnext_timm.checkpoints.recognition.backbone_to_native returns."
         )
     if segmenter:
         state_dict = tensors if spelling == "native" else segmenter_to_native(tensors)

@@ -111,7 +111,7 @@ def load_segmenter(name: str | Path) -> torch.nn.Module:
         The model, in evaluation mode.
 
     Raises:
-        FileNotFoundError: If it is none of these.
+        FileNotFoundError: If no such segmenter, folder or repository exists.
         ConnectionError: If the Hub cannot be reached.
         CheckpointError: If the folder or repository holds something else, or its weights are damaged or do not fit.
     """

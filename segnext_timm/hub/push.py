@@ -129,7 +129,7 @@ def push_to_hub(
         model_or_folder: A timm model, an smp model, or a folder that `convert` or `save_pretrained` made.
         repo_id: "user/repo". Made if there is no such repository.
         private: Make it a private one. A repository that is there must be private already.
-        revision: Branch to push to, made if there is none.
+        revision: Branch to push to; created if missing.
         create_pr: Open a pull request instead of changing the branch.
         commit_message: Says what the commit is.
         card: The card itself, or what the written one says in place of the model's `pretrained_cfg`: `dataset`,

@@ -229,7 +229,7 @@ def test_batches_that_jittor_does_not_count_are_added(tmp_path, names):
         ({0: torch.zeros(3)}, "not a checkpoint of MSCAN or SegNeXt.*found 0"),
         (
             {f"stages.{i}.norm.weight": torch.zeros(8) for i in range(4)},
-            r"an MSCAN of channels \(8, 8, 8, 8\) and depths \(0, 0, 0, 0\), which is none of mscan_t",
+            r"an MSCAN of channels \(8, 8, 8, 8\) and depths \(0, 0, 0, 0\), which is not one of mscan_t",
         ),
         (
             zero_state_dict(backbone_shapes("t")) | {"norm1.bias": torch.tensor([float("nan")] * 32)},

@@ -80,7 +80,7 @@ def hub_lookup(name: str | Path) -> Iterator[None]:
         FileNotFoundError: If there is no such repository, or no such file in it.
         ConnectionError: If the Hub cannot be reached.
     """
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.utils import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
         yield

@@ -125,7 +125,10 @@ class NMF2d(nn.Module):
         matrix = x.flatten(2).to(torch.promote_types(x.dtype, torch.float32))
         if torch.jit.is_scripting():
             matrix = self._approximate(matrix, channels_last)
-        elif torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type):
+        # torch.compile of torch 2.8 cannot trace is_autocast_available, without which other devices may raise
+        elif (
+            torch.compiler.is_compiling() or torch.amp.is_autocast_available(x.device.type)
+        ) and torch.is_autocast_enabled(x.device.type):
             with torch.autocast(x.device.type, enabled=False):
                 matrix = self._approximate(matrix, channels_last)
         else:

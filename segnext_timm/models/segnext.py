@@ -394,7 +394,7 @@ class SegNeXt(SegmentationModel):
         started_from, kwargs["encoder_weights"] = kwargs.get("encoder_weights"), None
         model = super()._from_pretrained(**kwargs)
         model.config["encoder_weights"] = started_from  # the card of a model saved again still tells
-        return model
+        return model.eval()  # as the Hub's mixin promises; some versions forget it for safetensors
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         """Write the model card from what `config` and `pretrained_cfg` state.

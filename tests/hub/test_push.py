@@ -133,7 +133,7 @@ assert not equal(model, smp.from_pretrained("writer/x"))
 
 card = ModelCard.load("writer/x")
 card.text += "Edited by hand."
-card.push_to_hub("writer/x")
+HfApi().upload_file(path_or_fileobj=str(card).encode(), path_in_repo="README.md", repo_id="writer/x")
 segnext_timm.push_to_hub(model, "writer/x")
 assert "Edited by hand" in ModelCard.load("writer/x").text
 segnext_timm.push_to_hub(model, "writer/x", card=ModelCard("---\\nlicense: mit\\n---\\nLoad USER/REPO."))

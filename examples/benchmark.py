@@ -1,4 +1,4 @@
-"""Measure latency, throughput, memory and training steps of SegNeXt beside what else could be run.
+"""Measure latency, throughput, memory and training steps of SegNeXt beside other models.
 
     python examples/benchmark.py                                          # SegNeXt-T, and mmsegmentation's if installed
     python examples/benchmark.py --contenders segnext_b@fused segformer:mit_b2@eager upernet:tu-convnext_tiny@eager
@@ -6,8 +6,8 @@
     python examples/benchmark.py --tasks train --sizes 256 --batches 2 --contenders mmseg_t@eager segnext_t@eager
     python examples/benchmark.py --contenders segnext_b@eager segnext_b@bf16 segnext_b@graph
 
-A contender is MODEL@WAY. The first that can be run is the reference: speeds are its time over the others', memory
-ratios the others' over its.
+A contender is MODEL@WAY. The first one that runs is the reference: a speed is the reference's time divided by the
+contender's time, and a memory ratio is the contender's memory divided by the reference's.
 MODEL is `segnext_t` (s, b, l), `mmseg_t` (mmsegmentation's SegNeXt), an architecture and encoder of smp such as
 `segformer:mit_b0`, or a model of timm. WAY is
 
@@ -21,50 +21,35 @@ MODEL is `segnext_t` (s, b, l), `mmseg_t` (mmsegmentation's SegNeXt), an archite
     openvino       exported, in OpenVINO
     memory         for training: checkpointed blocks and one-step gradient
 
-All contenders run in turn, round after round, so that what else the machine does falls on all of them. Memory is
-measured for each in a process of its own: the most that the process holds above what it held when all was imported, and
-the most that tensors of torch take, weights and optimizer included, on the GPU if there is one.
+All contenders take turns, round after round, so that other load on the machine affects them equally. Memory is
+measured in a separate process per contender: the peak of the process above its size after all imports, and the peak of
+torch's tensors, including weights and optimizer, on the GPU if there is one.
 
-Beside each time stands what the machine's ceilings, a large product of matrices and a large copy, would need for the
-arithmetic, and for reading and writing every tensor that eager torch reads and writes.
+The table also shows two lower bounds of each time: the arithmetic at the speed of a large matrix product, and the
+memory traffic of eager torch's operations at the speed of a large copy.
 """
 
-import importlib.util
 import json
-import os
-import platform
-import resource
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
-from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import tyro
-from torch.profiler import ProfilerActivity, profile
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from benchmarking.peers import build, import_mmseg, labels_of, logits_of, loss_of
+from benchmarking.cases import RUNTIMES, WAYS, Case, NotApplicableError, missing, prepare
+from benchmarking.ceilings import ceilings, clock, count, machine
+from benchmarking.memory import child, measure_memory
 from segmentation.pictures import draw_bars, draw_growth
 from segmentation.recipe import UserError, run
-from segnext_timm import SegNeXt, export, fuse
-
-RUNTIMES = {"onnx": "onnxruntime", "openvino": "openvino"}
-WAYS = ("eager", "channels_last", "fused", "bf16", "fp16", "compile", "graph", "onnx", "openvino", "memory")
-CEILING_SIDE = {"cpu": 2048, "cuda": 8192}  # of the matrices multiplied; sixteen such are copied
 
 
 @dataclass
 class Settings:
-    """What is measured, and how."""
+    """What to measure, and how."""
 
     contenders: tuple[str, ...] = (
         "mmseg_t@eager",
@@ -74,34 +59,34 @@ class Settings:
         "segnext_t@onnx",
         "segnext_t@openvino",
     )
-    """MODEL@WAY, the reference first."""
+    """MODEL@WAY; the first is the reference."""
     tasks: tuple[Literal["logits", "labels", "train"], ...] = ("logits", "labels")
     """Logits at the images' size; labels at the images' size; a step of training with AdamW."""
     sizes: tuple[str, ...] = ("512",)
-    """Sides of the images, or HEIGHTxWIDTH."""
+    """Sides of square images in pixels, or HEIGHTxWIDTH."""
     batches: tuple[int, ...] = (1,)
-    """Images at once."""
+    """Images per batch."""
     classes: int = 150
     """Number of classes."""
     rounds: int = 10
-    """Rounds that count."""
+    """Measured rounds."""
     warmup: int = 3
-    """Rounds before."""
+    """Rounds before the measured ones."""
     threads: int | None = None
-    """Threads on a CPU; as many as torch takes by default."""
+    """Threads on a CPU. Default: torch's own number."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
-    """Device of torch."""
+    """Torch device."""
     tf32: bool = False
-    """Let CUDA compute float32 products in TF32."""
+    """Use TF32 for float32 products on CUDA."""
     memory: bool = True
-    """Measure memory too."""
+    """Also measure memory."""
     out: str = "runs/benchmark"
     """Folder for benchmark.json, table.md and benchmark.png."""
 
 
 @dataclass
 class Result:
-    """Of a contender, at a task, a size and a batch."""
+    """Measurements of one contender at one task, image size and batch size."""
 
     contender: str
     task: str
@@ -119,258 +104,8 @@ class Result:
         return statistics.median(self.times_ms)
 
 
-@dataclass(frozen=True)
-class Case:
-    """What one contender is to do."""
-
-    contender: str
-    task: str
-    height: int
-    width: int
-    batch: int
-    classes: int
-    device: str
-    threads: int
-    folder: str
-
-    @property
-    def model(self) -> str:
-        return self.contender.split("@")[0]
-
-    @property
-    def way(self) -> str:
-        return self.contender.split("@")[1].split(":")[0]
-
-    @property
-    def file(self) -> Path:
-        """Where the exported model lies."""
-        name = f"{self.model.replace(':', '-')}-{self.task}-{self.batch}x{self.height}x{self.width}.onnx"
-        return Path(self.folder) / name
-
-    def images(self) -> torch.Tensor:
-        shape = (self.batch, 3, self.height, self.width)
-        return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(self.device)
-
-
-class NotApplicableError(Exception):
-    """A contender cannot do a task; the message says why."""
-
-
-class TrafficMode(TorchDispatchMode):
-    """Counts the bytes of the tensors that operations read and write, views apart."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bytes = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        output = func(*args, **(kwargs or {}))
-        if not func.is_view:
-            tensors = torch.utils._pytree.tree_leaves((args, kwargs, output))
-            self.bytes += sum(t.numel() * t.element_size() for t in tensors if isinstance(t, torch.Tensor))
-        return output
-
-
-def layout(model: torch.nn.Module, images: torch.Tensor) -> tuple[torch.nn.Module, torch.Tensor]:
-    return model.to(memory_format=torch.channels_last), images.contiguous(memory_format=torch.channels_last)
-
-
-def prepare(case: Case) -> Callable[[], Any]:
-    """What runs a case once."""
-    if case.way in RUNTIMES:
-        return prepare_runtime(case)
-    model, images = build(case.model, case.classes).to(case.device), case.images()
-    if case.task == "train":
-        return prepare_training(case, model, images)
-    if case.way == "memory":
-        raise NotApplicableError("memory is a way to train")
-    if case.way == "graph" and "cuda" not in case.device:
-        raise NotApplicableError("CUDA graphs need CUDA")
-    if case.way != "eager":
-        model, images = layout(model if case.way == "channels_last" else fuse(model), images)
-    call = (labels_of if case.task == "labels" else logits_of)(model)
-    if case.way == "compile":
-        call = torch.compile(call, mode=case.contender.partition("@")[2].partition(":")[2] or None)
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(case.way)
-
-    @torch.no_grad()
-    def once() -> Any:
-        with torch.autocast(case.device.split(":")[0], dtype) if dtype else nullcontext():
-            return call(images)
-
-    if case.way != "graph":
-        return once
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            once()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        once()
-    return graph.replay
-
-
-def prepare_training(case: Case, model: torch.nn.Module, images: torch.Tensor) -> Callable[[], Any]:
-    """A step of training, as train.py makes it; of other models, as their users do."""
-    if case.way not in ("eager", "channels_last", "memory", "bf16", "compile"):
-        raise NotApplicableError(f"{case.way} is no way to train")
-    ours = isinstance(model.train(), SegNeXt)
-    if ours or case.way != "eager":
-        model, images = layout(model, images)
-    if case.way == "memory":
-        if not ours:
-            raise NotApplicableError("these options of training are SegNeXt's")
-        model.set_grad_checkpointing()
-        model.decoder.hamburger.nmf.one_step_gradient = True
-    shape = (case.batch, case.height, case.width)
-    labels = torch.randint(0, case.classes, shape, generator=torch.Generator().manual_seed(0)).to(case.device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True if "cuda" in case.device else None)
-    loss_function = loss_of(model)
-    if case.way == "compile":
-        model.encoder.compile()
-
-    def once() -> None:
-        with torch.autocast(case.device.split(":")[0], torch.bfloat16, enabled=case.way == "bf16"):
-            loss = loss_function(images, labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-
-    return once
-
-
-def prepare_runtime(case: Case) -> Callable[[], Any]:
-    """A case in a runtime of its own; its graph is exported if it is not yet there."""
-    if case.task == "train":
-        raise NotApplicableError(f"{case.way} is no way to train")
-    images = case.images().cpu()
-    if not case.file.is_file():
-        export(build(case.model, case.classes), case.file, tuple(images.shape), argmax=case.task == "labels")
-    if case.way == "onnx":
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = case.threads
-        session = onnxruntime.InferenceSession(case.file, options, providers=onnxruntime.get_available_providers())
-        return lambda: session.run(None, {"images": images.numpy()})
-    import openvino
-
-    settings = {"INFERENCE_NUM_THREADS": case.threads, "INFERENCE_PRECISION_HINT": "f32"}
-    request = openvino.Core().compile_model(case.file, "CPU", settings).create_infer_request()
-    return lambda: request.infer({"images": images.numpy()})
-
-
-def count(case: Case) -> tuple[float, float]:
-    """Billions of floating-point operations, and gigabytes that the operations of eager torch read and write.
-
-    A step of training counts three times the operations of its forward pass, as if it computed no gradient twice.
-    """
-    case = Case(**{**asdict(case), "device": "cpu"})
-    model, images = build(case.model, case.classes), case.images()
-    if case.task != "train" and case.way != "eager":
-        model, images = layout(model if case.way == "channels_last" else fuse(model), images)
-    call = torch.no_grad()((labels_of if case.task == "labels" else logits_of)(model))
-    with TrafficMode() as traffic, FlopCounterMode(display=False) as flops:
-        call(images)
-    if case.task != "train":
-        return flops.get_total_flops() / 1e9, traffic.bytes / 1e9
-    once = prepare_training(case, model, images)
-    with TrafficMode() as traffic:
-        once()
-    return 3 * flops.get_total_flops() / 1e9, traffic.bytes / 1e9
-
-
-def ceilings(device: str) -> tuple[float, float]:
-    """The machine's GFLOP/s in a large float32 product of matrices, and its GB/s read and written in a large copy."""
-    side = CEILING_SIDE[device.split(":")[0]]
-    a = torch.randn(side, side, device=device)
-    copied = torch.empty(16 * side**2, device=device)
-    source = torch.zeros_like(copied)
-    products = [clock(lambda: a @ a, device) for _ in range(8)]
-    copies = [clock(lambda: copied.copy_(source), device) for _ in range(8)]
-    return 2 * side**3 / min(products) / 1e6, 2 * copied.nbytes / min(copies) / 1e6
-
-
-def clock(call: Callable[[], Any], device: str) -> float:
-    """Milliseconds that a call takes."""
-    if "cuda" not in device:
-        start = time.perf_counter()
-        call()
-        return (time.perf_counter() - start) * 1e3
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    call()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end)
-
-
-def resident_mb(most: bool) -> float:
-    """What this process holds, or the most it has held since `forget_most`."""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-    name = "VmHWM:" if most else "VmRSS:"
-    return int(next(line for line in status.read_text().splitlines() if line.startswith(name)).split()[1]) / 1024
-
-
-def forget_most() -> None:
-    clear = Path("/proc/self/clear_refs")
-    if clear.exists():
-        clear.write_text("5")
-
-
-def measure_memory(case: Case) -> tuple[float, float | None]:
-    """Megabytes a case needs in a process of its own: of that process, and of torch's tensors."""
-    call = [sys.executable, __file__, "--child", json.dumps(asdict(case))]
-    done = subprocess.run(call, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise UserError(f"{case.contender}: {done.stderr.strip().splitlines()[-1]}")
-    return tuple(json.loads(done.stdout.strip().splitlines()[-1]))
-
-
-def child(case: Case) -> None:
-    torch.set_num_threads(case.threads)
-    if case.model.startswith("mmseg"):
-        import_mmseg()
-    if case.way in RUNTIMES:
-        __import__(RUNTIMES[case.way])
-    before = resident_mb(most=False)
-    forget_most()
-    prepare_and_run(case)
-    held = resident_mb(most=True) - before
-    if case.way in RUNTIMES:
-        tensors = None
-    elif "cuda" in case.device:
-        tensors = torch.cuda.max_memory_allocated() / 2**20
-    else:
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-            prepare_and_run(case)
-        with tempfile.TemporaryDirectory() as folder:
-            trace = Path(folder) / "trace.json"
-            profiler.export_chrome_trace(str(trace))
-            events = json.loads(trace.read_text())["traceEvents"]
-        tensors = max(e["args"]["Total Allocated"] for e in events if e.get("name") == "[memory]") / 2**20
-    print(json.dumps([held, tensors]))
-
-
-def prepare_and_run(case: Case) -> None:
-    once = prepare(case)
-    for _ in range(3):
-        once()
-
-
-def missing(case: Case) -> str | None:
-    """What a case needs that is not installed."""
-    needed = [RUNTIMES[case.way]] if case.way in RUNTIMES else []
-    needed += ["mmseg"] if case.model.startswith("mmseg") else []
-    absent = [name for name in needed if importlib.util.find_spec(name) is None]
-    return f"{', '.join(absent)} not installed" if absent else None
-
-
 def measure(cases: list[Case], settings: Settings) -> list[Result]:
-    """Results of contenders at one task, size and batch; those that cannot do it are left out, and why is printed."""
+    """Measure the contenders at one task, size and batch; prints why a contender is left out."""
     calls = {}
     for case in cases:
         reason = missing(case)
@@ -382,7 +117,7 @@ def measure(cases: list[Case], settings: Settings) -> list[Result]:
         if reason:
             print(f"{case.contender} is left out: {reason}.")
     if not calls:
-        raise UserError("none of the contenders can be run.")
+        raise UserError("no contender can run.")
     times = {case: [] for case in calls}
     first = cases[0]
     title = f"{first.task} {first.batch}×{first.height}×{first.width}"
@@ -403,7 +138,7 @@ def measure(cases: list[Case], settings: Settings) -> list[Result]:
 
 
 def table(results: list[Result], ceiling: tuple[float, float]) -> str:
-    """Results of one task, size and batch in Markdown: ratios to the first, times, floors, memory."""
+    """Format the results of one task, size and batch as Markdown: speeds, times, lower bounds, memory."""
     first = results[0]
     columns = ("contender", "speed", "ms, median", "quartiles", "images/s", "arithmetic, ms", "traffic, ms")
     columns += ("process, MB", "", "tensors, MB", "")
@@ -430,27 +165,31 @@ def table(results: list[Result], ceiling: tuple[float, float]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def machine(settings: Settings, ceiling: tuple[float, float]) -> dict[str, Any]:
-    if "cuda" in settings.device:
-        name = torch.cuda.get_device_name()
-    else:
-        cpuinfo = Path("/proc/cpuinfo")
-        lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-        name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-    return {
-        "device": name,
-        "threads": torch.get_num_threads(),
-        "cores": os.cpu_count(),
-        "torch": torch.__version__,
-        "matmul_gflops": round(ceiling[0], 1),
-        "copy_gigabytes_per_s": round(ceiling[1], 1),
-    }
+def draw(groups: list[list[Result]], path: Path, title: str) -> None:
+    """Draw speeds as bars, or times over the number of pixels if there are several sizes or batches."""
+    if len({(r.height, r.width, r.batch) for group in groups for r in group}) == 1:
+        draw_bars({g[0].task: {r.contender: g[0].median / r.median for r in g} for g in groups}, path, title)
+        return
+    curves: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for r in (result for group in groups for result in group):
+        curve = curves.setdefault(r.task, {}).setdefault(r.contender, [])
+        curve.append((r.batch * r.height * r.width / 1e6, r.median))
+    draw_growth(curves, path, title)
+
+
+def check_contender(text: str) -> None:
+    """Raise a UserError unless a text has the form MODEL@WAY, with a known way."""
+    if text.count("@") != 1:
+        raise UserError(f"{text!r} is not of the form MODEL@WAY, such as segnext_t@fused.")
+    way = text.split("@")[1].split(":")[0]
+    if way not in WAYS:
+        raise UserError(f"unknown way {way!r}: choose from {', '.join(WAYS)}.")
 
 
 def parse_size(text: str) -> tuple[int, int]:
     parts = text.lower().split("x")
     if not 1 <= len(parts) <= 2 or not all(part.isdigit() for part in parts):
-        raise UserError(f"size {text!r} is neither a side, such as 512, nor HEIGHTxWIDTH.")
+        raise UserError(f"size {text!r} is not a side such as 512, and not HEIGHTxWIDTH.")
     return int(parts[0]), int(parts[-1])
 
 
@@ -460,16 +199,12 @@ def main(argv: list[str]) -> None:
         return
     settings = tyro.cli(Settings, args=argv, description=__doc__, use_underscores=True)
     for contender in settings.contenders:
-        if contender.count("@") != 1:
-            raise UserError(f"{contender!r} is not of the form MODEL@WAY, such as segnext_t@fused.")
-        way = contender.split("@")[1].split(":")[0]
-        if way not in WAYS:
-            raise UserError(f"{way!r} is no way to run a model: {', '.join(WAYS)} are.")
+        check_contender(contender)
     if settings.threads:
         torch.set_num_threads(settings.threads)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = settings.tf32
     ceiling = ceilings(settings.device)
-    host = machine(settings, ceiling)
+    host = machine(settings.device, ceiling)
     out = Path(settings.out)
     out.mkdir(parents=True, exist_ok=True)
     print(", ".join(f"{name} {value}" for name, value in host.items()) + "\n")
@@ -499,16 +234,7 @@ def main(argv: list[str]) -> None:
                     (out / "benchmark.json").write_text(json.dumps(content, indent=1))
                     (out / "table.md").write_text("\n".join(table(group, ceiling) for group in groups))
     title = f"{host['device']}, {host['threads']} threads, torch {host['torch']}"
-    if len(settings.sizes) * len(settings.batches) > 1:
-        pixels = {task: {} for task in settings.tasks}
-        for group in groups:
-            for r in group:
-                curve = pixels[r.task].setdefault(r.contender, [])
-                curve.append((r.batch * r.height * r.width / 1e6, r.median))
-        draw_growth(pixels, out / "benchmark.png", title)
-    else:
-        speeds = {g[0].task: {r.contender: g[0].median / r.median for r in g} for g in groups}
-        draw_bars(speeds, out / "benchmark.png", title)
+    draw(groups, out / "benchmark.png", title)
     print(f"{out / 'benchmark.json'}, {out / 'table.md'}, {out / 'benchmark.png'}")
 
 

@@ -74,7 +74,7 @@ _loaded = False
 
 
 def _load() -> None:
-    """Import every module, which registers the models, and offer every public name."""
+    """Import every module, which registers the models, and define the public names."""
     global _loaded
     _loaded = True
     for name, home in _HOMES.items():
@@ -90,7 +90,7 @@ def _is_the_command() -> bool:
     return name.removesuffix(".exe").removesuffix("-script.py") == "segnext-timm"
 
 
-if not TYPE_CHECKING:  # type checkers would take any name to exist
+if not TYPE_CHECKING:  # with __getattr__, type checkers would accept any name
 
     def __getattr__(name: str) -> Any:
         if not _loaded and not name.startswith("__"):
@@ -104,9 +104,8 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-# Registration is the import, so the import loads everything: torch, timm and smp too, which takes seconds. The command
-# alone does not wait for them, since Python imports a package before the package's modules and `segnext-timm --help`
-# needs none of that. There, the first use of a public name, or of a module as an attribute, loads the rest: whoever
-# makes a model finds all of them registered.
+# Importing the package registers the models, so it loads torch, timm and smp, which takes seconds. Only the command
+# does not wait: Python imports this file before the command's module, and `segnext-timm --help` needs no models.
+# There, the first use of a public name, or of a module as an attribute, loads the rest.
 if not _is_the_command():
     _load()

@@ -1,4 +1,4 @@
-"""Write a file or a folder beside its place, then rename it, so that nothing half-written is ever there."""
+"""Write a file or a folder to a temporary place, then rename it, so that incomplete results never appear."""
 
 import shutil
 import tempfile
@@ -18,7 +18,7 @@ def replace_when_complete(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # a new name each time, so that what a killed process left behind does not matter
+    # a new name each time, so that leftovers of a killed process do not matter
     work = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     new, old = work / path.name, work / f"{path.name}.old"
     try:
@@ -42,7 +42,7 @@ def fill_when_complete(folder: str | Path, last: str | None = None) -> Iterator[
 
     Args:
         folder: Final place of the files; created if missing.
-        last: Name of the file that is moved last: where it is, the others are.
+        last: Name of the file to move last: if it exists, so do the others.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

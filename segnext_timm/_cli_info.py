@@ -1,4 +1,4 @@
-"""What `segnext-timm models` and `segnext-timm info` say."""
+"""Collect and format the output of `segnext-timm models` and `segnext-timm info`."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -65,7 +65,7 @@ def describe_model(name: str) -> dict[str, Any]:
             "hf-hub:" may stand before the last two.
 
     Returns:
-        Always the same keys; None where something is not known or does not apply.
+        The same keys for every model; None where something is unknown or does not apply.
 
     Raises:
         FileNotFoundError: If there is no such model.
@@ -122,7 +122,7 @@ def _describe_repo(repo: str) -> dict[str, Any]:
         try:
             tensors = HfApi().parse_safetensors_file_metadata(repo, _WEIGHTS).tensors
             parameters = _sum_of({name: (info.dtype, info.shape) for name, info in tensors.items()})
-        except (OSError, NotASafetensorsRepoError):  # known without them, the weights are not needed
+        except (OSError, NotASafetensorsRepoError):  # the rest is known without the weights
             parameters = None
     cached = try_to_load_from_cache(repo, _WEIGHTS)
     return _described(repo, config, parameters, Path(cached) if isinstance(cached, str) else None)

@@ -1,6 +1,6 @@
-"""How the command ends on errors, and what its arguments may be: one vocabulary for all subcommands.
+"""Error handling and argument types of the command.
 
-Everything is checked while the command line is parsed, before anything is downloaded or loaded; wrong usage ends with
+Arguments are checked while the command line is parsed, before anything is downloaded or loaded. Wrong usage ends with
 exit status 2.
 """
 
@@ -31,9 +31,9 @@ class StoppedError(click.ClickException):
 
 
 def _is_the_users(error: Exception) -> bool:
-    """Whether a user can act on an error; other errors are bugs of this package and show their traceback."""
+    """Whether a user can act on an error. Other errors are bugs of this package and show their traceback."""
     if isinstance(error, ImportError):
-        return error.name is None  # ours, about an extra; Python's own errors name the module
+        return error.name is None  # raised by this package, about an extra; Python's own errors name the module
     return isinstance(error, ValueError | OSError | HubError | ExportError) and not isinstance(error, BrokenPipeError)
 
 

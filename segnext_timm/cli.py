@@ -1,6 +1,6 @@
-"""The command `segnext-timm`: what the package does, from a shell.
+"""The command `segnext-timm`.
 
-Only light modules are imported here; each command imports what it needs, so that help and tables come at once.
+This module imports only light modules. Each command imports what it needs, so that help and tables appear at once.
 """
 
 import importlib.util
@@ -45,7 +45,7 @@ def _examples(*lines: str) -> str:
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, message="%(prog)s %(version)s", help="Show the version.")
-@click.option("--traceback", is_flag=True, help="On an error, show where it arose.")
+@click.option("--traceback", is_flag=True, help="Show the traceback of errors.")
 def main(traceback: bool) -> None:
     """SegNeXt for timm, segmentation-models-pytorch and the Hugging Face Hub."""
     logging.basicConfig(format="%(message)s")
@@ -92,7 +92,7 @@ def info_command(model: str, as_json: bool) -> None:
     help="Write a folder for timm or smp, or a file for mmsegmentation.",
 )
 @click.option("--classes", type=ClassesType(), help="File with one class name per line, or a data set: ade20k, ...")
-@click.option("--ema", is_flag=True, help="Take the moving average of the weights.")
+@click.option("--ema", is_flag=True, help="Use the moving average of the weights.")
 @click.option("--force", is_flag=True, help="Replace DST.")
 def convert_command(src: Path, dst: Path, force: bool, **options: Any) -> None:
     """Convert the checkpoint SRC to a folder DST that timm or smp loads.
@@ -122,7 +122,7 @@ def convert_command(src: Path, dst: Path, force: bool, **options: Any) -> None:
 @click.option("--revision", help="Branch to push to.")
 @click.option("--create-pr", is_flag=True, help="Open a pull request.")
 @click.option("-m", "--message", "commit_message", help="Message of the commit.")
-@click.option("--extra-files/--no-extra-files", default=None, help="Push what else lies in SRC; asked if not given.")
+@click.option("--extra-files/--no-extra-files", default=None, help="Push other files in SRC; asks if not given.")
 def push_command(src: Path, repo: str, extra_files: bool | None, **options: Any) -> None:
     """Push the model folder SRC to REPO (user/name) on the Hugging Face Hub."""
     from . import push_to_hub
@@ -152,15 +152,15 @@ def push_command(src: Path, repo: str, extra_files: bool | None, **options: Any)
     metavar="HEIGHT [WIDTH]",
     help="Size of the images in pixels; one number for a square.  [default: as trained, or 512]",
 )
-@click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Images at once.")
-@click.option("--dynamic", is_flag=True, help="Take other batches and sizes too.")
-@click.option("--argmax", is_flag=True, help="Give labels, not logits.")
+@click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Images per batch.")
+@click.option("--dynamic", is_flag=True, help="Accept other batch and image sizes.")
+@click.option("--argmax", is_flag=True, help="Output labels instead of logits.")
 @click.option("--fuse/--no-fuse", default=True, show_default=True, help=_FUSE_HELP)
 def export_command(model: str, file: Path, size: tuple[int, int] | None, batch: int, **options: Any) -> None:
-    """Write MODEL as a graph that runs without this package: FILE ends in .onnx or .pt2.
+    """Export MODEL to FILE (.onnx or .pt2), which runs without this package.
 
     MODEL is a name that `segnext-timm models` lists, a model folder, or a repository on the Hugging Face Hub. The graph
-    takes images normalized by the mean and standard deviation in the file's metadata.
+    takes images normalized with the mean and standard deviation in the file's metadata.
     """
     missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if importlib.util.find_spec(name) is None]
     if file.suffix == ".onnx" and missing:
@@ -168,7 +168,7 @@ def export_command(model: str, file: Path, size: tuple[int, int] | None, batch: 
     from . import export, load_segmenter
     from .models.model_info import ModelInfo
 
-    with redirect_stdout(sys.stderr):  # where libraries' remarks belong
+    with redirect_stdout(sys.stderr):  # libraries print warnings
         segmenter = load_segmenter(model)
     info = ModelInfo(segmenter)
     shape = (batch, info.in_channels, *(size or info.input_size))
@@ -189,7 +189,7 @@ _PREDICT_OPTIONS = (
         type=click.Choice(["auto", "whole", "slide"]),
         default="auto",
         show_default=True,
-        help="See images whole, or in sliding windows; auto decides by size and memory.",
+        help="Process images whole or in sliding windows; auto decides by size and memory.",
     ),
     click.option(
         "--window",
@@ -209,7 +209,7 @@ _PREDICT_OPTIONS = (
         default="1",
         show_default=True,
         metavar="NUMBERS",
-        help="Average over sizes: 0.5,1,1.5",
+        help="Average over scales: 0.5,1,1.5",
     ),
     click.option("--flip", is_flag=True, help="Average over mirrored images too."),
     click.option(
@@ -217,7 +217,7 @@ _PREDICT_OPTIONS = (
         "fit_in",
         type=SizeType(1),
         metavar="LONG [SHORT]",
-        help="Resize images first, to fit longest sides in pixels; one number for both.",
+        help="First resize images to fit maximum side lengths in pixels; one number for both.",
     ),
     click.option(
         "--device",
@@ -230,21 +230,23 @@ _PREDICT_OPTIONS = (
         type=click.Choice(["fp32", "bf16", "fp16"]),
         default="fp32",
         show_default=True,
-        help="Arithmetic of the model; bf16 and fp16 run it under autocast.",
+        help="Precision of the model; bf16 and fp16 use autocast.",
     ),
-    click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Windows at once."),
+    click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Windows per batch."),
     click.option(
         "--tile",
         type=click.IntRange(min=1),
         metavar="PIXELS",
-        help="Side of the pieces whose scores are held at once: less memory.",
+        help="Side of the tiles whose scores are computed at once; smaller needs less memory.",
     ),
     click.option("--overlay/--no-overlay", "overlays", default=True, show_default=True, help="Write overlays."),
     click.option("--probabilities", is_flag=True, help="Write probabilities: 2 bytes per class and pixel."),
-    click.option("--areas", is_flag=True, help="Write how much each class covers to OUT/areas.json."),
+    click.option("--areas", is_flag=True, help="Write the area of each class to OUT/areas.json."),
     click.option("--fuse/--no-fuse", "fused", default=True, show_default=True, help=_FUSE_HELP),
-    click.option("--resume", is_flag=True, help="Leave out images whose labels are in OUT."),
-    click.option("--json", "as_json", is_flag=True, help="Print a summary as JSON; all else goes to standard error."),
+    click.option("--resume", is_flag=True, help="Skip images whose labels are in OUT."),
+    click.option(
+        "--json", "as_json", is_flag=True, help="Print a summary as JSON; other output goes to standard error."
+    ),
 )
 
 
@@ -298,7 +300,7 @@ def _default_device() -> "torch.device":
 def predict_command(
     model: str, images: tuple[str, ...], out: Path, device: Any, fused: bool, as_json: bool, **options: Any
 ) -> None:
-    """Label every pixel of images by MODEL.
+    """Predict the class of every pixel of images with MODEL.
 
     MODEL is a name that `segnext-timm models` lists, a model folder, or a repository on the Hugging Face Hub. Labels
     are written to OUT as indexed PNG, IMAGE.png, and drawn over the image in IMAGE_overlay.jpg. Images that cannot be
@@ -318,7 +320,7 @@ def predict_command(
     if warning := slow_precision(target, options["precision"]):
         click.echo(warning, err=True)
     try:
-        with redirect_stdout(sys.stderr), out_of_memory():  # libraries print remarks to where the JSON goes
+        with redirect_stdout(sys.stderr), out_of_memory():  # libraries print warnings
             segmenter = load_segmenter(model)
             segmenter = fuse(segmenter, inplace=True) if fused else segmenter
             segmenter = segmenter.to(target).to(memory_format=torch.channels_last)

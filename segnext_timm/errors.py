@@ -1,12 +1,12 @@
-"""Every exception of this package that users may catch. Each message is one line: what is wrong, and what to do."""
+"""Exceptions that users may catch. Each message is one line that says what is wrong and what to do."""
 
 
 class CheckpointError(ValueError):
-    """A checkpoint is invalid or unexpected. The one-line message names it, says what it is, and what to do."""
+    """A checkpoint is invalid or unexpected."""
 
 
 class ImageError(ValueError):
-    """An image that cannot be read, or whose shape, type or values do not fit."""
+    """An image cannot be read, or its shape, type or values are invalid."""
 
 
 class HubError(RuntimeError):
@@ -14,4 +14,4 @@ class HubError(RuntimeError):
 
 
 class ExportError(RuntimeError):
-    """A model cannot be exported, or the exported graph does not compute what the model computes."""
+    """A model cannot be exported, or the exported graph's output differs from the model's."""

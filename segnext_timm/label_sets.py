@@ -1,8 +1,8 @@
-"""Class names and palettes of the data sets that SegNeXt is measured on.
+"""Class names and palettes of the benchmark data sets.
 
-Names and colors are those the data sets are distributed with, in the order of the training labels (ADE20K's from
-https://github.com/CSAILVision/sceneparsing, Cityscapes' from https://github.com/mcordts/cityscapesScripts). Where a
-data set defines no colors, they are those of :func:`voc_palette`.
+Names and colors are the data sets' own, in the order of the training labels (ADE20K:
+https://github.com/CSAILVision/sceneparsing, Cityscapes: https://github.com/mcordts/cityscapesScripts). Data sets
+without colors use :func:`voc_palette`.
 """
 
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ class LabelSet:
     """Classes of a data set.
 
     Attributes:
-        key: What code and file names call the data set.
-        name: What people call it.
+        key: Name of the data set in code and file names.
+        name: Its usual name.
         url: Its home page.
         classes: Name of each class; the index is the label.
         palette: Color of each class, red, green and blue from 0 to 255.
-        hub_id: The data set's name on the Hugging Face Hub, None if it is not there.
+        hub_id: Its id on the Hugging Face Hub; None if it has none.
     """
 
     key: str
@@ -32,15 +32,15 @@ class LabelSet:
 
 
 def voc_palette(num_colors: int) -> tuple[Color, ...]:
-    """Colors of the Pascal VOC development kit: black, then distinct ones, up to 256.
+    """Create the palette of the Pascal VOC development kit: black, then up to 255 distinct colors.
 
-    The bits of a label are dealt in turn to red, green and blue, from their highest bit down.
+    The bits of a label go in turn to red, green and blue, from the highest bit of each color down.
 
     Raises:
-        ValueError: If more than 256 colors are asked for.
+        ValueError: If more than 256 colors are requested.
     """
     if num_colors > 256:
-        raise ValueError(f"The palette has 256 colors, {num_colors} were asked for.")
+        raise ValueError(f"The palette has 256 colors, but {num_colors} were requested.")
 
     def channel(label: int, offset: int) -> int:
         return sum((label >> (3 * i + offset) & 1) << (7 - i) for i in range(3))

@@ -304,10 +304,10 @@ def test_mistakes_end_in_one_line(checkpoint, tmp_path):
     for arguments, message in (
         (("convert", tmp_path / "none.pth", tmp_path / "out"), "none.pth: no such file."),
         (("convert", tmp_path / "page.pth", tmp_path / "out"), "page.pth: a web page, not a checkpoint"),
-        (("convert", checkpoint, tmp_path), "exists: choose another name, or allow to replace it (--force)"),
+        (("convert", checkpoint, tmp_path), "exists: choose another name, or replace it with --force"),
         (("convert", checkpoint, tmp_path / "out", "--rank", "0"), "0 is not in the range x>=1"),
         (("push", tmp_path / "none", "user/repo"), "no such folder"),
-        (("export", tmp_path / "none", tmp_path / "x.onnx"), "no such folder, no name on the Hub"),
+        (("export", tmp_path / "none", tmp_path / "x.onnx"), "not a folder, not a Hub repository"),
         (("export", "segnext_t", tmp_path / "x.onnx", "--size", "16", "16"), "16 is not in the range x>=32"),
     ):
         done = run(*arguments)
@@ -386,10 +386,10 @@ def test_models_that_give_no_labels_are_named(tmp_path):
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.json").write_text("{", encoding="utf-8")
     for name, message in (
-        ("mscan_b", "mscan_b is a backbone, which gives no labels. Did you mean 'segnext_b.mmseg_ade20k'?"),
+        ("mscan_b", "mscan_b is a backbone, which does not predict labels. Did you mean 'segnext_b.mmseg_ade20k'?"),
         (tmp_path / "backbone", "backbone: holds test_mscan, not a segmentation model"),
         (tmp_path / "broken", "config.json: not JSON ("),
-        (tmp_path / "y.pth", "y.pth: a file, not a model folder. Make a folder of it: segnext-timm convert."),
+        (tmp_path / "y.pth", "y.pth: a file, not a model folder. Convert it to a folder with `segnext-timm convert`."),
     ):
         done = run("predict", name, tmp_path, "-o", tmp_path / "out")
         assert done.exit_code == 2

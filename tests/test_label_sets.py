@@ -27,5 +27,5 @@ def test_the_palette_of_voc_is_computed():
     assert palette[:4] == ((0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0))
     assert palette[15] == (192, 128, 128)  # person
     assert palette[255] == (224, 224, 192)  # the border
-    with pytest.raises(ValueError, match="256 colors, 257 were asked for"):
+    with pytest.raises(ValueError, match="256 colors, but 257 were requested"):
         voc_palette(257)

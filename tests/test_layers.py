@@ -1,11 +1,16 @@
-"""Imports between the modules of the package go down only, and form no circle."""
+"""The rules of the house: imports go down only and form no circle; modules and functions stay short."""
 
 import ast
 from pathlib import Path
 
+import pytest
+
 import segnext_timm
 
 PACKAGE = Path(segnext_timm.__file__).parent
+EXAMPLES = Path(__file__).parents[1] / "examples"
+MAX_MODULE_LINES = 500  # except mscan.py, which is one file by timm's custom
+MAX_FUNCTION_LINES = 60  # without its docstring
 # From the bottom up; a name of a folder stands for its modules that are not listed themselves. Cards are text made of
 # dictionaries and stand alone: smp asks the model for its own.
 LAYERS = (
@@ -59,3 +64,15 @@ def test_no_import_forms_a_circle():
         assert free, f"a circle among {sorted(graph)}"
         for module in free:
             del graph[module]
+
+
+@pytest.mark.parametrize("path", [*PACKAGE.rglob("*.py"), *EXAMPLES.rglob("*.py")], ids=lambda path: path.stem)
+def test_modules_and_functions_are_short(path):
+    source = path.read_text(encoding="utf-8")
+    assert len(source.splitlines()) <= MAX_MODULE_LINES or path.name == "mscan.py"
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef):
+            docstring = node.body[0] if ast.get_docstring(node) else None
+            lines = node.end_lineno - node.lineno + 1
+            lines -= docstring.end_lineno - docstring.lineno + 1 if docstring else 0
+            assert lines < MAX_FUNCTION_LINES, f"{node.name} has {lines} lines"

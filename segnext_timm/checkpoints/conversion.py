@@ -28,7 +28,7 @@ def _read_labels(source: str | Path | Sequence[str] | None) -> tuple[tuple[str, 
         return labels.classes, labels.palette
     path = Path(source)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file of class names, nor one of {', '.join(LABEL_SETS)}.")
+        raise FileNotFoundError(f"{path}: no such file of class names, and not a data set: {', '.join(LABEL_SETS)}.")
     return tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()), None
 
 
@@ -37,7 +37,7 @@ def _check_destination(path: Path, force: bool) -> None:
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
     if not force:
-        raise FileExistsError(f"{path} exists: choose another name, or allow to replace it (--force).")
+        raise FileExistsError(f"{path} exists: choose another name, or replace it with --force (force=True).")
     extra = sorted(file.name for file in path.iterdir() if file.name not in MODEL_FILES) if path.is_dir() else []
     if extra:
         raise FileExistsError(f"{path} holds more than a model ({', '.join(extra[:3])}): it is not replaced.")
@@ -57,7 +57,7 @@ def _read_source(src: Path, rank: int | None, ema: bool) -> Checkpoint:
 
 def _build_backbone(checkpoint: Checkpoint) -> torch.nn.Module:
     chans = checkpoint.in_chans
-    # a file does not tell where it comes from: timm's record of the published weights may not be true of it
+    # the origin of a file is unknown, so timm's facts on the published weights may not apply to it
     overlay: dict[str, Any] = {"tag": None, "url": "", "license": None, "origin_url": None}
     if chans != 3:
         cfg = timm.get_pretrained_cfg(checkpoint.architecture)
@@ -106,36 +106,36 @@ def convert(
     """Convert an MSCAN or SegNeXt checkpoint for timm, smp or mmsegmentation.
 
     A backbone becomes a folder for `timm.create_model("local-dir:DST", pretrained=True)`, a segmenter one for
-    `smp.from_pretrained("DST")`: model.safetensors, config.json and a model card. It takes its place only when it is
-    whole.
+    `smp.from_pretrained("DST")`: model.safetensors, config.json and a model card. The folder appears only when it is
+    complete.
 
     Args:
         src: A checkpoint of the paper's code, mmsegmentation, JSeg or this package (.pth, .pt, .pkl, .safetensors), or
-            a folder that this function made.
-        dst: The folder to make; with `to="mmseg"`, the .pth file.
+            a folder written by this function.
+        dst: The folder to write; with `to="mmseg"`, the .pth file.
         rank: Rank R of a segmenter's matrix decomposition, which published files do not contain. Default: the rank in
             the paper's code (16 for T and S, 64 for B and L). mmsegmentation trained its own models with 16.
         to: "native", or "mmseg" for mmsegmentation's names.
         classes: Class names, a text file with one name per line, or a data set key such as "ade20k". Default: the
             names in the checkpoint, if any.
-        ema: Take the exponential moving average of the weights, if the checkpoint has one.
-        force: Replace what is at `dst`, if it is a file or a model folder.
+        ema: Use the exponential moving average of the weights, if the checkpoint has one.
+        force: Replace `dst` if it is a file or a model folder.
 
     Returns:
         The recognized checkpoint; `str` describes it in one line.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        FileExistsError: If there is something at `dst`.
-        CheckpointError: If `src` cannot be read, would run code, or is not MSCAN or SegNeXt.
+        FileNotFoundError: If `src` does not exist.
+        FileExistsError: If `dst` exists.
+        CheckpointError: If `src` cannot be read, could execute code, or is not MSCAN or SegNeXt.
     """
     src, dst = Path(src), Path(dst)
     if to not in ("native", "mmseg"):
         raise ValueError(f"to must be 'native' or 'mmseg', got {to!r}")
     if to == "mmseg" and dst.suffix != ".pth":
-        raise ValueError(f"mmsegmentation loads .pth files: name one, not {dst}.")
+        raise ValueError(f"mmsegmentation loads .pth files: choose a name that ends in .pth, not {dst}.")
     if to == "native" and dst.suffix in (PICKLE_SUFFIXES | {".safetensors"}):
-        raise ValueError(f"{dst} will be a folder: name it without {dst.suffix}.")
+        raise ValueError(f"{dst} will be a folder: choose a name without {dst.suffix}.")
     _check_destination(dst, force)
     with replace_when_complete(dst) as new:
         checkpoint = _read_source(src, rank, ema)
@@ -147,7 +147,7 @@ def convert(
             bases = NMF2d(checkpoint.decoder_channels, checkpoint.rank).bases
             checkpoint.state_dict.setdefault("decoder.hamburger.nmf.bases", bases)
         try:
-            # the model is built without memory of its own, and given the tensors as they are
+            # the model is built on the meta device, and takes over the checkpoint's tensors
             model: Any = (_build_backbone if checkpoint.kind == "backbone" else _build_segmenter)(checkpoint)
             check_parameters(checkpoint.state_dict, model.state_dict())
             if to == "mmseg":

@@ -1,4 +1,4 @@
-"""Download a checkpoint into the cache, whole and checked."""
+"""Download a checkpoint into the cache, and check it."""
 
 import hashlib
 import http.client
@@ -19,23 +19,23 @@ _logger = logging.getLogger(__name__)
 
 
 def fetch(url: str, cache_dir: str | Path | None = None, sha256: str | None = None) -> Path:
-    """Download a file into torch.hub's cache, unless it is there, showing progress.
+    """Download a file into torch.hub's cache, with a progress bar, unless the cache has it.
 
-    A file is checked when it arrives and whenever it is taken from the cache: against `sha256` if it is known, else
-    for being whole and readable. A file that arrives without a known hash must also have the length that the server
-    states, and its sha256 is logged at INFO. A file has its name only once it is whole; a failed download leaves
-    nothing.
+    The file is checked after the download and whenever it is used from the cache: against `sha256` if that is known,
+    else that it is complete and readable. Without a known sha256, the download must also have the length that the
+    server states, and its sha256 is logged at INFO. The file gets its name only when it is complete; a failed download
+    leaves nothing.
 
     Args:
-        url: Where the file is.
-        cache_dir: Used in place of `$TORCH_HOME/hub/checkpoints`.
-        sha256: The file's sha256, or how it begins, in hexadecimal digits; None if it is not known.
+        url: Address of the file.
+        cache_dir: Folder to use instead of `$TORCH_HOME/hub/checkpoints`.
+        sha256: The file's sha256 in hexadecimal digits, or its first digits; None if unknown.
 
     Returns:
         Path of the file in the cache.
 
     Raises:
-        CheckpointError: If the file does not arrive, or fails a check.
+        CheckpointError: If the download or a check fails.
     """
     folder = Path(cache_dir) if cache_dir else Path(torch.hub.get_dir()) / "checkpoints"
     path = folder / Path(urlparse(url).path).name

@@ -1,6 +1,6 @@
-"""What the name of a model may be: a published one, a model folder, or a name on the Hugging Face Hub.
+"""Look up models by name: published models, model folders, repositories on the Hugging Face Hub.
 
-Imports nothing heavy, and uses no network unless asked to, so that a wrong name is told at once.
+Imports nothing heavy and checks names without a network, so that a wrong name is reported at once.
 """
 
 import difflib
@@ -20,7 +20,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """Read the configuration in a model folder.
 
     Raises:
-        FileNotFoundError: If the folder has none.
+        FileNotFoundError: If the folder has no configuration.
         CheckpointError: If it is not a JSON object.
     """
     path = folder / "config.json"
@@ -36,16 +36,16 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def is_hub_id(text: str) -> bool:
-    """Whether a text has the form of a name on the Hugging Face Hub, user/repo."""
+    """Whether a text has the form of a Hub repository, user/repo."""
     return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", text) is not None
 
 
 def check_segmenter(name: str | Path) -> None:
-    """Check, without a network, that `name` is a published segmenter, a segmenter's folder, or has the Hub's form.
+    """Check, without a network, that `name` is a published segmenter, a segmenter's folder, or has the form user/repo.
 
     Raises:
-        FileNotFoundError: If `name` is nothing of that kind. The message suggests the nearest published name.
-        CheckpointError: If it is a folder, but not that of a segmentation model.
+        FileNotFoundError: If `name` is none of these. The message suggests the nearest published name.
+        CheckpointError: If it is a folder without a segmentation model.
     """
     text, path = str(name), Path(name)
     if find_segmenter(text) is not None:
@@ -59,17 +59,17 @@ def check_segmenter(name: str | Path) -> None:
         backbone = next((v for v in VARIANTS.values() if text.split(".")[0] == v.backbone), None)
         if backbone is not None:
             near = get_segmenter_cfg(f"segnext_{backbone.key}").name
-            raise FileNotFoundError(f"{name} is a backbone, which gives no labels. Did you mean {near!r}?")
+            raise FileNotFoundError(f"{name} is a backbone, which does not predict labels. Did you mean {near!r}?")
         raise FileNotFoundError(unknown_model(text, list_segmenters()))
 
 
 def unknown_model(text: str, names: Sequence[str]) -> str:
     """Error message for a name that is not published, not a folder, and not of the Hub's form."""
     if Path(text).is_file():
-        return f"{text}: a file, not a model folder. Make a folder of it: segnext-timm convert."
+        return f"{text}: a file, not a model folder. Convert it to a folder with `segnext-timm convert`."
     found = difflib.get_close_matches(text, [*names, *(name.split(".")[0] for name in names)], n=1, cutoff=0.5)
     hint = f"Did you mean {found[0]!r}?" if found else f"Published models: {', '.join(names)}."
-    return f"{text}: no such folder, no name on the Hub (user/repo), and no published model. {hint}"
+    return f"{text}: not a folder, not a Hub repository (user/repo), and not a published model. {hint}"
 
 
 @contextmanager

@@ -1,7 +1,7 @@
-"""Fetching checkpoint files, and reading those of PyTorch, Jittor and safetensors without running code in them.
+"""Read checkpoint files of PyTorch, Jittor and safetensors without executing code from them.
 
-Pickles can run code when they are loaded. Here they cannot: PyTorch's are read as weights only, Jittor's by an
-unpickler that admits numpy arrays and plain containers.
+Loading a pickle can execute code. These readers prevent that: PyTorch files are loaded with `weights_only=True`, other
+pickles by an unpickler that admits only numpy arrays and plain containers.
 """
 
 import hashlib
@@ -21,10 +21,10 @@ from ..errors import CheckpointError
 
 
 def _admitted_globals() -> dict[str, Any]:
-    """Names that a pickle may refer to: numpy's arrays and scalars, and the functions that restore them."""
+    """Build the table of names that a pickle may use: numpy's arrays, scalars, and the functions that restore them."""
     admitted = {"collections.OrderedDict": OrderedDict, "numpy.ndarray": np.ndarray, "numpy.dtype": np.dtype}
     array, scalar = np.zeros(1), np.float64(0)
-    # numpy's own functions, by the names they had before and have since version 2
+    # numpy's own functions, under their names before and since version 2
     functions: tuple[tuple[str, Any], ...] = (
         ("multiarray", array.__reduce__()[0]),
         ("multiarray", scalar.__reduce__()[0]),
@@ -44,14 +44,14 @@ def _encode(text: str, encoding: str) -> bytes:
 
 
 class _HistoryBuffer:
-    """Stand-in for mmengine's log of losses in its training checkpoints."""
+    """Stand-in for the log of losses in mmengine's training checkpoints."""
 
     def __setstate__(self, state: Any) -> None:
         pass
 
 
 def _history_method(owner: type, name: str) -> None:
-    """Stand-in for `getattr`, which that log uses to name its own methods."""
+    """Stand-in for `getattr`, with which that log refers to its own methods."""
     if owner is not _HistoryBuffer:
         raise pickle.UnpicklingError(f"weights_only: GLOBAL builtins.getattr of {owner}")
 
@@ -60,11 +60,11 @@ _ADMITTED = _admitted_globals()
 
 
 class _Forbidden(pickle.UnpicklingError):
-    """A pickle names something that could run code."""
+    """A pickle refers to something that could execute code."""
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Unpickler that restores numpy arrays and plain containers only."""
+    """Unpickler that restores only numpy arrays and plain containers."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("_codecs", "encode"):
@@ -103,7 +103,7 @@ def _load_torch(path: Path, zipped: bool) -> Any:
         (_history_method, "builtins.getattr"),
     ]
     with torch.serialization.safe_globals([*globals_, *dtypes, *history]):
-        # mapped, not read: of a training checkpoint, the optimizer's part is never touched
+        # memory-mapped, so that the optimizer state of a training checkpoint is never read
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
 
 
@@ -114,7 +114,7 @@ def read_checkpoint(path: str | Path) -> Any:
     """Read a checkpoint file without running code in it.
 
     Args:
-        path: A file of PyTorch (.pth, .pt), Jittor (.pkl) or safetensors. The contents tell which, not the name.
+        path: A file of PyTorch (.pth, .pt), Jittor (.pkl) or safetensors. The contents decide, not the name.
 
     Returns:
         Nested dictionaries of tensors, arrays and plain values.
@@ -133,10 +133,10 @@ def read_checkpoint(path: str | Path) -> Any:
     text = head.lstrip().lower()
     if text.startswith((b"<!doctype", b"<html", b"<?xml")):
         raise CheckpointError(
-            f"{path}: a web page, not a checkpoint; the link led to a page about the file. Download the file itself."
+            f"{path}: a web page, not a checkpoint. The link leads to a page about the file: download the file itself."
         )
     if text.startswith(b"version https://git-lfs"):
-        raise CheckpointError(f"{path}: a Git LFS pointer, not the file it stands for. Fetch that with `git lfs pull`.")
+        raise CheckpointError(f"{path}: a Git LFS pointer, not the file itself. Run `git lfs pull` to download it.")
     try:
         if head.startswith(b"PK\x03\x04"):
             return _load_torch(path, zipped=True)
@@ -159,8 +159,7 @@ def read_checkpoint(path: str | Path) -> Any:
             reason = str(error).split("\n")[0].split(". ")[0] or type(error).__name__
             raise CheckpointError(f"{path}: damaged or cut short ({reason}). Download it again.") from None
         raise CheckpointError(
-            f"{path}: not a checkpoint, neither PyTorch's (.pth, .pt), nor Jittor's (.pkl), nor safetensors. "
-            f"Check where it came from."
+            f"{path}: not a checkpoint of PyTorch (.pth, .pt), Jittor (.pkl) or safetensors. Check where it came from."
         ) from None
 
 
@@ -168,11 +167,11 @@ def check_pytorch_file(path: str | Path) -> None:
     """Raise a CheckpointError, or FileNotFoundError, if timm cannot read a checkpoint file, and say why."""
     read_checkpoint(path)
     if Path(path).suffix == ".pkl":
-        raise CheckpointError(f"{path}: timm reads no Jittor files. Convert it: segnext-timm convert.")
+        raise CheckpointError(f"{path}: timm cannot read Jittor files. Convert it with `segnext-timm convert`.")
 
 
 def _forbidden(path: Path, name: str) -> str:
     return (
-        f"{path}: refused, since loading it would run {name}, which weights never need. Nothing was run. Get the file "
-        f"from its publisher, or ask them for safetensors."
+        f"{path}: refused, because loading it would execute {name}, which weights never need. No code was executed. "
+        f"Get the file from its publisher, or ask them for safetensors."
     )

@@ -1,10 +1,9 @@
-"""SegNeXt's checkpoints: recognized by their tensors, translated from and to published names.
+"""Identify SegNeXt checkpoints by their tensors, and rename them from and to published names.
 
-Weights are published under two spellings: that of the authors' code
-(https://github.com/Visual-Attention-Network/SegNeXt, and its Jittor twin https://github.com/uyzhang/JSeg), whose
-depthwise convolution in the MLP is `mlp.dwconv.dwconv`, and that of mmsegmentation, whose is `mlp.dwconv`. Either can
-turn up in any file, so names are told apart by themselves, never by where they come from. One table of rules
-translates both, and native names back to mmsegmentation's.
+Weights are published under two spellings. The authors' code (https://github.com/Visual-Attention-Network/SegNeXt) and
+its Jittor version (https://github.com/uyzhang/JSeg) call the MLP's depthwise convolution `mlp.dwconv.dwconv`;
+mmsegmentation calls it `mlp.dwconv`. Either spelling can occur in any file, so the names in the file decide, not its
+origin. One table of rules translates both spellings to native names, and native names back to mmsegmentation's.
 """
 
 import re
@@ -28,8 +27,8 @@ _PAPER_RANKS = {v.backbone: v.decoder_rank for v in VARIANTS.values()} | {"test_
 
 # Published module or parameter name, native name. `{i}` counts stages from 0 and `{i1}` from 1, `{j}` counts blocks,
 # `{k}` the branches of the attention, `{n}` and `{n1}` the two strips of a branch from 0 and from 1. What follows the
-# name (`.weight`, `.running_mean`, ...) is kept. The first rule that fits a published name is taken, and the last that
-# fits a native one: of two published spellings, the later is mmsegmentation's.
+# name (`.weight`, `.running_mean`, ...) is kept. The first rule that matches a published name applies, and the last
+# rule that matches a native name: of two published spellings, the later one is mmsegmentation's.
 _BACKBONE_RULES = (
     ("patch_embed1.proj.0", "stem.conv1"),
     ("patch_embed1.proj.1", "stem.norm1"),
@@ -102,10 +101,10 @@ _WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.co
 
 
 def extract_state_dict(checkpoint: Mapping[str, Any], ema: bool = False) -> dict[str, torch.Tensor]:
-    """Extract the state dict of a checkpoint, whether nested as `state_dict`, `model` or `module`, or not nested.
+    """Extract the state dict of a checkpoint, which may be nested as `state_dict`, `model` or `module`.
 
     Args:
-        checkpoint: What a file holds: tensors or arrays by name, or a dictionary with them among other things.
+        checkpoint: Tensors or arrays by name, or a dictionary that holds them beside other entries.
         ema: Take the exponential moving average of the weights.
 
     Returns:
@@ -129,16 +128,16 @@ def extract_state_dict(checkpoint: Mapping[str, Any], ema: bool = False) -> dict
             value = torch.from_numpy(value if value.flags.writeable else value.copy())
         if isinstance(value, torch.Tensor):
             tensors[str(name)] = value
-    # mmcv keeps averages beside the weights, each under its weight's name with its dots lost
+    # mmcv keeps averages beside the weights, under the weight's name with underscores for dots
     names = {name: f"ema_{name.replace('.', '_')}" for name in tensors}
     averages = {name: tensors[average] for name, average in names.items() if average in tensors}
     if ema and not averages:
-        raise CheckpointError("no moving average (EMA) of the weights in it: take the weights themselves.")
+        raise CheckpointError("the checkpoint has no moving average (EMA) of the weights: load the weights themselves.")
     tensors = {name: value for name, value in tensors.items() if not name.startswith("ema_")}
     return tensors | averages if ema else tensors
 
 
-# Translating
+# Renaming
 
 
 def backbone_name_to_native(name: str) -> str:
@@ -149,13 +148,13 @@ def backbone_name_to_native(name: str) -> str:
 def backbone_to_native(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """Rename MSCAN parameters in any published spelling to native names.
 
-    Of a segmenter, the backbone is taken. A name that fits no rule is kept as it is, for `load_state_dict` to report.
+    Uses only the backbone of a segmenter. A name that matches no rule stays, for `load_state_dict` to report.
 
     Args:
         checkpoint: A backbone's or a segmenter's state dict, or a checkpoint that holds one.
 
     Raises:
-        CheckpointError: If no name in it is one of MSCAN's.
+        CheckpointError: If the checkpoint has no parameter of MSCAN.
     """
     state_dict = extract_state_dict(checkpoint)
     for prefix in ("backbone.", _ENCODER):
@@ -176,7 +175,7 @@ def backbone_to_native(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]
 def segmenter_to_native(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """Rename SegNeXt parameters of a published segmenter to native names.
 
-    The bases of the matrix decomposition are among them only if the checkpoint holds them; no published one does.
+    The result has the bases of the matrix decomposition only if the checkpoint has them; published ones do not.
 
     Args:
         checkpoint: A segmenter's state dict, with names under `backbone.` and `decode_head.`, or a checkpoint that
@@ -189,7 +188,7 @@ def segmenter_to_native(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor
     head = {name.removeprefix("decode_head."): v for name, v in state_dict.items() if name.startswith("decode_head.")}
     if _SQUEEZE not in head:
         raise CheckpointError(
-            f"not a published SegNeXt segmenter: it has no 'decode_head.{_SQUEEZE}'. Check it is the right one."
+            f"not a published SegNeXt segmenter: it has no 'decode_head.{_SQUEEZE}'. Check that it is the right file."
         )
     backbone = backbone_to_native(state_dict)
     # timm's feature extractors flatten the stages into themselves
@@ -205,13 +204,13 @@ def segmenter_to_native(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor
 def native_to_mmseg(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Rename native parameters of a backbone or a segmenter to mmsegmentation's names.
 
-    The bases of the matrix decomposition are left out: mmsegmentation draws them.
+    Leaves out the bases of the matrix decomposition, which mmsegmentation draws itself.
 
     Args:
-        state_dict: That of `timm.create_model("mscan_t")` or of SegNeXt on such an encoder.
+        state_dict: Parameters of `timm.create_model("mscan_t")`, or of SegNeXt on such an encoder.
 
     Raises:
-        CheckpointError: If mmsegmentation's SegNeXt has no place for a parameter.
+        CheckpointError: If mmsegmentation's SegNeXt lacks a parameter.
     """
     squeeze = [state_dict[name] for name in (f"decoder.squeeze.{i}.weight" for i in range(3)) if name in state_dict]
     published = {}
@@ -227,16 +226,16 @@ def native_to_mmseg(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.T
         else:
             renamed = _rename(name, _BACKBONE_TO_MMSEG)
         if renamed is None:
-            raise CheckpointError(f"mmsegmentation's SegNeXt has no place for {name!r}: convert to native.")
+            raise CheckpointError(f"mmsegmentation's SegNeXt has no parameter for {name!r}: convert to native.")
         published[renamed] = value
     if squeeze:
         if len(squeeze) < 3:
-            raise CheckpointError("mmsegmentation's SegNeXt has four stages, this one fewer: convert to native.")
+            raise CheckpointError("mmsegmentation's SegNeXt has four stages, this model has fewer: convert to native.")
         published[f"decode_head.{_SQUEEZE}"] = torch.cat(squeeze, dim=1)
     return published
 
 
-# Recognizing
+# Identifying
 
 
 @dataclass(frozen=True)
@@ -244,15 +243,15 @@ class Checkpoint:
     """A recognized checkpoint: its weights under native names, and its properties.
 
     Attributes:
-        state_dict: Tensors by native names; of a segmenter, without the decomposition's bases unless the file has them.
+        state_dict: Tensors by native names. A segmenter's bases are included only if the file has them.
         kind: A backbone (with or without classifier) or a whole segmenter.
         architecture: The backbone's name in timm.
-        spelling: Whose names the file used.
+        spelling: Origin of the names in the file.
         in_chans: Number of input channels.
         num_classes: Number of classes, 0 for a backbone without classifier.
         decoder_channels: Width of a segmenter's decoder.
         rank: Number of bases of a segmenter's matrix decomposition.
-        rank_source: How the rank is known: it is in no tensor of a published file.
+        rank_source: Where the rank comes from: no tensor of a published file contains it.
         label_names: Name of each class, if known.
         palette: Color of each class, if known.
     """
@@ -339,26 +338,28 @@ def _rank(state_dict: Mapping[str, torch.Tensor], meta: Any, architecture: str, 
     config = " ".join(str(meta.get(key, "")) for key in ("cfg", "config")) if isinstance(meta, Mapping) else ""
     declared = re.search(r"MD_R['\"]?\s*[=:]\s*(\d+)", config)
     if declared:
-        return int(declared[1]), "that of the configuration in the file"
-    return _PAPER_RANKS[architecture], "that of the paper's code; the file does not tell"
+        return int(declared[1]), "from the configuration in the file"
+    return _PAPER_RANKS[architecture], "from the paper's code, since the file does not contain it"
 
 
 def recognize(content: Any, rank: int | None = None, ema: bool = False) -> Checkpoint:
     """Identify a checkpoint from its tensors and rename them to native names.
 
     Args:
-        content: What the file holds.
-        rank: Rank of a segmenter's matrix decomposition, where the checkpoint does not hold its bases. Without it,
-            that of mmsegmentation's configuration in the checkpoint, or else that of the paper's code.
-        ema: Take the exponential moving average of the weights.
+        content: Contents of the file.
+        rank: Rank of a segmenter's matrix decomposition, for checkpoints without bases. Default: the rank in
+            mmsegmentation's configuration in the checkpoint, else the rank in the paper's code.
+        ema: Use the exponential moving average of the weights.
 
     Raises:
-        CheckpointError: If it is neither MSCAN nor SegNeXt, of no published size, or holds numbers that are not finite.
+        CheckpointError: If it is not MSCAN or SegNeXt, not of a published size, or contains NaN or infinity.
     """
     if not isinstance(content, Mapping):
-        raise CheckpointError(f"a {type(content).__name__}, not parameters by name: check that it is the right file.")
+        raise CheckpointError(
+            f"a {type(content).__name__} instead of parameters by name. Check that it is the right file."
+        )
     if rank is not None and rank < 1:
-        raise CheckpointError(f"a rank is at least 1, got {rank}.")
+        raise CheckpointError(f"rank must be at least 1, got {rank}.")
     tensors = extract_state_dict(content, ema)
     meta = content.get("meta")
     spelling = _spelling(tensors)
@@ -377,7 +378,7 @@ def recognize(content: Any, rank: int | None = None, ema: bool = False) -> Check
     for name, value in state_dict.items():
         if value.is_floating_point() and not value.isfinite().all():
             raise CheckpointError(
-                f"NaN or infinity in {name!r}: its training diverged or it is damaged. Use another one."
+                f"NaN or infinity in {name!r}: the training diverged, or the file is damaged. Use another one."
             )
     for name in [name for name in state_dict if name.endswith(".running_mean")]:
         # Jittor does not count batches

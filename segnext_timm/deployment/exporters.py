@@ -1,4 +1,4 @@
-"""Models made ready to run: fused for inference, or exported to ONNX and torch.export for other runtimes."""
+"""Export models to ONNX and torch.export."""
 
 import copy
 import json
@@ -31,34 +31,34 @@ def export(
     fuse: bool = True,
     argmax: bool = False,
 ) -> Path:
-    """Write a model as a graph that runs without this package: ONNX, or a program of torch.export.
+    """Export a model to a file that runs without this package: ONNX, or a torch.export program.
 
-    The input is called `images`: normalized images (B, C, H, W) in float32. The output is called `logits`, (B, classes,
-    H, W), or `labels`, (B, H, W) in int64; those of a feature extractor `feature0` and so on. Mean and standard
-    deviation of the normalization, class names and palette are in the file's metadata: of ONNX, under
-    `metadata_props`; of torch.export, in the extra file `metadata.json`.
+    The input `images` is a batch of normalized images (B, C, H, W) in float32. The output is `logits` (B, classes, H,
+    W), or `labels` (B, H, W) in int64; a feature extractor's outputs are `feature0` and so on. The file's metadata
+    holds mean and standard deviation of the normalization, class names and palette: `metadata_props` of ONNX, the extra
+    file `metadata.json` of torch.export.
 
-    An ONNX file is run by onnxruntime and compared with the model before it is left in place: on two images, of two
-    sizes if `dynamic`.
+    ONNX Runtime runs an ONNX file on two images, of two sizes if `dynamic`, and the file stays only if its outputs
+    equal the model's.
 
     Args:
-        model: SegNeXt on any encoder, another model of smp, or a model of timm. It stays as it is.
-        path: The file to write, which ends in .onnx or .pt2.
+        model: SegNeXt on any encoder, another smp model, or a timm model. It is not changed.
+        path: The file to write; its name ends in .onnx or .pt2.
         input_size: Shape (B, C, H, W) of the images.
-        dynamic: Take other batches and sizes too, with sides from 33 to 16,384 pixels; models of smp that divide
-            images take multiples of what they divide by.
-        fuse: Fuse the model first, see :func:`fuse`.
-        argmax: Let the graph give labels, not logits. SegNeXt's then holds no full-size maps of the classes that
-            cannot win: see :meth:`SegNeXt.predict_labels`.
+        dynamic: Accept other batch sizes and image sizes, with sides from 33 to 16,384 pixels; for smp models with a
+            size divisor, multiples of it.
+        fuse: Fuse the model first: see :func:`fuse`.
+        argmax: Output labels instead of logits. SegNeXt's graph then skips classes that cannot have the largest logit:
+            see :meth:`SegNeXt.predict_labels`.
 
     Returns:
         The path.
 
     Raises:
-        ValueError: If the file name has another ending, the shape does not fit the model, or `argmax` is set for a
+        ValueError: If the file name has another suffix, the shape does not fit the model, or `argmax` is set for a
             model without a map of logits.
-        ExportError: If the model cannot be exported, naming the part that cannot, or if the written file does not
-            give the model's output; no file is left then.
+        ExportError: If the model cannot be exported (the message names the part), or if the exported graph's output
+            differs from the model's. No file is left.
         ImportError: If a package of the extra `export` is missing, for ONNX.
     """
     path = Path(path)
@@ -74,9 +74,9 @@ def export(
     graph = _Labels(model) if argmax else model
     images = torch.randn(input_size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        output = model(images)  # says what is wrong with the shape
+        output = model(images)  # raises if the shape does not fit
     if argmax and (isinstance(output, list) or _masks(output).ndim != 4):
-        raise ValueError("Labels are made of a map of logits (B, classes, H, W), and this model gives none.")
+        raise ValueError("argmax needs a model with a map of logits (B, classes, H, W), which this one is not.")
     names = ["labels"] if argmax else _output_names(output)
     metadata = _metadata(model, input_size, dynamic, names)
 
@@ -92,11 +92,11 @@ def export(
     return path
 
 
-_fuse = fuse  # which `export` has a parameter of the name of
+_fuse = fuse  # `export` has a parameter `fuse`
 
 
 def _masks(output: Any) -> torch.Tensor:
-    """Select the maps of a segmentation model's output, without the classification head's."""
+    """Select the maps in a segmentation model's output, without the classification head's output."""
     return output[0] if isinstance(output, tuple) else output
 
 
@@ -132,7 +132,7 @@ def _metadata(model: nn.Module, input_size: tuple[int, ...], dynamic: bool, name
     try:
         mean, std = ModelInfo(model).normalization
         statistics = {"mean": list(mean), "std": list(std)}
-    except ValueError:  # unknown, and not guessed
+    except ValueError:  # unknown
         statistics = {}
     known = {name: cfg[name] for name in ("label_names", "palette", "dataset", "license") if cfg.get(name)}
     return {"input_size": list(input_size), "dynamic": dynamic, "output": ", ".join(names), **statistics, **known}
@@ -147,7 +147,7 @@ def _output_names(output: Any) -> list[str]:
 
 
 def _other_size(model: nn.Module, size: tuple[int, ...]) -> tuple[int, int, int, int]:
-    """Another input shape to check a dynamic graph with: one more image, smaller and not square."""
+    """Choose another input shape to check a dynamic graph: one more image, smaller and not square."""
     step = ModelInfo(model).size_divisor
     height, width = (max(side // 2 + more, _MIN_SIDE) for side, more in zip(size[2:], (1, 32)))
     return size[0] + 1, size[1], -(-height // step) * step, -(-width // step) * step
@@ -165,7 +165,7 @@ def _trace(graph: nn.Module, images: torch.Tensor, dynamic: bool) -> torch.expor
             return step * dim if step > 1 else dim
 
         shapes = ({0: torch.export.Dim("batch", max=_MAX_BATCH), 2: side("height"), 3: side("width")},)
-        if images.shape[0] == 1:  # torch.export takes a batch of one for a constant
+        if images.shape[0] == 1:  # torch.export treats a batch of one as a constant
             images = images.expand(2, -1, -1, -1)
     try:
         with torch.no_grad(), _quiet():
@@ -177,7 +177,7 @@ def _trace(graph: nn.Module, images: torch.Tensor, dynamic: bool) -> torch.expor
 
 
 def _failing_part(model: nn.Module, images: torch.Tensor) -> tuple[str, Exception | None]:
-    """The innermost module that torch.export fails on by itself, as it is called in the model, and how it fails."""
+    """Find the innermost module that torch.export fails on by itself, called as in the model, and its error."""
     arguments: dict[nn.Module, tuple[tuple, dict]] = {}
 
     def record(module: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -207,7 +207,7 @@ def _failing_part(model: nn.Module, images: torch.Tensor) -> tuple[str, Exceptio
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence remarks of the exporters that a user cannot act on."""
+    """Silence the exporters' warnings, which users cannot act on."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -237,13 +237,13 @@ def _write_onnx(program: torch.export.ExportedProgram, path: Path, names: list[s
         )
     proto = onnx.load(path)
     for part in (proto.graph, *proto.graph.node, *proto.graph.input, *proto.graph.output, *proto.graph.value_info):
-        del part.metadata_props[:]  # traces of the source, with the paths of this machine
+        del part.metadata_props[:]  # source locations, with paths of this machine
     onnx.helper.set_model_props(proto, {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()})
     onnx.save(proto, path)
 
 
 def _check_onnx(path: Path, graph: nn.Module, images: torch.Tensor) -> None:
-    """Raise an ExportError unless onnxruntime gives a model's output on some images."""
+    """Raise an ExportError unless ONNX Runtime reproduces the model's output on some images."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -259,14 +259,14 @@ def _check_onnx(path: Path, graph: nn.Module, images: torch.Tensor) -> None:
             error = 0.0 if torch.equal(output, right) else _label_error(graph, images, output)
         if not error <= _TOLERANCE:
             raise ExportError(
-                f"The ONNX graph's {name} of images {tuple(images.shape)} differ from the model's by {error:.1e} of "
-                f"their range; {_TOLERANCE:.0e} is allowed. No file is left."
+                f"The ONNX graph's {name} for images {tuple(images.shape)} differ from the model's by {error:.1e} of "
+                f"their range; at most {_TOLERANCE:.0e} is allowed. No file was written."
             )
 
 
 @torch.no_grad()
 def _label_error(graph: _Labels, images: torch.Tensor, labels: torch.Tensor) -> float:
-    """How far the logits of labels fall short of the largest logits, relative to their range."""
+    """Compute by how much the logits of labels fall short of the largest logits, relative to their range."""
     with raw_logits(graph.model):
         logits = _masks(graph.model(images))
     if logits.shape[1] == 1:

@@ -7,13 +7,13 @@ import segmentation_models_pytorch as smp
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from timm.models import PretrainedCfg
 
-HERE = "."  # where the model is for the card of a folder: beside the card
+HERE = "."  # place of the model in the card of a folder
 PAPER = "https://arxiv.org/abs/2209.08575"
 _AUTHORS = "https://github.com/Visual-Attention-Network/SegNeXt"
 _INSTALL = "pip install segnext-timm"
 _REQUEST = f"""The authors of SegNeXt publish their weights under Apache-2.0 and ask
 [commercial users to contact them]({_AUTHORS})."""
-_NOT_STATED = "Not stated: ask the publisher of this model."
+_NOT_STATED = "Not stated. Ask the publisher of this model."
 
 
 def is_hub_id(name: str | None) -> bool:
@@ -199,17 +199,19 @@ def limits_section(info: Mapping[str, Any], classes: int | None = None, is_segne
         size = info["input_size"][1:]
     size = (size, size) if isinstance(size, int) else size
     lines = [
-        f"It was trained on {dataset}; on images of another kind, expect lower accuracy."
+        f"It was trained on {dataset}; expect lower accuracy on images of another kind."
         if dataset
-        else "What it was trained on is not stated; on images of another kind, expect lower accuracy."
+        else "Its training data is not stated; expect lower accuracy on images of another kind."
     ]
     if classes is not None and size:
         size = "×".join(map(str, size))
-        lines.append(f"It was trained on crops of {size} pixels: objects of other sizes in pixels are found less well.")
+        lines.append(
+            f"It was trained on crops of {size} pixels; expect lower accuracy for objects of other sizes in pixels."
+        )
     if classes is not None and classes > 1:
-        lines.append("Every pixel gets one of its classes, even where none of them fits.")
+        lines.append("It assigns a class to every pixel, even where no class fits.")
     if is_segnext:
-        lines.append("Predictions of one image are the same from run to run on one machine.")
+        lines.append("Predictions are deterministic: the same from run to run on one machine.")
     return "\n".join(f"- {line}" for line in lines)
 
 
@@ -236,7 +238,7 @@ def backbone_license(
     if published is not None and published.has_weights and info.get("origin_url") == published.origin_url:
         place = f" ([origin]({published.origin_url}))" if published.origin_url else ""
         parts.append(
-            f"If they began as the published `{published.architecture}.{published.tag}`, the license of these applies: "
+            f"If they come from the published `{published.architecture}.{published.tag}`, its license applies: "
             f"{published.license or 'not stated'}{place}."
         )
         if is_mscan:

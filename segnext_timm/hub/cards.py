@@ -1,8 +1,8 @@
 """Model cards for the Hugging Face Hub, written from a model's configuration.
 
-A card's front matter is what the Hub indexes: library, task, license, data set, tags, and evaluation results in its
-model-index form (https://huggingface.co/docs/hub/model-cards). The text answers what the next user asks. A card states
-only what the configuration or its author states: what is unknown is said to be unknown.
+The Hub indexes a card's front matter: library, task, license, data set, tags, and evaluation results in its model-index
+form (https://huggingface.co/docs/hub/model-cards). The text answers the questions of the next user. A card states only
+facts from the configuration or its author, and says what is unknown.
 """
 
 import json
@@ -35,7 +35,7 @@ from .card_sections import (
     training_section,
 )
 
-_PLACEHOLDER = "USER/REPO"  # as documentation writes it; a card that somebody copied it into must not keep it
+_PLACEHOLDER = "USER/REPO"  # from the documentation; replaced in cards that contain it
 _METRIC_IDS = {"mIoU": "mean_iou", "top-1": "accuracy", "top-5": "accuracy"}  # on hf.co/metrics
 _CITATION = """```bibtex
 @inproceedings{guo2022segnext,
@@ -50,14 +50,14 @@ _CITATION = """```bibtex
 def segmenter_card(
     config: Mapping[str, Any], metrics: Mapping[str, Any] | None = None, repo: str = HERE, **fields: Any
 ) -> ModelCard:
-    """Card of a segmentation model of smp.
+    """Write the card of an smp segmentation model.
 
     Args:
         config: The model's configuration, as in its config.json.
         metrics: Results by name, without further details.
-        repo: Repository on the Hub that the model is loaded from; by default, the folder that holds the card.
-        fields: What the card says in place of the configuration's `pretrained_cfg`: `dataset`, `license`,
-            `description`, `label_names`, `results`, `training`, `base_model`.
+        repo: Hub repository in the card's code. Default: the folder of the card.
+        fields: Facts that override the configuration's `pretrained_cfg`: `dataset`, `license`, `description`,
+            `label_names`, `results`, `training`, `base_model`.
 
     Returns:
         The card.
@@ -112,12 +112,12 @@ def segmenter_card(
 
 
 def backbone_card(config: Mapping[str, Any], repo: str = HERE, **fields: Any) -> ModelCard:
-    """Card of a timm model.
+    """Write the card of a timm model.
 
     Args:
         config: The model's configuration, as in its config.json.
-        repo: Repository on the Hub that the model is loaded from; by default, the folder that holds the card.
-        fields: As of :func:`segmenter_card`.
+        repo: Hub repository in the card's code. Default: the folder of the card.
+        fields: Facts as for :func:`segmenter_card`.
 
     Returns:
         The card.
@@ -127,7 +127,7 @@ def backbone_card(config: Mapping[str, Any], repo: str = HERE, **fields: Any) ->
     is_mscan = _is_mscan(name)
     task = "image-classification" if config.get("num_classes") else "image-feature-extraction"
     published = _timm_cfg(f"{name}.{info['tag']}" if info.get("tag") else name)
-    # timm names a license for the weights it publishes, and keeps it when the model has others
+    # timm's license is for its published weights, but stays when a model has other weights
     stated = fields.get("license") or (
         info.get("license") if published is None or info.get("license") != published.license else None
     )
@@ -165,7 +165,7 @@ def backbone_card(config: Mapping[str, Any], repo: str = HERE, **fields: Any) ->
 
 
 def point_to_repo(text: str, repo: str) -> str:
-    """Point the code of a folder's card at a Hub repository; text that people wrote is kept.
+    """Make the code of a folder's card load from a Hub repository, and keep all other text.
 
     Args:
         text: The card.
@@ -177,9 +177,9 @@ def point_to_repo(text: str, repo: str) -> str:
 
 
 def parse_smp_card(text: str) -> dict[str, Any] | None:
-    """Parse what smp's own card adds to the configuration; None for a card that smp did not write or that was edited.
+    """Parse the facts that smp's own card adds to the configuration. None for an edited card, or one of another origin.
 
-    smp's card claims the license of smp for the weights, and names no place to load them from.
+    smp's card claims smp's license for the weights, and does not say where to load them from.
 
     Args:
         text: The card.
@@ -212,10 +212,10 @@ def parse_smp_card(text: str) -> dict[str, Any] | None:
 
 
 def info_key(config: Mapping[str, Any]) -> str:
-    """Key under which a configuration keeps facts on its weights.
+    """Return the key under which a configuration keeps facts about its weights.
 
-    SegNeXt takes `pretrained_cfg`. timm refuses entries that it does not know in its own, and smp hands those of other
-    architectures to timm; both leave out a name that begins with an underscore.
+    SegNeXt has an argument `pretrained_cfg`. timm rejects unknown entries in its own, and smp passes those of other
+    architectures on to timm, but both ignore names that begin with an underscore.
     """
     is_segnext = "encoder_name" in config and config.get("_model_class", "SegNeXt") == "SegNeXt"
     return "pretrained_cfg" if is_segnext else "_pretrained_cfg"
@@ -231,7 +231,7 @@ def _is_mscan(name: str) -> bool:
 
 
 def _timm_cfg(name: str) -> PretrainedCfg | None:
-    """timm's record of the weights published under a name; None for an unknown name."""
+    """Return timm's pretrained cfg of a name; None for an unknown name."""
     try:
         return timm.get_pretrained_cfg(name)
     except RuntimeError:  # the architecture has no such tag
@@ -239,7 +239,7 @@ def _timm_cfg(name: str) -> PretrainedCfg | None:
 
 
 def _base_model_of_segmenter(config: Mapping[str, Any], info: Mapping[str, Any]) -> str | None:
-    """Model that training started from: a Hub id or another name; None if unknown."""
+    """Return the model that training started from: a Hub id or another name; None if unknown."""
     start = (info.get("training") or {}).get("init_from")
     if start not in (None, "none", "imagenet"):
         return start
@@ -256,7 +256,7 @@ def _base_model_of_segmenter(config: Mapping[str, Any], info: Mapping[str, Any])
 
 
 def _dataset_id(name: str) -> str:
-    """Hub id of a data set if known, else its name in the form of an id."""
+    """Return the Hub id of a data set if known, else its name in the form of an id."""
     for labels in LABEL_SETS.values():
         if name in (labels.key, labels.name):
             return labels.hub_id or labels.key
@@ -287,7 +287,7 @@ def _card_data(
     dataset = info.get("dataset")
     return ModelCardData(
         pipeline_tag=pipeline_tag,
-        base_model=base_model if is_hub_id(base_model) else None,  # the Hub takes ids of its own only
+        base_model=base_model if is_hub_id(base_model) else None,  # the Hub accepts only its own ids
         datasets=[_dataset_id(dataset)] if dataset else None,
         metrics=sorted({result.metric_type for result in results}) or None,
         eval_results=results or None,

@@ -26,13 +26,13 @@ def read_model_config(folder: Path) -> dict[str, Any]:
     missing = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
     if missing:
         raise CheckpointError(
-            f"{folder}: not a model folder, it has no {' and no '.join(missing)}. Convert to one first."
+            f"{folder}: not a model folder, because it has no {' and no '.join(missing)}. Convert a checkpoint first."
         )
     return read_config(folder)
 
 
 def model_card(config: Mapping[str, Any], repo: str = HERE, fields: Mapping[str, Any] | None = None) -> ModelCard:
-    """Write the card of a model from its configuration, with `fields` in place of what that states."""
+    """Write the card of a model from its configuration; `fields` override it."""
     make = segmenter_card if "encoder_name" in config else backbone_card
     return make(config, repo=repo, **(fields or {}))
 
@@ -40,9 +40,9 @@ def model_card(config: Mapping[str, Any], repo: str = HERE, fields: Mapping[str,
 def save_backbone(
     model: torch.nn.Module, folder: Path, label_names: Sequence[str] | Mapping[int, str] | None = None
 ) -> None:
-    """Write timm's own form of a model, with a card."""
+    """Save a model in timm's format, with a model card."""
     names: dict[str, Any] = {}
-    if label_names and len(label_names) == model.num_classes:  # timm keeps the names of a replaced classifier
+    if label_names and len(label_names) == model.num_classes:  # after reset_classifier, timm keeps the old names
         names["label_names"] = label_names if isinstance(label_names, Mapping) else list(label_names)
     save_for_hf(model, str(folder), model_config=names, safe_serialization=True)
     backbone_card(read_model_config(folder)).save(folder / CARD)

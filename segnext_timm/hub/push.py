@@ -47,7 +47,9 @@ def _folder_of(model_or_folder: torch.nn.Module | str | Path) -> Iterator[Path]:
         folder = Path(name)
         if isinstance(model, SegmentationModel):
             model.save_pretrained(folder)
-            if not isinstance(model, SegNeXt):  # smp's own card claims a license and knows neither name nor place
+            if not isinstance(
+                model, SegNeXt
+            ):  # smp's own card claims a license, and names neither model nor repository
                 _note_info(folder, getattr(model, "pretrained_cfg", None))
         elif isinstance(getattr(model, "feature_info", None), FeatureInfo) or not hasattr(model, "pretrained_cfg"):
             raise TypeError(
@@ -70,7 +72,7 @@ def _note_info(folder: Path, info: Mapping[str, Any] | None) -> None:
 
 
 def _files_to_push(folder: Path, extra_files: bool | Callable[[list[str]], bool] | None) -> list[Path]:
-    """Paths, relative to the folder, of the model's files, and of all other files if wanted."""
+    """List the model's files, and all other files if wanted, relative to the folder."""
     files = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     files = [path for path in files if path.parts[0] not in (".git", ".cache")]
     extra = [path for path in files if str(path) not in MODEL_FILES]
@@ -127,32 +129,32 @@ def push_to_hub(
 
     Args:
         model_or_folder: A timm model, an smp model, or a folder that `convert` or `save_pretrained` made.
-        repo_id: "user/repo". Made if there is no such repository.
-        private: Make it a private one. A repository that is there must be private already.
+        repo_id: "user/repo"; created if missing.
+        private: Create a private repository. An existing one must already be private.
         revision: Branch to push to; created if missing.
         create_pr: Open a pull request instead of changing the branch.
-        commit_message: Says what the commit is.
-        card: The card itself, or what the written one says in place of the model's `pretrained_cfg`: `dataset`,
+        commit_message: Message of the commit.
+        card: A card, or facts that override the model's `pretrained_cfg` in the generated card: `dataset`,
             `license`, `description`, `label_names`, `training` (a dictionary of facts: recipe, seed, ...), `base_model`
             (an id on the Hub), and `results`, a list of dictionaries with `dataset`, `metric` ("mIoU"), `value` (in
             percent) and, if known, `split`, `setting`, `command`, `source` (a URL) and `source_name`.
-            Without it, a folder's own card is pushed, and for a model a card that is in the repository is kept. A card
-            names no license that is not stated here or in `pretrained_cfg`; what timm says of the weights that it
-            publishes is not said of others.
-        extra_files: Whether to push what else lies in a folder: True, False, or a function that is asked with its
-            names. Pickles are never pushed.
-        token: Of the Hub; without it, that of `hf auth login` or HF_TOKEN.
+            Default: a folder's own card; for a model, the repository keeps its card if it has one. The card states a
+            license only if it is given here or in `pretrained_cfg`; timm's license for its published weights is not
+            taken over for other weights.
+        extra_files: Whether to also push other files in the folder: True, False, or a function that gets their names
+            and decides. Pickles are never pushed.
+        token: Token of the Hub. Default: the token of `hf auth login` or HF_TOKEN.
 
     Returns:
         The commit: its `commit_url`, and `pr_url` of a pull request.
 
     Raises:
         PermissionError: If there is no token, or the Hub refuses it.
-        ValueError: If a folder holds files that are not the model's, and `extra_files` does not say what to do; if the
-            model is fused; or if the repository is public, and `private` asks for a private one.
-        TypeError: If the model is neither timm's nor smp's.
+        ValueError: If a folder holds other files and `extra_files` is None; if the model is fused; or if `private` is
+            set and the repository is public.
+        TypeError: If the model is not a timm or smp model.
         ConnectionError: If the Hub cannot be reached.
-        HubError: If the Hub refuses for another reason.
+        HubError: If the Hub refuses the request for another reason.
     """
     api = HfApi(token=token, library_name="segnext-timm")
     with _folder_of(model_or_folder) as folder:
@@ -196,14 +198,14 @@ def _card_text(folder: Path, repo_id: str, card: ModelCard | Mapping[str, Any] |
 
 
 def add_results(folder: str | Path, results: Sequence[Mapping[str, Any]]) -> None:
-    """Write evaluation results into a model folder: into its configuration and its card.
+    """Write evaluation results to the configuration and the card of a model folder.
 
-    Results of the same data set, split, metric and setting are replaced. Of a card that was edited by hand, only the
-    front matter is changed.
+    Replaces results of the same data set, split, metric and setting. In a card that was edited by hand, only the front
+    matter changes.
 
     Args:
         folder: A folder that `convert` or `save_pretrained` made.
-        results: As of :func:`push_to_hub`'s `card`.
+        results: Results as in the `card` of :func:`push_to_hub`.
     """
     folder = Path(folder)
     config = read_model_config(folder)

@@ -1,4 +1,4 @@
-"""Fold what is affine in evaluation into the convolution before or after it, exactly."""
+"""Fuse models for inference: fold batch norms and layer scales into adjacent convolutions."""
 
 import copy
 from typing import Any
@@ -12,8 +12,8 @@ def affine_of(norm: Any) -> tuple[torch.Tensor, torch.Tensor] | None:
     """Scale and shift of each channel that a norm applies in evaluation.
 
     Returns:
-        Two tensors of shape (C,), in float32 at least; None where there are none: for a norm of the input's own
-        statistics, such as LayerNorm, or one with an activation inside.
+        Two tensors of shape (C,), in float32 or float64; None for a norm that depends on the input's statistics, such
+        as LayerNorm, or that contains an activation.
     """
     if getattr(norm, "running_mean", None) is None or hasattr(norm, "act"):
         return None
@@ -25,7 +25,7 @@ def affine_of(norm: Any) -> tuple[torch.Tensor, torch.Tensor] | None:
 
 
 def fold_before(conv: nn.Conv2d, scale: torch.Tensor, shift: torch.Tensor) -> nn.Conv2d:
-    """Create the convolution that maps x to conv(scale·x + shift); 1×1 only, since padding is not shifted."""
+    """Create the convolution that maps x to conv(scale·x + shift). 1×1 only, because padding is not shifted."""
     assert conv.kernel_size == (1, 1) and conv.padding == (0, 0) and conv.groups == 1
     weight = _widen(conv.weight)
     return _replaced(conv, weight * scale[:, None, None], (weight[:, :, 0, 0] @ shift) + _bias(conv))
@@ -37,10 +37,10 @@ def fold_after(conv: nn.Conv2d, scale: torch.Tensor, shift: torch.Tensor | float
 
 
 def is_fused(model: nn.Module) -> bool:
-    """Whether a part of the model has been fused, so that no other model loads its weights.
+    """Whether a part of the model is fused, so that no other model can load its weights.
 
-    True for what :func:`segnext_timm.fuse` made, and for what timm's `reparameterize_model` made of MSCAN or of blocks
-    that keep their fused convolution as `reparam_conv` (RepVGG, MobileOne, FastViT and others).
+    Detects models fused by :func:`segnext_timm.fuse`, and by timm's `reparameterize_model` if they are MSCAN or have
+    blocks with a `reparam_conv` (RepVGG, MobileOne, FastViT and others).
     """
     return any(
         getattr(module, "fused", False) or getattr(module, "reparam_conv", None) is not None
@@ -52,8 +52,8 @@ def check_not_fused(model: nn.Module) -> None:
     """Raise a ValueError if the model was fused, before it is saved or pushed."""
     if is_fused(model):
         raise ValueError(
-            "A fused model cannot be saved or pushed, since no other model loads its weights. Save the model it was "
-            "made from, and fuse after loading; or export it."
+            "A fused model cannot be saved or pushed, because no other model can load its weights. Save the model "
+            "before fusing, and fuse it after loading; or export it."
         )
 
 
@@ -66,7 +66,7 @@ def _bias(conv: nn.Conv2d) -> torch.Tensor | float:
 
 
 def _replaced(conv: nn.Conv2d, weight: torch.Tensor, bias: torch.Tensor) -> nn.Conv2d:
-    """A copy of a convolution with other weights."""
+    """Copy a convolution, with other weights."""
     new, requires_grad = copy.deepcopy(conv), conv.weight.requires_grad
     new.weight = nn.Parameter(weight.to(conv.weight.dtype), requires_grad=requires_grad)
     new.bias = nn.Parameter(bias.to(conv.weight.dtype), requires_grad=requires_grad)
@@ -77,19 +77,19 @@ def fuse(model: nn.Module, inplace: bool = False) -> nn.Module:
     """Fuse a model for inference: the same outputs, up to rounding, in less time and memory.
 
     Folds batch norms and layer scales of MSCAN, alone or as an encoder, into adjacent convolutions, and reparameterizes
-    other timm encoders that support it. LayerNorm and GroupNorm stay, since they depend on the input.
-    `timm.utils.reparameterize_model` does the same.
+    other timm encoders that support it. LayerNorm and GroupNorm stay, because they depend on the input. Same as
+    `timm.utils.reparameterize_model`.
 
     Args:
         model: Any model in evaluation mode, such as MSCAN, its `features_only` form, or SegNeXt.
-        inplace: Change the model itself, rather than a copy.
+        inplace: Change the model itself instead of a copy.
 
     Returns:
-        The fused model. It can be cast, scripted, compiled and exported, but not saved for others to load. A model
-        that was fused before stays as it is.
+        The fused model. It can be cast, scripted, compiled and exported, but not saved for others to load. An already
+        fused model is not changed.
 
     Raises:
-        ValueError: If the model is in training mode, in which norms depend on the batch.
+        ValueError: If the model is in training mode, where norms depend on the batch.
     """
     if model.training:
         raise ValueError("A model in training mode cannot be fused: its norms depend on the batch. Call model.eval().")
@@ -97,5 +97,5 @@ def fuse(model: nn.Module, inplace: bool = False) -> nn.Module:
         return model if inplace else copy.deepcopy(model)
     names = model.state_dict().keys()
     fused: Any = reparameterize_model(model, inplace=inplace)
-    fused.fused = fused.state_dict().keys() != names  # some encoders leave no other trace of it
+    fused.fused = fused.state_dict().keys() != names  # the only trace in some encoders
     return fused

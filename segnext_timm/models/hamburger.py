@@ -3,9 +3,9 @@
 Paper: `Is Attention Better Than Matrix Decomposition?` - https://arxiv.org/abs/2109.04553 (ICLR 2021)
 Original code: https://github.com/Gsunshine/Enjoy-Hamburger
 
-The feature map is read as a matrix of D channels by N positions and replaced by its best approximation of low rank:
-what many positions have in common stays, what is particular to one goes. SegNeXt (https://arxiv.org/abs/2209.08575,
-section 3.2) decomposes by non-negative matrix factorisation.
+The feature map is treated as a matrix of D channels by N positions and replaced by a low-rank approximation, which
+keeps what many positions share and drops what is specific to one. SegNeXt (https://arxiv.org/abs/2209.08575, section
+3.2) uses non-negative matrix factorization.
 """
 
 import torch
@@ -14,18 +14,18 @@ import torch.nn.functional as F
 
 
 class NMF2d(nn.Module):
-    """Low-rank approximation of feature maps by non-negative matrix factorisation (NMF).
+    """Low-rank approximation of feature maps by non-negative matrix factorization (NMF).
 
-    Each map, a matrix X of D channels by N = H·W positions, is factorised into R bases, B (D, R), and their
+    Each map, a matrix X of D channels by N = H·W positions, is factorized into R bases, B (D, R), and their
     coefficients, C (N, R), by multiplicative updates (the "NMF ham" of the Hamburger paper, after Lee and Seung), and
-    replaced by B Cᵀ. There is nothing to learn.
+    replaced by B Cᵀ. The module has no parameters.
 
-    Training starts each map of each step from bases of its own, drawn anew; evaluation starts all of them from the
-    buffer `bases` (1, D, R), which is drawn from a fixed seed and saved with the weights. Evaluation is therefore
-    deterministic, unlike that of the original code, which draws new bases at every call.
+    Training draws new initial bases for each map at every step. Evaluation starts from the buffer `bases` (1, D, R),
+    which is drawn once from a fixed seed and saved with the weights. Evaluation is therefore deterministic; the
+    original code draws new bases at every call.
 
-    The factorisation runs in float32 (float64 for such inputs), under autocast too: it divides small numbers by
-    small numbers, and overflows in half precision. The output has the dtype of the input.
+    The factorization runs in float32 (float64 for float64 inputs), also under autocast: it divides small numbers by
+    small numbers, which overflows in half precision. The output has the dtype of the input.
     """
 
     bases: torch.Tensor
@@ -64,8 +64,8 @@ class NMF2d(nn.Module):
 
     @torch.jit.ignore
     def reset_bases(self, seed: int = 0) -> None:
-        """Draw the bases of evaluation: uniformly random columns of unit length, the same for the same seed."""
-        # on the CPU whatever the default device: the same everywhere
+        """Draw the evaluation bases: uniformly random columns of unit length, reproducible by seed."""
+        # always on the CPU, so that the bases do not depend on the device
         generator = torch.Generator(device="cpu").manual_seed(seed)
         bases = torch.rand(self.bases.shape, generator=generator, device="cpu")
         self.bases.copy_(F.normalize(bases, dim=1))
@@ -84,8 +84,8 @@ class NMF2d(nn.Module):
         denominator = torch.bmm(bases, torch.bmm(coef.transpose(1, 2), coef))
         return bases * numerator / (denominator + self.eps)
 
-    def _factorise(self, x: torch.Tensor, bases: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Bases, coefficients, and the projection Xᵀ B of X on the bases, from which the next coefficients follow."""
+    def _factorize(self, x: torch.Tensor, bases: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Compute bases, coefficients, and the projection Xᵀ B, which the next update of the coefficients needs."""
         projection = torch.bmm(x.transpose(1, 2), bases)
         coef = F.softmax(projection, dim=-1)
         for _ in range(self.train_steps if self.training else self.eval_steps):
@@ -95,18 +95,18 @@ class NMF2d(nn.Module):
         return bases, coef, projection
 
     def _decompose(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Bases (B, D, R) and coefficients (B, N, R) of X (B, D, N)."""
+        """Compute bases (B, D, R) and coefficients (B, N, R) of X (B, D, N)."""
         bases = self._initial_bases(x)
         if self.one_step_gradient:
             with torch.no_grad():
-                bases, coef, projection = self._factorise(x, bases)
+                bases, coef, projection = self._factorize(x, bases)
             projection = torch.bmm(x.transpose(1, 2), bases)
         else:
-            bases, coef, projection = self._factorise(x, bases)
+            bases, coef, projection = self._factorize(x, bases)
         return bases, self._update_coefficients(projection, bases, coef)
 
     def _approximate(self, x: torch.Tensor, channels_last: bool) -> torch.Tensor:
-        """X (B, D, N) to B Cᵀ of the same shape, of its transpose's layout if `channels_last`."""
+        """Approximate X (B, D, N) by B Cᵀ of the same shape, with the memory of its transpose if `channels_last`."""
         bases, coef = self._decompose(x)
         if channels_last:
             return torch.bmm(coef, bases.transpose(1, 2)).transpose(1, 2)
@@ -125,7 +125,7 @@ class NMF2d(nn.Module):
         matrix = x.flatten(2).to(torch.promote_types(x.dtype, torch.float32))
         if torch.jit.is_scripting():
             matrix = self._approximate(matrix, channels_last)
-        # torch.compile of torch 2.8 cannot trace is_autocast_available, without which other devices may raise
+        # is_autocast_enabled raises for some devices unless is_autocast_available; torch.compile traces only the former
         elif (
             torch.compiler.is_compiling() or torch.amp.is_autocast_available(x.device.type)
         ) and torch.is_autocast_enabled(x.device.type):
@@ -143,13 +143,13 @@ class NMF2d(nn.Module):
             x: Non-negative features of shape (B, D, H, W), in float32 or float64.
 
         Returns:
-            Bases of shape (B, D, R), and the map of each one's coefficients, of shape (B, R, H, W).
+            Bases of shape (B, D, R), and maps of their coefficients of shape (B, R, H, W).
         """
         bases, coef = self._decompose(x.flatten(2))
         return bases, coef.transpose(1, 2).unflatten(2, x.shape[2:])
 
     def extra_repr(self) -> str:
-        """Arguments that `repr` shows."""
+        """Arguments shown by `repr`."""
         return f"{self.channels}, rank={self.rank}, train_steps={self.train_steps}, eval_steps={self.eval_steps}"
 
 

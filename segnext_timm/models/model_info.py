@@ -1,4 +1,4 @@
-"""What a segmentation model says of itself: channels, classes, normalization, activation and size divisor."""
+"""Facts that a segmentation model states: channels, classes, normalization, activation and size divisor."""
 
 import functools
 import hashlib
@@ -13,7 +13,7 @@ from segmentation_models_pytorch.encoders import get_preprocessing_params
 
 from ..label_sets import Color, voc_palette
 
-# Per pixel, these keep the order of the logits, and smp's argmax says what is greatest among them
+# Per pixel, these keep the order of the logits; smp's argmax gives the largest of them
 _KEEPING_ORDER = (nn.Identity, nn.Sigmoid, nn.Softmax, nn.LogSoftmax, nn.Tanh, Clamp, ArgMax)
 HEAD_WEIGHT = "segmentation_head.0.weight"  # of every model of smp
 
@@ -54,13 +54,13 @@ class ModelInfo:
 
     @property
     def size_divisor(self) -> int:
-        """What the sides of the images must be multiples of, in pixels."""
+        """Number of pixels that the sides of the images must be multiples of."""
         divides = getattr(self._model, "requires_divisible_input_shape", False)
         return cast(Any, self._model).encoder.output_stride if divides else 1
 
     @property
     def label_names(self) -> list[str]:
-        """Name of each label, "background" of a binary model included."""
+        """Name of each label; a binary model's include "background"."""
         names = list(self._cfg.get("label_names") or (f"class {label}" for label in range(self.num_classes)))
         return ["background", *names] if self.num_classes == 1 else names
 
@@ -76,11 +76,11 @@ class ModelInfo:
     def normalization(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation of each channel, both (C,), for values from 0 to 1.
 
-        Those of the model's `pretrained_cfg`, or else those of its encoder, as `smp.encoders.get_preprocessing_params`
-        gives them and users of smp train with: of timm's encoders, those of the encoder's own `pretrained_cfg`.
+        Read from the model's `pretrained_cfg`; else from a timm encoder's own `pretrained_cfg`; else from
+        `smp.encoders.get_preprocessing_params`, which smp users train with.
 
         Raises:
-            ValueError: If the model does not say, and its encoder has no known preprocessing. Nothing is guessed.
+            ValueError: If neither the model nor its encoder states it.
         """
         encoder = getattr(getattr(self._model, "encoder", None), "model", None)
         for cfg in (self._cfg, getattr(encoder, "pretrained_cfg", None) or {}):
@@ -94,13 +94,13 @@ class ModelInfo:
             except Exception as error:  # smp downloads some encoders' settings: whatever its client raises
                 reason = f"those of its encoder {name!r} are unknown ({' '.join(str(error).split())[:200]})"
         raise ValueError(
-            f"The model does not say how its images are normalized, and {reason}. Set model.pretrained_cfg = "
+            f"The model does not state how its images are normalized, and {reason}. Set model.pretrained_cfg = "
             f'{{"mean": [...], "std": [...]}}, of RGB values from 0 to 1, as it was trained.'
         )
 
     @property
     def activation(self) -> nn.Module | None:
-        """Activation at the end of a model of smp, Identity for none; None for models that are not smp's."""
+        """Final activation of an smp model, Identity if it has none; None for other models."""
         head = getattr(self._model, "segmentation_head", None)
         last = head[-1] if isinstance(head, nn.Sequential) and len(head) else None
         return last.activation if isinstance(last, Activation) else None
@@ -117,10 +117,10 @@ class ModelInfo:
 
 
 def to_labels(scores: torch.Tensor, dim: int, threshold: float) -> torch.Tensor:
-    """Labels, int64, of logits or probabilities.
+    """Convert logits or probabilities to labels, int64.
 
     Args:
-        scores: Scores of the classes along `dim`; of a binary model, of its one class.
+        scores: Scores of the classes along `dim`; one class for a binary model.
         dim: Dimension of the classes, which the labels do not have.
         threshold: Score above which a binary model predicts its class.
     """

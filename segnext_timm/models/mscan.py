@@ -200,7 +200,7 @@ class MSCANBlock(nn.Module):
         return x
 
     def fuse(self) -> nn.Module:
-        """Create a fused block for inference; returns this block if its norms cannot be folded."""
+        """Create a fused block for inference. Returns this block if its norms cannot be folded."""
         affine1, affine2 = affine_of(self.norm1), affine_of(self.norm2)
         return self if affine1 is None or affine2 is None else FusedMSCANBlock(self, affine1, affine2)
 
@@ -209,8 +209,8 @@ class MSCANBlock(nn.Module):
 class FusedMSCANBlock(nn.Module):
     """An MSCANBlock in evaluation, its norms and layer scales folded into its 1×1 convolutions.
 
-    The attention's shortcut starts after the norm, so γ·(s·x + t) is left of it: γ·t goes into a bias, γ·s is
-    `shortcut`. On a CPU, where the MLP's hidden features do not fit the caches, they are computed some rows at a time.
+    The attention's shortcut starts after the norm, so it adds γ·(s·x + t): γ·t becomes part of a bias, and γ·s is the
+    buffer `shortcut`. On a CPU, hidden features of the MLP that exceed the caches are computed some rows at a time.
 
     Args:
         block: The block to fuse, which stays as it is.
@@ -233,7 +233,7 @@ class FusedMSCANBlock(nn.Module):
         self.act = copy.deepcopy(attn.act)
         self.msca = copy.deepcopy(attn.msca)
         self.proj_out = fold_after(attn.proj_out, gamma1, gamma1 * shift)
-        # not 1 + γ·s: of that, bfloat16 would keep little
+        # γ·s alone, since bfloat16 would round 1 + γ·s to few digits
         self.register_buffer("shortcut", (gamma1 * scale).to(gamma1.dtype)[:, None, None])
 
         self.mlp = copy.deepcopy(mlp)
@@ -407,6 +407,23 @@ class MSCANStage(nn.Module):
         return self.norm(x)
 
 
+def _stage_sampling(num_stages: int, output_stride: int) -> list[tuple[int, tuple[int, int], int]]:
+    """Compute each stage's stride, the dilations of its downsampling and of its blocks, and its total stride."""
+    if output_stride not in (8, 16, 32):
+        raise ValueError(f"output_stride must be 8, 16 or 32, got {output_stride}")
+    reduction, dilation = 4, 1
+    found = [(1, (1, 1), reduction)]
+    for _ in range(1, num_stages):
+        if reduction < output_stride:
+            reduction *= 2
+            found.append((2, (dilation, dilation), reduction))
+        else:
+            # the downsampling convolution still reads features at the previous stage's sampling
+            found.append((1, (dilation, 2 * dilation), reduction))
+            dilation *= 2
+    return found
+
+
 class MSCAN(nn.Module):
     """Multi-Scale Convolutional Attention Network.
 
@@ -458,8 +475,6 @@ class MSCAN(nn.Module):
         """
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
-        if output_stride not in (8, 16, 32):
-            raise ValueError(f"output_stride must be 8, 16 or 32, got {output_stride}")
         make_act: Any = get_act_layer(act_layer)
         make_norm: Any = get_norm_layer(norm_layer)
         self.num_classes = num_classes
@@ -471,41 +486,31 @@ class MSCAN(nn.Module):
 
         drop_path_rates: Any = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
         stages = []
-        prev_chs = dims[0]
-        reduction = 4
-        dilation = 1
-        for i, stage_rates in enumerate(drop_path_rates):
-            stride = 2 if i > 0 else 1
-            first_dilation = dilation  # the downsampling convolution still sees the previous stage's sampling
-            if reduction * stride > output_stride:
-                dilation *= stride
-                stride = 1
-            reduction *= stride
+        for i, (stride, dilation, reduction) in enumerate(_stage_sampling(len(dims), output_stride)):
             stages.append(
                 MSCANStage(
-                    prev_chs,
+                    dims[max(i - 1, 0)],
                     dims[i],
                     depths[i],
                     downsample=i > 0,
                     stride=stride,
-                    dilation=(first_dilation, dilation),
+                    dilation=dilation,
                     mlp_ratio=mlp_ratios[i],
                     kernel_sizes=kernel_sizes,
                     ls_init_value=ls_init_value,
                     drop=proj_drop_rate,
-                    drop_path_rates=stage_rates,
+                    drop_path_rates=drop_path_rates[i],
                     act_layer=make_act,
                     norm_layer=make_norm,
                     **dd,
                 )
             )
-            prev_chs = dims[i]
-            self.feature_info.append({"num_chs": prev_chs, "reduction": reduction, "module": f"stages.{i}"})
+            self.feature_info.append({"num_chs": dims[i], "reduction": reduction, "module": f"stages.{i}"})
         self.stages = nn.Sequential(*stages)
 
-        self.num_features = prev_chs
-        self.head = ClassifierHead(prev_chs, num_classes, pool_type=global_pool, drop_rate=drop_rate, **dd)
-        self.head_hidden_size = prev_chs * self.head.global_pool.feat_mult()
+        self.num_features = dims[-1]
+        self.head = ClassifierHead(dims[-1], num_classes, pool_type=global_pool, drop_rate=drop_rate, **dd)
+        self.head_hidden_size = dims[-1] * self.head.global_pool.feat_mult()
         self.apply(_init_weights)
         self.register_load_state_dict_pre_hook(_rename_published)
 
@@ -518,7 +523,7 @@ class MSCAN(nn.Module):
         """Regular expressions that sort the parameters into layers, for layer-wise learning rate decay.
 
         Args:
-            coarse: One layer a stage, rather than one a block.
+            coarse: One layer per stage instead of one per block.
         """
         if coarse:
             return {"stem": r"^stem", "blocks": r"^stages\.(\d+)"}
@@ -531,13 +536,13 @@ class MSCAN(nn.Module):
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each block in the backward pass rather than keep its activations."""
+        """Recompute each block in the backward pass instead of keeping its activations."""
         for stage in self._stages():
             stage.grad_checkpointing = enable
 
     @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
-        """The linear layer that gives the logits."""
+        """Return the linear layer that computes the logits."""
         return self.head.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
@@ -681,9 +686,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: MSCAN) -> dict[str, 
         "num_classes"
     )
     if wants_classifier and "head.fc.weight" not in state_dict:
-        _logger.warning(
-            "The checkpoint has no classifier: loaded the backbone, the classifier keeps its random values."
-        )
+        _logger.warning("The checkpoint has no classifier: only the backbone was loaded, the classifier stays random.")
     return state_dict
 
 

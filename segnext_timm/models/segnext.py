@@ -38,8 +38,8 @@ class LightHamDecoder(nn.Module):
     """Light Hamburger decoder: fuses the features of strides 8 to 32 at stride 8 and adds their global context.
 
     Section 3.2 and figure 3(c) of the paper. The features are squeezed, each by a 1×1 convolution of its own, before
-    they are resized and summed; the original resizes and concatenates them, then squeezes them together. The two are
-    equal, since a 1×1 convolution commutes with bilinear resizing, and this order does a fraction of the work.
+    they are resized and summed; the original resizes and concatenates them, then squeezes them together. Both give the
+    same result, because a 1×1 convolution commutes with bilinear resizing; this order needs a quarter of the work.
     """
 
     def __init__(
@@ -193,7 +193,7 @@ class SegNeXt(SegmentationModel):
             raise ValueError(f"encoder_depth must be 3, 4 or 5, got {encoder_depth}")
         self.in_channels = in_channels
         self.upsampling = upsampling
-        self.config["upsampling"] = 8  # a model saved in training loads as one of full size
+        self.config["upsampling"] = 8  # a model saved during training loads with full-size output
         fitting, misfits = _fit_pretrained_cfg(pretrained_cfg or {}, classes, in_channels)
         self.config["pretrained_cfg"] = fitting
         if misfits:
@@ -225,7 +225,7 @@ class SegNeXt(SegmentationModel):
 
     @property
     def pretrained_cfg(self) -> dict[str, Any]:
-        """Facts on the weights, saved with them in the configuration, as in timm.
+        """Facts about the weights, saved with the configuration, as in timm.
 
         Under `label_names` and `palette`, the name and color (red, green, blue) of each class; under `mean` and `std`,
         the normalization of images scaled to 0..1; under `dataset`, `license`, `description` and `results`, what the
@@ -233,7 +233,7 @@ class SegNeXt(SegmentationModel):
         saved without them.
 
         Raises:
-            ValueError: When it is set, if its names, colors, mean or std are for another number of classes or channels.
+            ValueError: If a new value has names, colors, mean or std for another number of classes or channels.
         """
         return self.config["pretrained_cfg"]
 
@@ -245,7 +245,7 @@ class SegNeXt(SegmentationModel):
         self.config["pretrained_cfg"] = dict(cfg or {})
 
     def initialize(self) -> None:
-        """Draw the decoder's and the heads' weights: smp's way, and the classifier's with standard deviation 0.01."""
+        """Draw the decoder's and the heads' weights as smp does, and the classifier's with standard deviation 0.01."""
         super().initialize()
         nn.init.normal_(self.segmentation_head[0].weight, std=0.01)
 
@@ -273,7 +273,7 @@ class SegNeXt(SegmentationModel):
             x: Images of shape (B, in_channels, H, W), H and W at least 32.
 
         Returns:
-            Logits, or what `activation` makes of them, of shape (B, classes, H, W), or with `upsampling=1` (B, classes,
+            Logits, after `activation` if there is one, of shape (B, classes, H, W), or with `upsampling=1` (B, classes,
             H / 8, W / 8), rounded up; with `aux_params`, a tuple of these and the classification head's output.
         """
         if not (torch.jit.is_scripting() or torch.jit.is_tracing() or is_torch_compiling()):
@@ -287,7 +287,7 @@ class SegNeXt(SegmentationModel):
 
     @torch.jit.unused
     def forward_logits(self, x: torch.Tensor) -> torch.Tensor:
-        """Logits before they are resized, of shape (B, classes, H / 8, W / 8), sizes rounded up.
+        """Compute logits before they are resized, of shape (B, classes, H / 8, W / 8), sizes rounded up.
 
         Args:
             x: Images of shape (B, in_channels, H, W), H and W at least 32.
@@ -304,7 +304,7 @@ class SegNeXt(SegmentationModel):
             x: Images of shape (B, in_channels, H, W), H and W at least 32.
 
         Returns:
-            Labels of shape (B, H, W), int64. A model of one class gives 1 where it is more probable than not, else 0.
+            Labels of shape (B, H, W), int64. A model of one class predicts 1 where its probability exceeds 0.5, else 0.
 
         Raises:
             ValueError: If the images do not fit the model.
@@ -323,14 +323,14 @@ class SegNeXt(SegmentationModel):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the encoder's activations in the backward pass: less memory, more time.
 
-        Block by block in MSCAN, and in other encoders of timm whose stages can do so; else, as timm's wrapper does it,
-        stage by stage, which keeps a whole stage's activations at once.
+        Works block by block in MSCAN and in other timm encoders whose stages support it. In the remaining timm
+        encoders it works stage by stage, which keeps all activations of one stage at once.
 
         Args:
-            enable: Compute them again, or keep them.
+            enable: Recompute the activations, or keep them.
 
         Raises:
-            ValueError: If the encoder cannot.
+            ValueError: If the encoder does not support it.
         """
         wrapper: Any = getattr(self.encoder, "model", None)
         stages: list[Any] = [m for m in self.encoder.modules() if hasattr(m, "grad_checkpointing") and m is not wrapper]
@@ -338,14 +338,14 @@ class SegNeXt(SegmentationModel):
             stage.grad_checkpointing = enable
         if not stages:
             if not hasattr(wrapper, "set_grad_checkpointing"):
-                raise ValueError(f"The encoder {type(self.encoder).__name__} cannot compute activations again.")
+                raise ValueError(f"The encoder {type(self.encoder).__name__} does not support gradient checkpointing.")
             wrapper.set_grad_checkpointing(enable)
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> str | None:
-        """Save weights, configuration and a model card; smp's arguments.
+        """Save weights, configuration and a model card. Takes smp's arguments.
 
         Args:
-            save_directory: Folder to write, with `repo_id` and `push_to_hub=True` also to push.
+            save_directory: Folder to write. It is also pushed with `push_to_hub=True` and `repo_id`.
             args: Other arguments of smp's `save_pretrained`.
             kwargs: Other arguments of smp's `save_pretrained`.
 
@@ -358,7 +358,7 @@ class SegNeXt(SegmentationModel):
     def push_to_hub(
         self, repo_id: str, *, model_card_kwargs: dict[str, Any] | None = None, **kwargs: Any
     ) -> CommitInfo:
-        """Push weights, configuration and a model card to the Hugging Face Hub; smp's arguments.
+        """Push weights, configuration and a model card to the Hugging Face Hub. Takes smp's arguments.
 
         Args:
             repo_id: "user/repo".
@@ -369,14 +369,14 @@ class SegNeXt(SegmentationModel):
             ValueError: If the model is fused.
         """
         check_not_fused(self)
-        if "/" not in repo_id:  # the Hub knows whose token it is
+        if "/" not in repo_id:  # the Hub completes the name with the token's user
             api, private = HfApi(token=kwargs.get("token")), kwargs.get("private")
             repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         card_kwargs = {**(model_card_kwargs or {}), "repo_id": repo_id}
         return super().push_to_hub(repo_id, model_card_kwargs=card_kwargs, **kwargs)
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        # what was changed in it since it was set
+        # entries may have been changed in place, unchecked, since it was set
         fitting, misfits = _fit_pretrained_cfg(
             self.pretrained_cfg, self.segmentation_head[0].out_channels, self.in_channels
         )
@@ -390,20 +390,20 @@ class SegNeXt(SegmentationModel):
 
     @classmethod
     def _from_pretrained(cls, **kwargs: Any) -> "SegNeXt":
-        # the file holds the encoder's weights too: fetching others first would only need a network
+        # the file contains the encoder's weights, so pretrained ones need not be downloaded
         started_from, kwargs["encoder_weights"] = kwargs.get("encoder_weights"), None
         model = super()._from_pretrained(**kwargs)
-        model.config["encoder_weights"] = started_from  # the card of a model saved again still tells
-        return model.eval()  # as the Hub's mixin promises; some versions forget it for safetensors
+        model.config["encoder_weights"] = started_from  # for the card when the model is saved again
+        return model.eval()  # documented by the Hub's mixin, but some versions do not do it for safetensors
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
-        """Write the model card from what `config` and `pretrained_cfg` state.
+        """Write the model card from `config` and `pretrained_cfg`.
 
         Args:
             args: Ignored, as by smp.
-            kwargs: `dataset`, the name of the data set that the model was trained on, in place of that in
-                `pretrained_cfg`; `metrics`, results by name, beside those in `pretrained_cfg`; `repo_id`, the
-                repository on the Hub that the card is for, without which it is for the folder that holds it.
+            kwargs: `dataset`, the name of the training data set, overrides `pretrained_cfg`; `metrics`, results by
+                name, add to those in `pretrained_cfg`; `repo_id`, the Hub repository in the card's code (default: the
+                folder of the card).
         """
         fields = {"dataset": kwargs["dataset"]} if kwargs.get("dataset") else {}
         config = self.config | {"_model_class": type(self).__name__}
@@ -413,7 +413,7 @@ class SegNeXt(SegmentationModel):
 def _check_upsampling(upsampling: int) -> None:
     if upsampling not in (1, 8):
         raise ValueError(
-            f"upsampling must be 8, for output of the images' size, or 1, for that of the decoder, got {upsampling!r}"
+            f"upsampling must be 8 (output of the images' size) or 1 (output of the decoder's size), got {upsampling!r}"
         )
 
 
@@ -426,7 +426,7 @@ def _fit_pretrained_cfg(cfg: Mapping[str, Any], classes: int, in_channels: int) 
             misfits.append(f"{key} of {len(cfg[key])} {what} (the model has {size})")
             del fitting[key]
     if "label_names" in cfg and "label_names" not in fitting:
-        for key in ("dataset", "results", "results_digest"):  # those of the other classes
+        for key in ("dataset", "results", "results_digest"):  # they belong to the other classes
             fitting.pop(key, None)
     if cfg.get("input_size") and cfg["input_size"][0] != in_channels:
         fitting["input_size"] = [in_channels, *cfg["input_size"][1:]]
@@ -462,7 +462,7 @@ def _smp_encoder_weights(encoder_name: str, weights: str | bool | None) -> str |
 
 
 def _register() -> None:
-    """Make SegNeXt known to smp: as an attribute of the package, and by name to `create_model`."""
+    """Register SegNeXt with smp: as an attribute of the package, and by name for `create_model`."""
     smp.SegNeXt = SegNeXt
     smp.MODEL_ARCHITECTURES_MAPPING["segnext"] = SegNeXt
     if "SegNeXt" not in smp.__all__:

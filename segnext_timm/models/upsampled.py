@@ -1,10 +1,10 @@
-"""Labels and losses of resized maps, without holding the maps.
+"""Argmax and cross-entropy of upsampled logits, without full-resolution logits.
 
-A segmenter's logits come at a fraction of the image's size, and are resized to it: of 150 classes at 1024×2048 pixels
-that makes 1.3 GB in float32, and it takes as long as a small network. Labels and the cross-entropy need these maps a
-few rows at a time only, and labels only those of a few classes.
+A segmenter computes logits at a fraction of the image's size and resizes them. For 150 classes at 1024×2048 pixels, the
+resized logits take 1.3 GB in float32, and as much time as a small network. The argmax and the cross-entropy need only a
+few rows of them at a time, and the argmax only a few of the classes.
 
-Resizing is bilinear here, without aligned corners, as `torch.nn.functional.interpolate` does it by default.
+All resizing is bilinear with `align_corners=False`, as in `torch.nn.functional.interpolate`.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ _BANDS = 8  # of rows in an exported graph
 
 
 def _source(size: int, resized: int, like: torch.Tensor) -> torch.Tensor:
-    """Where on an axis of `size` pixels each of `resized` pixels is interpolated from, (resized,)."""
+    """Compute the position, on an axis of `size` pixels, that each of `resized` pixels is interpolated from."""
     centers = torch.arange(resized, dtype=like.dtype, device=like.device) + 0.5
     return (centers * (size / resized) - 0.5).clamp(0, size - 1)
 
@@ -30,7 +30,7 @@ def _source(size: int, resized: int, like: torch.Tensor) -> torch.Tensor:
 def _weights(
     size: int, resized: int, like: torch.Tensor, part: slice = slice(None), kept: slice = slice(None)
 ) -> torch.Tensor:
-    """The matrix (resized, size) that resizes an axis, or some of its rows and columns."""
+    """Compute the matrix (resized, size) that resizes an axis, or a part of its rows and columns."""
     pixels = torch.arange(size, dtype=like.dtype, device=like.device)[kept]
     return (1 - (_source(size, resized, like)[part, None] - pixels).abs()).clamp(min=0)
 
@@ -42,7 +42,7 @@ def resize_region(
     rows: slice,
     columns: slice,
 ) -> torch.Tensor:
-    """Resize maps to `target_size`, but only a region of the result, from the part of the maps that it needs.
+    """Compute a region of maps resized to `target_size`, from the part of the maps that it needs.
 
     Args:
         read_source: Returns the given rows and columns of the maps, of shape (rows, columns, channels).
@@ -84,23 +84,23 @@ def _widen(logits: torch.Tensor) -> torch.Tensor:
 def _candidate_classes(logits: torch.Tensor) -> torch.Tensor:
     """Classes that can be the largest between two neighboring rows of logits (B, classes, h, w) when resized.
 
-    Every value of a resized map lies between the values of the four pixels around it. Where the greatest of a class's
-    four is below the least of another's, that class is not the greatest.
+    Every value of a resized map lies between the values of the four pixels around it. A class whose largest of these
+    four is below the smallest of another class cannot be the largest.
 
     Returns:
-        True for the possible, of shape (B, classes, h - 1), or h if that is 1.
+        True for candidates, of shape (B, classes, h - 1), or (B, classes, 1) if h is 1.
     """
     kernel = (min(2, logits.shape[2]), min(2, logits.shape[3]))
     most = F.max_pool2d(logits, kernel, stride=1)
     least = -F.max_pool2d(-logits, kernel, stride=1)
-    return (~(most < least.amax(1, keepdim=True))).any(3)  # said so that NaN is possible
+    return (~(most < least.amax(1, keepdim=True))).any(3)  # in this form, NaN counts as a candidate
 
 
-@torch.compiler.disable  # a loop with as many shapes as bands: torch.compile takes the model up to here
+@torch.compiler.disable  # a loop over bands of different shapes: torch.compile compiles the model up to here
 def resized_argmax(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """Largest channel of resized maps: `interpolate(logits, size, mode="bilinear").argmax(1)`.
 
-    The maps are made a band of rows at a time, and of the classes only those that can be the greatest there.
+    Computes one band of rows at a time, with only the classes that can be the largest in the band.
 
     Args:
         logits: Shape (B, classes, h, w).
@@ -116,7 +116,7 @@ def resized_argmax(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     rows = _source(height, size[0], logits)
     above = rows.long().clamp(max=max(height - 2, 0))
     share = (rows - above)[:, None, None]
-    # a band: the rows that are interpolated from the same rows of the logits, or from a few more if there is room
+    # a band holds the rows interpolated from one pair of rows of the logits, or from more if memory allows
     step = max(_rows_at_once(size[1], classes, logits.device) * height // size[0], 1)
     tops = range(0, max(height - 1, 1), step)
     ends = torch.searchsorted(above, torch.tensor([*tops[1:], height], device=above.device)).tolist()
@@ -128,7 +128,7 @@ def resized_argmax(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
             kept = possible[i, :, top : top + step].any(1).nonzero()[:, 0]
             source = logits[i : i + 1, kept, top : top + step + 1].contiguous(memory_format=torch.channels_last)
             wide = F.interpolate(source, (source.shape[2], size[1]), mode="bilinear", align_corners=False)
-            wide = wide[0].permute(1, 2, 0)  # (rows, width, kept), so that the greatest is sought along memory
+            wide = wide[0].permute(1, 2, 0)  # (rows, width, kept): the argmax reads contiguous memory
             upper, lower = wide[:-1], wide[1:]
             if wide.shape[0] != 2:
                 upper = wide[above[start:end] - top]
@@ -140,9 +140,9 @@ def resized_argmax(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 
 
 def _resized_argmax_graph(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """`resized_argmax` for torch.export and ONNX: no loop over images, and resizing by products of matrices.
+    """`resized_argmax` for torch.export and ONNX: no loop over images, and resizing by matrix products.
 
-    A graph of dynamic size cannot be cut into bands; it holds the full-size maps of the possible classes.
+    A graph of dynamic size is not split into bands; it holds full-size maps of the candidate classes.
     """
     classes, height, width = logits.shape[1:]
     columns, rows = _weights(width, size[1], logits), _weights(height, size[0], logits)
@@ -153,7 +153,7 @@ def _resized_argmax_graph(logits: torch.Tensor, size: tuple[int, int]) -> torch.
     for start, end in pairwise(edges):
         source, weights = logits, rows
         if static:
-            # the rows that the first and the last of the band are interpolated from, in whole numbers
+            # rows that the first and the last row of the band are interpolated from, in integer arithmetic
             first = max(((2 * start + 1) * height - size[0]) // (2 * size[0]), 0)
             last = ((2 * end - 1) * height - size[0]) // (2 * size[0]) + 2
             source, weights = logits[:, :, first:last], rows[start:end, first:last]
@@ -166,7 +166,7 @@ def _resized_argmax_graph(logits: torch.Tensor, size: tuple[int, int]) -> torch.
 
 
 def _is_integer_fraction(part: torch.Size, full: torch.Size) -> bool:
-    """Whether one integer divides both sides of `full` to `part`, rounding up or down."""
+    """Whether dividing both sides of `full` by one integer, rounded up or down, gives `part`."""
     factors = range(1, max(full) + 1) if min(part) > 0 else ()
     candidates = (f for f in factors if all(side // f <= p <= -(-side // f) for p, side in zip(part, full)))
     return next(candidates, None) is not None
@@ -176,15 +176,15 @@ class UpsampledCrossEntropyLoss(nn.Module):
     """Cross-entropy of logits resized to the labels' size, without holding the resized logits.
 
     Equals `CrossEntropyLoss(...)(interpolate(logits, labels.shape[1:], mode="bilinear"), labels)` and its gradient, in
-    a fraction of the time and memory. It goes with `SegNeXt(upsampling=1)`, whose output has an eighth of the image's
-    size; logits of the labels' own size work too. The loss is computed a band of rows at a time and in float32, under
-    autocast too. It can be differentiated once.
+    a fraction of the time and memory. Use it with `SegNeXt(upsampling=1)`, whose output has an eighth of the image's
+    size; logits of the labels' own size work too. The loss is computed one band of rows at a time, in float32 even
+    under autocast. It can be differentiated once.
 
     Args:
-        weight: Weight of each class, shape (classes,); None weights all alike.
-        ignore_index: Label of pixels that do not count.
-        reduction: "mean" over the pixels that count, by weight; "sum"; or "none", which holds the resized logits.
-        label_smoothing: Share of the target that is spread evenly over all classes, from 0 to 1.
+        weight: Weight of each class, shape (classes,); None for equal weights.
+        ignore_index: Label of pixels to ignore.
+        reduction: "mean" over the pixels not ignored, by weight; "sum"; or "none", which holds the resized logits.
+        label_smoothing: Fraction of the target that is distributed evenly over all classes, from 0 to 1.
 
     Raises:
         ValueError: If `reduction` or `label_smoothing` is out of its range.
@@ -229,8 +229,8 @@ class UpsampledCrossEntropyLoss(nn.Module):
             )
         if not _is_integer_fraction(logits.shape[-2:], target.shape[-2:]):
             raise ValueError(
-                f"Logits of {tuple(logits.shape[-2:])} pixels (height, width) are no integer fraction of labels of "
-                f"{tuple(target.shape[-2:])}: are these the labels of another image?"
+                f"Logits of {tuple(logits.shape[-2:])} pixels (height, width) are not an integer fraction of labels of "
+                f"{tuple(target.shape[-2:])}. Are these the labels of another image?"
             )
         with torch.autocast(logits.device.type, enabled=False):
             if self.reduction == "none":
@@ -276,7 +276,7 @@ class _ResizedCrossEntropy(torch.autograd.Function):
         rows, columns = _weights(height, target.shape[1], logits_nhwc), _weights(width, target.shape[2], logits_nhwc)
         above = _source(height, target.shape[1], logits_nhwc).long().tolist()
         weight = None if weight is None else weight.to(logits_nhwc)
-        smoothing_weight = logits_nhwc.new_full((classes,), smoothing / classes)  # what smoothing adds for each class
+        smoothing_weight = logits_nhwc.new_full((classes,), smoothing / classes)  # share of each class
         smoothing_weight = smoothing_weight if weight is None else smoothing_weight * weight
         gradient = torch.empty_like(logits_nhwc) if needs_gradient else None
         loss = logits_nhwc.new_zeros(())

@@ -1,4 +1,4 @@
-"""Pictures of labels: indexed label files, overlays with a legend, and areas of the classes."""
+"""Draw labels: indexed label pictures, overlays with a legend, and areas of the classes."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ _INK, _PAPER = (30, 30, 30), (255, 255, 255)
 
 
 def colored(labels: np.ndarray, palette: Sequence[Color]) -> np.ndarray:
-    """Color labels (H, W): an array (H, W, 3) of uint8, black for labels beyond the palette."""
+    """Map labels (H, W) to colors (H, W, 3), uint8; black for labels beyond the palette."""
     colors = np.zeros((len(palette) + 1, 3), np.uint8)
     colors[:-1] = palette
     return np.take(colors, labels, axis=0, mode="clip")
@@ -34,7 +34,7 @@ def label_picture(labels: np.ndarray, palette: Sequence[Color]) -> Image.Image:
         return Image.fromarray(labels.astype(np.uint16))
     picture = Image.frombytes("P", labels.shape[::-1], labels.tobytes())
     colors = bytes(value for color in palette[:256] for value in color)
-    picture.putpalette(colors.ljust(768, b"\0"))  # of a shorter one, Pillow writes fewer bits a pixel
+    picture.putpalette(colors.ljust(768, b"\0"))  # with a shorter palette, Pillow writes fewer bits per pixel
     return picture
 
 
@@ -48,7 +48,7 @@ def class_areas(labels: np.ndarray, names: Sequence[str]) -> list[dict[str, int 
     Returns:
         `label`, `name`, `pixels` and `share`, from 0 to 1, of each class that occurs.
     """
-    rows = max((1 << 24) // labels.shape[1], 1)  # at a time: counting makes 8 bytes of each
+    rows = max((1 << 24) // labels.shape[1], 1)  # at a time: bincount converts each label to 8 bytes
     bands = [np.bincount(labels[top : top + rows].ravel()) for top in range(0, len(labels), rows)]
     counts = np.zeros(max(map(len, bands)), np.int64)
     for band in bands:
@@ -76,10 +76,10 @@ def overlay(
     """Draw labels over their image, with a legend of the classes present, largest first.
 
     Args:
-        image: What :func:`predict` takes; uint8, or values from 0 to 1.
+        image: An image as for :func:`predict`.
         labels: Shape (H, W), of the image's size.
-        names: Name of each class; numbers otherwise.
-        palette: Color of each class, red, green and blue from 0 to 255; those of Pascal VOC otherwise.
+        names: Name of each class. Default: numbers.
+        palette: Color of each class, red, green and blue from 0 to 255. Default: the colors of Pascal VOC.
         alpha: Opacity of the colors, from 0 to 1.
         legend: Draw the legend, below the image.
 
@@ -91,13 +91,15 @@ def overlay(
     """
     picture, labels = read_image(image), np.asarray(labels)
     if tuple(picture.shape[1:]) != labels.shape:
-        raise ValueError(f"An image of {tuple(picture.shape[1:])} and labels of {labels.shape} pixels do not fit.")
+        raise ValueError(
+            f"The image has {tuple(picture.shape[1:])} pixels (height, width), but the labels have {labels.shape}."
+        )
     if picture.dtype != torch.uint8:
         picture = (picture * 255).round().to(torch.uint8)
     pixels = picture.permute(1, 2, 0).cpu().numpy()
     palette = voc_palette(256) if palette is None else palette
     blended = np.empty(pixels.shape, np.uint8)
-    rows = max((1 << 22) // pixels.shape[1], 1)  # at a time: little memory beside the picture's
+    rows = max((1 << 22) // pixels.shape[1], 1)  # at a time, to save memory
     for top in range(0, len(pixels), rows):
         part = slice(top, top + rows)
         blended[part] = np.rint(pixels[part] * (1 - alpha) + colored(labels[part], palette) * alpha)

@@ -1,4 +1,4 @@
-"""Images on disk to labels on disk: what `segnext-timm predict` does."""
+"""Predict image files and write label files: what `segnext-timm predict` does."""
 
 import glob
 import json
@@ -28,22 +28,22 @@ def find_images(paths: Sequence[str | Path], out: str | Path) -> dict[Path, Path
     """Map each image to the path of its results.
 
     Args:
-        paths: Files; folders, of which all files are taken that are named like images, in folders below too; and
-            patterns such as "photos/**/*.jpg".
-        out: Folder of the results. What lies in it is no image to predict.
+        paths: Files; folders, searched recursively for files with the suffix of an image; and patterns such as
+            "photos/**/*.jpg".
+        out: Folder of the results. Files in it are not predicted.
 
     Returns:
-        Of each image the path of its results, without suffix: below `out`, its place in the folder that was named. If
-        names differ in their suffix only, it stays: `a.jpg`, `a.png`.
+        For each image, the path of its results without suffix: `out` joined with the image's path relative to the given
+        folder. The suffix stays if names differ only in it: `a.jpg`, `a.png`.
 
     Raises:
         FileNotFoundError: If there is no such file or folder, or no image in them.
-        ValueError: If `out` is a file, or holds images to predict, or two results had the same name.
+        ValueError: If `out` is a file or contains images to predict, or if two results would have the same name.
     """
     out = Path(out)
     lowest = next(path for path in (out, *out.parents) if path.exists())
     if not lowest.is_dir():
-        raise ValueError(f"{lowest} is a file, and results need a folder.")
+        raise ValueError(f"{lowest} is a file, but the results need a folder.")
     known = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     places: dict[Path, Path] = {}
     for path in map(Path, paths):
@@ -64,12 +64,16 @@ def find_images(paths: Sequence[str | Path], out: str | Path) -> dict[Path, Path
         raise FileNotFoundError(f"no images in {', '.join(map(str, paths))}.")
     inside = [file for file in places if file.resolve().parent == out.resolve()]
     if inside:
-        raise ValueError(f"{out} holds {inside[0].name}, an image to predict: choose another folder for the results.")
+        raise ValueError(
+            f"{out} contains {inside[0].name}, an image to predict: choose another folder for the results."
+        )
     stems = Counter(place.with_suffix("") for place in places.values())
     places = {f: place.with_suffix("") if stems[place.with_suffix("")] == 1 else place for f, place in places.items()}
     twice = [place for place, count in Counter(places.values()).items() if count > 1]
     if twice:
-        raise ValueError(f"{len(twice)} results had the name of another, {twice[0]}: predict these folders one by one.")
+        raise ValueError(
+            f"{len(twice)} results would share the name of another, {twice[0]}: predict the folders one by one."
+        )
     return {file: out / place for file, place in places.items()}
 
 
@@ -86,9 +90,9 @@ def predict_file(
     Args:
         model: See :func:`predict`.
         file: The image.
-        result: Path of the results without suffix: `.png` is added for the labels, an indexed picture with the palette
-            (for more than 256 classes a gray one of 16 bits); `_overlay.jpg` for the picture with its legend, or `.png`
-            for more than 65,500 pixels a side; `_probabilities.npy` for an array (classes, H, W) of float16.
+        result: Path of the results without suffix. `.png` is added for the labels, an indexed picture with the palette
+            (16-bit gray for more than 256 classes); `_overlay.jpg` for the overlay with its legend, or `_overlay.png`
+            for sides over 65,500 pixels; `_probabilities.npy` for an array (classes, H, W) of float16.
         overlays: Write the overlay.
         probabilities: Write the probabilities, tile by tile.
         options: Others of :func:`predict`.
@@ -102,7 +106,7 @@ def predict_file(
     """
     file, result, info = Path(file), Path(result), ModelInfo(model)
     image = read_image(file, info.in_channels)
-    # the labels last: where they are, the rest is
+    # the labels come last: if they exist, so do the other results
     with fill_when_complete(result.parent, last=_named(result, ".png").name) as folder:
         work = folder / result.name
 
@@ -114,7 +118,7 @@ def predict_file(
         labels = labels[0] if probabilities else labels
         names, palette = info.label_names, info.palette
         if overlays:
-            picture = overlay(image[:3], labels, names, palette)  # of four channels, the colors
+            picture = overlay(image[:3], labels, names, palette)  # RGB of four channels
             ending = "_overlay.jpg" if max(picture.size) <= _JPEG_SIDE else "_overlay.png"
             picture.save(_named(work, ending), quality=90)
             del picture
@@ -148,8 +152,8 @@ class Predictions:
     """Results of :func:`predict_files`.
 
     Attributes:
-        images: `file`, `height`, `width` and `classes` of each image whose labels are there, see :func:`class_areas`.
-        failures: What is wrong with each image that cannot be read.
+        images: `file`, `height`, `width` and `classes` (see :func:`class_areas`) of each labeled image.
+        failures: Reason for each image that cannot be read.
     """
 
     images: list[dict[str, Any]] = field(default_factory=list)
@@ -172,17 +176,17 @@ def predict_files(
         model: See :func:`predict`.
         places: Of :func:`find_images`.
         out: Folder of the results.
-        areas: Write how much of each image each class covers to `areas.json`, also if interrupted.
-        resume: Leave out images whose labels are there.
-        report: Called with an image and the share of it that is done, from 0 to 1; 1 once for each.
-        measure_all: Measure the labels of images that are left out too, so that all are among the predictions.
+        areas: Write the area of each class in each image to `areas.json`, even if interrupted.
+        resume: Skip images whose labels exist.
+        report: Called with an image and its completed fraction, from 0 to 1; with 1 exactly once per image.
+        measure_all: Also measure existing labels of skipped images, so that the result lists all images.
         options: Others of :func:`predict_file`.
 
     Returns:
-        The images predicted, those left out that were measured, and those that cannot be read.
+        Predicted images, skipped images that were measured, and unreadable images.
 
     Raises:
-        ValueError: If an option is invalid, or the model does not say how images are normalized.
+        ValueError: If an option is invalid, or the model does not state how its images are normalized.
     """
     predictions = Predictions()
     listed = Path(out) / AREAS
@@ -193,7 +197,7 @@ def predict_files(
         for file, result in places.items():
             report(file, 0)
             if resume and _named(result, ".png").is_file():
-                if (areas or measure_all) and str(file) not in entries:  # predicted without a list
+                if (areas or measure_all) and str(file) not in entries:  # predicted without --areas
                     with Image.open(_named(result, ".png")) as labels:
                         entries[str(file)] = _entry(file, np.asarray(labels), ModelInfo(model).label_names)
             else:

@@ -1,4 +1,4 @@
-"""Images from files and arrays, and pictures of labels: nothing here knows a model."""
+"""Read images from files and arrays as tensors."""
 
 import warnings
 from pathlib import Path
@@ -43,8 +43,8 @@ def read_image(image: str | Path | Image.Image | np.ndarray | torch.Tensor, chan
     """Read an image as a tensor of shape (channels, H, W).
 
     Args:
-        image: A file that Pillow reads, or an image of Pillow: turned as its EXIF data say, alpha left out, 16 bits
-            brought to 8. Or an array (H, W, C) or (H, W), or a tensor (C, H, W): uint8 from 0 to 255, uint16 from 0 to
+        image: A file that Pillow reads, or a Pillow image: rotated by its EXIF data, without alpha, 16 bits reduced to
+            8. Or an array (H, W, C) or (H, W), or a tensor (C, H, W): uint8 from 0 to 255, uint16 from 0 to
             65535, or floating point from 0 to 1.
         channels: Number of channels to return. Gray is converted to color and color to gray; other numbers must match.
 
@@ -62,7 +62,7 @@ def read_image(image: str | Path | Image.Image | np.ndarray | torch.Tensor, chan
             raise
         except Image.DecompressionBombError as error:
             raise ImageError(f"{image}: {error} Raise PIL.Image.MAX_IMAGE_PIXELS if you trust the file.") from None
-        except Exception as error:  # Pillow's decoders raise whatever they meet in a damaged file
+        except Exception as error:  # Pillow's decoders raise many types of errors on damaged files
             reason = "not an image file" if type(error).__name__ == "UnidentifiedImageError" else str(error)
             raise ImageError(f"{image} cannot be read as an image: {reason}") from None
         tensor = torch.from_numpy(array)

@@ -1,10 +1,10 @@
-"""Image in, labels out: preprocessing, whole images or sliding windows, multiple scales and flips.
+"""Predict labels of images: preprocessing, whole images or sliding windows, multiple scales and flips.
 
-A model's `pretrained_cfg` states how its images are normalized (`mean` and `std`, of values from 0 to 1), as timm's
-does; without it, images are normalized as smp's preprocessing of the model's encoder normalizes them.
+A model's `pretrained_cfg` states how its images are normalized (`mean` and `std` of values from 0 to 1), as in timm.
+Without it, images are normalized as smp's preprocessing for the model's encoder does.
 
-An image of any size is labeled in bounded memory: windows are kept at the size of the decoder's logits, and resized,
-averaged and compared one tile of the image at a time.
+Images of any size take bounded memory: logits of windows are kept at the decoder's size, and resized, averaged and
+compared one tile of the image at a time.
 """
 
 import os
@@ -48,12 +48,12 @@ def _device_of(model: nn.Module) -> torch.device:
 
 
 def fit(size: tuple[int, int], long: float, short: float, divisor: int = 1) -> tuple[int, int]:
-    """Height and width of an image resized to fit longest sides, keeping its aspect.
+    """Compute the size of an image resized to fit maximum side lengths, keeping its aspect ratio.
 
     Args:
         size: Height and width of the image.
-        long: Largest length of the longer side.
-        short: Largest length of the shorter side.
+        long: Maximum length of the longer side.
+        short: Maximum length of the shorter side.
         divisor: Round both sides up to multiples of it.
     """
     scale = min(long / max(size), short / min(size))
@@ -64,9 +64,9 @@ def fit(size: tuple[int, int], long: float, short: float, divisor: int = 1) -> t
 def _tiles_of_scores(
     model: nn.Module, info: ModelInfo, image: torch.Tensor, plan: PredictionPlan, tile: int | None
 ) -> Iterator[tuple[slice, slice, torch.Tensor]]:
-    """Rows, columns and scores (rows, columns, classes) of each tile of an image, from the top down.
+    """Yield rows, columns and scores (rows, columns, classes) of each tile of an image, from the top down.
 
-    Scores are logits for a single pass, else the mean of the probabilities.
+    Scores are logits for a single pass, else mean probabilities.
     """
     size = _size_of(image)
     passes = [WindowedLogits(model, info, image, resized, mirrored, plan) for resized, mirrored in plan.passes]
@@ -84,7 +84,7 @@ def _tiles_of_scores(
 
 
 def _probabilities(logits: torch.Tensor, activation: nn.Module | None) -> torch.Tensor:
-    """Probabilities (..., classes) as the model's own activation makes them; by softmax or sigmoid if it makes none."""
+    """Compute probabilities (..., classes) by the model's own activation, or by softmax or sigmoid if it has none."""
     if isinstance(activation, Clamp):
         return activation(logits)
     binary = logits.shape[-1] == 1 or isinstance(activation, nn.Sigmoid)
@@ -92,7 +92,7 @@ def _probabilities(logits: torch.Tensor, activation: nn.Module | None) -> torch.
 
 
 def _free_memory(device: torch.device) -> float:
-    """Free memory of a device in bytes, as far as it is known."""
+    """Return the free memory of a device in bytes; infinity if unknown."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:
@@ -107,7 +107,7 @@ def _free_memory(device: torch.device) -> float:
 def _resolve_windows(
     info: ModelInfo, window: int | tuple[int, int] | None, stride: int | tuple[int, int] | None
 ) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Window and stride with their defaults.
+    """Resolve the defaults of window and stride.
 
     Raises:
         ValueError: If the stride is not from 1 to the window's side.
@@ -166,13 +166,13 @@ def _make_plan(
 
 @torch.inference_mode()
 def segment(model: nn.Module, image: torch.Tensor, **options: Any) -> torch.Tensor:
-    """Scores of one image at its own size, the greatest of which is the label.
+    """Compute scores of one image at its own size; the label is the class of the largest score.
 
     Args:
         model: Maps normalized images (1, C, H, W) to logits of the same size; in evaluation mode.
         image: Shape (C, H, W): uint8 from 0 to 255, or float32 from 0 to 1.
-        options: `mode` to `batch` of :func:`predict`; and `divisor`, whose multiples the sides are rounded up to when
-            the image is resized.
+        options: `mode` to `batch` of :func:`predict`, and `divisor`: sides of resized images are rounded up to its
+            multiples.
 
     Returns:
         Scores of shape (classes, H, W), on the model's device: logits for a single pass, else the mean of the
@@ -194,7 +194,7 @@ def _predict(
     probabilities: bool | Callable[[int], np.ndarray],
     progress: Callable[[float], None] | None,
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Labels (H, W), and probabilities (classes, H, W) if asked for: see :func:`predict`."""
+    """Compute labels (H, W), and probabilities (classes, H, W) if requested: see :func:`predict`."""
     size = _size_of(image)
     image = image.to(_device_of(model))
     single = plan.mode == "whole" and plan.passes == [(size, False)]
@@ -248,26 +248,26 @@ def predict(
     """Label every pixel of an image of any size.
 
     Args:
-        model: A segmentation model; it runs in evaluation mode, on the device that holds it. Its `pretrained_cfg`
-            states how its images are normalized.
-        image: A file, an image of Pillow, an array (H, W, C) or (H, W), or a tensor (C, H, W): uint8 from 0 to 255,
+        model: A segmentation model. It runs in evaluation mode on its own device. Its `pretrained_cfg` states how its
+            images are normalized.
+        image: A file, a Pillow image, an array (H, W, C) or (H, W), or a tensor (C, H, W): uint8 from 0 to 255,
             uint16, or floating point from 0 to 1, not normalized. A list of these, an array (B, H, W, C) or a tensor
             (B, C, H, W) are several images.
-        mode: Process the image "whole", or in sliding windows ("slide"), which takes less memory and sees less context
-            around a pixel. "auto": whole if that takes less than 2 GB and less than half of the free memory.
+        mode: Process the image "whole", or in sliding windows ("slide"), which needs less memory but gives the model
+            less context. "auto": whole if that takes less than 2 GB and less than half of the free memory.
         window: Side, or height and width, of the windows in pixels. Default: the size of the images that the model was
             trained on, or 512.
         stride: Distance of the windows in pixels. Default: three quarters of their side.
         scales: Factors of the image's size, one pass each; the probabilities are averaged.
         flip: Add a pass on the mirrored image for each scale.
-        fit_in: Longest sides, (long, short), that the image is resized to fit first, keeping its aspect.
-        probabilities: Return them too, 4 bytes per class and pixel; or a function that returns, for a number of
-            classes, the array (classes, H, W) to write them to, which may be a memory-mapped file.
+        fit_in: Maximum side lengths (long, short): the image is first resized to fit them, keeping its aspect ratio.
+        probabilities: Also return probabilities, 4 bytes per class and pixel. Or a function that returns, for a number
+            of classes, the array (classes, H, W) to write them to, which may be a memory-mapped file.
         precision: "bf16" and "fp16" run the model under autocast; "fp32" leaves it as it is.
-        batch: Number of windows that the model gets at once.
-        tile: Side in pixels of the pieces of the image whose scores are held at once. Changes the memory that is
-            needed, not the labels. Default: chosen by the number of classes.
-        progress: Called with the share of the image that is done, from 0 to 1.
+        batch: Number of windows per batch.
+        tile: Side in pixels of the tiles whose scores are computed at once. Affects memory, not the labels. Default:
+            chosen by the number of classes.
+        progress: Called with the completed fraction of the image, from 0 to 1.
 
     Returns:
         Labels of shape (H, W), at the image's own size: uint8, or int32 for more than 256 classes. With
@@ -275,7 +275,7 @@ def predict(
 
     Raises:
         FileNotFoundError: If a file does not exist.
-        ValueError: If an image cannot be read or does not fit the model, or an option is invalid.
+        ValueError: If an option is invalid, or an image cannot be read or does not fit the model.
     """
     if tile is not None and tile < 1:
         raise ValueError(f"tile must be at least 1, got {tile}")
@@ -311,7 +311,7 @@ def slow_precision(device: torch.device, precision: str) -> str | None:
         precision: "bf16" or "fp16"; anything else is float32.
 
     Returns:
-        One line; None if the device has the arithmetic, or if that is not known.
+        One line; None if the device supports the precision, or if that is unknown.
     """
     if device.type != "cpu" or platform.machine().lower() not in ("x86_64", "amd64"):
         return None

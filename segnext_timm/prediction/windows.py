@@ -22,19 +22,19 @@ _CACHE_BYTES = 1 << 30  # of the windows' logits that other tiles will need
 
 
 def pad_images(images: torch.Tensor, divisor: int) -> torch.Tensor:
-    """Pad images (B, C, H, W) with zeros at the bottom and right, to 32 pixels a side and to multiples of `divisor`."""
+    """Pad images (B, C, H, W) with zeros at the bottom and right: at least 32 pixels, and multiples of `divisor`."""
     height, width = (-(-max(side, _MIN_SIDE) // divisor) * divisor for side in images.shape[-2:])
     return F.pad(images, (0, width - images.shape[-1], 0, height - images.shape[-2]))
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast | nullcontext:
-    """Autocast to a precision; nothing for "fp32"."""
+    """Create the autocast context of a precision; it does nothing for "fp32"."""
     dtype = PRECISIONS[precision]
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
 def window_origins(full: int, side: int, stride: int) -> list[int]:
-    """First pixels of windows that cover `full` pixels; the last window is moved back to end with the image."""
+    """Compute first pixels of windows that cover `full` pixels; the last window ends with the image."""
     return [min(i * stride, full - side) for i in range(-(-(full - side) // stride) + 1)]
 
 
@@ -53,7 +53,7 @@ class PredictionPlan:
         sizes: Heights and widths that the image is resized to, one pass each.
         flip: Add a pass on the mirrored image for each size.
         precision: Precision that the model runs in.
-        batch: Number of windows that the model gets at once.
+        batch: Number of windows per batch.
     """
 
     mode: Mode
@@ -71,11 +71,11 @@ class PredictionPlan:
 
 
 class WindowedLogits:
-    """Window-averaged logits of an image at one scale and flip, computed where they are asked for.
+    """Window-averaged logits of an image at one scale and flip, computed on demand.
 
-    Logits of windows are cached at the decoder's size. Pieces are to be asked for from the top down: a window that ends
-    above the piece asked for last is evicted, and so are the oldest windows where the cache is full. An evicted window
-    is computed again if a piece needs it.
+    Logits of windows are cached at the decoder's size. Regions should be read from the top down: :meth:`read` evicts
+    windows that end above its region, and the oldest windows when the cache is full. An evicted window is computed
+    again if a later region needs it.
 
     Args:
         model: The model, in evaluation mode.
@@ -108,7 +108,7 @@ class WindowedLogits:
         self._cache: dict[tuple[int, int], torch.Tensor] = {}  # logits (h, w, classes) by origin
 
     def crop(self, top: int, left: int) -> torch.Tensor:
-        """The normalized pixels (1, C, h, w) of the window at an origin."""
+        """Compute the normalized pixels (1, C, h, w) of the window at an origin."""
         left = self.size[1] - left - self.window[1] if self.mirrored else left
         x = self.image[:, top : top + self.window[0], left : left + self.window[1]]
         x = TF.normalize(TF.to_dtype(x, torch.float32, scale=True), *map(list, self.info.normalization))[None]
@@ -131,8 +131,8 @@ class WindowedLogits:
         while sum(maps.nbytes for maps in self._cache.values()) > _CACHE_BYTES and len(self._cache) > self.batch:
             del self._cache[next(iter(self._cache))]
 
-    def _of_window(self, origin: tuple[int, int], rows: slice, columns: slice) -> torch.Tensor:
-        """Logits (rows, columns, classes) of a piece of the image that lies in a cached window."""
+    def _window_region(self, origin: tuple[int, int], rows: slice, columns: slice) -> torch.Tensor:
+        """Compute logits (rows, columns, classes) of a region of the image that lies in a cached window."""
         maps = self._cache[origin]
 
         def read(rows: slice, columns: slice) -> torch.Tensor:
@@ -144,7 +144,7 @@ class WindowedLogits:
         )
 
     def read(self, rows: slice, columns: slice) -> torch.Tensor:
-        """Logits (rows, columns, classes) of a piece of the resized image."""
+        """Compute logits (rows, columns, classes) of a region of the resized image."""
         if self.mirrored:
             columns = slice(self.size[1] - columns.stop, self.size[1] - columns.start)
         tops, lefts = (
@@ -159,13 +159,13 @@ class WindowedLogits:
                 self._run(missing)
             for origin in group:
                 if len(needed) == 1:
-                    total = self._of_window(origin, rows, columns)
+                    total = self._window_region(origin, rows, columns)
                     break
                 inside = [
                     slice(max(part.start, first), min(part.stop, first + side))
                     for part, first, side in zip((rows, columns), origin, self.window)
                 ]
-                maps = self._of_window(origin, *inside)
+                maps = self._window_region(origin, *inside)
                 if total is None:
                     size = (rows.stop - rows.start, columns.stop - columns.start)
                     total = maps.new_zeros((*size, maps.shape[2]))
@@ -181,5 +181,5 @@ class WindowedLogits:
         return total.flip(1) if self.mirrored else total
 
     def resized(self, size: tuple[int, int], rows: slice, columns: slice) -> torch.Tensor:
-        """A piece (rows, columns, classes) of the logits resized to `size`."""
+        """Compute a region (rows, columns, classes) of the logits resized to `size`."""
         return resize_region(self.read, self.size, size, rows, columns)

@@ -17,6 +17,7 @@ from random_checkpoints import backbone_shapes, random_state_dict, segmenter_sha
 from segnext_timm import CheckpointError, NMF2d, convert
 from segnext_timm.checkpoints.recognition import backbone_to_native, segmenter_to_native
 from segnext_timm.label_sets import LABEL_SETS
+from small_models import narrow
 
 DIALECTS = pytest.mark.parametrize("dialect", ["paper", "mmseg", "jittor"])
 
@@ -27,21 +28,6 @@ def equal(one, other):
 
 def without_counts(state_dict):
     return {name: value for name, value in state_dict.items() if not name.endswith("num_batches_tracked")}
-
-
-@pytest.fixture(scope="module")
-def backbone():
-    return random_state_dict(backbone_shapes("t", classifier=True))
-
-
-@pytest.fixture(scope="module")
-def segmenter():
-    return random_state_dict(segmenter_shapes("t", 5))
-
-
-def narrow(**kwargs):
-    """A narrow segmenter."""
-    return smp.SegNeXt("tu-test_mscan", encoder_weights=None, classes=3, decoder_channels=32, decoder_rank=8, **kwargs)
 
 
 # Converting
@@ -63,7 +49,7 @@ def test_a_backbone_becomes_a_folder_that_timm_loads(tmp_path, caplog, backbone,
 @DIALECTS
 def test_a_segmenter_becomes_a_folder_that_smp_loads(tmp_path, segmenter, dialect):
     found = convert(write(tmp_path / "x", segmenter, dialect), tmp_path / "out")
-    assert str(found).startswith("SegNeXt on mscan_t, 5 classes, 3 input channels, 256 decoder channels, rank 16 (that")
+    assert str(found).startswith("SegNeXt on mscan_t, 5 classes, 3 input channels, 256 decoder channels, rank 16 (from")
     model = smp.from_pretrained(tmp_path / "out")
     state_dict = dict(model.state_dict())
     assert torch.equal(state_dict.pop("decoder.hamburger.nmf.bases"), NMF2d(256, 16).bases)
@@ -126,7 +112,7 @@ def test_class_names_come_from_the_checkpoint_a_file_or_a_data_set(tmp_path):
     assert smp.from_pretrained(tmp_path / "file").pretrained_cfg["label_names"] == ["one", "two", "three"]
     with pytest.raises(CheckpointError, match="has 3 classes, but 150 names were given"):
         convert(tmp_path / "x.pth", tmp_path / "ade", classes="ade20k")
-    with pytest.raises(FileNotFoundError, match=r"none\.txt: no such file of class names, nor one of ade20k"):
+    with pytest.raises(FileNotFoundError, match=r"none\.txt: no such file of class names, and not a data set: ade20k"):
         convert(tmp_path / "x.pth", tmp_path / "ade", classes="none.txt")
     torch.save(random_state_dict(segmenter_shapes("t", 150)), tmp_path / "ade.pth")
     convert(tmp_path / "ade.pth", tmp_path / "ade", classes="ade20k")
@@ -146,7 +132,7 @@ def test_nothing_is_overwritten_or_left_half_made(tmp_path):
     assert sorted(f.name for f in tmp_path.iterdir()) == ["bad.pth", "x.pth"]
     convert(tmp_path / "x.pth", tmp_path / "out")
     (tmp_path / "out" / "README.md").write_text("my words", encoding="utf-8")
-    with pytest.raises(FileExistsError, match="exists: choose another name, or allow to replace it"):
+    with pytest.raises(FileExistsError, match="exists: choose another name, or replace it with --force"):
         convert(tmp_path / "x.pth", tmp_path / "out")
     with pytest.raises(CheckpointError):
         convert(tmp_path / "bad.pth", tmp_path / "out", force=True)
@@ -163,8 +149,8 @@ def test_mistakes_in_converting_are_named(tmp_path, segmenter):
     torch.save(narrow().state_dict(), tmp_path / "x.pth")
     for arguments, message in (
         ({"dst": tmp_path / "out", "to": "onnx"}, "to must be 'native' or 'mmseg', got 'onnx'"),
-        ({"dst": tmp_path / "out", "to": "mmseg"}, r"mmsegmentation loads \.pth files: name one"),
-        ({"dst": tmp_path / "out.safetensors"}, r"will be a folder: name it without \.safetensors"),
+        ({"dst": tmp_path / "out", "to": "mmseg"}, r"mmsegmentation loads \.pth files: choose a name"),
+        ({"dst": tmp_path / "out.safetensors"}, r"will be a folder: choose a name without \.safetensors"),
         ({"dst": tmp_path / "out", "rank": 4}, r"x\.pth: its bases are of rank 8, not 4: leave the rank out"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -176,7 +162,9 @@ def test_mistakes_in_converting_are_named(tmp_path, segmenter):
         convert(tmp_path / "y.pth", tmp_path / "out")
     assert "\n" not in str(error.value)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CheckpointError, match=r"empty: not a model folder, it has no config\.json and no model\.saf"):
+    with pytest.raises(
+        CheckpointError, match=r"empty: not a model folder, because it has no config\.json and no model\.saf"
+    ):
         convert(tmp_path / "empty", tmp_path / "out")
     smp.SegNeXt("resnet18", encoder_weights=None, classes=2, decoder_channels=32).save_pretrained(tmp_path / "resnet")
     with pytest.raises(CheckpointError, match="not a checkpoint of MSCAN"):
@@ -238,7 +226,7 @@ def test_bad_files_given_to_timm_are_named(tmp_path, content, message):
 
 def test_a_jittor_file_given_to_timm_is_to_be_converted(tmp_path, backbone):
     path = write(tmp_path / "mscan_t", backbone, "jittor")
-    with pytest.raises(CheckpointError, match=r"mscan_t\.pkl: timm reads no Jittor files\. Convert it"):
+    with pytest.raises(CheckpointError, match=r"mscan_t\.pkl: timm cannot read Jittor files\. Convert it"):
         timm.create_model("mscan_t", pretrained=True, pretrained_cfg_overlay={"file": str(path)})
 
 

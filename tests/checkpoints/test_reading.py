@@ -109,7 +109,7 @@ def test_getattr_of_anything_else_is_refused(tmp_path):
 
     for writer in (torch.save, legacy, lambda content, path: path.write_bytes(pickle.dumps(content))):
         writer({"x": Getattr()}, tmp_path / "x.pth")
-        with pytest.raises(CheckpointError, match=r"refused, since loading it would run (builtins\.)?getattr"):
+        with pytest.raises(CheckpointError, match=r"refused, because loading it would execute (builtins\.)?getattr"):
             read_checkpoint(tmp_path / "x.pth")
 
 
@@ -131,7 +131,7 @@ def test_pickles_that_would_run_code_are_refused_and_do_not_run_it(tmp_path, wri
     else:
         WRITERS[writer](content, path)
     with pytest.raises(
-        CheckpointError, match=r"x\.p.*: refused, since loading it would run (posix|nt)\.system"
+        CheckpointError, match=r"x\.p.*: refused, because loading it would execute (posix|nt)\.system"
     ) as error:
         read_checkpoint(path)
     assert "\n" not in str(error.value)
@@ -180,8 +180,8 @@ def test_a_changed_byte_breaks_jittor_s_checksum(tmp_path):
         (b"<!DOCTYPE html><html><body>Sign in</body></html>", "a web page, not a checkpoint"),
         (b"\n<html>", "a web page, not a checkpoint"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "a Git LFS pointer"),
-        (b"some notes about the weights", "not a checkpoint, neither PyTorch's"),
-        (bytes(range(255, 0, -1)), "not a checkpoint, neither PyTorch's"),
+        (b"some notes about the weights", "not a checkpoint of PyTorch"),
+        (bytes(range(255, 0, -1)), "not a checkpoint of PyTorch"),
     ],
 )
 def test_what_is_not_a_checkpoint_is_told(tmp_path, content, message):

@@ -123,11 +123,11 @@ def test_the_model_s_bases_stay_here():
     assert native_to_mmseg(model.state_dict()).keys() == segmenter_shapes("t", 7).keys()
 
 
-def test_what_mmsegmentation_has_no_place_for_is_named():
+def test_a_parameter_that_mmsegmentation_lacks_is_named():
     arguments = {"encoder_weights": None, "classes": 2}
-    with pytest.raises(CheckpointError, match=r"no place for 'classification_head\."):
+    with pytest.raises(CheckpointError, match=r"no parameter for 'classification_head\."):
         native_to_mmseg(smp.SegNeXt("tu-test_mscan", aux_params={"classes": 3}, **arguments).state_dict())
-    with pytest.raises(CheckpointError, match="has four stages, this one fewer"):
+    with pytest.raises(CheckpointError, match="has four stages, this model has fewer"):
         native_to_mmseg(smp.SegNeXt("tu-test_mscan", encoder_depth=4, **arguments).state_dict())
 
 
@@ -142,7 +142,7 @@ def test_variants_are_recognized_by_their_tensors(variant, spelling):
     found = recognize({"state_dict": spell(zero_state_dict(segmenter_shapes(variant, 19)))})
     assert (found.kind, found.architecture, found.spelling) == ("segmenter", f"mscan_{variant}", spelling)
     assert (found.num_classes, found.in_chans, found.decoder_channels) == (19, 3, channels)
-    assert (found.rank, found.rank_source) == (paper_rank, "that of the paper's code; the file does not tell")
+    assert (found.rank, found.rank_source) == (paper_rank, "from the paper's code, since the file does not contain it")
     for classifier, classes in ((True, 1000), (False, 0)):
         found = recognize(spell(zero_state_dict(backbone_shapes(variant, classifier=classifier))))
         assert (found.kind, found.architecture, found.spelling) == ("backbone", f"mscan_{variant}", spelling)
@@ -170,7 +170,7 @@ def test_the_rank_is_as_told_or_that_of_the_configuration_or_the_paper_s():
     assert (told.rank, told.rank_source) == (16, "as told")
     for config in ("ham_kwargs=dict(MD_R=16)", "'ham_kwargs': {'MD_S': 1, 'MD_R': 16}"):
         declared = recognize({"state_dict": tensors, "meta": {"cfg": config}})
-        assert (declared.rank, declared.rank_source) == (16, "that of the configuration in the file")
+        assert (declared.rank, declared.rank_source) == (16, "from the configuration in the file")
     assert recognize({"state_dict": tensors, "meta": {"cfg": "MD_R=16"}}, rank=8).rank == 8
     bases = {"decode_head.hamburger.ham.bases": torch.ones(1, 512, 32)}  # mmsegmentation's, if they are not drawn
     assert recognize(tensors | bases).rank == 32
@@ -220,7 +220,7 @@ def test_batches_that_jittor_does_not_count_are_added(tmp_path, names):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (torch.zeros(3), "a Tensor, not parameters by name"),
+        (torch.zeros(3), "a Tensor instead of parameters by name"),
         (
             {"conv1.weight": torch.zeros(64, 3, 7, 7), "layer1.0.conv1.weight": torch.zeros(64)},
             "not a checkpoint of MSCAN",

@@ -4,6 +4,7 @@ import pytest
 from PIL import Image
 
 import benchmark
+from benchmarking import cases, ceilings
 from segmentation.recipe import UserError
 
 SEGNEXT = "segnext:tu-test_mscan"  # narrow
@@ -11,7 +12,7 @@ SEGNEXT = "segnext:tu-test_mscan"  # narrow
 
 @pytest.fixture(autouse=True)
 def _quick_ceilings(monkeypatch):
-    monkeypatch.setattr(benchmark, "CEILING_SIDE", {"cpu": 256, "cuda": 256})
+    monkeypatch.setattr(ceilings, "CEILING_SIDE", {"cpu": 256, "cuda": 256})
 
 
 def run(tmp_path, *arguments):
@@ -32,7 +33,7 @@ def test_growth_over_sizes_and_batches(tmp_path, capsys):
 
 
 def test_what_cannot_be_run_is_left_out_and_said(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(benchmark.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(cases.importlib.util, "find_spec", lambda name: None)
     ways = ("openvino", "memory", "graph", "eager")
     contenders = ("mmseg_t@eager", *(f"{SEGNEXT}@{way}" for way in ways))
     results = run(
@@ -42,7 +43,7 @@ def test_what_cannot_be_run_is_left_out_and_said(tmp_path, capsys, monkeypatch):
     said = capsys.readouterr().out
     assert "mmseg_t@eager is left out: mmseg not installed." in said
     assert "openvino is left out: openvino not installed." in said
-    assert "memory is left out: memory is a way to train." in said
+    assert "memory is left out: 'memory' applies to training only." in said
     assert "graph is left out: CUDA graphs need CUDA." in said
 
 
@@ -50,12 +51,12 @@ def test_what_cannot_be_run_is_left_out_and_said(tmp_path, capsys, monkeypatch):
     ("arguments", "message"),
     [
         (("--contenders", "segnext_t"), r"'segnext_t' is not of the form MODEL@WAY"),
-        (("--sizes", "5k"), "size '5k' is neither a side"),
-        (("--contenders", "segnext_t@quick"), "'quick' is no way to run"),
+        (("--sizes", "5k"), "size '5k' is not a side"),
+        (("--contenders", "segnext_t@quick"), "unknown way 'quick'"),
         (("--contenders", "mscan_x@eager"), "'mscan_x' is no model of timm"),
     ],
 )
-def test_mistakes_are_named(arguments, message, tmp_path):
+def test_an_invalid_size_or_contender_is_named(arguments, message, tmp_path):
     with pytest.raises((UserError, ValueError), match=message):
         run(tmp_path, *arguments, "--rounds", 1, "--no-memory")
 

@@ -164,7 +164,7 @@ def test_invalid_arguments_raise_errors_that_name_them(root, tmp_path):
         run(FOLDER, *common)
     with pytest.raises(SettingsError, match=r"RECIPE is missing: .* Usage: .* MODEL RECIPE"):
         run(model)
-    with pytest.raises(FileNotFoundError, match="nomodel: no such folder, no name on the Hub"):
+    with pytest.raises(FileNotFoundError, match="nomodel: not a folder, not a Hub repository"):
         run("nomodel", FOLDER, *common)
     with pytest.raises(ValueError, match="--write_card needs a model folder"):
         run("segnext_t", FOLDER, "--write_card", *common)

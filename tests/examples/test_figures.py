@@ -33,9 +33,13 @@ def test_a_model_s_pictures_are_drawn(model, tmp_path, monkeypatch):
     photo = np.random.default_rng(0).integers(0, 256, (70, 100, 3), np.uint8)
     Image.fromarray(photo).save(tmp_path / "photo.png")
     figures.main(["model", str(model), "--image", str(tmp_path / "photo.png"), "-o", str(tmp_path / "b")])
-    for folder in ("a", "b"):
-        for name in ("attention", "receptive_field", "bases"):
-            assert drawn(tmp_path / folder / f"{name}.png")
+    figures.main(["model", str(model), "--image", str(tmp_path / "photo.png"), "-o", str(tmp_path / "again")])
+    for name in ("attention", "receptive_field", "bases"):
+        files = [tmp_path / folder / f"{name}.png" for folder in ("a", "b", "again")]
+        assert all(map(drawn, files))
+        scene, photo, again = (file.read_bytes() for file in files)
+        assert photo == again
+        assert photo != scene  # drawn from the image
 
 
 def test_other_models_are_refused(tmp_path):
@@ -44,9 +48,9 @@ def test_other_models_are_refused(tmp_path):
         figures.main(["model", str(tmp_path / "unet")])
 
 
+@pytest.mark.reference
 @pytest.mark.slow
 def test_the_counts_in_the_plot_are_what_count_gives():
-    pytest.importorskip("mmseg")
     published = {name: gmacs for family in figures.PUBLISHED.values() for name, (gmacs, _) in family.items()}
     names = ["segnext_mscan-t", "segnext_mscan-s", "segformer_mit-b0", "segformer_mit-b1", "deeplabv3plus_r50"]
     assert figures.count(names) == {name: published[name] for name in names}

@@ -402,7 +402,7 @@ def test_a_loss_that_is_not_finite_changes_nothing_and_is_reported(folder, tmp_p
         (("--data_root", "none"), "none does not exist"),
         (("--ignore_index", 7), r"holds the labels 255, but .*'255 NAME'.* --ignore_index 255"),
         (("--encoder", "tu-mscan_x"), "Unknown encoder 'tu-mscan_x'"),
-        (("--init_from", "nothing"), "nothing: no such folder"),
+        (("--init_from", "nothing"), "nothing: not a folder, not a Hub repository"),
     ],
 )
 def test_invalid_settings_and_data_raise_errors_that_name_them(folder, tmp_path, arguments, message):

@@ -195,7 +195,7 @@ def test_what_timm_says_of_its_own_weights_is_not_said_of_others():
     # timm's record is of the weights it publishes; what they are under is said of these only
     card = pushed_card(timm.create_model("mscan_t", num_classes=5))
     assert card.data.license is None
-    assert "If they began as the published `mscan_t.in1k`, the license of these applies: apache-2.0" in card.text
+    assert "If they come from the published `mscan_t.in1k`, its license applies: apache-2.0" in card.text
     model = timm.create_model("test_mscan", num_classes=5)
     model.pretrained_cfg["license"] = "cc-by-4.0"
     assert pushed_card(model).data.license == "cc-by-4.0"

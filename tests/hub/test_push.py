@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import segmentation_models_pytorch as smp
@@ -14,24 +15,9 @@ from safetensors.torch import load_file
 
 import hub_server
 import segnext_timm
-from random_checkpoints import backbone_shapes, random_state_dict, segmenter_shapes, write
+from random_checkpoints import write
 from segnext_timm import CheckpointError, convert, push_to_hub
-
-
-@pytest.fixture(scope="module")
-def backbone():
-    return random_state_dict(backbone_shapes("t", classifier=True))
-
-
-@pytest.fixture(scope="module")
-def segmenter():
-    return random_state_dict(segmenter_shapes("t", 5))
-
-
-def narrow(**kwargs):
-    """A narrow segmenter."""
-    return smp.SegNeXt("tu-test_mscan", encoder_weights=None, classes=3, decoder_channels=32, decoder_rank=8, **kwargs)
-
+from small_models import narrow
 
 # Pushing and pulling. The client reads where the Hub is when it is imported: it runs in a process of its own.
 
@@ -39,14 +25,12 @@ CLIENT = """
 import sys, torch, timm, segmentation_models_pytorch as smp, segnext_timm
 from huggingface_hub import HfApi, ModelCard
 from pathlib import Path
+from small_models import narrow
 folder = Path(sys.argv[1])
 
 def equal(one, other):
     one, other = one.state_dict(), other.state_dict()
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-def narrow(**kwargs):
-    return smp.SegNeXt("tu-test_mscan", encoder_weights=None, classes=3, decoder_channels=32, decoder_rank=8, **kwargs)
 """
 
 
@@ -60,6 +44,7 @@ def hub(tmp_path):
             "HF_HOME": str(tmp_path / "hf"),
             "HF_HUB_DISABLE_XET": "1",  # a storage of the Hub's own; LFS is the protocol that is open
             "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(Path(hub_server.__file__).parent),
         }
 
         def run(code, token="hf_writer", check=True):

@@ -79,7 +79,7 @@ def test_one_step_gradient_keeps_the_output_and_sees_the_last_update_only():
 
     matrix = x.flatten(2)
     with torch.no_grad():
-        bases, coef, _ = one_step._factorise(matrix, one_step.bases)
+        bases, coef, _ = one_step._factorize(matrix, one_step.bases)
     coef = one_step._update_coefficients(matrix.transpose(1, 2) @ bases, bases, coef)
     (expected,) = torch.autograd.grad((bases @ coef.transpose(1, 2)).square().sum(), x)
     torch.testing.assert_close(gradient, expected)

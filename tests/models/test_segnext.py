@@ -173,7 +173,7 @@ def test_checkpointed_blocks_give_the_same_gradients_and_keep_less():
 
 
 def test_an_encoder_that_cannot_be_checkpointed_is_named():
-    with pytest.raises(ValueError, match="The encoder ResNetEncoder cannot compute activations again"):
+    with pytest.raises(ValueError, match="The encoder ResNetEncoder does not support gradient checkpointing"):
         tiny(encoder_name="resnet18").set_grad_checkpointing()
 
 
@@ -211,11 +211,11 @@ def test_upsampling_1_gives_the_decoder_s_logits_as_argument_or_attribute():
 
 @pytest.mark.parametrize("upsampling", [0, 2, 4, "8"])
 def test_other_upsamplings_are_refused(upsampling):
-    with pytest.raises(ValueError, match=r"upsampling must be 8, .* or 1"):
+    with pytest.raises(ValueError, match=r"upsampling must be 8 .* or 1"):
         tiny(upsampling=upsampling)
     model = tiny()
     model.upsampling = upsampling
-    with pytest.raises(ValueError, match=r"upsampling must be 8, .* or 1"):
+    with pytest.raises(ValueError, match=r"upsampling must be 8 .* or 1"):
         model(images(1, 3, 64, 64))
 
 
@@ -291,7 +291,7 @@ def test_names_that_no_longer_fit_are_not_saved(tmp_path, caplog):
 @pytest.mark.parametrize("encoder_name", ["tu-test_mscan", "tu-repvgg_a0", "tu-mobileone_s0", "tu-repvit_m0_9"])
 def test_fused_models_of_any_encoder_are_not_saved(tmp_path, encoder_name):
     fused = fuse(tiny(encoder_name=encoder_name, encoder_depth=4 if "repvit" in encoder_name else 5))
-    with pytest.raises(ValueError, match=r"^A fused model cannot be saved or pushed, since no other model"):
+    with pytest.raises(ValueError, match=r"^A fused model cannot be saved or pushed, because no other model"):
         fused.save_pretrained(tmp_path / "saved")
     assert not (tmp_path / "saved" / "model.safetensors").exists()
     with pytest.raises(ValueError, match="A fused model cannot be"):

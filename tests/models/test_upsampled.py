@@ -126,7 +126,7 @@ def test_labels_of_another_image_are_refused(size):
     if size == (32, 33):  # 33 / 8 is 4 rounded down: an encoder that pools without padding
         assert UpsampledCrossEntropyLoss()(x, target).isfinite()
         return
-    with pytest.raises(ValueError, match=r"no integer fraction of labels of .*labels of another image"):
+    with pytest.raises(ValueError, match=r"not an integer fraction of labels of .*labels of another image"):
         UpsampledCrossEntropyLoss()(x, target)
 
 

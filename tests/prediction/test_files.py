@@ -65,10 +65,15 @@ def test_results_lie_as_the_images_do(tmp_path):
 def test_no_image_is_written_over(tmp_path):
     write(tmp_path, "a.png", "b/a.png")
     for paths, out, error, message in (
-        ([tmp_path / "a.png"], tmp_path, ValueError, r"holds a\.png, an image to predict: choose another folder"),
-        ([tmp_path / "a.png", tmp_path / "b" / "a.png"], tmp_path / "o", ValueError, "results had the name of another"),
+        ([tmp_path / "a.png"], tmp_path, ValueError, r"contains a\.png, an image to predict: choose another folder"),
+        (
+            [tmp_path / "a.png", tmp_path / "b" / "a.png"],
+            tmp_path / "o",
+            ValueError,
+            "results would share the name of another",
+        ),
         ([tmp_path], tmp_path, ValueError, "is the folder of the images: choose another for the results"),
-        ([tmp_path / "a.png"], tmp_path / "a.png", ValueError, r"a\.png is a file, and results need a folder"),
+        ([tmp_path / "a.png"], tmp_path / "a.png", ValueError, r"a\.png is a file, but the results need a folder"),
         ([tmp_path / "none.png"], tmp_path / "o", FileNotFoundError, r"none\.png: no such file or folder"),
         ([tmp_path / "*.jpg"], tmp_path / "o", FileNotFoundError, r"no images in .*\*\.jpg"),
     ):
@@ -257,9 +262,12 @@ def test_mistakes_end_in_one_line_before_anything_is_done(model, tmp_path):
     write(tmp_path, "a.png")
     for arguments, message in (
         ((model, tmp_path / "none.png", "-o", tmp_path / "out"), "no such file or folder"),
-        ((tmp_path / "none", tmp_path / "a.png", "-o", tmp_path / "out"), "no such folder, no name on the Hub"),
-        ((model, tmp_path / "a.png", "-o", tmp_path), "holds a.png, an image to predict"),
-        ((model, tmp_path / "a.png", "-o", tmp_path / "a.png" / "out"), "a.png is a file, and results need a folder"),
+        ((tmp_path / "none", tmp_path / "a.png", "-o", tmp_path / "out"), "not a folder, not a Hub repository"),
+        ((model, tmp_path / "a.png", "-o", tmp_path), "contains a.png, an image to predict"),
+        (
+            (model, tmp_path / "a.png", "-o", tmp_path / "a.png" / "out"),
+            "a.png is a file, but the results need a folder",
+        ),
         (
             (model, tmp_path / "a.png", "-o", tmp_path / "out", "--scales", "a"),
             "is not a list of positive numbers, such as 0.5,1,1.5",

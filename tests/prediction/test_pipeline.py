@@ -81,7 +81,7 @@ def test_a_model_that_does_not_say_is_normalized_as_smp_preprocesses_for_its_enc
 
 
 def test_normalization_is_never_guessed(monkeypatch):
-    with pytest.raises(ValueError, match="does not say how its images are normalized, and it is not a model of smp"):
+    with pytest.raises(ValueError, match="does not state how its images are normalized, and it is not a model of smp"):
         predict(torch.nn.Conv2d(3, 2, 1), noise(40, 40))
 
     def refuse(*args):

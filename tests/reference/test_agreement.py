@@ -27,6 +27,7 @@ def test_features_and_logits_agree_with_golden_samples(variant):
             assert error < 1e-5, f"{name} at {size}: relative error {error:.1e}"
 
 
+@pytest.mark.reference
 @pytest.mark.slow
 @cases
 def test_features_and_logits_agree_with_mmsegmentation(variant):
@@ -43,6 +44,7 @@ def test_features_and_logits_agree_with_mmsegmentation(variant):
                 assert error < tolerance, f"{name} at {size} in {dtype}: relative error {error:.1e}"
 
 
+@pytest.mark.reference
 @pytest.mark.slow
 @cases
 def test_published_names_are_those_of_mmsegmentation(variant):
@@ -56,6 +58,7 @@ def test_published_names_are_those_of_mmsegmentation(variant):
     assert shapes == segmenter_shapes(variant, 19)
 
 
+@pytest.mark.reference
 @pytest.mark.slow
 @cases
 def test_converted_checkpoints_predict_as_mmsegmentation(variant, tmp_path):

@@ -8,7 +8,7 @@ import torch
 from segmentation.metrics import Scores
 from segnext_timm.prediction.pipeline import segment
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.reference, pytest.mark.slow]
 
 STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and std
 

@@ -4,7 +4,6 @@ import pytest
 
 from segnext_timm.label_sets import LABEL_SETS, voc_palette
 
-pytest.importorskip("mmseg")
 DATASETS = {
     "ade20k": "ADE20KDataset",
     "cityscapes": "CityscapesDataset",
@@ -16,6 +15,7 @@ DATASETS = {
 WITHOUT_COLORS = ("coco_stuff164k", "pascal_context")  # mmsegmentation drew random ones
 
 
+@pytest.mark.reference
 @pytest.mark.slow
 @pytest.mark.parametrize("key", LABEL_SETS)
 def test_all_classes_and_colors_agree_with_mmsegmentation(key):

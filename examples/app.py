@@ -1,11 +1,11 @@
-"""A page that segments images: drop one, choose a model, look at the overlay and the areas of the classes.
+"""A web page that segments images: drop an image, choose a model, see the overlay and the areas of the classes.
 
     python examples/app.py                                    # the published models, downloaded when they are chosen
-    python examples/app.py runs/quickstart segnext_b.mmseg_ade20k user/repo     # yours
+    python examples/app.py runs/quickstart segnext_b.mmseg_ade20k user/repo     # your own models
     python examples/app.py --make-space my-space segnext_b    # a folder to push to a Space of the Hugging Face Hub
 
-`pip install -e ".[app]"` installs what it needs. Images may be as large as memory allows: those that do not fit whole
-are processed in windows.
+Install its requirements with `pip install -e ".[app]"`. Images that are too large to process whole are processed in
+sliding windows.
 """
 
 import argparse
@@ -63,14 +63,14 @@ SegNeXt ([paper](https://arxiv.org/abs/2209.08575)) segments the image that you 
 
 @functools.lru_cache(maxsize=4)
 def load(name: str) -> torch.nn.Module:
-    """A model ready to run, on an accelerator if there is one."""
+    """Load a model, fuse it, and move it to an accelerator if there is one."""
     model = segnext_timm.fuse(load_segmenter(name), inplace=True)
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
     return model.to(device, memory_format=torch.channels_last)
 
 
 def legend(areas: list[dict], palette: list, note: str) -> str:
-    """The classes present as HTML, largest first, and a note below."""
+    """Format the classes in an image as HTML, largest first, with a note below."""
     rows = []
     for area in areas:
         color = "rgb({}, {}, {})".format(*(palette[area["label"]] if area["label"] < len(palette) else (0, 0, 0)))
@@ -84,12 +84,12 @@ def legend(areas: list[dict], palette: list, note: str) -> str:
 
 
 def wrong(message: str) -> str:
-    """An error as HTML."""
+    """Format an error as HTML."""
     return f'<div class="wrong" role="alert">{html.escape(message)}</div>'
 
 
 class App:
-    """The page's state: models by name, and the folder of the newest label pictures."""
+    """The page and its state: names of models, and the folder of the newest label pictures."""
 
     def __init__(self, models: list[str]) -> None:
         self.models = models
@@ -104,7 +104,7 @@ class App:
         flip: bool,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> tuple:
-        """Pictures of the slider, legend, and the file of the labels."""
+        """Segment an image: the pictures of the slider, the legend, and the file of the labels."""
         if file is None:
             return None, '<div class="note">Drop an image, or take an example.</div>', gr.DownloadButton(visible=False)
         try:
@@ -117,7 +117,7 @@ class App:
                 model, image, mode=MODES[mode], flip=flip, progress=lambda share: progress(share, desc="segmenting")
             )
             seconds = time.monotonic() - start
-        except Exception as error:  # whatever it is, the page says so
+        except Exception as error:  # the page shows every error
             message = str(error).replace(str(Path(file)), "The file") or type(error).__name__
             return None, wrong(message), gr.DownloadButton(visible=False)
         names, palette = info.label_names, info.palette
@@ -132,7 +132,7 @@ class App:
         return shown, legend(areas, palette, note), gr.DownloadButton(value=self.keep(labels, palette), visible=True)
 
     def keep(self, labels, palette) -> str:
-        """Write labels to a file of their own, and let go of the oldest."""
+        """Write labels to a new file, and delete the oldest one."""
         path = Path(tempfile.mkdtemp(dir=self.folder.name)) / "labels.png"
         label_picture(labels, palette).save(path)
         self.newest.append(path)
@@ -141,7 +141,7 @@ class App:
         return str(path)
 
     def examples(self) -> list[list[str]]:
-        """Files of scenes that are drawn here."""
+        """Draw example scenes, and return their files."""
         paths = []
         for index in range(4):
             path = Path(self.folder.name) / f"scene_{index}.png"
@@ -150,16 +150,16 @@ class App:
         return paths
 
     def page(self) -> gr.Blocks:
-        """The page."""
+        """Build the page."""
         with gr.Blocks(title="SegNeXt", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
             gr.Markdown("# SegNeXt\nSemantic segmentation: every pixel of an image gets a class.")
             with gr.Row():
                 with gr.Column(scale=2, min_width=320):
                     image = gr.Image(label="Image", sources=["upload", "clipboard"], height=280, elem_id="image")
-                    # the file as it was dropped: what is wrong with it is said by the prediction
+                    # pass the file on unchanged: `segment` reports what is wrong with it
                     image.preprocess = lambda payload: payload and payload.path
                     model = gr.Dropdown(self.models, value=self.models[0], label="Model", elem_id="model")
-                    mode = gr.Radio(list(MODES), value="automatic", label="The model sees", elem_id="mode")
+                    mode = gr.Radio(list(MODES), value="automatic", label="Inference", elem_id="mode")
                     flip = gr.Checkbox(label="Average with the mirrored image", elem_id="flip")
                     run = gr.Button("Segment", variant="primary", elem_id="run")
                     examples = gr.Examples(self.examples(), [image], label="Examples")
@@ -179,16 +179,16 @@ class App:
 
 
 def make_space(folder: Path, models: list[str], requirement: str | None = None) -> None:
-    """Write a Space of the Hugging Face Hub: the page, this package, model folders, and what the Hub wants to know.
+    """Write a Space of the Hugging Face Hub: the page, this package, model folders, requirements and README.
 
     Args:
-        folder: What to write; it must be empty, or not be there.
-        models: Names of :meth:`App`; model folders are copied.
-        requirement: How the Space installs this package, as pip takes it. Without it, the package is copied.
+        folder: Folder to write; it must be empty or not exist.
+        models: Names of the models, as for :class:`App`; model folders are copied.
+        requirement: Requirement line for this package, in pip's syntax. Default: copy the package.
 
     Raises:
-        FileExistsError: If there is something in the folder, or two model folders have one name.
-        ValueError: If this package is to be copied and is not installed.
+        FileExistsError: If the folder is not empty, or two model folders have the same name.
+        ValueError: If this package should be copied but is not installed.
     """
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty: choose another name.")
@@ -226,17 +226,17 @@ def make_space(folder: Path, models: list[str], requirement: str | None = None) 
 
 
 def check_model(name: str) -> None:
-    """Raise a FileNotFoundError unless `name` may be a model: a published one, a folder, or one on the Hub.
+    """Raise a FileNotFoundError unless `name` is a published model, a folder, or has the form of a Hub repository.
 
-    The part of a published name before the dot is enough.
+    Published names may omit the tag after the dot.
     """
     published = segnext_timm.list_segmenters()
     known = {*published, *(name.split(".")[0] for name in published)}
     if "/" not in name and name not in known and not Path(name).is_dir():
-        raise FileNotFoundError(f"{name}: no folder, and not one of {', '.join(published)}.")
+        raise FileNotFoundError(f"{name}: not a folder, and not one of {', '.join(published)}.")
 
 
-MODELS = None  # of the page; those that are published if not said
+MODELS = None  # names of the page's models; None for the published ones
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -245,11 +245,11 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("models", nargs="*", help="published names, model folders, or repositories on the Hub")
     parser.add_argument("--host", default=None, help="address to listen on; 0.0.0.0 for other machines")
-    parser.add_argument("--port", type=int, default=None, help="the first free one from 7860 if not said")
-    parser.add_argument("--make-space", type=Path, metavar="DIR", help="write a Space there, and end")
+    parser.add_argument("--port", type=int, default=None, help="port; without it, the first free one from 7860")
+    parser.add_argument("--make-space", type=Path, metavar="DIR", help="write a Space to DIR, and exit")
     parser.add_argument(
         "--requirement",
-        help="how a Space installs this package, such as git+https://...; without it, the package is copied into it",
+        help="requirement line for this package, such as git+https://...; without it, the package is copied",
     )
     args = parser.parse_args(argv)
     models = args.models or MODELS or segnext_timm.list_segmenters()

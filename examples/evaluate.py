@@ -6,8 +6,8 @@
     accelerate launch --num_processes 4 examples/evaluate.py MODEL RECIPE.yaml                   # on four GPUs
 
 MODEL is a published segmenter's name, a folder, or a repository on the Hugging Face Hub: SegNeXt or any model of smp.
-Images are processed whole or in sliding windows, as the recipe says. Each image is counted once, however many processes
-there are. With `--write_card`, the results go into a model folder's card and configuration.
+The recipe decides whether images are processed whole or in sliding windows. Each image counts once with any number of
+processes. `--write_card` writes the results to the card and configuration of a model folder.
 """
 
 import json
@@ -28,7 +28,7 @@ MODEL = {"MODEL": "a published name, a folder, or a repository on the Hub"}
 
 
 def results_of(scores: Scores, settings: EvalSettings, name: str) -> list[dict]:
-    """Scores in the form that model cards take."""
+    """Convert scores to the form that model cards need."""
     setting = "single scale" if settings.scales == (1.0,) else "multi-scale"
     setting += " + flip" if settings.flip else ""
     common = {"dataset": name, "split": settings.split, "setting": setting}
@@ -37,15 +37,15 @@ def results_of(scores: Scores, settings: EvalSettings, name: str) -> list[dict]:
 
 
 def main(argv: list[str]) -> Scores:
-    """Evaluate `argv[0]`, a model, by `argv[1]`, a recipe."""
+    """Evaluate the model `argv[0]` with the recipe `argv[1]`."""
     name = argv.pop(0) if argv and not argv[0].startswith("-") and not argv[0].endswith(".yaml") else None
     if name is None and not {"-h", "--help"} & set(argv):
         raise SettingsError(
-            f"MODEL is missing: it is {MODEL['MODEL']}. Usage: evaluate.py MODEL RECIPE [--name value ...]"
+            f"MODEL is missing: give {MODEL['MODEL']}. Usage: evaluate.py MODEL RECIPE [--name value ...]"
         )
     settings = parse(EvalSettings, argv, __doc__.split("\n")[0], MODEL | RECIPE)
     if settings.write_card and not Path(name).is_dir():
-        raise ValueError(f"--write_card needs a model folder, {name} is not one.")
+        raise ValueError(f"--write_card needs a model folder, which {name} is not.")
     accelerator = Accelerator(mixed_precision=mixed_precision(settings.precision))
     if slow := slow_precision(accelerator.device, settings.precision):
         accelerator.print(slow)

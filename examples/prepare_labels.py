@@ -270,7 +270,7 @@ def plan_colors(settings: Colors) -> tuple[Plan, list[tuple[Annotated, Path | No
 
 
 def _show_colors(masks: list[Path], count: int = 16) -> None:
-    """Print the colors of some masks, the commonest first."""
+    """Print the colors of some masks, most common first."""
     pixels: Counter[int] = Counter()
     for index in np.linspace(0, len(masks) - 1, min(count, len(masks))).round().astype(int):
         try:

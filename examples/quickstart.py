@@ -4,16 +4,15 @@
     python examples/quickstart.py --data DIR                        # on your own images
     python examples/quickstart.py --data camvid --ignore-index 11   # where one label means "unlabeled"
 
-A data folder holds `images/train`, `images/val`, `labels/train`, `labels/val` and `classes.txt`, which names a class a
-line. The labels of an image are a PNG of the same name whose pixels are line numbers from 0, or the values or colors
-that `classes.txt` gives (`255 person`, `#ff0000 road`); one more value, `--ignore-index` (255 by default), may mark
-pixels to leave out.
+A data folder holds `images/train`, `images/val`, `labels/train`, `labels/val` and `classes.txt` with one class name per
+line. The labels of an image are a PNG of the same name. Its pixels are line numbers from 0, or the values or colors in
+`classes.txt` (`255 person`, `#ff0000 road`). One more value, `--ignore-index` (default: 255), marks pixels to ignore.
 
 The results go to `runs/quickstart`: `model.safetensors`, `config.json` and the model card `README.md`, which
-`smp.from_pretrained` loads; `predictions.png` and `training.png`. Ctrl-C ends the training early and keeps what was
-learned so far.
+`smp.from_pretrained` loads; `predictions.png` and `training.png`. Ctrl-C ends the training early and keeps the
+model so far.
 
-This is the short way: a few hundred steps by a fast schedule. `train.py` is the long one, by the paper's.
+This script trains for a few hundred steps with a fast schedule. `train.py` follows the paper's recipes.
 """
 
 import argparse
@@ -47,7 +46,7 @@ from segnext_timm.prediction.pipeline import predict
 
 
 class Scenes(Split):
-    """Street scenes that are drawn from a seed, each once, and kept in memory."""
+    """Street scenes drawn from a seed, and kept in memory."""
 
     def __init__(self, seed: int, count: int, size: int = 128) -> None:
         names = [Path(f"scene {index}") for index in range(count)]
@@ -63,7 +62,7 @@ def train(model: torch.nn.Module, loader: DataLoader, val_split: Split, accelera
     """Train with AdamW and a one-cycle schedule; Ctrl-C ends it early.
 
     Returns:
-        The loss of each step, and (step, mIoU) of each evaluation, by the names "loss" and "miou".
+        The loss of each step, and (step, mIoU) of each evaluation, under the keys "loss" and "miou".
     """
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0.01)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, total_steps=args.steps, pct_start=0.1)
@@ -93,7 +92,7 @@ def train(model: torch.nn.Module, loader: DataLoader, val_split: Split, accelera
             progress.set_postfix(shown | ({"mIoU": f"{history['miou'][-1][1]:.3f}"} if history["miou"] else {}))
     except KeyboardInterrupt:
         progress.close()
-        print(f"Stopped after {len(history['loss'])} of {args.steps} steps; keeping what was learned so far.")
+        print(f"Stopped after {len(history['loss'])} of {args.steps} steps; keeping the model so far.")
     return history
 
 
@@ -110,18 +109,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--data", type=Path, help="data folder; none: street scenes are drawn")
-    parser.add_argument(
-        "--ignore-index", "--ignore_index", type=int, default=255, help="value of the pixels to leave out"
-    )
+    parser.add_argument("--data", type=Path, help="data folder; without it, street scenes are drawn")
+    parser.add_argument("--ignore-index", "--ignore_index", type=int, default=255, help="value of the pixels to ignore")
     parser.add_argument("--out", type=Path, default=Path("runs/quickstart"), help="folder of the results")
     parser.add_argument("--encoder", default="tu-mscan_t", help="any encoder of smp")
     parser.add_argument("--encoder-weights", help="'imagenet' to start from pretrained weights")
     parser.add_argument("--steps", type=int, default=320, help="number of training steps")
-    parser.add_argument("--batch-size", type=int, default=8, help="images a step")
+    parser.add_argument("--batch-size", type=int, default=8, help="images per step")
     parser.add_argument("--crop-size", type=int, default=128, help="side of the training images, in pixels")
-    parser.add_argument("--lr", type=float, default=2e-3, help="highest learning rate")
-    parser.add_argument("--seed", type=int, default=0, help="of the data, the weights and the order of training")
+    parser.add_argument("--lr", type=float, default=2e-3, help="maximum learning rate")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the data, the weights and the training order")
     parser.add_argument("--cpu", action="store_true", help="use the CPU even if there is an accelerator")
     args = parser.parse_args(argv)
     for name in ("steps", "batch_size"):
@@ -168,13 +165,13 @@ def main(argv: list[str] | None = None) -> None:
     # 3. Training
     history = train(model, loader, val_split, accelerator, args)
     if not history["loss"]:
-        raise UserError("stopped before the first step; nothing to keep.")
+        raise UserError("stopped before the first step, so there is nothing to save.")
 
     # 4. Evaluation
     model.eval()
     scores = evaluate(model, val_split, DataSettings(workers=0), accelerator)
     print(scores.table())
-    print(f"mIoU {scores.miou:.3f}; predicting the commonest class: {scores.commonest_class_miou:.3f}")
+    print(f"mIoU {scores.miou:.3f}; always predicting the most common class: {scores.most_common_class_miou:.3f}")
     note_results(model, val_split, scores)
 
     # 5. Results: written, then loaded back
@@ -183,7 +180,7 @@ def main(argv: list[str] | None = None) -> None:
     loaded = smp.from_pretrained(args.out).to(accelerator.device, memory_format=torch.channels_last)
     image = val_split.open(0)[0]
     if not np.array_equal(predict(model, image), predict(loaded, image)):
-        raise UserError(f"the model loaded from {args.out} predicts otherwise than the one saved there.")
+        raise UserError(f"the model loaded from {args.out} gives different predictions from the saved one.")
     print(f"Saved to {args.out} and loaded back: the predictions are equal.")
     print(f"  {args.out / 'predictions.png'}: image, truth, prediction")
     print(f"  {args.out / 'training.png'}: loss and mIoU")

@@ -1,16 +1,17 @@
-"""Train SegNeXt by the paper's recipes, or on images of your own.
+"""Train SegNeXt with the paper's recipes or on your own images.
 
     python examples/train.py examples/recipes/folder.yaml --data_root DIR                          # one GPU, or a CPU
     accelerate launch --num_processes 4 examples/train.py examples/recipes/ade20k.yaml --variant b --precision bf16
     torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 \
         examples/train.py examples/recipes/cityscapes.yaml --variant l                             # two nodes
 
-A recipe holds the settings that differ from the paper's for ADE20K; any can be given on the command line. The run's
-folder (`--out`) holds `best` and `last`, which `smp.from_pretrained` loads, the log, and pictures of predictions.
+A recipe holds the settings that differ from the paper's ADE20K settings. The command line can override any setting.
+The output folder (`--out`) holds `best` and `last`, which `smp.from_pretrained` loads, the log, and pictures of
+predictions.
 
-A run that was stopped, by Ctrl-C or otherwise, resumes from `checkpoint.pt` in its folder when the same command is
-given again, and ends with the weights it would have had. A loss that is not finite skips the update and says where;
-after ten in a row, the run stops.
+After Ctrl-C or a crash, the same command resumes the run from `checkpoint.pt` in the output folder, and ends with the
+same weights as an uninterrupted run. If the loss is not finite, the update is skipped and the images are listed; after
+ten skipped updates in a row, the run stops.
 """
 
 import math
@@ -42,7 +43,7 @@ MAX_SKIPPED = 10  # updates in a row
 
 
 def lr_at(iteration: int, settings: TrainSettings) -> float:
-    """Learning rate of the encoder at an iteration, from 0: a linear rise from a millionth, then a linear fall to 0."""
+    """Compute the encoder's learning rate at an iteration: linear warm-up from factor 1e-6, then linear decay to 0."""
     if iteration < settings.warmup:
         share = iteration / max(settings.warmup - 1, 1)
         return settings.lr * (1e-6 + (1 - 1e-6) * share)
@@ -51,7 +52,7 @@ def lr_at(iteration: int, settings: TrainSettings) -> float:
 
 
 def sample_numbers(settings: TrainSettings, start: int, process: int, processes: int) -> Iterator[list[int]]:
-    """Which samples a process takes, batch by batch, from an iteration on. Together the processes take each once."""
+    """Yield the sample numbers of one process, batch by batch. Together, the processes use each sample once."""
     size = settings.batch_size // (processes * settings.accumulate)
     for iteration in range(start, settings.iterations):
         for part in range(settings.accumulate):
@@ -62,11 +63,11 @@ def sample_numbers(settings: TrainSettings, start: int, process: int, processes:
 def mean_over_pixels(
     loss_fn: UpsampledCrossEntropyLoss, output: torch.Tensor | tuple[torch.Tensor, ...], labels: torch.Tensor
 ) -> torch.Tensor:
-    """A summed loss averaged over all pixels, as in the published code: pixels to ignore count as 0.
+    """Average a summed loss over all pixels, as in the published code: ignored pixels count as 0.
 
     Args:
-        loss_fn: With `reduction="sum"`.
-        output: Of the model: logits (B, classes, h, w), or a tuple that begins with them.
+        loss_fn: Loss with `reduction="sum"`.
+        output: Output of the model: logits (B, classes, h, w), or a tuple that begins with them.
         labels: Shape (B, H, W).
     """
     logits = output[0] if isinstance(output, tuple) else output
@@ -74,7 +75,7 @@ def mean_over_pixels(
 
 
 def stop_on_signals() -> list[int]:
-    """A list that Ctrl-C, or SIGTERM, adds to; a second Ctrl-C interrupts at once."""
+    """Return a list to which Ctrl-C and SIGTERM add; a second Ctrl-C interrupts at once."""
     received: list[int] = []
 
     def note(number: int, frame: object) -> None:
@@ -87,13 +88,13 @@ def stop_on_signals() -> list[int]:
 
 
 class Trainer:
-    """A training run: the constructor sets it up, `run` trains. The methods stand in the order in which they run.
+    """A training run: the constructor sets it up, `run` trains. The methods are in the order in which they run.
 
     Args:
         settings: Data, model and schedule.
 
     Raises:
-        SettingsError: If the batch cannot be shared, or `out` holds another run.
+        SettingsError: If the batch cannot be divided among processes, or `out` holds another run.
         DataError: If the data cannot be trained on.
     """
 
@@ -109,7 +110,7 @@ class Trainer:
         shares = self.processes * settings.accumulate
         if settings.batch_size % shares:
             raise SettingsError(
-                f"batch_size {settings.batch_size} cannot be shared among {self.processes} processes and "
+                f"batch_size {settings.batch_size} cannot be divided among {self.processes} processes and "
                 f"{settings.accumulate} accumulated batches: make it a multiple of {shares}."
             )
         self.iteration = 0  # the next one
@@ -122,7 +123,7 @@ class Trainer:
         self.resume()
 
     def set_up_data(self) -> None:
-        """Open the splits. Sample k is the same in every run of a seed, so a resumed run gets the samples it lacks."""
+        """Open the splits. Sample k depends only on the seed, so a resumed run continues with the same samples."""
         settings = self.settings
         self.train_split, self.val_split = (
             open_split(settings.dataset, settings.data_root, name, settings.ignore_index) for name in ("train", "val")
@@ -133,32 +134,34 @@ class Trainer:
                 self.accelerator.print(warning)
 
     def set_up_model(self) -> None:
-        """Create model, average, optimizer and loss."""
+        """Create model, moving average, optimizer and loss."""
         settings = self.settings
         torch.manual_seed(settings.seed)
         memory_format = torch.channels_last if settings.channels_last else torch.preserve_format
         model = build_model(settings, self.train_split, self.accelerator.print)
         model = model.to(self.device, memory_format=memory_format)
         model = with_synced_norms(model, settings.sync_batchnorm, self.processes, self.device, self.accelerator.print)
-        self.raw_model = model  # without what distributes it
+        self.raw_model = model  # not wrapped by DistributedDataParallel
         self.ema = ModelEmaV3(model, decay=settings.ema_decay) if settings.ema_decay else None
-        self.eval_model = self.ema.module if self.ema else model  # what is evaluated and saved
+        self.eval_model = self.ema.module if self.ema else model  # evaluated and saved
         groups = parameter_groups(model, settings)
         optimizer = torch.optim.AdamW(groups, lr=settings.lr, fused=self.device.type == "cuda")
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.loss_fn = UpsampledCrossEntropyLoss(ignore_index=self.train_split.ignore_index, reduction="sum")
 
     def resume(self) -> None:
-        """Load the checkpoint of an earlier start, if there is one."""
+        """Load the checkpoint of an interrupted run, if there is one."""
         if not self.checkpoint.is_file():
             return
         if not self.settings.resume:
-            raise SettingsError(f"{self.checkpoint} is that of another run: choose another --out, or remove it.")
+            raise SettingsError(f"{self.checkpoint} belongs to another run: choose another --out, or remove it.")
         state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
         same = ("dataset", "variant", "batch_size", "iterations", "seed", "crop_size")
         changed = [name for name in same if state["settings"][name] != getattr(self.settings, name)]
         if changed:
-            raise SettingsError(f"{self.checkpoint} was made with another {', '.join(changed)}: choose another --out.")
+            raise SettingsError(
+                f"{self.checkpoint} was written with another {', '.join(changed)}: choose another --out."
+            )
         self.raw_model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.ema:
@@ -168,13 +171,13 @@ class Trainer:
         self.iteration, self.best_miou = state["iteration"], state["best"]
         self.losses, self.mious = state["losses"], state["mious"]
         total = self.settings.iterations
-        self.accelerator.print(f"Resuming at iteration {self.iteration} of {total}, with the weights there.")
+        self.accelerator.print(f"Resuming at iteration {self.iteration} of {total}, with the saved weights.")
 
     def run(self) -> None:
-        """Train from `iteration` on, until the end or a signal."""
+        """Train from `iteration` until the end or a signal."""
         settings, best = self.settings, self.out / "best"
         if self.iteration >= settings.iterations:
-            self.accelerator.print(f"The run is finished: its models are {best} and {self.out / 'last'}.")
+            self.accelerator.print(f"The run is already finished: its models are {best} and {self.out / 'last'}.")
             return
         if self.accelerator.log_with:
             self.accelerator.init_trackers("log", config={k: str(v) for k, v in asdict(settings).items()})
@@ -216,7 +219,7 @@ class Trainer:
         self.accelerator.end_training()
 
     def prepare_iteration(self, iteration: int) -> None:
-        """1. Set the rates and the seed: drop path, dropout and the bases depend on the iteration alone."""
+        """1. Set the learning rates and the seed: drop path, dropout and bases depend only on the iteration."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr_at(iteration, self.settings) * group["lr_factor"]
         seed = self.settings.seed * 1_000_003 + iteration
@@ -227,14 +230,14 @@ class Trainer:
         self.buffers_before = [buffer.clone() for buffer in self.raw_model.buffers()]
 
     def accumulate_gradient(self, batches: Iterator, signaled: bool) -> tuple[float, bool]:
-        """2. Sum the gradients of the batches that are accumulated.
+        """2. Accumulate the gradients of one iteration's batches.
 
         Args:
             batches: Yields images (B, 3, H, W) and labels (B, H, W).
-            signaled: Whether this process was told to stop.
+            signaled: Whether this process received a signal to stop.
 
         Returns:
-            The loss over all processes, and whether any of them was told to stop: all stop after the same iteration.
+            The mean loss of all processes, and whether any of them received a signal: all stop after the same one.
         """
         settings, total = self.settings, torch.zeros((), device=self.device)
         for part in range(settings.accumulate):
@@ -252,10 +255,10 @@ class Trainer:
         return loss, stopping > 0
 
     def update(self, iteration: int, loss: float) -> None:
-        """3. Update the weights, unless loss or gradient is not finite; float16's scaler checks the gradient itself.
+        """3. Update the weights, unless loss or gradient is not finite. With float16, the scaler checks the gradient.
 
         Raises:
-            SettingsError: If there was no update for `MAX_SKIPPED` iterations in a row.
+            SettingsError: If `MAX_SKIPPED` updates in a row were skipped.
         """
         max_norm = self.settings.clip_grad or math.inf
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), max_norm).item()
@@ -264,7 +267,7 @@ class Trainer:
         self.skipped = 0 if finite else self.skipped + 1
         if not finite:
             for buffer, before in zip(self.raw_model.buffers(), self.buffers_before):
-                buffer.copy_(before)  # statistics of the batch norms, which have seen what the loss came from
+                buffer.copy_(before)  # undo this iteration's update of the batch norms' statistics
             size = self.settings.batch_size
             numbers = range(iteration * size, (iteration + 1) * size)
             files = ", ".join(self.train_split.images[self.samples.locate(k)].name for k in numbers)

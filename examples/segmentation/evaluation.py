@@ -1,4 +1,4 @@
-"""Scores of a model on a split, measured as mmsegmentation measures them."""
+"""Evaluate a model on a split, with mmsegmentation's metrics."""
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from .recipe import DataSettings
 
 
 class Samples(Dataset):
-    """Images (3, H, W), uint8, with labels (H, W), int64, at their own size."""
+    """Dataset of images (3, H, W), uint8, and labels (H, W), int64, at their own size."""
 
     def __init__(self, split: Split, indices: range) -> None:
         self.split = split
@@ -32,12 +32,12 @@ class Samples(Dataset):
 
 
 def evaluate(model: torch.nn.Module, split: Split, settings: DataSettings, accelerator: Accelerator, **views) -> Scores:
-    """Scores of a model on a split, shared among the processes.
+    """Evaluate a model on a split, divided among the processes.
 
     Args:
         model: Maps normalized images (1, C, H, W) to logits of the same size.
-        split: What it is evaluated on.
-        settings: Size, mode and windows of the images: the `eval_` fields.
+        split: The data.
+        settings: Image size, mode and windows: the `eval_` fields.
         accelerator: The processes.
         views: `scales` and `flip` of :func:`segnext_timm.prediction.pipeline.segment`.
     """
@@ -63,7 +63,7 @@ def evaluate(model: torch.nn.Module, split: Split, settings: DataSettings, accel
                 )
             if scores.shape[0] != classes:
                 raise ValueError(
-                    f"the model has {scores.shape[0]} classes, the data set {classes}: evaluate it on its own."
+                    f"the model has {scores.shape[0]} classes, but the data set has {classes}: use its own data set."
                 )
             labels = labels.to(accelerator.device)
             confusion += multiclass_confusion_matrix(
@@ -75,9 +75,9 @@ def evaluate(model: torch.nn.Module, split: Split, settings: DataSettings, accel
 def some_predictions(
     model: torch.nn.Module, split: Split, count: int, fit_in: tuple[int, int] | None = None
 ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Image (H, W, 3), true and predicted labels (H, W) of images spread over a split.
+    """Predict some images of a split: image (H, W, 3), true labels and predicted labels (H, W) of each.
 
-    Pixels to ignore get the number of classes as their label, for which no picture has a color.
+    Ignored pixels get the number of classes as their label, which pictures draw black.
     """
     samples = []
     for index in np.linspace(0, len(split) - 1, min(count, len(split))).round().astype(int):

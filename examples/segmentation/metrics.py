@@ -53,8 +53,8 @@ class Scores:
         return (self.confusion.diag().sum() / self.confusion.sum().clamp(min=1)).item()
 
     @property
-    def commonest_class_miou(self) -> float:
-        """mIoU of giving every pixel the commonest class."""
+    def most_common_class_miou(self) -> float:
+        """mIoU of predicting the most common class everywhere."""
         truth = self.confusion.sum(1)
         guess = torch.zeros_like(self.confusion)
         guess[:, truth.argmax()] = truth

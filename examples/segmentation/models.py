@@ -1,4 +1,4 @@
-"""The model that training begins with: its weights, what it is told of its data, and its parameter groups."""
+"""Create the model to train: initial weights, facts about its data, and parameter groups."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -24,22 +24,22 @@ VARIANTS = {v.key: (f"tu-{v.backbone}", v.decoder_channels, v.decoder_rank, v.dr
 def build_model(
     settings: TrainSettings, split: Split, log: Callable[[str], None] = print
 ) -> smp.base.SegmentationModel:
-    """Create the model to train, and tell it its classes and preprocessing.
+    """Create the model to train, with class names and preprocessing.
 
     Args:
         settings: Model and `init_from`.
-        split: What is trained on.
-        log: Takes the report on the weights that were loaded.
+        split: Training data.
+        log: Called with the report on the loaded weights.
 
     Returns:
-        The model, with the weights that training begins with.
+        The model with its initial weights.
     """
     if settings.init_from in ("imagenet", "none") or _is_published(settings.init_from):
         state = torch.get_rng_state()
         model = create_model(settings, len(split.classes), settings.init_from != "none")
         loaded = set()
         if settings.init_from != "none":
-            # what loading changed counts, whatever was meant to be loaded
+            # compare with a model without pretrained weights, to report what loading really changed
             with torch.random.fork_rng(devices=[]):
                 torch.set_rng_state(state)
                 initial = create_model(settings, len(split.classes), False).state_dict()
@@ -71,7 +71,7 @@ def _is_published(name: str) -> bool:
 
 
 def create_model(settings: TrainSettings, classes: int, pretrained: bool) -> SegNeXt:
-    """SegNeXt as the settings say, or the published segmenter that they begin with."""
+    """Create SegNeXt from the settings, or the published segmenter that they name."""
     encoder, channels, rank, drop_path = VARIANTS[settings.variant]
     encoder = settings.encoder or encoder
     drop_path = drop_path if settings.drop_path_rate is None else settings.drop_path_rate
@@ -97,15 +97,15 @@ def create_model(settings: TrainSettings, classes: int, pretrained: bool) -> Seg
 def weights_report(model: torch.nn.Module, loaded: set[str], source: str) -> str:
     """Report which weights were loaded into which part of a model and what stays random, one line per part.
 
-    Pretrained weights that silently did not load are the commonest reason for bad results.
+    Pretrained weights that silently did not load are the most common reason for bad results.
 
     Args:
         model: The model.
         loaded: Names of the tensors that were loaded.
-        source: Where they come from.
+        source: Their origin.
     """
-    lines = ["Weights that training begins with:"]
-    # counters, and bases that come from a fixed seed, say nothing of what was loaded
+    lines = ["Initial weights:"]
+    # counters and bases are the same with and without loading
     names = [n for n in model.state_dict() if not n.endswith((".num_batches_tracked", ".nmf.bases"))]
     for part in dict.fromkeys(name.split(".")[0] for name in names):
         own = [name for name in names if name.split(".")[0] == part]
@@ -126,7 +126,7 @@ def weights_report(model: torch.nn.Module, loaded: set[str], source: str) -> str
 def with_synced_norms(
     model: torch.nn.Module, wanted: bool, processes: int, device: torch.device, log: Callable[[str], None] = print
 ) -> torch.nn.Module:
-    """Make batch norms compute their statistics over all processes, if that is wanted and can be; else say why not."""
+    """Synchronize batch norms across processes if that is wanted and possible; else log the reason."""
     if processes > 1 and wanted and device.type == "cuda":
         return torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
     if processes > 1:
@@ -136,10 +136,12 @@ def with_synced_norms(
 
 
 def describe(model: torch.nn.Module, split: Split, crop_size: int) -> None:
-    """Tell a model what it is trained on: classes, palette and preprocessing are saved with it."""
+    """Store data set, class names, palette and preprocessing in the model, which saves them."""
     if isinstance(model, SegNeXt):
         known = {"dataset": split.name, "label_names": list(split.classes), "palette": list(map(list, split.palette))}
-        origin = {key: url for key, url in model.pretrained_cfg.items() if key == "origin_url"}  # what it begins with
+        origin = {
+            key: url for key, url in model.pretrained_cfg.items() if key == "origin_url"
+        }  # of its initial weights
         model.pretrained_cfg.clear()
         model.pretrained_cfg.update(
             known, **origin, mean=list(MEAN), std=list(STD), input_size=[3, crop_size, crop_size]
@@ -147,30 +149,30 @@ def describe(model: torch.nn.Module, split: Split, crop_size: int) -> None:
 
 
 def note_results(model: SegNeXt, split: Split, scores: Scores) -> None:
-    """Tell a model its mIoU on a split; it is saved with it, as long as the weights stay those that have it."""
+    """Store a split's mIoU in the model, which saves it as long as the weights do not change."""
     result = {"dataset": split.name, "split": "val", "metric": "mIoU", "value": round(100 * scores.miou, 2)}
     model.pretrained_cfg["results"] = [{**result, "setting": "single scale"}]
     model.pretrained_cfg["results_digest"] = tensor_digest(model.segmentation_head[0].weight)
 
 
 def training_facts(settings: TrainSettings, iteration: int) -> dict[str, Any]:
-    """What a model card tells of the training, up to an iteration."""
+    """Collect facts about the training, up to an iteration, for the model card."""
     names = ("dataset", "crop_size", "batch_size", "lr", "weight_decay", "precision", "ema_decay", "seed")
     start = Path(settings.init_from)
     return {
         "script": "examples/train.py of segnext-timm",
         "iterations": f"{iteration} of {settings.iterations}",
         **{name: getattr(settings, name) for name in names},
-        # the name of a folder here says nothing elsewhere, and may look like one on the Hub
+        # a local folder's path means nothing elsewhere, and may look like a Hub repository
         "init_from": f"{start.name} (a local model)" if start.is_dir() else settings.init_from,
     }
 
 
 def parameter_groups(model: torch.nn.Module, settings: TrainSettings) -> list[dict[str, Any]]:
-    """Parameters by learning rate and weight decay, as the paper's code has them.
+    """Group parameters by learning rate and weight decay, as in the paper's code.
 
-    The encoder's norms do not decay, but for the stem's: the published code exempts parameters by the word "norm" in
-    their names, and there the stem's batch norms are called `proj.1` and `proj.4`, the decoder's group norms `gn`.
+    Only the encoder's norms outside the stem have no weight decay: the published code exempts parameters with "norm" in
+    their names, and it calls the stem's batch norms `proj.1` and `proj.4`, and the decoder's group norms `gn`.
     """
     groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
     for name, parameter in model.named_parameters():

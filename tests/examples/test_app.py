@@ -219,6 +219,6 @@ def test_the_page_takes_the_names_that_the_command_takes(app, name):
 
 def test_models_that_do_not_exist_are_told_at_the_start(app, tmp_path):
     for command in (["none"], ["none", "--make-space", str(tmp_path / "space")]):
-        with pytest.raises(FileNotFoundError, match=r"none: no folder, and not one of segnext_t\.mmseg_ade20k"):
+        with pytest.raises(FileNotFoundError, match=r"none: not a folder, and not one of segnext_t\.mmseg_ade20k"):
             app.main(command)
     assert not (tmp_path / "space").exists()

@@ -54,7 +54,7 @@ def test_scores_are_what_their_definitions_say():
     assert scores.accuracy.tolist()[:2] == [3 / 4, 1 / 2]
     assert scores.macc == pytest.approx(5 / 8)  # classes in the truth
     assert scores.aacc == pytest.approx(4 / 6)
-    assert scores.commonest_class_miou == pytest.approx(4 / 6 / 2)
+    assert scores.most_common_class_miou == pytest.approx(4 / 6 / 2)
     content = scores.as_dict()
     assert content["miou"] == pytest.approx(100 * scores.miou, abs=1e-5)
     assert content["iou"]["d"] is None
@@ -169,7 +169,7 @@ def test_invalid_arguments_raise_errors_that_name_them(root, tmp_path):
     with pytest.raises(ValueError, match="--write_card needs a model folder"):
         run("segnext_t", FOLDER, "--write_card", *common)
     (folder / "classes.txt").write_text("a\nb\nc\nd\n", encoding="utf-8")
-    with pytest.raises(ValueError, match="the model has 3 classes, the data set 4"):
+    with pytest.raises(ValueError, match="the model has 3 classes, but the data set has 4"):
         run(model, FOLDER, *common)
     recipe = tmp_path / "x.yaml"
     recipe.write_text("crop_sise: 3\n", encoding="utf-8")

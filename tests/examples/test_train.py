@@ -398,7 +398,7 @@ def test_a_loss_that_is_not_finite_changes_nothing_and_is_reported(folder, tmp_p
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--batch_size", 3, "--accumulate", 2), "batch_size 3 cannot be shared among 1 processes and 2 accumulated"),
+        (("--batch_size", 3, "--accumulate", 2), "batch_size 3 cannot be divided among 1 processes and 2 accumulated"),
         (("--data_root", "none"), "none does not exist"),
         (("--ignore_index", 7), r"holds the labels 255, but .*'255 NAME'.* --ignore_index 255"),
         (("--encoder", "tu-mscan_x"), "Unknown encoder 'tu-mscan_x'"),
@@ -413,9 +413,9 @@ def test_invalid_settings_and_data_raise_errors_that_name_them(folder, tmp_path,
 def test_a_run_is_not_overwritten(folder, tmp_path):
     options = ("--data_root", folder, "--out", tmp_path / "run", "--iterations", 2)
     run("folder", *options)
-    with pytest.raises(SettingsError, match="that of another run: choose another --out"):
+    with pytest.raises(SettingsError, match="belongs to another run: choose another --out"):
         run("folder", *options, "--no-resume")
-    with pytest.raises(SettingsError, match="was made with another seed: choose another --out"):
+    with pytest.raises(SettingsError, match="was written with another seed: choose another --out"):
         run("folder", *options, "--seed", 1)
 
 
@@ -467,7 +467,7 @@ def test_two_processes_train_and_go_on(folder, tmp_path):
     state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
     assert state["iteration"] == len(state["losses"]) == 6
     assert smp.from_pretrained(tmp_path / "run" / "best")(torch.rand(1, 3, 40, 40)).isfinite().all()
-    assert "The run is finished" in launch(EXAMPLES / "train.py", *arguments).stdout
+    assert "The run is already finished" in launch(EXAMPLES / "train.py", *arguments).stdout
 
 
 @pytest.mark.slow

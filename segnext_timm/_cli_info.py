@@ -4,26 +4,43 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 from .checkpoints.lookup import hub_lookup, is_hub_id, read_config, unknown_model
-from .checkpoints.published import cached_file, find_segmenter, get_segmenter_cfg, list_segmenters
-from .variants import VARIANTS
+from .checkpoints.published import (
+    BACKBONE_TAGS,
+    MULTI_SCALE,
+    ORIGINS,
+    SINGLE_SCALE,
+    cached_file,
+    find_segmenter,
+    get_segmenter_cfg,
+    list_segmenters,
+)
+from .variants import VARIANTS, Variant
 
-_TAG = "in1k"  # of the published backbones in timm
 _WEIGHTS = "model.safetensors"
 _STATISTICS = ("running_mean", "running_var", "nmf.bases")  # saved with the weights, but not trained
 
 
-def list_models() -> dict[str, list[dict[str, Any]]]:
-    """List the published backbones and segmenters with their parameters and accuracies in percent."""
+def list_models(dataset: str | None = None, origin: str | None = None) -> dict[str, list[dict[str, Any]]]:
+    """List published backbones and segmenters with their parameters and accuracies in percent.
+
+    Args:
+        dataset: Key of a data set: only segmenters trained on it.
+        origin: Key of an origin: only its models.
+    """
     backbones = [
         {
-            "name": f"{v.backbone}.{_TAG}",
-            "parameters": v.classifier_parameters,
+            "name": f"{variant.backbone}.{tag}",
+            "parameters": _backbone_parameters(variant, tag),
             "dataset": "ImageNet-1k",
-            "top1": v.top1,
+            "top1": variant.top1 if tag == "in1k" else None,
+            **_origin_facts(key),
         }
-        for v in VARIANTS.values()
+        for tag, key in BACKBONE_TAGS.items()
+        for variant in VARIANTS.values()
+        if dataset is None and origin in (None, key)
     ]
     cfgs = [get_segmenter_cfg(name) for name in list_segmenters()]
     segmenters = [
@@ -31,30 +48,54 @@ def list_models() -> dict[str, list[dict[str, Any]]]:
             "name": cfg.name,
             "parameters": cfg.parameters,
             "dataset": cfg.dataset,
-            "miou": cfg.miou[0],
-            "miou_multi_scale": cfg.miou[1],
+            "miou": cfg.miou.get(SINGLE_SCALE),
+            "miou_multi_scale": cfg.miou.get(MULTI_SCALE),
             "rank": cfg.decoder_rank,
+            **_origin_facts(cfg.origin),
         }
         for cfg in cfgs
+        if dataset in (None, cfg.labels) and origin in (None, cfg.origin)
     ]
     return {"backbones": backbones, "segmenters": segmenters}
 
 
+def _backbone_parameters(variant: Variant, tag: str) -> int:
+    return variant.classifier_parameters if tag == "in1k" else variant.backbone_parameters
+
+
+def _origin_facts(key: str) -> dict[str, str]:
+    origin = ORIGINS[key]
+    return {
+        "origin": origin.name,
+        "origin_url": origin.url,
+        "license": origin.license,
+        "license_note": origin.license_note,
+    }
+
+
 def models_text(models: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """Format what :func:`list_models` returns as two tables."""
-    rows: list[tuple[str, ...]] = [("backbone", "parameters", "weights", "top-1")]
-    rows += [(m["name"], _millions(m["parameters"]), m["dataset"], str(m["top1"])) for m in models["backbones"]]
-    tables = [_table(rows)]
-    rows = [("segmenter", "parameters", "weights", "mIoU", "multi-scale", "rank")]
-    for m in models["segmenters"]:
-        miou = (f"{m['miou']:.2f}", f"{m['miou_multi_scale']:.2f}")
-        rows.append((m["name"], _millions(m["parameters"]), m["dataset"], *miou, str(m["rank"])))
-    tables.append(_table(rows))
-    tables.append(
-        "Accuracies are published ones: top-1 from the paper, mIoU on the validation set from mmsegmentation.\n"
-        "The weights are under Apache-2.0; their authors ask commercial users to contact them."
-    )
-    return "\n\n".join(tables)
+    """Format what :func:`list_models` returns as tables, with the caveats to the licenses."""
+    tables = []
+    if models["backbones"]:
+        rows: list[tuple[str, ...]] = [("backbone", "parameters", "weights", "top-1", "origin")]
+        for m in models["backbones"]:
+            rows.append((m["name"], _millions(m["parameters"]), m["dataset"], _number(m["top1"], 1), m["origin"]))
+        tables.append(_table(rows))
+    if models["segmenters"]:
+        rows = [("segmenter", "parameters", "weights", "mIoU", "multi-scale", "rank", "origin")]
+        for m in models["segmenters"]:
+            miou = (_number(m["miou"], 2), _number(m["miou_multi_scale"], 2))
+            row = (m["name"], _millions(m["parameters"]), m["dataset"], *miou, str(m["rank"]), m["origin"])
+            rows.append(row)
+        tables.append(_table(rows))
+    found = {m["origin"]: m for group in models.values() for m in group}
+    lines = ["Accuracies are published ones: top-1 from the paper, mIoU on the validation set from the origin."]
+    lines += [f"{name}: {m['license']}; {m['license_note']}." for name, m in found.items()]
+    return "\n\n".join([*tables, "\n".join(lines)]) if tables else "No published model matches."
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
 
 
 def describe_model(name: str) -> dict[str, Any]:
@@ -80,12 +121,16 @@ def describe_model(name: str) -> dict[str, Any]:
             "decoder_rank": cfg.decoder_rank,
             "in_channels": cfg.input_size[0],
             "classes": cfg.num_classes,
-            "pretrained_cfg": {**cfg.pretrained_cfg, "results": cfg.results, "sha256": cfg.sha256},
+            "pretrained_cfg": {
+                **cfg.pretrained_cfg,
+                "sha256": cfg.sha256,
+                "license_note": ORIGINS[cfg.origin].license_note,
+            },
         }
-        return _described(cfg.name, config, cfg.parameters, cached_file(cfg.url))
-    variant = next((v for v in VARIANTS.values() if name in (v.backbone, f"{v.backbone}.{_TAG}")), None)
-    if variant is not None:
-        return _describe_backbone(f"{variant.backbone}.{_TAG}", variant.top1, variant.classifier_parameters)
+        return _described(cfg.name, config, cfg.parameters, cached_file(cfg.cached_name))
+    backbones = {f"{v.backbone}.{tag}": (v, tag) for tag in BACKBONE_TAGS for v in VARIANTS.values()}
+    if (found := backbones.get(name) or backbones.get(f"{name}.in1k")) is not None:
+        return _describe_backbone(*found)
     path = Path(name.removeprefix("local-dir:"))
     if path.is_dir():
         weights = path / _WEIGHTS
@@ -94,23 +139,29 @@ def describe_model(name: str) -> dict[str, Any]:
     repo = name.removeprefix("hf-hub:").removeprefix("hf_hub:")
     if is_hub_id(repo) and not name.startswith("local-dir:"):
         return _describe_repo(repo)
-    backbones = [f"{v.backbone}.{_TAG}" for v in VARIANTS.values()]
     raise FileNotFoundError(unknown_model(name, [*list_segmenters(), *backbones]))
 
 
-def _describe_backbone(name: str, top1: float, parameters: int) -> dict[str, Any]:
+def _describe_backbone(variant: Variant, tag: str) -> dict[str, Any]:
     import timm
 
     from . import MSCAN  # noqa: F401  registers the backbones
 
+    name = f"{variant.backbone}.{tag}"
     registered = timm.get_pretrained_cfg(name, allow_unregistered=False)
     assert registered is not None  # timm raises for an unknown name
     cfg = registered.to_dict()
-    architecture = name.split(".")[0]
-    result = {"dataset": "ImageNet-1k", "metric": "top-1", "value": top1, "source": "https://arxiv.org/abs/2209.08575"}
-    config = {"architecture": architecture, "num_classes": cfg["num_classes"]}
-    config["pretrained_cfg"] = {**cfg, "dataset": "ImageNet-1k", "results": [result]}
-    return _described(name, config, parameters, cached_file(cfg["url"]))
+    result = {
+        "dataset": "ImageNet-1k",
+        "metric": "top-1",
+        "value": variant.top1,
+        "source": "https://arxiv.org/abs/2209.08575",
+    }
+    facts: dict[str, Any] = {"dataset": "ImageNet-1k", "license_note": ORIGINS[BACKBONE_TAGS[tag]].license_note}
+    facts |= {"results": [result]} if tag == "in1k" else {}
+    config = {"architecture": variant.backbone, "num_classes": cfg["num_classes"], "pretrained_cfg": {**cfg, **facts}}
+    file = cached_file(Path(urlparse(cfg["url"]).path).name)
+    return _described(name, config, _backbone_parameters(variant, tag), file)
 
 
 def _describe_repo(repo: str) -> dict[str, Any]:
@@ -178,6 +229,7 @@ def _described(name: str, config: Mapping[str, Any], parameters: int | None, wei
         "dataset": info.get("dataset"),
         "results": list(info.get("results") or ()),
         "license": info.get("license") or config.get("license"),
+        "license_note": info.get("license_note"),
         "origin": info.get("origin_url"),
         "url": info.get("url") or None,
         "sha256": info.get("sha256"),
@@ -201,7 +253,8 @@ def model_text(info: Mapping[str, Any]) -> str:
         ("data set", info["dataset"] or unknown),
     ]
     rows += [(key, " ".join(f"{v:g}" for v in info[key]) if info[key] else unknown) for key in ("mean", "std")]
-    rows += [("license", info["license"] or unknown), ("origin", info["origin"] or unknown)]
+    license_text = "; ".join(filter(None, (info["license"] or unknown, info["license_note"])))
+    rows += [("license", license_text), ("origin", info["origin"] or unknown)]
     for result in info["results"]:
         what = (result.get("dataset"), result.get("split"), result["metric"], result.get("setting"))
         source = f" ({result['source']})" if result.get("source") else ""

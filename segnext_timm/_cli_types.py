@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .checkpoints.lookup import check_segmenter, is_hub_id
+from .checkpoints.published import published_name
 from .errors import ExportError, HubError
 from .label_sets import LABEL_SETS
 
@@ -92,6 +93,35 @@ class SegmenterType(click.ParamType):
         except (OSError, ValueError) as error:
             self.fail(str(error), param, ctx)
         return value
+
+
+class PublishedType(click.ParamType):
+    """A published backbone or segmenter."""
+
+    name = "name"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            published_name(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        return value
+
+
+class DataType(click.ParamType):
+    """A data set with published results, and its folder: KEY=DIR."""
+
+    name = "data"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Path]:
+        if isinstance(value, tuple):
+            return value
+        key, equals, folder = value.partition("=")
+        if not equals or key not in LABEL_SETS:
+            self.fail(f"{value!r} is not of the form KEY=DIR, where KEY is one of {', '.join(LABEL_SETS)}.", param, ctx)
+        if not Path(folder).is_dir():
+            self.fail(f"{folder} is not a folder.", param, ctx)
+        return key, Path(folder)
 
 
 class SizeType(click.ParamType):

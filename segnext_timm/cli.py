@@ -18,9 +18,11 @@ from . import __version__
 from ._cli_info import describe_model, list_models, model_text, models_text
 from ._cli_types import (
     ClassesType,
+    DataType,
     DeviceType,
     ExportPathType,
     Group,
+    PublishedType,
     RepoType,
     ScalesType,
     SegmenterType,
@@ -28,6 +30,8 @@ from ._cli_types import (
     StoppedError,
     out_of_memory,
 )
+from .checkpoints.published import ORIGINS
+from .label_sets import LABEL_SETS
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +39,7 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 _DIRECTORY = click.Path(path_type=Path)
+_FILE = click.Path(dir_okay=False, path_type=Path)
 _FUSE_HELP = "Fold norms and layer scales into convolutions first: faster, same output."
 
 
@@ -52,11 +57,13 @@ def main(traceback: bool) -> None:
     logging.getLogger("segnext_timm").setLevel(logging.INFO)
 
 
-@main.command("models", epilog=_examples("models", "models --json"))
+@main.command("models", epilog=_examples("models", "models --dataset cityscapes --origin paddleseg", "models --json"))
+@click.option("--dataset", type=click.Choice(sorted(LABEL_SETS)), help="Only segmenters of this data set.")
+@click.option("--origin", type=click.Choice(sorted(ORIGINS)), help="Only models of this publisher.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def models_command(as_json: bool) -> None:
-    """List published backbones and segmenters."""
-    models = list_models()
+def models_command(dataset: str | None, origin: str | None, as_json: bool) -> None:
+    """List published backbones and segmenters, with caveats to their licenses."""
+    models = list_models(dataset, origin)
     click.echo(json.dumps(models, indent=1) if as_json else models_text(models))
 
 
@@ -92,13 +99,14 @@ def info_command(model: str, as_json: bool) -> None:
     help="Write a folder for timm or smp, or a file for mmsegmentation.",
 )
 @click.option("--classes", type=ClassesType(), help="File with one class name per line, or a data set: ade20k, ...")
+@click.option("--num-classes", type=click.IntRange(min=1), help="Keep only the first outputs.")
 @click.option("--ema", is_flag=True, help="Use the moving average of the weights.")
 @click.option("--force", is_flag=True, help="Replace DST.")
 def convert_command(src: Path, dst: Path, force: bool, **options: Any) -> None:
     """Convert the checkpoint SRC to a folder DST that timm or smp loads.
 
-    SRC is a .pth, .pt, .pkl or .safetensors file of any origin, or such a folder. DST does not exist, or is an empty
-    folder. With --to mmseg, DST is a .pth file for mmsegmentation.
+    SRC is a .pth, .pt, .pkl, .pdparams, .zip or .safetensors file of any origin, or such a folder. DST does not exist,
+    or is an empty folder. With --to mmseg, DST is a .pth file for mmsegmentation.
     """
     from . import convert
 
@@ -180,6 +188,77 @@ def export_command(model: str, file: Path, size: tuple[int, int] | None, batch: 
     click.echo(f"Exporting for images {'like ' if options['dynamic'] else ''}{shape} ...")
     export(segmenter, file, shape, **options)
     click.echo(f"Wrote {file} ({file.stat().st_size / 1e6:.1f} MB).")
+
+
+@main.command(
+    "verify",
+    epilog=_examples(
+        "verify",
+        "verify segnext_b.mmseg_ade20k mscan_b --report verified.json",
+        "verify segnext_t.jseg_cityscapes --data cityscapes=/data/cityscapes --device cuda",
+    ),
+)
+@click.argument("names", nargs=-1, type=PublishedType(), metavar="[NAME]...")
+@click.option("--data", multiple=True, type=DataType(), metavar="KEY=DIR", help="Data set to evaluate on; repeatable.")
+@click.option("--report", type=_FILE, default="verified.json", show_default=True, help="JSON report to continue.")
+@click.option("--again", is_flag=True, help="Also verify what the report calls verified.")
+@click.option("--device", type=DeviceType(), metavar="DEVICE", help="Device of the evaluation.  [default: cpu]")
+def verify_command(
+    names: tuple[str, ...], data: tuple[tuple[str, Path], ...], report: Path, again: bool, device: Any
+) -> None:
+    """Verify published checkpoints, all of them without NAME.
+
+    Downloads each, checks length, sha256, names and shapes of the tensors and number of parameters, and predicts a test
+    picture in two processes. Compares the logits with mmsegmentation's if that is installed, and the mIoU with the
+    published one if --data gives the data set. The report is written after each checkpoint; the same command continues
+    it. The exit status is 1 if a checkpoint is not as published.
+    """
+    from .checkpoints.verification import report_table, verify
+
+    def log(text: str) -> None:
+        click.echo(text, err=True)
+
+    try:
+        with redirect_stdout(sys.stderr), out_of_memory():
+            entries = verify(names, report, dict(data), log, again, device)
+    except KeyboardInterrupt:
+        raise StoppedError(f"Interrupted. The same command continues {report}.") from None
+    click.echo(report_table(entries))
+    failed = [name for name, entry in entries.items() if entry["status"] != "verified"]
+    click.echo(f"Verified {len(entries) - len(failed)} of {len(entries)} checkpoints. Report: {report}")
+    if failed:
+        sys.exit(1)
+
+
+@main.command(
+    "publish",
+    epilog=_examples(
+        "publish segnext_b.mmseg_ade20k mscan_b --to user --dry-run",
+        'publish segnext_b.mmseg_ade20k --to user --collection "SegNeXt"',
+    ),
+)
+@click.argument("names", nargs=-1, required=True, type=PublishedType(), metavar="NAME...")
+@click.option("--to", "user", required=True, help="User or organization on the Hugging Face Hub.")
+@click.option("--collection", metavar="TITLE", help="Collection for the models; created if missing.")
+@click.option("--dry-run", is_flag=True, help="Only write the folders.")
+@click.option("--report", type=_FILE, default="verified.json", show_default=True, help="Report of `verify`.")
+@click.option("-o", "--out", type=_DIRECTORY, default="published", show_default=True, help="Folder of the folders.")
+@click.option("--force", is_flag=True, help="Overwrite models on the Hub.")
+def publish_command(names: tuple[str, ...], user: str, **options: Any) -> None:
+    """Publish verified checkpoints on the Hugging Face Hub, as safetensors with model cards.
+
+    Each goes to a repository of its name. Prints a patch that makes this package load them from there.
+    """
+    from .hub.publishing import hub_ids_patch, publish
+
+    def log(text: str) -> None:
+        click.echo(text, err=True)
+
+    with redirect_stdout(sys.stderr):
+        releases = publish(names, user, log=log, **options)
+    click.echo(hub_ids_patch(releases), nl=False)
+    done = "Wrote" if options["dry_run"] else "Published"
+    click.echo(f"{done} {len(releases)} models. Apply the patch with `git apply`.", err=True)
 
 
 _PREDICT_OPTIONS = (

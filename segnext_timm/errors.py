@@ -5,6 +5,10 @@ class CheckpointError(ValueError):
     """A checkpoint is invalid or unexpected."""
 
 
+class DataSetError(ValueError):
+    """Files of a data set are missing or invalid."""
+
+
 class ImageError(ValueError):
     """An image cannot be read, or its shape, type or values are invalid."""
 

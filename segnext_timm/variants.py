@@ -54,6 +54,20 @@ class Variant:
         norms = 3 * 2 * width
         return self.backbone_parameters + squeeze + convolutions + norms + (width + 1) * classes
 
+    def segmenter_tensors(self, batch_counts: bool = True) -> int:
+        """Tensors in a published checkpoint of SegNeXt on this backbone, which has no bases.
+
+        Args:
+            batch_counts: Whether the checkpoint contains `num_batches_tracked` of the batch norms.
+        """
+        blocks = sum(self.depths)
+        batch_norms = 2 + 3 + 2 * blocks  # of the stem, the downsamplings and the blocks
+        convolutions = 2 + 3 + 13 * blocks
+        head = 3 * 2 + 4 + 3  # three group norms; conv_seg and ham_in with biases; the other three convolutions
+        layer_scales, layer_norms = 2 * blocks, 4
+        per_batch_norm = 5 if batch_counts else 4
+        return 2 * convolutions + per_batch_norm * batch_norms + layer_scales + 2 * layer_norms + head
+
 
 VARIANTS = {
     variant.key: variant

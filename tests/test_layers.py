@@ -14,10 +14,17 @@ MAX_FUNCTION_LINES = 60  # without its docstring
 # From the bottom up; a name of a folder stands for its modules that are not listed themselves. Cards are text made of
 # dictionaries and stand alone: smp asks the model for its own.
 LAYERS = (
-    ("_atomic", "errors", "hub.card_sections", "hub.cards", "label_sets", "variants"),
+    ("_atomic", "data_sets", "errors", "hub.card_sections", "hub.cards", "label_sets", "variants"),
     ("checkpoints.download", "checkpoints.reading", "checkpoints.recognition", "models"),
     ("checkpoints.lookup", "checkpoints.published", "checkpoints.segmenters", "prediction"),
-    ("checkpoints.conversion", "deployment", "hub", "prediction.files"),
+    (
+        "checkpoints.conversion",
+        "checkpoints.reference",
+        "checkpoints.verification",
+        "deployment",
+        "hub",
+        "prediction.files",
+    ),
     ("", "__main__", "_cli_info", "_cli_types", "cli"),
 )
 

@@ -12,9 +12,9 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from segmentation.recipe import UserError
+from segnext_timm.checkpoints.reference import import_mmseg
 
 from .cases import RUNTIMES, Case, prepare
-from .peers import import_mmseg
 
 SCRIPT = Path(__file__).parents[1] / "benchmark.py"
 

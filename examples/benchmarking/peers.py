@@ -1,8 +1,6 @@
 """Models to measure by name: SegNeXt, mmsegmentation's SegNeXt where it is installed, and any of smp or timm."""
 
 import logging
-import sys
-import types
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +10,7 @@ import timm
 import torch
 
 from segnext_timm import SegNeXt, UpsampledCrossEntropyLoss, create_segmenter
+from segnext_timm.checkpoints.reference import import_mmseg
 
 
 def build(name: str, classes: int) -> torch.nn.Module:
@@ -36,25 +35,8 @@ def build(name: str, classes: int) -> torch.nn.Module:
         architecture, encoder = name.split(":", 1)
         return smp.create_model(architecture, encoder, encoder_weights=None, classes=classes).eval()
     if not timm.is_model(name):
-        raise ValueError(f"{name!r} is no model of timm, nor of the form segnext_t, mmseg_t or segformer:mit_b0.")
+        raise ValueError(f"{name!r} is not a timm model, and not of the form segnext_t, mmseg_t or segformer:mit_b0.")
     return timm.create_model(name, num_classes=classes).eval()
-
-
-def import_mmseg() -> types.ModuleType:
-    """`mmseg.models`, with mmcv-lite: SegNeXt does not use the compiled `mmcv.ops` that this lacks."""
-
-    def stand_in(name: str) -> type:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return type(name, (torch.nn.Module,), {})
-
-    ops = types.ModuleType("mmcv.ops")
-    ops.__getattr__ = stand_in
-    sys.modules.setdefault("mmcv.ops", ops)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import mmseg.models
-    return mmseg.models
 
 
 def _mmseg_segnext(like: SegNeXt) -> torch.nn.Module:

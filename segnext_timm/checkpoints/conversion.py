@@ -102,6 +102,7 @@ def convert(
     classes: str | Path | Sequence[str] | None = None,
     ema: bool = False,
     force: bool = False,
+    num_classes: int | None = None,
 ) -> Checkpoint:
     """Convert an MSCAN or SegNeXt checkpoint for timm, smp or mmsegmentation.
 
@@ -110,8 +111,8 @@ def convert(
     complete.
 
     Args:
-        src: A checkpoint of the paper's code, mmsegmentation, JSeg or this package (.pth, .pt, .pkl, .safetensors), or
-            a folder written by this function.
+        src: A checkpoint of the paper's code, mmsegmentation, JSeg, PaddleSeg or this package (.pth, .pt, .pkl,
+            .pdparams, .zip, .safetensors), or a folder written by this function.
         dst: The folder to write; with `to="mmseg"`, the .pth file.
         rank: Rank R of a segmenter's matrix decomposition, which published files do not contain. Default: the rank in
             the paper's code (16 for T and S, 64 for B and L). mmsegmentation trained its own models with 16.
@@ -120,6 +121,7 @@ def convert(
             names in the checkpoint, if any.
         ema: Use the exponential moving average of the weights, if the checkpoint has one.
         force: Replace `dst` if it is a file or a model folder.
+        num_classes: Keep only the first outputs, for files with more outputs than classes. Default: all outputs.
 
     Returns:
         The recognized checkpoint; `str` describes it in one line.
@@ -139,9 +141,17 @@ def convert(
     _check_destination(dst, force)
     with replace_when_complete(dst) as new:
         checkpoint = _read_source(src, rank, ema)
+        if num_classes is not None:
+            try:
+                checkpoint = checkpoint.with_outputs(num_classes)
+            except CheckpointError as error:
+                raise CheckpointError(f"{src}: {error}") from None
         names, palette = _read_labels(classes)
         if names and len(names) != checkpoint.num_classes:
-            raise CheckpointError(f"{src}: has {checkpoint.num_classes} classes, but {len(names)} names were given.")
+            raise CheckpointError(
+                f"{src}: has {checkpoint.num_classes} classes, but {len(names)} names were given. If only the first "
+                f"{len(names)} outputs count, keep these with --num-classes {len(names)} (num_classes={len(names)})."
+            )
         checkpoint = checkpoint.with_labels(names, palette)
         if checkpoint.decoder_channels and checkpoint.rank:  # a segmenter
             bases = NMF2d(checkpoint.decoder_channels, checkpoint.rank).bases

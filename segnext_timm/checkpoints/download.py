@@ -3,7 +3,6 @@
 import hashlib
 import http.client
 import logging
-import zipfile
 from pathlib import Path
 from urllib.parse import urlparse
 from urllib.request import Request, urlopen
@@ -13,12 +12,14 @@ import torch.hub
 
 from .._atomic import replace_when_complete
 from ..errors import CheckpointError
-from .reading import read_checkpoint
+from .reading import check_zip, read_checkpoint
 
 _logger = logging.getLogger(__name__)
 
 
-def fetch(url: str, cache_dir: str | Path | None = None, sha256: str | None = None) -> Path:
+def fetch(
+    url: str, cache_dir: str | Path | None = None, sha256: str | None = None, file_name: str | None = None
+) -> Path:
     """Download a file into torch.hub's cache, with a progress bar, unless the cache has it.
 
     The file is checked after the download and whenever it is used from the cache: against `sha256` if that is known,
@@ -30,6 +31,7 @@ def fetch(url: str, cache_dir: str | Path | None = None, sha256: str | None = No
         url: Address of the file.
         cache_dir: Folder to use instead of `$TORCH_HOME/hub/checkpoints`.
         sha256: The file's sha256 in hexadecimal digits, or its first digits; None if unknown.
+        file_name: Name of the file in the cache. Default: the last part of the URL.
 
     Returns:
         Path of the file in the cache.
@@ -38,7 +40,7 @@ def fetch(url: str, cache_dir: str | Path | None = None, sha256: str | None = No
         CheckpointError: If the download or a check fails.
     """
     folder = Path(cache_dir) if cache_dir else Path(torch.hub.get_dir()) / "checkpoints"
-    path = folder / Path(urlparse(url).path).name
+    path = folder / (file_name or Path(urlparse(url).path).name)
     if path.exists():
         try:
             _check_file(path, sha256)
@@ -53,7 +55,7 @@ def fetch(url: str, cache_dir: str | Path | None = None, sha256: str | None = No
                 _check_length(arriving, url)
             _check_file(arriving, sha256)
             if sha256 is None:
-                _logger.info(f"{url}: no published sha256 is known; the file's is {_sha256(arriving)}.")
+                _logger.info(f"{url}: no published sha256 is known; the file's is {file_sha256(arriving)}.")
     except (CheckpointError, OSError, http.client.HTTPException) as error:
         reason = str(error).replace(str(arriving), path.name)
         raise CheckpointError(
@@ -62,7 +64,8 @@ def fetch(url: str, cache_dir: str | Path | None = None, sha256: str | None = No
     return path
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """Compute the sha256 of a file, in hexadecimal digits."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):
@@ -84,14 +87,13 @@ def _check_length(path: Path, url: str) -> None:
 def _check_file(path: Path, sha256: str | None) -> None:
     """Raise a CheckpointError unless a file has its known sha256, or, without one, can be read to its end."""
     if sha256 is not None:
-        found = _sha256(path)
+        found = file_sha256(path)
         if not found.startswith(sha256):
             begins = "is" if len(sha256) == 64 else "begins with"
             raise CheckpointError(f"{path}: its sha256 is {found}, but that of the published file {begins} {sha256}.")
         return
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()
-        if broken:
-            raise CheckpointError(f"{path}: damaged (the checksum of {broken} does not match).")
+    with path.open("rb") as file:
+        zipped = file.read(4) == b"PK\x03\x04"
+    if zipped:
+        check_zip(path)
     read_checkpoint(path)

@@ -1,4 +1,4 @@
-"""Read checkpoint files of PyTorch, Jittor and safetensors without executing code from them.
+"""Read checkpoint files of PyTorch, Jittor, Paddle and safetensors without executing code from them.
 
 Loading a pickle can execute code. These readers prevent that: PyTorch files are loaded with `weights_only=True`, other
 pickles by an unpickler that admits only numpy arrays and plain containers.
@@ -7,9 +7,10 @@ pickles by an unpickler that admits only numpy arrays and plain containers.
 import hashlib
 import pickle
 import re
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -59,6 +60,13 @@ def _history_method(owner: type, name: str) -> None:
 _ADMITTED = _admitted_globals()
 
 
+def _jittor_var(array: Any) -> Any:
+    """Stand-in for `jittor.Var`, which newer versions of Jittor pickle with its one array."""
+    if not isinstance(array, np.ndarray):
+        raise pickle.UnpicklingError(f"a jittor.Var of a {type(array).__name__}")
+    return array
+
+
 class _Forbidden(pickle.UnpicklingError):
     """A pickle refers to something that could execute code."""
 
@@ -69,6 +77,8 @@ class _ArrayUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("_codecs", "encode"):
             return _encode
+        if (module, name) in (("jittor", "Var"), ("jittor_core", "Var")):
+            return _jittor_var
         try:
             return _ADMITTED[f"{module}.{name}"]
         except KeyError:
@@ -107,14 +117,51 @@ def _load_torch(path: Path, zipped: bool) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
 
 
+_MAX_BYTES = 4 << 30  # of the contents of a zip file; the largest published checkpoint has 0.2 GB
+_PADDLE_SUFFIX = ".pdparams"
+
+
+def check_zip(path: Path) -> None:
+    """Raise a CheckpointError if the contents of a zip file are too large to be a checkpoint, or are damaged."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+            if size > _MAX_BYTES:
+                raise CheckpointError(
+                    f"{path}: refused, because its contents unpack to {size / 1e9:.1f} GB, more than any published "
+                    f"checkpoint. Check where it came from."
+                )
+            broken = archive.testzip()
+    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: damaged or cut short ({error}). Download it again.") from None
+    except CheckpointError:
+        raise
+    except Exception as error:  # decompressors raise their own types
+        raise CheckpointError(f"{path}: damaged or cut short ({error}). Download it again.") from None
+    if broken:
+        raise CheckpointError(f"{path}: damaged (the checksum of {broken} does not match). Download it again.")
+
+
+def _paddle_member(path: Path) -> str | None:
+    """Name of the one .pdparams file in a zip file; None if there is none or more than one."""
+    with zipfile.ZipFile(path) as archive:
+        names = [name for name in archive.namelist() if name.endswith(_PADDLE_SUFFIX)]
+    return names[0] if len(names) == 1 else None
+
+
+def _load_pickle(file: IO[bytes]) -> Any:
+    return _ArrayUnpickler(file).load()
+
+
 _TORCH_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"  # the number that PyTorch's files before the zip format begin with
 
 
 def read_checkpoint(path: str | Path) -> Any:
-    """Read a checkpoint file without running code in it.
+    """Read a checkpoint file without executing code from it.
 
     Args:
-        path: A file of PyTorch (.pth, .pt), Jittor (.pkl) or safetensors. The contents decide, not the name.
+        path: A file of PyTorch (.pth, .pt), Jittor (.pkl), Paddle (.pdparams, or a zip file of one) or safetensors. The
+            contents decide, not the name.
 
     Returns:
         Nested dictionaries of tensors, arrays and plain values.
@@ -139,14 +186,20 @@ def read_checkpoint(path: str | Path) -> Any:
         raise CheckpointError(f"{path}: a Git LFS pointer, not the file itself. Run `git lfs pull` to download it.")
     try:
         if head.startswith(b"PK\x03\x04"):
-            return _load_torch(path, zipped=True)
+            if (member := _paddle_member(path)) is None:
+                return _load_torch(path, zipped=True)
+            check_zip(path)
+            with zipfile.ZipFile(path) as archive, archive.open(member) as file:  # read in memory, never extracted
+                return _load_pickle(file)
         if _TORCH_MAGIC in head[:16]:
             return _load_torch(path, zipped=False)
         if head[8:9] == b"{":
             return load_file(path)
         _check_jittor_sum(path)
         with path.open("rb") as file:
-            return _ArrayUnpickler(file).load()
+            return _load_pickle(file)
+    except CheckpointError:
+        raise
     except _Forbidden as error:
         raise CheckpointError(_forbidden(path, str(error))) from None
     except SafetensorError as error:
@@ -159,15 +212,16 @@ def read_checkpoint(path: str | Path) -> Any:
             reason = str(error).split("\n")[0].split(". ")[0] or type(error).__name__
             raise CheckpointError(f"{path}: damaged or cut short ({reason}). Download it again.") from None
         raise CheckpointError(
-            f"{path}: not a checkpoint of PyTorch (.pth, .pt), Jittor (.pkl) or safetensors. Check where it came from."
+            f"{path}: not a checkpoint of PyTorch, Jittor, Paddle or safetensors. Check where it came from."
         ) from None
 
 
 def check_pytorch_file(path: str | Path) -> None:
     """Raise a CheckpointError, or FileNotFoundError, if timm cannot read a checkpoint file, and say why."""
     read_checkpoint(path)
-    if Path(path).suffix == ".pkl":
-        raise CheckpointError(f"{path}: timm cannot read Jittor files. Convert it with `segnext-timm convert`.")
+    origin = {".pkl": "Jittor", _PADDLE_SUFFIX: "Paddle", ".zip": "Paddle"}.get(Path(path).suffix)
+    if origin:
+        raise CheckpointError(f"{path}: timm cannot read {origin} files. Convert it with `segnext-timm convert`.")
 
 
 def _forbidden(path: Path, name: str) -> str:

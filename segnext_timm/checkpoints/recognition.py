@@ -4,6 +4,8 @@ Weights are published under two spellings. The authors' code (https://github.com
 its Jittor version (https://github.com/uyzhang/JSeg) call the MLP's depthwise convolution `mlp.dwconv.dwconv`;
 mmsegmentation calls it `mlp.dwconv`. Either spelling can occur in any file, so the names in the file decide, not its
 origin. One table of rules translates both spellings to native names, and native names back to mmsegmentation's.
+PaddleSeg (https://github.com/PaddlePaddle/PaddleSeg) uses other names and shapes in places: another table translates
+them to mmsegmentation's first.
 """
 
 import re
@@ -63,6 +65,20 @@ _DECODER_RULES = (
     ("align.gn", "decoder.align_norm"),
     ("conv_seg", "segmentation_head.0"),
 )
+# Part of a name in PaddleSeg's files, the same part in mmsegmentation's
+_PADDLE_RULES = (
+    ("attn.spatial_gating_unit.dwconvs.{k}.conv{k1}_{n1}", "attn.spatial_gating_unit.conv{k}_{n1}"),
+    ("attn.spatial_gating_unit.conv_out", "attn.spatial_gating_unit.conv3"),
+    ("squeeze._conv", "squeeze.conv"),
+    ("squeeze._group_norm", "squeeze.gn"),
+    ("align._conv", "align.conv"),
+    ("align._group_norm", "align.gn"),
+    ("hamburger.ham_in", "hamburger.ham_in.conv"),
+    ("hamburger.ham_out._conv", "hamburger.ham_out.conv"),
+    ("hamburger.ham_out._group_norm", "hamburger.ham_out.gn"),
+    ("_mean", "running_mean"),
+    ("_variance", "running_var"),
+)
 _SQUEEZE = "squeeze.conv.weight"  # one convolution over concatenated features; native: one convolution a feature
 _ENCODER = "encoder.model."  # where an smp model keeps an encoder of timm
 _BASES = "decoder.hamburger.nmf.bases"
@@ -73,7 +89,7 @@ def _patterns(rules: Iterable[tuple[str, str]]) -> list[tuple[re.Pattern, str]]:
 
     def compiled(template: str) -> re.Pattern:
         escaped = re.escape(template).replace(r"\{", "{").replace(r"\}", "}")
-        return re.compile(re.sub(r"{(\w+)}", r"(?P<\1>\\d+)", escaped) + r"(?=\.|$)")
+        return re.compile(r"(?<![^.])" + re.sub(r"{(\w+)}", r"(?P<\1>\\d+)", escaped) + r"(?=\.|$)")
 
     return [(compiled(source), target) for source, target in rules]
 
@@ -82,22 +98,39 @@ _BACKBONE_TO_NATIVE = _patterns(_BACKBONE_RULES)
 _DECODER_TO_NATIVE = _patterns(_DECODER_RULES)
 _BACKBONE_TO_MMSEG = _patterns((native, published) for published, native in reversed(_BACKBONE_RULES))
 _DECODER_TO_MMSEG = _patterns((native, published) for published, native in reversed(_DECODER_RULES))
+_PADDLE_TO_MMSEG = _patterns(_PADDLE_RULES)
+
+
+def _fill(target: str, match: re.Match) -> str:
+    """Fill a rule's target with the numbers of a match, counted from 0 or 1 as the target needs."""
+    numbers = {key: int(value) for key, value in match.groupdict().items()}
+    for key, value in list(numbers.items()):
+        numbers |= {key[:-1]: value - 1} if key.endswith("1") else {f"{key}1": value + 1}
+    return target.format(**numbers)
 
 
 def _rename(name: str, patterns: list[tuple[re.Pattern, str]]) -> str | None:
-    """Rename by the first rule that matches; None if no rule matches."""
+    """Rename by the first rule that matches the beginning of a name; None if no rule matches."""
     for pattern, target in patterns:
-        match = pattern.match(name)
-        if match:
-            numbers = {key: int(value) for key, value in match.groupdict().items()}
-            for key, value in list(numbers.items()):
-                numbers |= {key[:-1]: value - 1} if key.endswith("1") else {f"{key}1": value + 1}
-            return target.format(**numbers) + name[match.end() :]
+        if match := pattern.match(name):
+            return _fill(target, match) + name[match.end() :]
     return None
 
 
+def _paddle_to_mmseg(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Rename the parameters of a PaddleSeg file to mmsegmentation's names, and flatten its layer scales."""
+    renamed = {}
+    for name, value in tensors.items():
+        for pattern, target in _PADDLE_TO_MMSEG:
+            if match := pattern.search(name):
+                name = name[: match.start()] + _fill(target, match) + name[match.end() :]
+        renamed[name] = value.flatten() if re.search(r"\.layer_scale_[12]$", name) else value
+    return renamed
+
+
 _EMA_KEYS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")  # timm's, timm's, mmengine's, JSeg's
-_WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
+# of DistributedDataParallel, torch.compile and Lightning, whose modules call the network "model"
+_WRAPPERS = ("module.", "_orig_mod.", "model.")
 
 
 def extract_state_dict(checkpoint: Mapping[str, Any], ema: bool = False) -> dict[str, torch.Tensor]:
@@ -134,7 +167,8 @@ def extract_state_dict(checkpoint: Mapping[str, Any], ema: bool = False) -> dict
     if ema and not averages:
         raise CheckpointError("the checkpoint has no moving average (EMA) of the weights: load the weights themselves.")
     tensors = {name: value for name, value in tensors.items() if not name.startswith("ema_")}
-    return tensors | averages if ema else tensors
+    tensors |= averages if ema else {}
+    return _paddle_to_mmseg(tensors) if any(name.endswith("._mean") for name in tensors) else tensors
 
 
 # Renaming
@@ -259,7 +293,7 @@ class Checkpoint:
     state_dict: dict[str, torch.Tensor]
     kind: Literal["backbone", "segmenter"]
     architecture: str
-    spelling: Literal["the paper's code", "mmsegmentation", "native"]
+    spelling: Literal["the paper's code", "mmsegmentation", "PaddleSeg", "native"]
     in_chans: int
     num_classes: int
     decoder_channels: int | None = None
@@ -273,6 +307,25 @@ class Checkpoint:
     ) -> "Checkpoint":
         """Copy with other class names and palette; unchanged if `names` is None."""
         return self if names is None else replace(self, label_names=names, palette=palette)
+
+    def with_outputs(self, count: int) -> "Checkpoint":
+        """Copy with only the first `count` outputs of the last layer.
+
+        Raises:
+            CheckpointError: If it has fewer outputs.
+        """
+        if not 1 <= count <= self.num_classes:
+            raise CheckpointError(f"has {self.num_classes} classes, so the first {count} cannot be kept.")
+        layer = "segmentation_head.0" if self.kind == "segmenter" else "head.fc"
+        kept = {f"{layer}.{part}": self.state_dict[f"{layer}.{part}"][:count].clone() for part in ("weight", "bias")}
+        names, palette = self.label_names, self.palette
+        return replace(
+            self,
+            state_dict={**self.state_dict, **kept},
+            num_classes=count,
+            label_names=names and names[:count],
+            palette=palette and palette[:count],
+        )
 
     def __str__(self) -> str:
         classes = f"{self.num_classes} classes" + (" with names" if self.label_names else "")
@@ -305,8 +358,12 @@ def describe_mscan(state_dict: Mapping[str, torch.Tensor]) -> str:
     return name or f"an MSCAN of channels {size[0]} and depths {size[1]}"
 
 
-def _spelling(names: Iterable[str]) -> Literal["the paper's code", "mmsegmentation", "native"]:
+def _spelling(
+    names: Iterable[str], content: Mapping[str, Any]
+) -> Literal["the paper's code", "mmsegmentation", "PaddleSeg", "native"]:
     names = list(names)
+    if any(str(name).endswith("._mean") for name in content):
+        return "PaddleSeg"
     if any(name.startswith(("stem.", _ENCODER)) for name in names):
         return "native"
     return "the paper's code" if any(".mlp.dwconv.dwconv." in name for name in names) else "mmsegmentation"
@@ -362,7 +419,7 @@ def recognize(content: Any, rank: int | None = None, ema: bool = False) -> Check
         raise CheckpointError(f"rank must be at least 1, got {rank}.")
     tensors = extract_state_dict(content, ema)
     meta = content.get("meta")
-    spelling = _spelling(tensors)
+    spelling = _spelling(tensors, content)
     segmenter = f"decode_head.{_SQUEEZE}" in tensors or "decoder.squeeze.0.weight" in tensors
     backbone = backbone_to_native(tensors)
     architecture = describe_mscan(backbone)
@@ -380,9 +437,7 @@ def recognize(content: Any, rank: int | None = None, ema: bool = False) -> Check
             raise CheckpointError(
                 f"NaN or infinity in {name!r}: the training diverged, or the file is damaged. Use another one."
             )
-    for name in [name for name in state_dict if name.endswith(".running_mean")]:
-        # Jittor does not count batches
-        state_dict.setdefault(name.replace("running_mean", "num_batches_tracked"), torch.tensor(0))
+    add_batch_counts(state_dict)
     classifier = state_dict.get("segmentation_head.0.weight" if segmenter else "head.fc.weight")
     num_classes = 0 if classifier is None else classifier.shape[0]
     label_names, palette = _meta_labels(meta, num_classes)
@@ -402,11 +457,17 @@ def recognize(content: Any, rank: int | None = None, ema: bool = False) -> Check
     return Checkpoint(kind="segmenter", decoder_channels=channels, rank=rank, rank_source=source, **common)
 
 
+def add_batch_counts(state_dict: dict[str, torch.Tensor]) -> None:
+    """Add the batch norms' `num_batches_tracked`, which files of Jittor and Paddle lack, in place."""
+    for name in [name for name in state_dict if name.endswith(".running_mean")]:
+        state_dict.setdefault(name.replace("running_mean", "num_batches_tracked"), torch.tensor(0))
+
+
 def load_checkpoint(path: str | Path, rank: int | None = None, ema: bool = False) -> Checkpoint:
     """Read a published or native checkpoint safely, and identify it.
 
     Args:
-        path: A .pth, .pt, .pkl or .safetensors file.
+        path: A .pth, .pt, .pkl, .pdparams, .zip or .safetensors file.
         rank: See :func:`recognize`.
         ema: See :func:`recognize`.
 

@@ -1,4 +1,4 @@
-"""Published segmenters as models: their architecture built, their weights loaded."""
+"""Create published segmenters, and load segmenters by name, from folders and from the Hub."""
 
 import logging
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Any
 
 import segmentation_models_pytorch as smp
 import torch
+from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError
 from timm.models import adapt_input_conv
 
@@ -16,13 +17,13 @@ from ..models.segnext import SegNeXt
 from .download import fetch
 from .lookup import check_segmenter, hub_lookup
 from .published import SegmenterCfg, find_segmenter, get_segmenter_cfg, list_segmenters
-from .recognition import check_parameters, load_checkpoint
+from .recognition import Checkpoint, check_parameters, load_checkpoint
 
 __all__ = ["SegmenterCfg", "create_segmenter", "get_segmenter_cfg", "list_segmenters", "load_segmenter"]
 
 _logger = logging.getLogger(__name__)
 
-# arguments that do not change what a model computes in evaluation
+# arguments that do not change the outputs in evaluation
 _TRAINING_ARGUMENTS = {
     "aux_params",
     "decoder_dropout",
@@ -42,20 +43,20 @@ def create_segmenter(name: str, pretrained: bool = False, classes: int | None = 
             checked.
         classes: Number of classes, those of the published model by default. With another number, the last layer stays
             as initialized.
-        overrides: Other arguments of :class:`SegNeXt`, and of timm's encoder: `drop_path_rate=0.1`,
-            `decoder_one_step_gradient=True`. With `in_channels`, the pretrained stem is adapted as timm does.
+        overrides: Other arguments of :class:`SegNeXt` and of timm's encoder, such as `drop_path_rate=0.1`. With
+            `in_channels`, the pretrained stem is adapted as timm does.
 
     Returns:
         The model, in training mode; :attr:`SegNeXt.pretrained_cfg` has its class names, palette and preprocessing.
 
     Raises:
-        ValueError: If there is no segmenter of that name.
+        ValueError: If no segmenter has that name.
         CheckpointError: If the weights cannot be downloaded, are damaged, or do not fit the overrides.
     """
     cfg = get_segmenter_cfg(name)
     same_classes = classes in (None, cfg.num_classes)
     untrue = set() if same_classes else {"label_names", "palette", "dataset", "results"}
-    untrue |= set() if pretrained else {"url", "origin_url", "license", "results"}  # of weights that are not loaded
+    untrue |= set() if pretrained else {"url", "origin_url", "license", "results"}
     untrue |= {"results"} if overrides.keys() - _TRAINING_ARGUMENTS else set()
     arguments = {
         "encoder_name": cfg.encoder_name,
@@ -67,23 +68,49 @@ def create_segmenter(name: str, pretrained: bool = False, classes: int | None = 
     }
     model = SegNeXt(**{**arguments, **overrides})
     if pretrained:
-        path = fetch(cfg.url, sha256=cfg.sha256)
-        checkpoint = load_checkpoint(path, rank=model.decoder.hamburger.nmf.rank)
-        expected = cfg.encoder_name.removeprefix("tu-")
-        if checkpoint.architecture != expected:
-            raise CheckpointError(f"{path}: weights of {checkpoint.architecture}, not of {expected}: remove the file.")
-        try:
-            _load(model, checkpoint.state_dict, same_classes)
-        except CheckpointError as error:
-            raise CheckpointError(f"{path}: {error}") from None
+        load_published(model, cfg, _published_file(cfg), same_classes)
         if not same_classes:
             _logger.warning(
-                f"{cfg.name} has {cfg.num_classes} classes, {classes} were asked for: all weights but the last layer's "
-                f"are loaded, and that one stays as initialized."
+                f"{cfg.name} has {cfg.num_classes} classes, but {classes} are requested: the last layer is not loaded."
             )
     if "results" in model.pretrained_cfg:
         model.pretrained_cfg["results_digest"] = tensor_digest(model.segmentation_head[0].weight)
     return model
+
+
+def _published_file(cfg: SegmenterCfg) -> Path:
+    """Download a published checkpoint: its safetensors on the Hub if there are any, else the publisher's file."""
+    if cfg.hf_hub_id:
+        with hub_lookup(cfg.hf_hub_id):
+            return Path(hf_hub_download(cfg.hf_hub_id, "model.safetensors"))
+    return fetch(cfg.url, sha256=cfg.sha256, file_name=cfg.cached_name)
+
+
+def load_published(model: SegNeXt, cfg: SegmenterCfg, path: Path, classifier: bool = True) -> Checkpoint:
+    """Load the checkpoint of a published segmenter from a file.
+
+    Args:
+        model: The model to load it into.
+        cfg: The segmenter.
+        path: Its checkpoint.
+        classifier: Also load the last layer.
+
+    Returns:
+        The recognized checkpoint.
+
+    Raises:
+        CheckpointError: If the file is damaged, or has weights of another model.
+    """
+    checkpoint = load_checkpoint(path)
+    expected = cfg.encoder_name.removeprefix("tu-")
+    if (checkpoint.kind, checkpoint.architecture) != ("segmenter", expected):
+        what = checkpoint.architecture if checkpoint.kind == "segmenter" else f"the backbone {checkpoint.architecture}"
+        raise CheckpointError(f"{path}: weights of {what}, not of {expected}: remove the file.")
+    try:
+        _load(model, dict(checkpoint.state_dict), classifier)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    return checkpoint
 
 
 def _load(model: SegNeXt, state_dict: dict[str, torch.Tensor], classifier: bool) -> None:

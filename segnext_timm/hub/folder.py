@@ -14,7 +14,7 @@ from .cards import HERE, backbone_card, segmenter_card
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 MODEL_FILES = {WEIGHTS, CONFIG, CARD, ".gitattributes"}
-PICKLE_SUFFIXES = {".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"}
+PICKLE_SUFFIXES = {".bin", ".ckpt", ".pdparams", ".pickle", ".pkl", ".pt", ".pth"}
 
 
 def read_model_config(folder: Path) -> dict[str, Any]:

@@ -92,7 +92,7 @@ def _files_to_push(folder: Path, extra_files: bool | Callable[[list[str]], bool]
 
 
 @contextmanager
-def _hub_errors(repo_id: str) -> Iterator[None]:
+def hub_errors(repo_id: str) -> Iterator[None]:
     """Turn errors of the Hub and of the connection into one-line errors."""
     try:
         yield
@@ -161,7 +161,7 @@ def push_to_hub(
         files = _files_to_push(folder, extra_files)
         if not (token or get_token()):
             raise PermissionError("There is no token for the Hub: log in with `hf auth login`, or set HF_TOKEN.")
-        with _hub_errors(repo_id):
+        with hub_errors(repo_id):
             repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
             if private and not api.model_info(repo_id).private:
                 raise ValueError(f"{repo_id} exists and is public: make it private on the Hub, or choose another name.")

@@ -37,6 +37,7 @@ from timm.layers import (
     trunc_normal_,
 )
 from timm.models import (
+    adapt_input_conv,
     build_model_with_cfg,
     checkpoint_seq,
     generate_default_cfgs,
@@ -47,8 +48,14 @@ from timm.models import (
 from timm.models._features import feature_take_indices
 
 from ..checkpoints.download import fetch
-from ..checkpoints.reading import check_pytorch_file
-from ..checkpoints.recognition import backbone_name_to_native, backbone_to_native, check_parameters, describe_mscan
+from ..checkpoints.reading import check_pytorch_file, read_checkpoint
+from ..checkpoints.recognition import (
+    add_batch_counts,
+    backbone_name_to_native,
+    backbone_to_native,
+    check_parameters,
+    describe_mscan,
+)
 from ..errors import CheckpointError
 from ..variants import VARIANTS
 from .fusion import affine_of, fold_after, fold_before
@@ -519,6 +526,29 @@ class MSCAN(nn.Module):
         return cast(list[MSCANStage], list(self.stages))
 
     @torch.jit.ignore
+    def load_pretrained(self, checkpoint_path: str, prefix: str = "") -> None:
+        """Load published weights in a format that timm does not read, such as those of JSeg and PaddleSeg.
+
+        timm calls this method for weights whose pretrained cfg has `custom_load`.
+
+        Args:
+            checkpoint_path: The file.
+            prefix: Ignored: the names in the file decide.
+
+        Raises:
+            CheckpointError: If the file is damaged, or has weights of another model.
+        """
+        state_dict = checkpoint_filter_fn(read_checkpoint(checkpoint_path), self)
+        own = self.state_dict()
+        stem = state_dict["stem.conv1.weight"]
+        if stem.shape[1] != self.in_chans:
+            state_dict["stem.conv1.weight"] = adapt_input_conv(self.in_chans, stem)
+        for name in ("head.fc.weight", "head.fc.bias"):
+            if name in state_dict and (name not in own or state_dict[name].shape != own[name].shape):
+                del state_dict[name]
+        self.load_state_dict({**own, **state_dict})
+
+    @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Regular expressions that sort the parameters into layers, for layer-wise learning rate decay.
 
@@ -670,6 +700,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: MSCAN) -> dict[str, 
             missing or unknown. timm loads what fits where the number of classes differs.
     """
     state_dict = backbone_to_native(state_dict)
+    add_batch_counts(state_dict)
     expected = model.state_dict()
     found, wanted = describe_mscan(state_dict), describe_mscan(expected)
     if found != wanted:
@@ -712,21 +743,36 @@ def _cfg(url: str = "", **kwargs: Any) -> dict[str, Any]:
     }
 
 
-_PUBLISHED = "https://download.openmmlab.com/mmsegmentation/v0.5/pretrain/segnext/"
+def _features_cfg(url: str, origin_url: str, **kwargs: Any) -> dict[str, Any]:
+    """Configuration of weights without classifier in a format that :meth:`MSCAN.load_pretrained` reads."""
+    return _cfg(url, num_classes=0, custom_load=True, origin_url=origin_url, **kwargs)
+
+
+_MMSEG = "https://download.openmmlab.com/mmsegmentation/v0.5/pretrain/segnext/"
+_JSEG = ("https://cg.cs.tsinghua.edu.cn/jittor/assets/build/checkpoints/", "https://github.com/uyzhang/JSeg")
+_PADDLE = ("https://paddleseg.bj.bcebos.com/dygraph/backbone/", "https://github.com/PaddlePaddle/PaddleSeg")
 
 default_cfgs = generate_default_cfgs(
     {
-        "mscan_t.in1k": _cfg(_PUBLISHED + "mscan_t_20230227-119e8c9f.pth"),
-        "mscan_s.in1k": _cfg(_PUBLISHED + "mscan_s_20230227-f33ccdf2.pth"),
-        "mscan_b.in1k": _cfg(_PUBLISHED + "mscan_b_20230227-3ab7d230.pth"),
-        "mscan_l.in1k": _cfg(_PUBLISHED + "mscan_l_20230227-cef260d4.pth"),
+        "mscan_t.in1k": _cfg(_MMSEG + "mscan_t_20230227-119e8c9f.pth"),
+        "mscan_t.jseg_in1k": _features_cfg(_JSEG[0] + "mscan_t.pkl", _JSEG[1]),
+        "mscan_t.paddleseg_in1k": _features_cfg(_PADDLE[0] + "mscan_t_imagenet_pretrained.zip", _PADDLE[1]),
+        "mscan_s.in1k": _cfg(_MMSEG + "mscan_s_20230227-f33ccdf2.pth"),
+        "mscan_s.jseg_in1k": _features_cfg(_JSEG[0] + "mscan_s.pkl", _JSEG[1]),
+        "mscan_s.paddleseg_in1k": _features_cfg(_PADDLE[0] + "mscan_s_imagenet_pretrained.zip", _PADDLE[1]),
+        "mscan_b.in1k": _cfg(_MMSEG + "mscan_b_20230227-3ab7d230.pth"),
+        "mscan_b.jseg_in1k": _features_cfg(_JSEG[0] + "mscan_b.pkl", _JSEG[1]),
+        "mscan_b.paddleseg_in1k": _features_cfg(_PADDLE[0] + "mscan_b_imagenet_pretrained.zip", _PADDLE[1]),
+        "mscan_l.in1k": _cfg(_MMSEG + "mscan_l_20230227-cef260d4.pth"),
+        "mscan_l.jseg_in1k": _features_cfg(_JSEG[0] + "mscan_l.pkl", _JSEG[1]),
+        "mscan_l.paddleseg_in1k": _features_cfg(_PADDLE[0] + "mscan_l_imagenet_pretrained.zip", _PADDLE[1]),
         "test_mscan.untrained": _cfg(input_size=(3, 160, 160), pool_size=(5, 5)),
     }
 )
 
 # The sha256 of each published file, or how it begins. Those of T, S and B are recorded by Intel's Geti, which pins
 # them; of L only the digits in its name are known.
-_SHA256 = {
+PUBLISHED_SHA256 = {
     "mscan_t_20230227-119e8c9f.pth": "119e8c9f4479cb5ed7906c26adc3c9fe722d5c5fff63651549669bff941d11c4",
     "mscan_s_20230227-f33ccdf2.pth": "f33ccdf2fc0afb78a39a44645eb8436891b95b1d3d9b48c1d9ace85936740a18",
     "mscan_b_20230227-3ab7d230.pth": "3ab7d2301876e41fdd3950e59cdce44e18ebcc36a4cf7a4f5f0817d14f381c9b",
@@ -742,12 +788,12 @@ def _create_mscan(variant: str, pretrained: bool = False, **kwargs: Any) -> MSCA
 
     def build(**model_args: Any) -> MSCAN:
         model = MSCAN(**model_args)  # wrong arguments end here, before any download
-        if pretrained and cfg.file and not from_hub:
+        if pretrained and cfg.file and not from_hub and not cfg.custom_load:
             check_pytorch_file(cfg.file)  # names what is wrong with it
         elif pretrained and cfg.url and not from_hub:
             # timm then finds the file, whole and checked, in its cache
             url = str(cfg.url)
-            fetch(url, kwargs.get("cache_dir"), sha256=_SHA256.get(Path(urlparse(url).path).name))
+            fetch(url, kwargs.get("cache_dir"), sha256=PUBLISHED_SHA256.get(Path(urlparse(url).path).name))
         return model
 
     return build_model_with_cfg(

@@ -53,7 +53,7 @@ def test_what_cannot_be_run_is_left_out_and_said(tmp_path, capsys, monkeypatch):
         (("--contenders", "segnext_t"), r"'segnext_t' is not of the form MODEL@WAY"),
         (("--sizes", "5k"), "size '5k' is not a side"),
         (("--contenders", "segnext_t@quick"), "unknown way 'quick'"),
-        (("--contenders", "mscan_x@eager"), "'mscan_x' is no model of timm"),
+        (("--contenders", "mscan_x@eager"), "'mscan_x' is not a timm model"),
     ],
 )
 def test_an_invalid_size_or_contender_is_named(arguments, message, tmp_path):

@@ -5,13 +5,14 @@ from PIL import Image
 
 import miniatures
 import show_data
-from segmentation import data, layouts
+from segmentation import data
 from segmentation.class_list import read_classes
 from segmentation.data import TrainSamples, check_labels, training_samples
 from segmentation.evaluation import Samples
 from segmentation.layouts import open_split
 from segmentation.recipe import DataError, TrainSettings, read_recipe
 from segmentation.transforms import PhotometricDistortion, RandomResizedCrop, TrainTransform
+from segnext_timm import data_sets
 
 # Values of the label files and the classes they stand for, from each data set's own documentation
 CITYSCAPES = {0: 255, 7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10, 24: 11, 25: 12}
@@ -45,7 +46,7 @@ def test_layouts_are_read_and_values_mean_what_the_data_set_says(tmp_path, datas
 
 
 def test_coco_stuff_has_its_171_classes():
-    mapping = layouts._only(i for i in range(182) if i not in layouts._COCO_GAPS)
+    mapping = data_sets._only(i for i in range(182) if i not in data_sets._COCO_GAPS)
     assert sorted(set(mapping) - {255}) == list(range(171))
 
 

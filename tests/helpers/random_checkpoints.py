@@ -7,9 +7,10 @@ import dataclasses
 import hashlib
 import operator
 import pickle
+import re
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import urlparse
 
 import torch
 
@@ -79,9 +80,10 @@ def backbone_shapes(variant: str, dialect: str = "mmseg", classifier: bool = Fal
     return shapes
 
 
-def head_shapes(variant: str, classes: int) -> dict[str, tuple[int, ...]]:
+def head_shapes(variant: str, classes: int, channels: int | None = None) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the light Hamburger head's parameters."""
-    dims, _, _, channels, _ = VARIANTS[variant]
+    dims, _, _, published_channels, _ = VARIANTS[variant]
+    channels = channels or published_channels
     return {
         **_conv("conv_seg", classes, channels, 1, 1),
         **_conv("squeeze.conv", channels, sum(dims[1:]), 1, 1, bias=False),
@@ -94,11 +96,13 @@ def head_shapes(variant: str, classes: int) -> dict[str, tuple[int, ...]]:
     }
 
 
-def segmenter_shapes(variant: str, classes: int, dialect: str = "mmseg") -> dict[str, tuple[int, ...]]:
+def segmenter_shapes(
+    variant: str, classes: int, dialect: str = "mmseg", channels: int | None = None
+) -> dict[str, tuple[int, ...]]:
     """Names and shapes of a segmenter's parameters and buffers."""
     return {
         **{f"backbone.{name}": shape for name, shape in backbone_shapes(variant, dialect).items()},
-        **{f"decode_head.{name}": shape for name, shape in head_shapes(variant, classes).items()},
+        **{f"decode_head.{name}": shape for name, shape in head_shapes(variant, classes, channels).items()},
     }
 
 
@@ -141,13 +145,42 @@ def paper_spelling(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tenso
     return {name.replace(".mlp.dwconv.", ".mlp.dwconv.dwconv."): value for name, value in state_dict.items()}
 
 
-def write(path: Path, state_dict: dict[str, torch.Tensor], dialect: str) -> Path:
+def paddle_spelling(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """mmsegmentation's names and shapes to those of PaddleSeg."""
+    renamed = {}
+    for name, value in state_dict.items():
+        if name.endswith("num_batches_tracked"):
+            continue
+        gate = re.fullmatch(r"(.*spatial_gating_unit\.)conv([012])_([12])(\..*)", name)
+        if gate:
+            start, k, n, end = gate.groups()
+            name = f"{start}dwconvs.{k}.conv{int(k) + 1}_{n}{end}"
+        for ours, theirs in (
+            ("spatial_gating_unit.conv3.", "spatial_gating_unit.conv_out."),
+            ("running_mean", "_mean"),
+            ("running_var", "_variance"),
+            ("decode_head.squeeze.conv.", "decode_head.squeeze._conv."),
+            ("decode_head.squeeze.gn.", "decode_head.squeeze._group_norm."),
+            ("decode_head.align.conv.", "decode_head.align._conv."),
+            ("decode_head.align.gn.", "decode_head.align._group_norm."),
+            ("hamburger.ham_in.conv.", "hamburger.ham_in."),
+            ("hamburger.ham_out.conv.", "hamburger.ham_out._conv."),
+            ("hamburger.ham_out.gn.", "hamburger.ham_out._group_norm."),
+        ):
+            name = name.replace(ours, theirs)
+        renamed[name] = value[:, None, None] if ".layer_scale_" in name else value
+    return renamed
+
+
+def write(path: Path, state_dict: dict[str, torch.Tensor], dialect: str, protocol: int = 4) -> Path:
     """Write weights in mmsegmentation's spelling as one of the origins publishes them.
 
     Args:
         path: The file, without suffix.
         state_dict: A backbone's or a segmenter's.
-        dialect: "paper" or "mmseg" (PyTorch's files), or "jittor" (a pickle of arrays, without counts of batches).
+        dialect: "paper" or "mmseg" (PyTorch's files), "jittor" (a pickle of arrays, without counts of batches),
+            "paddle" (a .pdparams) or "paddle zip" (a zip file of one, as PaddleSeg's backbones).
+        protocol: Protocol of Paddle's pickle.
 
     Returns:
         The file.
@@ -155,6 +188,16 @@ def write(path: Path, state_dict: dict[str, torch.Tensor], dialect: str) -> Path
     if dialect == "mmseg":
         torch.save({"state_dict": state_dict, "meta": {}}, path.with_suffix(".pth"))
         return path.with_suffix(".pth")
+    if dialect.startswith("paddle"):
+        arrays = {name: value.numpy() for name, value in paddle_spelling(state_dict).items()}
+        table = {"StructuredToParameterName@@": {name: f"param_{i}" for i, name in enumerate(arrays)}}
+        data = pickle.dumps(arrays | table, protocol)
+        if dialect == "paddle":
+            path.with_suffix(".pdparams").write_bytes(data)
+            return path.with_suffix(".pdparams")
+        with zipfile.ZipFile(path.with_suffix(".zip"), "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr(f"{path.name}/model.pdparams", data)
+        return path.with_suffix(".zip")
     state_dict = paper_spelling(state_dict)
     if dialect == "paper":
         torch.save({"state_dict": state_dict}, path.with_suffix(".pth"))
@@ -181,10 +224,10 @@ def accept_cached(setitem: Callable = operator.setitem) -> None:
     from segnext_timm.models import mscan
 
     cached = {file.name: file for file in (Path(torch.hub.get_dir()) / "checkpoints").iterdir()}
-    for name in mscan._SHA256.keys() & cached.keys():
-        setitem(mscan._SHA256, name, hashlib.sha256(cached[name].read_bytes()).hexdigest())
+    for name in mscan.PUBLISHED_SHA256.keys() & cached.keys():
+        setitem(mscan.PUBLISHED_SHA256, name, hashlib.sha256(cached[name].read_bytes()).hexdigest())
     for name, cfg in list(segmenters._CFGS.items()):
-        file = cached.get(Path(urlparse(cfg.url).path).name)
+        file = cached.get(cfg.cached_name)
         if file and cfg.sha256:
             digest = hashlib.sha256(file.read_bytes()).hexdigest()
             setitem(segmenters._CFGS, name, dataclasses.replace(cfg, sha256=digest))

@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
+import segmentation_models_pytorch as smp
 import timm
 import torch
 from timm.models import adapt_input_conv, group_parameters
@@ -15,7 +16,8 @@ from timm.optim import param_groups_layer_decay
 from torch.utils.flop_counter import FlopCounterMode
 
 import segnext_timm.models.mscan
-from random_checkpoints import FILES, accept_cached, backbone_shapes, random_state_dict
+from random_checkpoints import FILES, accept_cached, backbone_shapes, random_state_dict, write
+from segnext_timm.checkpoints.recognition import backbone_to_native
 from segnext_timm.errors import CheckpointError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -49,7 +51,8 @@ def tiny(**kwargs):
 
 def test_the_models_are_registered_with_their_weights():
     assert timm.list_models("mscan*") == ["mscan_b", "mscan_l", "mscan_s", "mscan_t"]
-    assert timm.list_pretrained("*mscan*") == [f"mscan_{v}.in1k" for v in "blst"]
+    tags = ("in1k", "jseg_in1k", "paddleseg_in1k")
+    assert timm.list_pretrained("*mscan*") == [f"mscan_{v}.{tag}" for v in "blst" for tag in tags]
     for variant, file in FILES.items():
         cfg = timm.get_pretrained_cfg(f"mscan_{variant}")
         assert cfg.tag == "in1k"
@@ -329,18 +332,18 @@ def test_a_published_file_is_checked_against_its_own_sha256(server, tmp_path, mo
     digest = serve_weights(folder, name)
 
     for published in ("119e8c9f" + digest[8:], digest[:-1] + "x"):
-        monkeypatch.setitem(segnext_timm.models.mscan._SHA256, name, published)
+        monkeypatch.setitem(segnext_timm.models.mscan.PUBLISHED_SHA256, name, published)
         with pytest.raises(CheckpointError, match=f"its sha256 is {digest}, but that of the published file is"):
             timm.create_model("mscan_t", pretrained=True, pretrained_cfg_overlay=overlay)
         assert list(cache.iterdir()) == []
 
-    monkeypatch.setitem(segnext_timm.models.mscan._SHA256, name, digest)
+    monkeypatch.setitem(segnext_timm.models.mscan.PUBLISHED_SHA256, name, digest)
     timm.create_model("mscan_t", pretrained=True, pretrained_cfg_overlay=overlay)
     assert [f.name for f in cache.iterdir()] == [name]
 
 
 def test_the_hashes_of_the_published_backbones_are_the_recorded_ones():
-    hashes = segnext_timm.models.mscan._SHA256
+    hashes = segnext_timm.models.mscan.PUBLISHED_SHA256
     assert list(hashes) == list(FILES.values())
     assert [len(hashes[FILES[v]]) for v in "tsbl"] == [64, 64, 64, 8]  # of L, only the digits of its name are known
     assert all(FILES[v].endswith(f"-{hashes[FILES[v]][:8]}.pth") for v in FILES)
@@ -348,7 +351,7 @@ def test_the_hashes_of_the_published_backbones_are_the_recorded_ones():
 
 def test_a_file_in_the_cache_is_checked_as_one_that_arrives(seeded, monkeypatch):
     seeded(random_state_dict(backbone_shapes("t", classifier=True)))
-    monkeypatch.setitem(segnext_timm.models.mscan._SHA256, FILES["t"], "0" * 64)
+    monkeypatch.setitem(segnext_timm.models.mscan.PUBLISHED_SHA256, FILES["t"], "0" * 64)
     with pytest.raises(CheckpointError, match=r"119e8c9f\.pth: its sha256 is .* Remove .*119e8c9f\.pth to download"):
         timm.create_model("mscan_t", pretrained=True)
 
@@ -467,3 +470,62 @@ def test_a_local_file_takes_the_place_of_the_published_weights(tmp_path):
     overlay = {"file": str(tmp_path / "mine.pth")}
     model = timm.create_model("mscan_t", pretrained=True, pretrained_cfg_overlay=overlay)
     assert torch.equal(model.head.fc.bias, published["head.bias"])
+
+
+# Weights of other origins
+
+
+ORIGINS = pytest.mark.parametrize(
+    ("tag", "file", "dialect"),
+    [("jseg_in1k", "mscan_t.pkl", "jittor"), ("paddleseg_in1k", "mscan_t_imagenet_pretrained.zip", "paddle zip")],
+)
+
+
+@pytest.fixture
+def seed_origin(tmp_path, monkeypatch):
+    """Put a backbone in an origin's format into an empty cache, and return its weights."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    folder = tmp_path / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+
+    def seed(file, dialect, variant="t", classifier=False):
+        weights = random_state_dict(backbone_shapes(variant, classifier=classifier))
+        write(tmp_path / "weights", weights, dialect).rename(folder / file)
+        return weights
+
+    return seed
+
+
+@ORIGINS
+@pytest.mark.parametrize("classifier", [False, True])
+def test_backbones_of_other_origins_load_by_timm_s_mechanism(seed_origin, tag, file, dialect, classifier):
+    weights = seed_origin(file, dialect, classifier=classifier)
+    model = timm.create_model(f"mscan_t.{tag}", pretrained=True).eval()
+    assert model.num_classes == 0
+    expected = timm.create_model("mscan_t", num_classes=0).eval()
+    native = {name: value for name, value in backbone_to_native(weights).items() if not name.startswith("head.")}
+    expected.load_state_dict(native)
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(model(images), expected(images))
+
+
+@ORIGINS
+def test_backbones_of_other_origins_take_timm_s_options(seed_origin, tag, file, dialect):
+    weights = seed_origin(file, dialect)
+    stem = backbone_to_native(weights)["stem.conv1.weight"]
+    gray = timm.create_model(f"mscan_t.{tag}", pretrained=True, in_chans=1, num_classes=7)
+    assert torch.equal(gray.stem.conv1.weight, adapt_input_conv(1, stem))
+    assert gray.head.fc.out_features == 7
+    features = timm.create_model(f"mscan_t.{tag}", pretrained=True, features_only=True, out_indices=(1, 3))
+    assert [f.shape[1] for f in features(torch.randn(1, 3, 64, 64))] == [64, 256]
+    assert torch.equal(features.stem.conv1.weight, stem)
+    segmenter = smp.create_model("segnext", f"tu-mscan_t.{tag}", encoder_weights="imagenet", classes=2)
+    assert torch.equal(segmenter.encoder.model.stem.conv1.weight, stem)
+
+
+@ORIGINS
+def test_weights_of_another_variant_are_named_in_every_format(seed_origin, tag, file, dialect):
+    seed_origin(file, dialect, variant="s")
+    with pytest.raises(CheckpointError, match="These are weights of mscan_s, but the model is mscan_t"):
+        timm.create_model(f"mscan_t.{tag}", pretrained=True)

@@ -2,8 +2,8 @@
 
 import torch
 
-from benchmarking.peers import import_mmseg
 from random_checkpoints import VARIANTS
+from segnext_timm.checkpoints.reference import import_mmseg
 
 
 def backbone(variant: str) -> torch.nn.Module:

@@ -1,0 +1,169 @@
+"""Published segmenters: the table, and files of every origin that load by name."""
+
+import dataclasses
+from urllib.parse import urlsplit
+
+import pytest
+import timm
+import torch
+
+import published_server
+from segnext_timm import create_segmenter, list_segmenters, load_segmenter
+from segnext_timm.checkpoints import published
+from segnext_timm.checkpoints.published import BACKBONE_TAGS, ORIGINS, get_segmenter_cfg, list_backbones, published_name
+from segnext_timm.checkpoints.recognition import segmenter_to_native
+
+TENSORS = {  # with the batch norms' counters, and without
+    "t": (550, 519),
+    "s": (436, 411),
+    "b": (854, 807),
+    "l": (1500, 1419),
+}
+PADDLESEG = {"t": 4_229_747, "s": 13_899_219, "b": 26_726_867, "l": 45_085_907}
+ADE20K = {"t": 4_263_414, "s": 13_932_886, "b": 27_636_310, "l": 48_926_550}
+RANKS = {"mmseg": (16, 16, 16, 16), "paddleseg": (16, 16, 16, 16)}
+HERE = [
+    "segnext_t.mmseg_ade20k",
+    "segnext_t.jseg_isaid",
+    "segnext_t.authors_cityscapes",
+    "segnext_t.paddleseg_cityscapes",
+]
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    with published_server.serve() as files:
+        yield files
+
+
+def test_every_published_segmenter_has_a_name():
+    names = list_segmenters()
+    assert len(names) == len(set(names)) == 29
+    for variant in "tsbl":
+        for tag in ("mmseg_ade20k", "authors_ade20k", "authors_cityscapes", "paddleseg_cityscapes"):
+            assert f"segnext_{variant}.{tag}" in names
+        for labels in ("ade20k", "cityscapes", "isaid"):
+            assert f"segnext_{variant}.jseg_{labels}" in names
+        assert get_segmenter_cfg(f"segnext_{variant}").name == f"segnext_{variant}.mmseg_ade20k"
+    assert "segnext_l.authors_coco_stuff164k" in names
+
+
+@pytest.mark.parametrize("name", list_segmenters())
+def test_counts_are_those_of_the_published_files(name):
+    cfg = get_segmenter_cfg(name)
+    variant = cfg.variant.key
+    counted, uncounted = TENSORS[variant]
+    assert cfg.tensors == (counted if cfg.origin in ("mmseg", "authors") else uncounted)
+    assert cfg.tensors == len(
+        [
+            n
+            for n in published_server.segmenter_shapes(variant, 2)
+            if ORIGINS[cfg.origin].batch_counts or not n.endswith("num_batches_tracked")
+        ]
+    )
+    if cfg.origin == "paddleseg":
+        assert cfg.parameters == PADDLESEG[variant]
+    elif cfg.labels == "ade20k":
+        assert cfg.parameters == ADE20K[variant]
+    paper_ranks = dict(zip("tsbl", RANKS.get(cfg.origin, (16, 16, 64, 64))))
+    assert cfg.decoder_rank == paper_ranks[variant]
+
+
+def test_files_have_names_of_their_own_in_the_cache():
+    names = [get_segmenter_cfg(name).cached_name for name in list_segmenters()]
+    assert len(set(names)) == len(names)
+    assert all(name.endswith((".pth", ".pkl", ".pdparams")) for name in names)
+
+
+def test_each_origin_states_license_and_source():
+    for name in list_segmenters():
+        cfg = get_segmenter_cfg(name)
+        origin = ORIGINS[cfg.origin]
+        assert cfg.pretrained_cfg["license"] == "apache-2.0"
+        assert "contact" in origin.license_note
+        assert all(result["source"] == origin.url for result in cfg.results)
+        assert urlsplit(cfg.url).scheme == "https"
+
+
+def test_the_table_of_backbones_is_timm_s():
+    assert sorted(timm.list_pretrained("mscan*")) == sorted(list_backbones())
+    assert len(list_backbones()) == 4 * len(BACKBONE_TAGS)
+    assert timm.get_pretrained_cfg("mscan_b").tag == "in1k"
+
+
+def test_names_are_completed_and_unknown_ones_suggest_the_nearest():
+    assert published_name("mscan_b") == "mscan_b.in1k"
+    assert published_name("mscan_b.jseg_in1k") == "mscan_b.jseg_in1k"
+    assert published_name("segnext_s") == "segnext_s.mmseg_ade20k"
+    with pytest.raises(ValueError, match=r"Unknown checkpoint 'mscan_b\.jseg'\. Did you mean 'mscan_b\.jseg_in1k'"):
+        published_name("mscan_b.jseg")
+
+
+def load_from_server(server, name, tmp_path, monkeypatch):
+    weights = published_server.weights_of(name)
+    path = published_server.offer(server, name, published_server.file_of(name, weights, tmp_path), monkeypatch.setitem)
+    model = create_segmenter(name, pretrained=True)
+    assert (tmp_path / "home" / "hub" / "checkpoints" / get_segmenter_cfg(name).cached_name).is_file()
+    assert server.requests == {path: 1}
+    return model.eval(), weights
+
+
+@pytest.mark.parametrize("name", HERE)
+def test_a_file_of_each_origin_loads_by_name(server, tmp_path, monkeypatch, name):
+    model, weights = load_from_server(server, name, tmp_path, monkeypatch)
+    state_dict, native = model.state_dict(), segmenter_to_native(weights)
+    for key, value in native.items():
+        if not key.endswith("num_batches_tracked"):
+            assert torch.equal(state_dict[key], value), key
+    assert len(model.pretrained_cfg["label_names"]) == model.segmentation_head[0].out_channels
+
+
+@pytest.mark.reference
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list_segmenters())
+def test_every_published_file_gives_mmsegmentation_s_logits(server, tmp_path, monkeypatch, name):
+    import reference
+
+    model, weights = load_from_server(server, name, tmp_path, monkeypatch)
+    images = torch.randn(1, 3, 96, 128, generator=torch.Generator().manual_seed(0))
+    variant, bases = get_segmenter_cfg(name).variant.key, model.decoder.hamburger.nmf.bases
+    weights |= {"head.weight": torch.zeros(1, model.encoder.out_channels[-1]), "head.bias": torch.zeros(1)}
+    expected = reference.run(variant, weights, bases, images)["masks"]
+    with torch.inference_mode():
+        logits = model(images)
+    assert ((logits - expected).abs().max() / expected.abs().max()).item() < 1e-5
+
+
+def test_classes_and_channels_are_adapted_for_every_origin(server, tmp_path, monkeypatch):
+    name = "segnext_t.paddleseg_cityscapes"
+    load_from_server(server, name, tmp_path, monkeypatch)
+    model = create_segmenter(name, pretrained=True, classes=3, in_channels=4)
+    assert model(torch.randn(1, 4, 64, 64)).shape == (1, 3, 64, 64)
+    assert (model.decoder.align.out_channels, model.decoder.hamburger.nmf.rank) == (256, 16)
+    loaded = load_segmenter(name)
+    assert not loaded.training
+    assert torch.equal(loaded.decoder.align.weight, model.decoder.align.weight)
+
+
+def test_a_published_model_on_the_hub_is_loaded_from_there(tmp_path, monkeypatch):
+    folder = tmp_path / "model"
+    model = create_segmenter("segnext_t.jseg_isaid")
+    model.save_pretrained(folder)
+    monkeypatch.setitem(published.HUB_IDS, "segnext_t.jseg_isaid", "user/segnext_t.jseg_isaid")
+    asked = []
+
+    def download(repo, name):
+        asked.append((repo, name))
+        return str(folder / name)
+
+    monkeypatch.setattr("segnext_timm.checkpoints.segmenters.hf_hub_download", download)
+    loaded = create_segmenter("segnext_t.jseg_isaid", pretrained=True)
+    assert asked == [("user/segnext_t.jseg_isaid", "model.safetensors")]
+    assert torch.equal(loaded.segmentation_head[0].weight, model.segmentation_head[0].weight)
+
+
+def test_the_cfg_of_a_name_is_not_changed_by_a_model():
+    before = dataclasses.asdict(get_segmenter_cfg("segnext_t"))
+    create_segmenter("segnext_t").pretrained_cfg["label_names"].clear()
+    assert dataclasses.asdict(get_segmenter_cfg("segnext_t")) == before

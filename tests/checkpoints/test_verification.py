@@ -1,0 +1,278 @@
+"""`segnext-timm verify` against published files on loopback: right ones, and every kind of wrong one."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+
+import miniatures
+import published_server
+from segnext_timm.checkpoints import verification
+from segnext_timm.checkpoints.verification import Verifier, draw_picture, get_published, verify
+from segnext_timm.cli import main
+from segnext_timm.errors import CheckpointError
+
+MMSEG, JSEG, AUTHORS = "segnext_t.mmseg_ade20k", "segnext_t.jseg_ade20k", "segnext_t.authors_cityscapes"
+PADDLE, ISAID, SMALL = "segnext_t.paddleseg_cityscapes", "segnext_t.jseg_isaid", "segnext_s.mmseg_ade20k"
+DIGITS = "segnext_b.mmseg_ade20k"  # its file's name ends in digits that do not begin its sha256
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    folder = tmp_path / "home" / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    return folder
+
+
+@pytest.fixture
+def server(cache):
+    with published_server.serve() as files:
+        yield files
+
+
+@pytest.fixture
+def offer(server, tmp_path, monkeypatch):
+    """Serve a published file with random weights; gives its path on the server."""
+
+    def offer(name, content=None, sha256=None):
+        if content is None:
+            content = published_server.file_of(name, published_server.weights_of(name), tmp_path)
+        return published_server.offer(server, name, content, monkeypatch.setitem, sha256)
+
+    return offer
+
+
+@pytest.fixture
+def one_process(monkeypatch):
+    """Do without the second process, which takes seconds to start and knows no changed URLs."""
+    real = subprocess.run
+
+    def run(command, **kwargs):
+        if command[0] != sys.executable:
+            return real(command, **kwargs)
+        digest = verification.prediction_digest(command[3], verification.Path(command[4]))
+        return subprocess.CompletedProcess(command, 0, f"{digest}\n", "")
+
+    monkeypatch.setattr(verification.subprocess, "run", run)
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, ["verify", *map(str, arguments)])
+
+
+def test_right_files_of_every_origin_are_verified_in_two_processes(offer, server, tmp_path, cache):
+    offer(MMSEG, sha256="right")
+    for name in (JSEG, AUTHORS, PADDLE):
+        offer(name)
+    report = tmp_path / "report.json"
+    done = run(MMSEG, JSEG, AUTHORS, PADDLE, "--report", report)
+    assert done.exit_code == 0, done.output
+    assert "Verified 4 of 4 checkpoints." in done.output
+    entries = json.loads(report.read_text())["checkpoints"]
+    assert [entry["status"] for entry in entries.values()] == ["verified"] * 4
+    spellings = ["mmsegmentation", "the paper's code", "the paper's code", "PaddleSeg"]
+    assert [entries[name]["spelling"] for name in (MMSEG, JSEG, AUTHORS, PADDLE)] == spellings
+    assert {entry["tensors"] for entry in entries.values()} == {519}
+    assert (entries[MMSEG]["sha256_known"], entries[JSEG]["sha256_known"]) == (True, False)
+    assert "no sha256 was published; the report records it" in entries[JSEG]["notes"]
+
+    # the second run downloads nothing, verifies nothing, and says so
+    again = run(MMSEG, JSEG, AUTHORS, PADDLE, "--report", report)
+    assert again.exit_code == 0
+    assert again.output.count("verified before") == 4
+    assert set(server.requests.values()) == {1}
+
+
+def test_each_wrong_file_is_named_and_the_others_are_finished(offer, server, tmp_path, cache, one_process):
+    offer(MMSEG)
+    flipped = bytearray(published_server.file_of(JSEG, published_server.weights_of(JSEG), tmp_path))
+    flipped[len(flipped) // 2] ^= 1
+    offer(JSEG, bytes(flipped))
+    server.cut.add(offer(AUTHORS))
+    offer(ISAID, b"<!DOCTYPE html><html>Please log in</html>")
+    offer(SMALL, published_server.file_of(MMSEG, published_server.weights_of(MMSEG), tmp_path))  # a T, not an S
+    lying = offer(PADDLE)
+    server.lengths[lying] = len(server.contents[lying]) + 1000
+    offer(DIGITS, sha256="0" * 64)
+    names = [MMSEG, JSEG, AUTHORS, ISAID, SMALL, PADDLE, DIGITS]
+    done = run(*names, "--report", tmp_path / "report.json")
+    assert done.exit_code == 1
+    assert "Verified 1 of 7 checkpoints." in done.output
+    table = {line.split()[0]: line for line in done.stdout.splitlines() if line.startswith("segnext_")}
+    for name, words in (
+        (MMSEG, "verified"),
+        (JSEG, "its checksum does not match"),
+        (AUTHORS, "the download failed"),
+        (ISAID, "a web page, not a checkpoint"),
+        (SMALL, "weights of mscan_t, not of mscan_s"),
+        (PADDLE, "bytes arrived of"),
+        (DIGITS, "that of the published file is 0000"),
+    ):
+        assert words in table[name], table[name]
+    assert "the digits 05bd8466 in the file's name do not begin its sha256" in table[MMSEG]
+    kept = [file.name for file in cache.iterdir()]
+    assert kept == [get_published(MMSEG).file]
+
+
+def test_a_broken_file_of_the_user_s_is_kept_and_named(offer, tmp_path, cache, one_process):
+    offer(MMSEG)
+    path = cache / get_published(MMSEG).file
+    path.write_bytes(b"not weights")
+    (entry,) = verify([MMSEG], tmp_path / "report.json", log=lambda text: None).values()
+    assert entry["status"] == "failed"
+    assert any(str(path) in note for note in entry["notes"])
+    assert path.read_bytes() == b"not weights"
+
+
+def test_an_interrupted_run_continues_without_a_second_download(offer, server, tmp_path, cache, monkeypatch):
+    offer(MMSEG), offer(JSEG)
+    report = tmp_path / "report.json"
+    check = Verifier.check_predictions
+
+    def interrupt(self, path):
+        if self.published.name == JSEG:
+            raise KeyboardInterrupt
+        self.outcome.facts["prediction"] = "0" * 16
+
+    monkeypatch.setattr(Verifier, "check_predictions", interrupt)
+    done = run(MMSEG, JSEG, "--report", report)
+    assert done.exit_code == 130
+    assert f"Interrupted. The same command continues {report}." in done.output
+    assert list(json.loads(report.read_text())["checkpoints"]) == [MMSEG]
+    monkeypatch.setattr(Verifier, "check_predictions", check)
+    done = run(MMSEG, JSEG, "--report", report)
+    assert done.exit_code == 0, done.output
+    assert f"{MMSEG}: verified before" in done.output
+    assert set(server.requests.values()) == {1}
+
+
+def test_predictions_that_differ_between_processes_are_a_problem(offer, tmp_path, monkeypatch):
+    offer(MMSEG)
+    digests = iter(("a" * 16, "b" * 16))
+    monkeypatch.setattr(verification, "prediction_digest", lambda name, path: next(digests))
+    monkeypatch.setattr(
+        verification.subprocess, "run", lambda *a, **k: subprocess.CompletedProcess(a, 0, next(digests), "")
+    )
+    (entry,) = verify([MMSEG], tmp_path / "report.json", log=lambda text: None).values()
+    assert entry["problems"] == [f"two processes give different predictions: {'a' * 16} and {'b' * 16}"]
+
+
+def city(root):
+    miniatures.make("cityscapes", root, [7, 8, 11, 12, 13, 0])
+    return root
+
+
+def test_the_data_set_is_evaluated_as_published_and_resumed(offer, tmp_path, one_process, monkeypatch):
+    offer(PADDLE)
+    root = city(tmp_path / "city")
+    monkeypatch.setattr(verification, "_SAVE_EVERY", 1)
+    report = tmp_path / "report.json"
+    done = run(PADDLE, "--data", f"cityscapes={root}", "--report", report)
+    assert done.exit_code == 1  # random weights do not reach the published result
+    (entry,) = json.loads(report.read_text())["checkpoints"].values()
+    assert 0 <= entry["miou"] < 30
+    assert entry["problems"] == [f"mIoU {entry['miou']}, but 81.04 was published (tolerance 0.1)"]
+    assert not list(tmp_path.glob(".report*"))
+
+    # the same number, from a run that was interrupted after the first image
+    saved = Verifier._save_state
+
+    def interrupt(self, *arguments):
+        saved(self, *arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Verifier, "_save_state", interrupt)
+    assert run(PADDLE, "--data", f"cityscapes={root}", "--report", report).exit_code == 130
+    monkeypatch.setattr(Verifier, "_save_state", saved)
+    opened = []
+    read = verification.read_image
+    monkeypatch.setattr(verification, "read_image", lambda path: opened.append(path) or read(path))
+    run(PADDLE, "--data", f"cityscapes={root}", "--report", report)
+    (resumed,) = json.loads(report.read_text())["checkpoints"].values()
+    assert resumed["miou"] == entry["miou"]
+    assert len(opened) == len(miniatures.SIZES) - 1
+
+
+def test_miou_is_that_of_the_confusion_matrix(offer, tmp_path, one_process, monkeypatch):
+    """Labels that equal the model's own predictions give 100."""
+    offer(ISAID)
+    root = tmp_path / "isaid"
+    miniatures.make("isaid", root, [0, 1, 2])
+    model = verification.create_segmenter(ISAID, pretrained=True).eval()
+    for image in sorted((root / "img_dir" / "val").iterdir()):
+        labels = verification.predict(model, image, mode="whole", fit_in=(896, 896))
+        target = root / "ann_dir" / "val" / f"{image.stem}_instance_color_RGB.png"
+        Image.fromarray(labels).save(target)
+    (entry,) = verify([ISAID], tmp_path / "report.json", {"isaid": root}, log=lambda text: None).values()
+    assert entry["miou"] == 100.0
+
+
+@pytest.mark.reference
+@pytest.mark.slow
+def test_logits_are_compared_with_mmsegmentation(offer, tmp_path, one_process, monkeypatch):
+    offer(PADDLE), offer(MMSEG)
+    entries = verify([PADDLE, MMSEG], tmp_path / "report.json", log=lambda text: None)
+    assert all(entry["reference_error"] < 1e-5 for entry in entries.values())
+    monkeypatch.setattr(verification, "reference_logits", lambda model, images: model(images) + 1)
+    (entry,) = verify([MMSEG], tmp_path / "other.json", log=lambda text: None).values()
+    assert "its logits differ from mmsegmentation's by" in entry["problems"][0]
+
+
+def test_the_picture_is_the_same_everywhere():
+    picture = draw_picture()
+    assert picture.shape == (192, 256, 3)
+    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 100
+    assert verification.hashlib.sha256(picture.tobytes()).hexdigest().startswith("8739e3ebbf1e")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("segnext_x",), "Unknown checkpoint 'segnext_x'. Did you mean"),
+        (("--data", "ade20k"), "'ade20k' is not of the form KEY=DIR"),
+        (("--data", "ade=."), "'ade=.' is not of the form KEY=DIR, where KEY is one of ade20k"),
+        (("--data", "ade20k=none"), "none is not a folder"),
+    ],
+)
+def test_invalid_arguments_end_before_any_download(arguments, message, cache):
+    done = run(*arguments)
+    assert done.exit_code == 2
+    assert message in " ".join(done.output.split())
+
+
+def test_a_folder_that_is_not_the_data_set_is_named_before_any_download(offer, server, tmp_path):
+    offer(MMSEG)
+    done = run(MMSEG, "--data", f"ade20k={tmp_path}", "--report", tmp_path / "r.json")
+    assert done.exit_code == 1
+    assert "validation does not exist: point to the folder of the data set" in done.output
+    assert not server.requests
+
+
+def test_a_report_of_another_kind_is_not_overwritten(tmp_path, cache):
+    (tmp_path / "r.json").write_text('{"results": []}')
+    with pytest.raises(CheckpointError, match=r"r\.json: not a report of `segnext-timm verify`"):
+        verify([MMSEG], tmp_path / "r.json")
+    assert (tmp_path / "r.json").read_text() == '{"results": []}'
+
+
+def test_backbones_are_verified_too(tmp_path, cache, monkeypatch, one_process):
+    from random_checkpoints import backbone_shapes, random_state_dict, write
+
+    weights = random_state_dict(backbone_shapes("t", classifier=True))
+    write(tmp_path / "t", weights, "mmseg").rename(cache / "mscan_t_20230227-119e8c9f.pth")
+    write(tmp_path / "t", weights, "jittor").rename(cache / "mscan_t.pkl")
+    write(tmp_path / "t", weights, "paddle zip").rename(cache / "mscan_t_imagenet_pretrained.zip")
+    monkeypatch.setitem(verification.mscan.PUBLISHED_SHA256, "mscan_t_20230227-119e8c9f.pth", None)
+    names = ["mscan_t.in1k", "mscan_t.jseg_in1k", "mscan_t.paddleseg_in1k"]
+    entries = verify(names, tmp_path / "report.json", log=lambda text: None)
+    assert [entry["status"] for entry in entries.values()] == ["verified"] * 3, entries
+    assert {entry["parameters"] for entry in entries.values()} == {3_903_584}
+    torch.save({"state_dict": {}}, cache / "mscan_s.pkl")
+    (entry,) = verify(["mscan_s.jseg_in1k"], tmp_path / "report.json", log=lambda text: None).values()
+    assert entry["status"] == "failed"

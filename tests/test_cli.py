@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import statistics
@@ -18,6 +19,7 @@ from PIL import Image
 import hub_server
 from segnext_timm import __version__, create_segmenter, load_segmenter
 from segnext_timm._cli_types import Group, out_of_memory
+from segnext_timm.checkpoints.published import ORIGINS
 from segnext_timm.cli import main
 from segnext_timm.errors import CheckpointError, ExportError, HubError
 from segnext_timm.prediction.pipeline import slow_precision
@@ -163,18 +165,41 @@ def test_models_are_listed_with_their_published_accuracy():
     done = run("models")
     assert done.exit_code == 0
     lines = [line.split() for line in done.output.splitlines()]
-    assert ["mscan_b.in1k", "26.79M", "ImageNet-1k", "83.0"] in lines
-    assert ["segnext_b.mmseg_ade20k", "27.64M", "ADE20K", "48.03", "49.68", "16"] in lines
-    assert "Apache-2.0" in done.output
+    assert ["mscan_b.in1k", "26.79M", "ImageNet-1k", "83.0", "mmsegmentation"] in lines
+    assert ["segnext_b.mmseg_ade20k", "27.64M", "ADE20K", "48.03", "49.68", "16", "mmsegmentation"] in lines
+    assert ["segnext_l.authors_coco_stuff164k", "48.95M", "COCO-Stuff", "164k", "64", "the", "authors"] in lines
+    for origin in ORIGINS.values():
+        assert f"{origin.name}: {origin.license}; {origin.license_note}." in done.output
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        (("--dataset", "isaid"), [f"segnext_{v}.jseg_isaid" for v in "tsbl"]),
+        (("--origin", "paddleseg", "--dataset", "cityscapes"), [f"segnext_{v}.paddleseg_cityscapes" for v in "tsbl"]),
+        (("--origin", "mmseg"), [f"mscan_{v}.in1k" for v in "tsbl"] + [f"segnext_{v}.mmseg_ade20k" for v in "tsbl"]),
+        (("--origin", "mmseg", "--dataset", "isaid"), []),
+    ],
+)
+def test_models_are_filtered_by_data_set_and_origin(options, names):
+    models = json.loads(run("models", *options, "--json").output)
+    assert [m["name"] for group in models.values() for m in group] == names
+    text = run("models", *options).output
+    assert all(name in text for name in names)
+    assert names or text == "No published model matches.\n"
 
 
 def test_models_are_listed_as_json():
     models = json.loads(run("models", "--json").output)
+    facts = dataclasses.asdict(ORIGINS["mmseg"])
+    origin = {"origin": facts["name"], "origin_url": facts["url"]}
+    origin |= {"license": facts["license"], "license_note": facts["license_note"]}
     assert models["backbones"][2] == {
         "name": "mscan_b.in1k",
         "parameters": 26_790_824,
         "dataset": "ImageNet-1k",
         "top1": 83.0,
+        **origin,
     }
     assert models["segmenters"][2] == {
         "name": "segnext_b.mmseg_ade20k",
@@ -183,6 +208,7 @@ def test_models_are_listed_as_json():
         "miou": 48.03,
         "miou_multi_scale": 49.68,
         "rank": 16,
+        **origin,
     }
 
 
@@ -350,7 +376,7 @@ def test_arguments_are_checked_before_anything_is_downloaded_or_loaded(empty_cac
     ("name", "hint"),
     [
         ("segnext_c", "Did you mean 'segnext_"),
-        ("segnext_b.mmseg_cityscapes", "Did you mean 'segnext_b.mmseg_ade20k'?"),
+        ("segnext_b.mmseg_ade", "Did you mean 'segnext_b.mmseg_ade20k'?"),
         ("yolo", "Published models: segnext_t.mmseg_ade20k, "),
     ],
 )

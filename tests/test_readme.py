@@ -1,7 +1,9 @@
 """The README's Python blocks run as they stand, one after another, beside what they need: a hub, weights, a photo."""
 
+import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -12,10 +14,12 @@ import torch
 from PIL import Image
 
 import hub_server
+import weights_table
 from random_checkpoints import ACCEPT_CACHED, FILES, backbone_shapes, random_state_dict, segmenter_shapes
+from segnext_timm.cli import main
 
 ROOT = Path(__file__).parents[1]
-READMES = ("README.md", "examples/README.md")
+READMES = ("README.md", "examples/README.md", "examples/weights.md")
 
 
 def blocks(language):
@@ -69,3 +73,32 @@ def test_the_commands_of_the_readmes_name_scripts_and_tests_that_exist():
     for block in [*blocks("bash"), *re.findall(r"`([^`\n]+)`", (ROOT / "README.md").read_text(encoding="utf-8"))]:
         for path in re.findall(r"(?:examples|tests)/[\w/]+\.(?:py|yaml)", block):
             assert (ROOT / path).is_file(), path
+
+
+def test_the_table_of_weights_is_what_the_script_prints():
+    assert weights_table.table() in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_table_says_what_a_report_verified(tmp_path):
+    entries = {
+        "segnext_t.mmseg_ade20k": {"status": "verified", "date": "2026-01-02"},
+        "segnext_b.mmseg_ade20k": {"status": "failed", "date": "2026-01-02"},
+        "segnext_l.authors_coco_stuff164k": {"status": "verified", "date": "2026-01-03"},
+    }
+    (tmp_path / "report.json").write_text(json.dumps({"checkpoints": entries}))
+    rows = {
+        line.split("`")[1]: line for line in weights_table.table(tmp_path / "report.json").splitlines() if "`" in line
+    }
+    assert rows["segnext_{t,s,b,l}.mmseg_ade20k"].endswith("| T verified; others not yet |")
+    assert rows["segnext_l.authors_coco_stuff164k"].endswith("| verified 2026-01-03 |")
+    assert rows["segnext_{t,s,b,l}.jseg_isaid"].endswith("| not yet verified |")
+
+
+def test_the_commands_of_the_readmes_have_the_options_they_name():
+    for line in "\n".join(blocks("bash")).splitlines():
+        words = shlex.split(line.split("#")[0], posix=True)
+        if words[:1] != ["segnext-timm"]:
+            continue
+        command = main.commands[words[1]]
+        known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+        assert {word for word in words if word.startswith("-")} <= known, line

@@ -117,7 +117,7 @@ def _load_torch(path: Path, zipped: bool) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
 
 
-_MAX_BYTES = 4 << 30  # of the contents of a zip file; the largest published checkpoint has 0.2 GB
+_MAX_BYTES = 2 << 30  # of the contents of a zip file; the largest published checkpoint has 0.2 GB
 _PADDLE_SUFFIX = ".pdparams"
 
 

@@ -238,3 +238,25 @@ def test_checkpoint_path_takes_published_and_native_files(tmp_path, backbone, di
     convert(path, tmp_path / "out")
     model = timm.create_model("mscan_t", checkpoint_path=str(tmp_path / "out" / "model.safetensors"))
     assert equal(model.state_dict(), native)
+
+
+def test_a_face_parser_with_more_outputs_than_classes_is_converted(tmp_path):
+    torch.save(random_state_dict(segmenter_shapes("t", 150)), tmp_path / "face.pth")
+    names = [f"part {i}" for i in range(19)]
+    with pytest.raises(CheckpointError, match=r"has 150 classes, but 19 names .* keep these with --num-classes 19"):
+        convert(tmp_path / "face.pth", tmp_path / "face", classes=names)
+    convert(tmp_path / "face.pth", tmp_path / "face", classes=names, num_classes=19)
+    model = smp.from_pretrained(tmp_path / "face")
+    assert model.segmentation_head[0].out_channels == 19
+    assert model.pretrained_cfg["label_names"] == names
+    with pytest.raises(CheckpointError, match=r"face\.pth: has 150 classes, so the first 151 cannot be kept"):
+        convert(tmp_path / "face.pth", tmp_path / "other", num_classes=151)
+
+
+def test_a_paddleseg_file_becomes_a_folder_that_smp_loads(tmp_path, segmenter):
+    found = convert(write(tmp_path / "x", segmenter, "paddle"), tmp_path / "out")
+    assert str(found).endswith("names of PaddleSeg")
+    model = smp.from_pretrained(tmp_path / "out")
+    state_dict = dict(model.state_dict())
+    state_dict.pop("decoder.hamburger.nmf.bases")
+    assert equal(without_counts(state_dict), without_counts(segmenter_to_native(segmenter)))

@@ -5,7 +5,9 @@ import os
 import pickle
 import sys
 import threading
+import time
 import types
+import zipfile
 from collections import OrderedDict
 
 import numpy as np
@@ -275,3 +277,113 @@ def test_damage_inside_a_cached_file_of_unknown_hash_is_found(tmp_path):
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match=r"x\.pth: damaged .*Remove .*x\.pth to download it again"):
         fetch("http://127.0.0.1:9/x.pth", tmp_path)
+
+
+# Paddle and new Jittor
+
+
+def jittor_module(monkeypatch):
+    """A module `jittor` whose variables are pickled as Jittor's are."""
+
+    class Var:
+        def __init__(self, array):
+            self.array = array
+
+        def __reduce__(self):
+            return Var, (self.array,)
+
+    Var.__module__, Var.__qualname__ = "jittor", "Var"
+    module = types.ModuleType("jittor")
+    module.Var = Var
+    monkeypatch.setitem(sys.modules, "jittor", module)
+    return Var
+
+
+def test_variables_of_new_jittor_are_read_as_arrays(tmp_path, monkeypatch):
+    var = jittor_module(monkeypatch)
+    save_jittor(tmp_path / "x.pkl", {name: var(array) for name, array in ARRAYS.items()})
+    monkeypatch.undo()
+    read = read_checkpoint(tmp_path / "x.pkl")
+    assert all(np.array_equal(read[name], array) for name, array in ARRAYS.items())
+
+
+def test_a_jittor_variable_of_something_else_is_refused(tmp_path, monkeypatch):
+    var = jittor_module(monkeypatch)
+    save_jittor(tmp_path / "x.pkl", {"a": var("text")})
+    monkeypatch.undo()
+    with pytest.raises(CheckpointError, match=r"x\.pkl: damaged or cut short \(a jittor\.Var of a str\)"):
+        read_checkpoint(tmp_path / "x.pkl")
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4])
+@pytest.mark.parametrize("zipped", [False, True])
+def test_paddle_files_and_zips_of_them_are_read(tmp_path, protocol, zipped):
+    data = pickle.dumps({**ARRAYS, "StructuredToParameterName@@": {"b": "b_0"}}, protocol)
+    path = tmp_path / ("x.zip" if zipped else "x.pdparams")
+    if zipped:
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("mscan/model.pdparams", data)
+    else:
+        path.write_bytes(data)
+    read = read_checkpoint(path)
+    assert all(np.array_equal(read[name], array) for name, array in ARRAYS.items())
+
+
+def hostile_zip(path, name, content):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(name, content)
+
+
+def test_a_hostile_pdparams_runs_nothing(tmp_path):
+    canary = tmp_path / "ran"
+    attack = pickle.dumps({**ARRAYS, "x": Attack(f"touch {canary}")}, 4)
+    (tmp_path / "x.pdparams").write_bytes(attack)
+    hostile_zip(tmp_path / "x.zip", "mscan/model.pdparams", attack)
+    for name in ("x.pdparams", "x.zip"):
+        with pytest.raises(
+            CheckpointError, match=r"refused, because loading it would execute (posix|nt)\.system"
+        ) as error:
+            read_checkpoint(tmp_path / name)
+        assert "\n" not in str(error.value)
+    assert not canary.exists()
+
+
+def test_a_zip_with_paths_outside_writes_nothing(tmp_path):
+    folder = tmp_path / "inner" / "deeper"
+    folder.mkdir(parents=True)
+    hostile_zip(folder / "x.zip", "../../model.pdparams", pickle.dumps(ARRAYS, 4))
+    before = sorted(tmp_path.rglob("*"))
+    read_checkpoint(folder / "x.zip")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path):
+    """A zip file whose one member unpacks to 10 GB, which its header admits, and one whose header lies."""
+    path = tmp_path / "bomb.zip"
+    hostile_zip(path, "mscan/model.pdparams", bytes(1 << 20))
+    content = bytearray(path.read_bytes())
+    directory = content.rindex(b"PK\x01\x02")
+    content[directory + 24 : directory + 28] = (0xFFFFFFF0).to_bytes(4, "little")
+    (tmp_path / "large.zip").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"large\.zip: refused, because its contents unpack to 4\.3 GB"):
+        read_checkpoint(tmp_path / "large.zip")
+    content[directory + 24 : directory + 28] = (10).to_bytes(4, "little")
+    (tmp_path / "lying.zip").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"lying\.zip: damaged"):
+        read_checkpoint(tmp_path / "lying.zip")
+
+
+@pytest.mark.slow
+def test_a_zip_bomb_of_10_gb_takes_little_memory_and_time(tmp_path):
+    """A member of 10 GB of zeros, compressed to 10 MB."""
+    path = tmp_path / "bomb.zip"
+    with (
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+        archive.open("mscan/model.pdparams", "w", force_zip64=True) as member,
+    ):
+        for _ in range(10 << 4):
+            member.write(bytes(1 << 26))
+    start = time.monotonic()
+    with pytest.raises(CheckpointError, match=r"bomb\.zip: refused, because its contents unpack to 10\.7 GB"):
+        read_checkpoint(path)
+    assert time.monotonic() - start < 5

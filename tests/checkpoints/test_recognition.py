@@ -7,6 +7,7 @@ import segnext_timm  # noqa: F401
 from random_checkpoints import (
     VARIANTS,
     backbone_shapes,
+    paddle_spelling,
     paper_spelling,
     random_state_dict,
     segmenter_shapes,
@@ -208,7 +209,7 @@ def test_averages_are_taken_when_asked():
 
 
 def test_wrappers_prefixes_are_taken_off():
-    for prefix in ("module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."):
+    for prefix in ("module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "model."):
         assert extract_state_dict({f"{prefix}head.bias": torch.zeros(2)}).keys() == {"head.bias"}
 
 
@@ -249,3 +250,47 @@ def test_differing_parameters_are_counted():
     check_parameters(expected, expected)
     with pytest.raises(CheckpointError, match=r"lacks d, e and 1 more; has the unknown x; has the wrong shape in a"):
         check_parameters({"a": torch.zeros(3), "b": torch.zeros(2), "c": torch.zeros(2), "x": torch.zeros(2)}, expected)
+
+
+# PaddleSeg, OTX, and files with more outputs than classes
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_paddleseg_s_names_and_shapes_are_translated(variant):
+    published = zero_state_dict(segmenter_shapes(variant, 19, channels=256))
+    found = recognize({name: value.numpy() for name, value in paddle_spelling(published).items()}, rank=16)
+    assert (found.kind, found.architecture, found.spelling) == ("segmenter", f"mscan_{variant}", "PaddleSeg")
+    assert (found.decoder_channels, found.rank, found.num_classes) == (256, 16, 19)
+    expected = segmenter_to_native(published)
+    assert {n: v.shape for n, v in found.state_dict.items()} == {n: v.shape for n, v in expected.items()}
+
+
+@pytest.mark.parametrize("dialect", ["paddle", "paddle zip"])
+def test_paddleseg_s_values_are_kept(tmp_path, backbone, segmenter, dialect):
+    for state_dict, to_native in ((backbone, backbone_to_native), (segmenter, segmenter_to_native)):
+        found = load_checkpoint(write(tmp_path / "x", state_dict, dialect))
+        for name, value in to_native(state_dict).items():
+            if not name.endswith("num_batches_tracked"):
+                assert torch.equal(found.state_dict[name], value), name
+
+
+def test_a_checkpoint_of_geti_keeps_its_bases(tmp_path, segmenter):
+    """Intel's Geti (OTX) saves the bases with mmsegmentation's names, in Lightning's `model.`"""
+    bases = torch.rand(1, 256, 16)
+    content = {f"model.{name}": value for name, value in segmenter.items()}
+    content["model.decode_head.hamburger.ham.bases"] = bases
+    torch.save({"state_dict": content}, tmp_path / "x.ckpt")
+    found = load_checkpoint(tmp_path / "x.ckpt")
+    assert torch.equal(found.state_dict["decoder.hamburger.nmf.bases"], bases)
+    assert (found.rank, found.rank_source) == (16, "that of its bases")
+
+
+def test_only_the_first_outputs_are_kept_on_request():
+    state_dict = segmenter_to_native(random_state_dict(segmenter_shapes("t", 150)))
+    found = recognize(random_state_dict(segmenter_shapes("t", 150))).with_outputs(19)
+    assert found.num_classes == 19
+    for part in ("weight", "bias"):
+        name = f"segmentation_head.0.{part}"
+        assert torch.equal(found.state_dict[name], state_dict[name][:19])
+    with pytest.raises(CheckpointError, match="has 19 classes, so the first 20 cannot be kept"):
+        found.with_outputs(20)

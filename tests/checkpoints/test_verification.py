@@ -66,7 +66,13 @@ def run(*arguments):
     return CliRunner().invoke(main, ["verify", *map(str, arguments)])
 
 
-def test_right_files_of_every_origin_are_verified_in_two_processes(offer, server, tmp_path, cache):
+@pytest.mark.slow
+def test_predictions_of_two_processes_are_equal(offer, tmp_path, cache):
+    offer(MMSEG)
+    assert run(MMSEG, "--report", tmp_path / "report.json").exit_code == 0
+
+
+def test_right_files_of_every_origin_are_verified(offer, server, tmp_path, cache, one_process):
     offer(MMSEG, sha256="right")
     for name in (JSEG, AUTHORS, PADDLE):
         offer(name)

@@ -411,7 +411,7 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch):
 def test_a_graph_that_differs_is_not_left(tmp_path, monkeypatch):
     pytest.importorskip("onnxruntime")
     monkeypatch.setattr("segnext_timm.deployment.exporters._TOLERANCE", 0.0)
-    with pytest.raises(RuntimeError, match=r"logits of images \(1, 3, 64, 64\) differ from the model's by"):
+    with pytest.raises(RuntimeError, match=r"logits for images \(1, 3, 64, 64\) differ from the model's by"):
         export(tiny(), tmp_path / "model.onnx", (1, 3, 64, 64))
     assert list(tmp_path.iterdir()) == []
 

@@ -41,12 +41,14 @@ class Hub:
 
     Attributes:
         repos: By name.
+        collections: Models by the slug of a collection, "user/title".
         objects: Of LFS, by sha256.
         requests: Method and path of each request.
     """
 
     def __init__(self) -> None:
         self.repos: dict[str, Repo] = {}
+        self.collections: dict[str, list[str]] = {}
         self.objects: dict[str, bytes] = {}
         self.requests: list[str] = []
         self.url = ""
@@ -211,10 +213,48 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             headers |= {"X_Linked_Etag": f'"{hashlib.sha256(content).hexdigest()}"', "X_Linked_Size": str(len(content))}
         return self._answer(200, content, **headers)
 
+    def _collection(self, slug: str) -> dict:
+        items = [
+            {"_id": str(i), "id": item, "type": "model", "position": i}
+            for i, item in enumerate(self.hub.collections[slug])
+        ]
+        return {
+            "slug": slug,
+            "title": slug.split("/")[1],
+            "owner": slug.split("/")[0],
+            "items": items,
+            "lastUpdated": "2026-01-01T00:00:00.000Z",
+            "position": 0,
+            "private": False,
+            "theme": "blue",
+            "upvotes": 0,
+        }
+
+    def _create_collection(self, body, query) -> None:
+        asked = json.loads(body)
+        slug = f"{asked['namespace']}/{asked['title'].lower()}-1"
+        if slug in self.hub.collections:
+            return self._answer(409, {"slug": slug, "error": "exists"})
+        self.hub.collections[slug] = []
+        return self._answer(200, self._collection(slug))
+
+    def _get_collection(self, body, query, slug: str) -> None:
+        self._answer(200, self._collection(slug))
+
+    def _add_to_collection(self, body, query, slug: str) -> None:
+        item = json.loads(body)["item"]["id"]
+        if item in self.hub.collections[slug]:
+            return self._answer(409, {"error": "exists"})
+        self.hub.collections[slug].append(item)
+        return self._answer(200, self._collection(slug))
+
     _REPO = r"(?P<repo>[^/]+/[^/]+)"
     routes = (
         ("POST", "/api/repos/create", _create),
         ("POST", "/api/validate-yaml", _validate),
+        ("POST", "/api/collections", _create_collection),
+        ("GET", "/api/collections/(?P<slug>[^/]+/[^/]+)", _get_collection),
+        ("POST", "/api/collections/(?P<slug>[^/]+/[^/]+)/items", _add_to_collection),
         ("POST", f"/api/models/{_REPO}/branch/(?P<name>[^/]+)", _branch),
         ("POST", f"/api/models/{_REPO}/preupload/(?P<revision>[^/]+)", _preupload),
         ("POST", f"/api/models/{_REPO}/commit/(?P<revision>[^/]+)", _commit),

@@ -18,7 +18,7 @@ def backbone(variant: str) -> torch.nn.Module:
 
 def head(variant: str, classes: int, bases: torch.Tensor) -> torch.nn.Module:
     """mmsegmentation's LightHamHead, in evaluation mode, its decomposition started from given bases (1, D, R)."""
-    dims, _, _, channels, _ = VARIANTS[variant]
+    dims, channels = VARIANTS[variant][0], bases.shape[1]
     norm = {"type": "GN", "num_groups": 32}
     module = (
         import_mmseg()

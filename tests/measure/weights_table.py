@@ -1,0 +1,66 @@
+"""Print the README's table of published weights: names, results, origins, license caveats, and what was verified.
+
+    python tests/measure/weights_table.py
+
+What was verified comes from `tests/golden/verified.json`, a report that `segnext-timm verify --report FILE` wrote.
+"""
+
+import json
+from pathlib import Path
+
+from segnext_timm.checkpoints.published import (
+    BACKBONE_TAGS,
+    MULTI_SCALE,
+    ORIGINS,
+    SINGLE_SCALE,
+    get_segmenter_cfg,
+    list_segmenters,
+)
+from segnext_timm.variants import VARIANTS
+
+REPORT = Path(__file__).parents[1] / "golden" / "verified.json"
+
+
+def status(names, entries):
+    """Whether checkpoints were verified, in words."""
+    verified = [name for name in names if entries.get(name, {}).get("status") == "verified"]
+    if not verified:
+        return "not yet verified"
+    if len(verified) == len(names):
+        return f"verified {max(entries[name]['date'] for name in names)}"
+    sizes = ", ".join(name.split("_")[1][0].upper() for name in verified)
+    return f"{sizes} verified; others not yet"
+
+
+def miou(cfg):
+    values = [cfg.miou.get(setting) for setting in (SINGLE_SCALE, MULTI_SCALE)]
+    return " / ".join(f"{value}" for value in values if value is not None) or "not published"
+
+
+def table(report=REPORT):
+    """The table in Markdown: one row per origin and data set."""
+    entries = json.loads(report.read_text(encoding="utf-8"))["checkpoints"]
+    lines = ["| name | data set | published T, S, B, L | origin | license | verified |", "|---|---|---|---|---|---|"]
+    for tag, key in BACKBONE_TAGS.items():
+        origin = ORIGINS[key]
+        names = [f"{variant.backbone}.{tag}" for variant in VARIANTS.values()]
+        top1 = ", ".join(f"{variant.top1}" for variant in VARIANTS.values()) if tag == "in1k" else "not published"
+        cells = (f"`mscan_{{t,s,b,l}}.{tag}`", "ImageNet-1k", top1, f"[{origin.name}]({origin.url})")
+        lines.append(f"| {' | '.join(cells)} | {origin.license} | {status(names, entries)} |")
+    groups = {}
+    for cfg in map(get_segmenter_cfg, list_segmenters()):
+        groups.setdefault(cfg.name.split(".")[1], []).append(cfg)
+    for tag, cfgs in groups.items():
+        origin, keys = ORIGINS[cfgs[0].origin], [cfg.variant.key for cfg in cfgs]
+        name = f"`segnext_{keys[0] if len(keys) == 1 else '{' + ','.join(keys) + '}'}.{tag}`"
+        cells = (name, cfgs[0].dataset, ", ".join(map(miou, cfgs)), f"[{origin.name}]({origin.url})", origin.license)
+        lines.append(f"| {' | '.join(cells)} | {status([cfg.name for cfg in cfgs], entries)} |")
+    notes = {}
+    for origin in ORIGINS.values():
+        notes.setdefault(origin.license_note, []).append(origin.name)
+    caveats = [f"{', '.join(names)}: {note}." for note, names in notes.items()]
+    return "\n".join([*lines, "", "Caveats to the licenses. " + " ".join(caveats)]) + "\n"
+
+
+if __name__ == "__main__":
+    print(table(), end="")

@@ -377,7 +377,7 @@ def test_arguments_are_checked_before_anything_is_downloaded_or_loaded(empty_cac
     [
         ("segnext_c", "Did you mean 'segnext_"),
         ("segnext_b.mmseg_ade", "Did you mean 'segnext_b.mmseg_ade20k'?"),
-        ("yolo", "Published models: segnext_t.mmseg_ade20k, "),
+        ("yolo", "`segnext-timm models` lists the published models."),
     ],
 )
 def test_an_unknown_model_suggests_the_nearest_name(empty_cache, tmp_path, command, name, hint):

@@ -68,7 +68,7 @@ def unknown_model(text: str, names: Sequence[str]) -> str:
     if Path(text).is_file():
         return f"{text}: a file, not a model folder. Convert it to a folder with `segnext-timm convert`."
     found = difflib.get_close_matches(text, [*names, *(name.split(".")[0] for name in names)], n=1, cutoff=0.5)
-    hint = f"Did you mean {found[0]!r}?" if found else f"Published models: {', '.join(names)}."
+    hint = f"Did you mean {found[0]!r}?" if found else "`segnext-timm models` lists the published models."
     return f"{text}: not a folder, not a Hub repository (user/repo), and not a published model. {hint}"
 
 

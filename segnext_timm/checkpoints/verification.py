@@ -202,7 +202,8 @@ class Verifier:
             self.check_file(path)
             model = self.check_model(path)
         except CheckpointError as error:
-            self.outcome.problems.append(str(error).replace(f"{path}: ", ""))
+            text = str(error).removeprefix(f"{self.published.url}: ").replace(f"{path}: ", "")
+            self.outcome.problems.append(text)
             if path.exists() and not was_cached:
                 path.unlink()
             elif path.exists():

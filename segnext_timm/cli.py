@@ -150,6 +150,7 @@ def push_command(src: Path, repo: str, extra_files: bool | None, **options: Any)
         "export segnext_b segnext_b.onnx --argmax",
         "export my-segnext model.onnx --size 512 1024",
         "export my-segnext model.pt2 --dynamic",
+        "export my-segnext model.onnx --precision int8 --calibration photos/",
     ),
 )
 @click.argument("model", type=SegmenterType())
@@ -163,6 +164,15 @@ def push_command(src: Path, repo: str, extra_files: bool | None, **options: Any)
 @click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Images per batch.")
 @click.option("--dynamic", is_flag=True, help="Accept other batch and image sizes.")
 @click.option("--argmax", is_flag=True, help="Output labels instead of logits.")
+@click.option("--portable", is_flag=True, help="Labels by static shapes only, for TensorRT and others.")
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16", "int8"]),
+    default="fp32",
+    show_default=True,
+    help="Precision of an ONNX file.",
+)
+@click.option("--calibration", type=_DIRECTORY, help="Folder of images for int8; `images` and `labels` in it for mIoU.")
 @click.option("--fuse/--no-fuse", default=True, show_default=True, help=_FUSE_HELP)
 def export_command(model: str, file: Path, size: tuple[int, int] | None, batch: int, **options: Any) -> None:
     """Export MODEL to FILE (.onnx or .pt2), which runs without this package.
@@ -170,6 +180,14 @@ def export_command(model: str, file: Path, size: tuple[int, int] | None, batch: 
     MODEL is a name that `segnext-timm models` lists, a model folder, or a repository on the Hugging Face Hub. The graph
     takes images normalized with the mean and standard deviation in the file's metadata.
     """
+    if options["precision"] == "int8" and options["calibration"] is None:
+        raise click.UsageError("int8 needs calibration images: --calibration DIR.")
+    if options["precision"] != "fp32" and file.suffix != ".onnx":
+        raise click.UsageError(f"Only ONNX files can be {options['precision']}: choose a FILE that ends in .onnx.")
+    if options["portable"] and not options["argmax"]:
+        raise click.UsageError("--portable applies to graphs of labels: add --argmax.")
+    if options["calibration"] is not None and not options["calibration"].is_dir():
+        raise click.BadParameter(f"{options['calibration']} is not a folder.", param_hint="'--calibration'")
     missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if importlib.util.find_spec(name) is None]
     if file.suffix == ".onnx" and missing:
         raise click.ClickException(f"Exporting to ONNX needs {missing[0]}: pip install 'segnext-timm[export]'")

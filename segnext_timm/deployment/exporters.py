@@ -4,7 +4,7 @@ import copy
 import json
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,15 @@ from ..errors import ExportError
 from ..models.fusion import fuse
 from ..models.model_info import ModelInfo, raw_logits, to_labels
 from ..models.segnext import SegNeXt
+from ..models.upsampled import portable_argmax
+from .calibration import Calibration, Image, read_calibration
+from .precision import PRECISIONS, Precision, half_copy
+from .quantization import quantize_checked
 
 _FORMATS = (".onnx", ".pt2")
 _MIN_SIDE, _MAX_SIDE, _MAX_BATCH = 33, 16384, 1024  # of dynamic sizes; from 33 on, no feature map is a single pixel
-_TOLERANCE = 1e-4  # of an exported model's output against the model's, relative to the greatest value
+# Of an exported model's output against the model's, relative to the largest value
+_TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2}
 
 
 def export(
@@ -30,6 +35,9 @@ def export(
     dynamic: bool = False,
     fuse: bool = True,
     argmax: bool = False,
+    portable: bool = False,
+    precision: Precision = "fp32",
+    calibration: str | Path | Sequence[Image] | None = None,
 ) -> Path:
     """Export a model to a file that runs without this package: ONNX, or a torch.export program.
 
@@ -50,15 +58,26 @@ def export(
         fuse: Fuse the model first: see :func:`fuse`.
         argmax: Output labels instead of logits. SegNeXt's graph then skips classes that cannot have the largest logit:
             see :meth:`SegNeXt.predict_labels`.
+        portable: Build the graph of labels only from operators with static shapes, for runtimes such as TensorRT.
+            Slower on CPUs. Needs `argmax`.
+        precision: "fp32"; "fp16"; or "int8", by post-training quantization in QDQ form. fp16 and int8 keep the matrix
+            decomposition, the norms and the resizing in float32. Only for ONNX.
+        calibration: For int8, images like those that the model will get, unnormalized: a folder, or a sequence of what
+            :func:`predict` takes. Three quarters calibrate the activations; the rest is held out to compare the labels
+            with the float32 model's. A folder may hold `images` and `labels` with equal names; then mIoU is measured
+            too.
 
     Returns:
         The path.
 
     Raises:
-        ValueError: If the file name has another suffix, the shape does not fit the model, or `argmax` is set for a
-            model without a map of logits.
+        ValueError: If the file name has another suffix, the shape does not fit the model, `argmax` is set for a model
+            without a map of logits, or an option is invalid.
         ExportError: If the model cannot be exported (the message names the part), or if the exported graph's output
-            differs from the model's. No file is left.
+            differs from the model's; for int8, if fewer than 98% of the held-out labels are equal even with half of the
+            convolutions in float32. No file is left.
+        FileNotFoundError: If there are no calibration images.
+        ImageError: If a calibration image cannot be read, or does not fit the model.
         ImportError: If a package of the extra `export` is missing, for ONNX.
     """
     path = Path(path)
@@ -66,30 +85,70 @@ def export(
         raise ValueError(f"{path}: the name of an exported model ends in {' or '.join(_FORMATS)}.")
     if len(input_size) != 4 or min(input_size) < 1:
         raise ValueError(f"input_size is a shape (B, C, H, W), got {tuple(input_size)}.")
+    _check_options(path, argmax, portable, precision, calibration)
     if path.suffix == ".onnx":
         _require_onnx()
+    samples = None if calibration is None else read_calibration(calibration, ModelInfo(model), input_size)
     model = copy.deepcopy(model).to("cpu", torch.float32).eval()
     if fuse:
         model = _fuse(model, inplace=True)
-    graph = _Labels(model) if argmax else model
+    half = half_copy(model) if precision == "fp16" else None
+    graph = traced = _Labels(model, portable) if argmax else model
+    if half is not None:
+        traced = _Labels(half, portable) if argmax else half
     images = torch.randn(input_size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         output = model(images)  # raises if the shape does not fit
     if argmax and (isinstance(output, list) or _masks(output).ndim != 4):
         raise ValueError("argmax needs a model with a map of logits (B, classes, H, W), which this one is not.")
     names = ["labels"] if argmax else _output_names(output)
-    metadata = _metadata(model, input_size, dynamic, names)
+    metadata = _metadata(model, input_size, dynamic, names) | {"precision": precision}
 
-    program = _trace(graph, images, dynamic)
+    program = _trace(traced, images, dynamic)
     with replace_when_complete(path) as written:
         if path.suffix == ".pt2":
             torch.export.save(program, written, extra_files={"metadata.json": json.dumps(metadata)})
         else:
-            _write_onnx(program, written, names, metadata)
-            other = _other_size(model, input_size) if dynamic else input_size
-            for size in (input_size, other):
-                _check_onnx(written, graph, torch.randn(size, generator=torch.Generator().manual_seed(1)))
+            sizes = [input_size, _other_size(model, input_size) if dynamic else input_size]
+            _write_checked(program, written, graph, sizes, names, metadata, samples)
     return path
+
+
+def _check_options(path: Path, argmax: bool, portable: bool, precision: str, calibration: Any) -> None:
+    """Raise a ValueError for invalid combinations of export's options."""
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    if precision != "fp32" and path.suffix != ".onnx":
+        raise ValueError(f"{path}: only ONNX files can be {precision}. Choose a name that ends in .onnx.")
+    if portable and not argmax:
+        raise ValueError("portable applies to graphs of labels: set argmax (--argmax) too.")
+    if precision == "int8" and calibration is None:
+        raise ValueError("int8 needs calibration images: pass a folder of them (--calibration DIR).")
+
+
+def _write_checked(
+    program: torch.export.ExportedProgram,
+    path: Path,
+    graph: nn.Module,
+    sizes: Sequence[tuple[int, int, int, int]],
+    names: list[str],
+    metadata: dict[str, Any],
+    samples: Calibration | None,
+) -> None:
+    """Write an ONNX file in the precision of its metadata, and compare its outputs with the model's."""
+    import onnx
+
+    proto = _to_onnx(program, names)
+    onnx.save(proto, path)
+    tolerance = _TOLERANCES["fp16" if metadata["precision"] == "fp16" else "fp32"]
+    for size in sizes:
+        _check_onnx(path, graph, torch.randn(size, generator=torch.Generator().manual_seed(1)), tolerance)
+    if metadata["precision"] == "int8":
+        assert samples is not None  # checked with the options
+        proto, facts = quantize_checked(path, samples)
+        metadata = {**metadata, "int8": facts}
+    onnx.helper.set_model_props(proto, {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()})
+    onnx.save(proto, path)
 
 
 _fuse = fuse  # `export` has a parameter `fuse`
@@ -103,9 +162,10 @@ def _masks(output: Any) -> torch.Tensor:
 class _Labels(nn.Module):
     """Wrapper that returns labels. Removes the activation of an smp model, which must be a copy."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, portable: bool = False) -> None:
         super().__init__()
         self.model = model
+        self.portable = portable
         info = ModelInfo(model)
         self.threshold = info.threshold
         if info.keeps_order and not isinstance(model, SegNeXt):
@@ -114,6 +174,8 @@ class _Labels(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         if isinstance(self.model, SegNeXt):
+            if self.portable and self.model.segmentation_head[0].out_channels > 1:
+                return portable_argmax(self.model.forward_logits(images), (images.shape[-2], images.shape[-1]))
             return self.model.predict_labels(images)
         return to_labels(_masks(self.model(images)), 1, self.threshold)
 
@@ -221,28 +283,19 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _write_onnx(program: torch.export.ExportedProgram, path: Path, names: list[str], metadata: dict[str, Any]) -> None:
-    import onnx
-
+def _to_onnx(program: torch.export.ExportedProgram, names: list[str]) -> Any:
+    """Convert a program to an ONNX model."""
     with _quiet():
-        torch.onnx.export(
-            program,
-            (),
-            path,
-            dynamo=True,
-            input_names=["images"],
-            output_names=names,
-            external_data=False,
-            verbose=False,
+        exported: Any = torch.onnx.export(
+            program, (), dynamo=True, input_names=["images"], output_names=names, verbose=False
         )
-    proto = onnx.load(path)
+    proto = exported.model_proto
     for part in (proto.graph, *proto.graph.node, *proto.graph.input, *proto.graph.output, *proto.graph.value_info):
         del part.metadata_props[:]  # source locations, with paths of this machine
-    onnx.helper.set_model_props(proto, {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()})
-    onnx.save(proto, path)
+    return proto
 
 
-def _check_onnx(path: Path, graph: nn.Module, images: torch.Tensor) -> None:
+def _check_onnx(path: Path, graph: nn.Module, images: torch.Tensor, tolerance: float) -> None:
     """Raise an ExportError unless ONNX Runtime reproduces the model's output on some images."""
     import onnxruntime
 
@@ -257,10 +310,10 @@ def _check_onnx(path: Path, graph: nn.Module, images: torch.Tensor) -> None:
             error = ((output - right).abs().max() / right.abs().max().clamp(min=1e-12)).item()
         elif output.shape == right.shape and isinstance(graph, _Labels):
             error = 0.0 if torch.equal(output, right) else _label_error(graph, images, output)
-        if not error <= _TOLERANCE:
+        if not error <= tolerance:
             raise ExportError(
                 f"The ONNX graph's {name} for images {tuple(images.shape)} differ from the model's by {error:.1e} of "
-                f"their range; at most {_TOLERANCE:.0e} is allowed. No file was written."
+                f"their range; at most {tolerance:.0e} is allowed. No file was written."
             )
 
 

@@ -139,10 +139,24 @@ def resized_argmax(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return labels
 
 
-def _resized_argmax_graph(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+def portable_argmax(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """`resized_argmax` as a graph without data-dependent shapes, for runtimes such as TensorRT.
+
+    Args:
+        logits: Shape (B, classes, h, w).
+        size: Height and width of the labels.
+
+    Returns:
+        Labels of shape (B, *size), int64.
+    """
+    return _resized_argmax_graph(_widen(logits), size, drop_classes=False)
+
+
+def _resized_argmax_graph(logits: torch.Tensor, size: tuple[int, int], drop_classes: bool = True) -> torch.Tensor:
     """`resized_argmax` for torch.export and ONNX: no loop over images, and resizing by matrix products.
 
-    A graph of dynamic size is not split into bands; it holds full-size maps of the candidate classes.
+    A graph of dynamic size is not split into bands. With `drop_classes`, each band has only the classes that can be the
+    largest in it, which is faster but makes shapes depend on the data.
     """
     classes, height, width = logits.shape[1:]
     columns, rows = _weights(width, size[1], logits), _weights(height, size[0], logits)
@@ -157,6 +171,9 @@ def _resized_argmax_graph(logits: torch.Tensor, size: tuple[int, int]) -> torch.
             first = max(((2 * start + 1) * height - size[0]) // (2 * size[0]), 0)
             last = ((2 * end - 1) * height - size[0]) // (2 * size[0]) + 2
             source, weights = logits[:, :, first:last], rows[start:end, first:last]
+        if not drop_classes:
+            labels.append(torch.matmul(weights, torch.matmul(source, columns.T)).argmax(1))
+            continue
         kept = _candidate_classes(source).any(2).any(0).nonzero()[:, 0]
         torch._check(kept.shape[0] >= 1)
         torch._check(kept.shape[0] <= classes)

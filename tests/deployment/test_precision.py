@@ -1,0 +1,265 @@
+"""Graphs in float16 and INT8, portable graphs of labels, and calibration images."""
+
+import json
+import logging
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+
+from segmentation import scenes
+from segnext_timm import export
+from segnext_timm.cli import main
+from segnext_timm.deployment import precision, quantization
+from segnext_timm.deployment.calibration import read_calibration
+from segnext_timm.errors import ExportError, ImageError
+from segnext_timm.models.model_info import ModelInfo
+from small_models import narrow
+
+STATISTICS = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+PORTABLE_OPS = {
+    *(
+        "Add",
+        "ArgMax",
+        "Cast",
+        "Clip",
+        "Concat",
+        "Conv",
+        "Div",
+        "Gelu",
+        "InstanceNormalization",
+        "LayerNormalization",
+        "MatMul",
+    ),
+    *("Mul", "Relu", "Reshape", "Resize", "Slice", "Softmax", "Transpose", "QuantizeLinear", "DequantizeLinear"),
+}
+SIZE = (1, 3, 64, 96)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """A folder of scenes with labels, in `images` and `labels`."""
+    root = tmp_path_factory.mktemp("photos")
+    for index in range(12):
+        image, labels = scenes.draw(1, index, 96)
+        for name, array in (("images", image), ("labels", labels % 3)):
+            (root / name).mkdir(exist_ok=True)
+            Image.fromarray(array).save(root / name / f"{index}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def model(photos):
+    """A narrow model, trained for a few steps on the scenes: random weights have labels that noise decides."""
+    torch.manual_seed(0)
+    model = narrow(pretrained_cfg=STATISTICS)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    files = sorted((photos / "images").iterdir())
+    samples = read_calibration(files, ModelInfo(model), (1, 3, 96, 96))
+    labels = [np.array(Image.open(photos / "labels" / f.name)) for i, f in enumerate(files) if i % 4 != 1]
+    images = torch.from_numpy(np.concatenate(samples.images))
+    target = torch.from_numpy(np.stack(labels)).long()
+    for _ in range(60):
+        loss = torch.nn.functional.cross_entropy(model(images), target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model.eval()
+
+
+def metadata(path):
+    onnx = pytest.importorskip("onnx")
+    return {p.key: p.value for p in onnx.load(path).metadata_props}
+
+
+def operators(path):
+    onnx = pytest.importorskip("onnx")
+    return {node.op_type for node in onnx.load(path).graph.node}
+
+
+pytestmark = pytest.mark.slow  # the extra `export` is needed
+
+
+@pytest.mark.parametrize("argmax", [False, True])
+def test_fp16_is_close_and_half_as_large(model, photos, tmp_path, argmax):
+    full = export(model, tmp_path / "full.onnx", SIZE, argmax=argmax)
+    half = export(model, tmp_path / "half.onnx", SIZE, argmax=argmax, precision="fp16")
+    assert half.stat().st_size < 0.8 * full.stat().st_size
+    assert metadata(half)["precision"] == "fp16"
+    images = read_calibration(photos, ModelInfo(model), SIZE).images
+    expected = list(precision.labels_of(full, images))
+    assert precision.agreement(expected, precision.labels_of(half, images)) >= 0.995
+
+
+def test_the_decomposition_and_the_norms_stay_in_float32(model, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    proto = onnx.load(export(model, tmp_path / "half.onnx", SIZE, precision="fp16"))
+    proto = onnx.shape_inference.infer_shapes(proto)
+    types = {value.name: value.type.tensor_type.elem_type for value in proto.graph.value_info}
+    kinds = {"InstanceNormalization": 1, "LayerNormalization": 1, "Softmax": 1, "Conv": 10, "Gelu": 10}  # 1 is float32
+    for node in proto.graph.node:
+        if node.op_type in kinds and node.output[0] in types and node is not proto.graph.node[-1]:
+            assert types[node.output[0]] in (kinds[node.op_type], 1), node.name
+    assert any(types.get(n.output[0]) == 10 for n in proto.graph.node if n.op_type == "Conv")
+    for node in proto.graph.node:
+        if node.op_type in ("InstanceNormalization", "LayerNormalization", "Softmax"):
+            assert types[node.output[0]] == 1
+
+
+def test_int8_agrees_and_its_figures_are_in_the_metadata(model, photos, tmp_path, caplog):
+    caplog.set_level(logging.INFO, "segnext_timm")
+    full = export(model, tmp_path / "full.onnx", SIZE)
+    path = export(model, tmp_path / "int8.onnx", SIZE, precision="int8", calibration=photos)
+    facts = json.loads(metadata(path)["int8"])
+    assert facts["agreement"] >= 0.98
+    assert facts["images"] + facts["held_out_images"] == 12
+    assert abs(facts["miou_int8"] - facts["miou_fp32"]) <= 0.5
+    assert "of the held-out labels are equal" in caplog.text
+    held_out = read_calibration(photos, ModelInfo(model), SIZE).held_out
+    expected = list(precision.labels_of(full, held_out))
+    assert precision.agreement(expected, precision.labels_of(path, held_out)) == pytest.approx(
+        facts["agreement"], abs=1e-5
+    )
+    assert path.stat().st_size < 0.8 * full.stat().st_size  # of a narrow model, the graph itself is large
+    assert {"QuantizeLinear", "DequantizeLinear"} <= operators(path)
+
+
+def test_weights_are_quantized_per_channel(model, photos, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    proto = onnx.load(export(model, tmp_path / "int8.onnx", SIZE, precision="int8", calibration=photos))
+    arrays = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
+    scales = [
+        arrays[node.input[1]]
+        for node in proto.graph.node
+        if node.op_type == "DequantizeLinear" and arrays.get(node.input[0], np.zeros(0)).ndim == 4
+    ]
+    assert len(scales) > 10
+    assert all(scale.size > 1 for scale in scales)
+
+
+def test_convolutions_are_put_back_until_the_labels_agree(model, photos, tmp_path, monkeypatch):
+    """With activations of four values, the first attempt fails."""
+    real, attempts = quantization.agreement, []
+
+    def strict(labels, others):
+        attempts.append(real(labels, others))
+        return attempts[-1] if len(attempts) > 2 else 0.5
+
+    monkeypatch.setattr(quantization, "agreement", strict)
+    path = export(model, tmp_path / "int8.onnx", SIZE, precision="int8", calibration=photos)
+    facts = json.loads(metadata(path)["int8"])
+    assert len(attempts) == 3
+    assert facts["float_convolutions"] == round(0.1 * facts["convolutions"]) > 0
+
+
+def test_a_model_that_cannot_be_quantized_leaves_no_file(model, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(quantization, "agreement", lambda labels, others: 0.9)
+    with pytest.raises(ExportError, match=r"Only 90\.00% of the held-out labels equal .* 98% are required"):
+        export(model, tmp_path / "int8.onnx", SIZE, precision="int8", calibration=photos)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["fp32", "fp16", "int8"])
+def test_a_portable_graph_has_static_shapes_and_the_same_labels(model, photos, tmp_path, kind):
+    options = {"calibration": photos} if kind == "int8" else {}
+    portable = export(model, tmp_path / "portable.onnx", SIZE, argmax=True, portable=True, precision=kind, **options)
+    assert operators(portable) <= PORTABLE_OPS
+    usual = export(model, tmp_path / "usual.onnx", SIZE, argmax=True, precision=kind, **options)
+    assert {"NonZero"} <= operators(usual)
+    images = read_calibration(photos, ModelInfo(model), SIZE).images
+    expected = list(precision.labels_of(usual, images))
+    assert precision.agreement(expected, precision.labels_of(portable, images)) > 0.9999
+
+
+def test_a_portable_graph_of_dynamic_size(model, tmp_path):
+    path = export(model, tmp_path / "x.onnx", SIZE, argmax=True, portable=True, dynamic=True)
+    assert not {"NonZero", "Loop", "If"} & operators(path)
+    image = torch.randn(2, 3, 75, 110)
+    (labels,) = precision.labels_of(path, [image.numpy()])
+    assert (torch.from_numpy(labels) == model.predict_labels(image)).float().mean() > 0.999
+
+
+def test_images_cover_the_input_and_are_normalized(model):
+    gradient = np.tile(np.linspace(0, 255, 200).astype(np.uint8)[None, :, None], (50, 1, 3))
+    samples = read_calibration([gradient, gradient[:, ::-1].copy()], ModelInfo(model), (2, 3, 32, 32))
+    (image,), (held_out,) = samples.images, samples.held_out
+    assert image.shape == held_out.shape == (2, 3, 32, 32)
+    pixels = image[0, 0] * STATISTICS["std"][0] + STATISTICS["mean"][0]
+    assert pixels[16, 16] == pytest.approx(0.5, abs=0.02)
+    assert 0.3 < pixels.min() < pixels.max() < 0.7  # the middle quarter
+    assert held_out[0, 0, 0, 0] > held_out[0, 0, 0, -1]
+
+
+def invoke(model, tmp_path, *arguments):
+    model.save_pretrained(tmp_path / "model")
+    return CliRunner().invoke(main, ["export", *map(str, (tmp_path / "model", *arguments))])
+
+
+def test_the_command_exports_int8(model, photos, tmp_path):
+    done = invoke(
+        model, tmp_path, tmp_path / "x.onnx", "--size", 64, "--precision", "int8", "--calibration", photos, "--argmax"
+    )
+    assert done.exit_code == 0, done.output
+    assert json.loads(metadata(tmp_path / "x.onnx")["int8"])["agreement"] >= 0.98
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("x.onnx", "--precision", "int8"), "int8 needs calibration images: --calibration DIR."),
+        (("x.onnx", "--precision", "int8", "--calibration", "none"), "none is not a folder."),
+        (("x.pt2", "--precision", "fp16"), "Only ONNX files can be fp16: choose a FILE that ends in .onnx."),
+        (("x.onnx", "--portable"), "--portable applies to graphs of labels: add --argmax."),
+    ],
+)
+def test_invalid_options_end_before_the_model_is_loaded(model, tmp_path, arguments, message):
+    done = invoke(model, tmp_path, *arguments)
+    assert done.exit_code == 2
+    assert message in " ".join(done.output.split())
+
+
+def test_unusable_calibration_images_are_named(model, photos, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text").mkdir()
+    for name in ("a.png", "b.png"):
+        (tmp_path / "text" / name).write_text("no image")
+    one = next((photos / "images").iterdir())
+    for calibration, kind, message in (
+        (tmp_path / "none", FileNotFoundError, "none: no such folder of calibration images"),
+        (tmp_path / "empty", FileNotFoundError, "empty holds no calibration images"),
+        (tmp_path / "text", ImageError, r"a\.png cannot be read as an image"),
+        ([one], ValueError, "at least two calibration images, got 1"),
+        ([np.zeros((50, 50, 5), np.uint8)] * 2, ImageError, "The model takes images of 3 channels"),
+    ):
+        with pytest.raises(kind, match=message):
+            export(model, tmp_path / "x.onnx", SIZE, precision="int8", calibration=calibration)
+    for options, message in (
+        ({"precision": "int4"}, "precision must be one of fp32, fp16, int8, got 'int4'"),
+        ({"precision": "int8"}, "int8 needs calibration images"),
+        ({"portable": True}, "portable applies to graphs of labels"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            export(model, tmp_path / "x.onnx", SIZE, **options)
+    assert not (tmp_path / "x.onnx").exists()
+
+
+def test_a_cpu_without_int8_arithmetic_is_named(model, photos, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(quantization, "int8_pays", lambda: False)
+    export(model, tmp_path / "x.onnx", SIZE, precision="int8", calibration=photos)
+    assert "This CPU has no INT8 dot products (VNNI, AMX): an int8 graph is not faster than fp32 here." in caplog.text
+
+
+def test_another_encoder_is_quantized_or_refused_in_a_line(photos, tmp_path):
+    import segmentation_models_pytorch as smp
+
+    torch.manual_seed(0)
+    other = smp.SegNeXt("resnet18", encoder_weights=None, classes=3, decoder_channels=32, pretrained_cfg=STATISTICS)
+    try:
+        path = export(other.eval(), tmp_path / "x.onnx", SIZE, precision="int8", calibration=photos)
+    except ExportError as error:
+        assert "\n" not in str(error)
+        assert not (tmp_path / "x.onnx").exists()
+    else:
+        assert json.loads(metadata(path)["int8"])["agreement"] >= 0.98

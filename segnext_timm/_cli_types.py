@@ -221,14 +221,17 @@ class RepoType(click.ParamType):
         return value
 
 
+EXPORT_SUFFIXES = (".onnx", ".pt2", ".tflite", ".ncnn", ".mlpackage")
+
+
 class ExportPathType(click.Path):
     """A file whose ending names a format of graphs."""
 
     def __init__(self) -> None:
-        super().__init__(dir_okay=False, path_type=Path)
+        super().__init__(path_type=Path)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         path = Path(os.fsdecode(super().convert(value, param, ctx)))
-        if path.suffix not in (".onnx", ".pt2"):
-            self.fail(f"{path}: the name of an exported model ends in .onnx or .pt2.", param, ctx)
+        if path.suffix not in EXPORT_SUFFIXES:
+            self.fail(f"{path}: the name of an exported model ends in {' or '.join(EXPORT_SUFFIXES)}.", param, ctx)
         return path

@@ -170,20 +170,20 @@ def push_command(src: Path, repo: str, extra_files: bool | None, **options: Any)
     type=click.Choice(["fp32", "fp16", "int8"]),
     default="fp32",
     show_default=True,
-    help="Precision of an ONNX file.",
+    help="Precision: int8 for ONNX; fp16 for ONNX, ncnn and Core ML.",
 )
 @click.option("--calibration", type=_DIRECTORY, help="Folder of images for int8; `images` and `labels` in it for mIoU.")
 @click.option("--fuse/--no-fuse", default=True, show_default=True, help=_FUSE_HELP)
 def export_command(model: str, file: Path, size: tuple[int, int] | None, batch: int, **options: Any) -> None:
-    """Export MODEL to FILE (.onnx or .pt2), which runs without this package.
+    """Export MODEL to FILE, which runs without this package: .onnx, .pt2, .tflite, .ncnn or .mlpackage.
 
     MODEL is a name that `segnext-timm models` lists, a model folder, or a repository on the Hugging Face Hub. The graph
     takes images normalized with the mean and standard deviation in the file's metadata.
     """
     if options["precision"] == "int8" and options["calibration"] is None:
         raise click.UsageError("int8 needs calibration images: --calibration DIR.")
-    if options["precision"] != "fp32" and file.suffix != ".onnx":
-        raise click.UsageError(f"Only ONNX files can be {options['precision']}: choose a FILE that ends in .onnx.")
+    if options["precision"] == "int8" and file.suffix != ".onnx":
+        raise click.UsageError("Only ONNX files can be int8: choose a FILE that ends in .onnx.")
     if options["portable"] and not options["argmax"]:
         raise click.UsageError("--portable applies to graphs of labels: add --argmax.")
     if options["calibration"] is not None and not options["calibration"].is_dir():
@@ -205,7 +205,8 @@ def export_command(model: str, file: Path, size: tuple[int, int] | None, batch: 
         )
     click.echo(f"Exporting for images {'like ' if options['dynamic'] else ''}{shape} ...")
     export(segmenter, file, shape, **options)
-    click.echo(f"Wrote {file} ({file.stat().st_size / 1e6:.1f} MB).")
+    parts = [part for part in file.rglob("*") if part.is_file()] if file.is_dir() else [file]
+    click.echo(f"Wrote {file} ({sum(part.stat().st_size for part in parts) / 1e6:.1f} MB).")
 
 
 @main.command(

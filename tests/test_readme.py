@@ -19,7 +19,7 @@ from random_checkpoints import ACCEPT_CACHED, FILES, backbone_shapes, random_sta
 from segnext_timm.cli import main
 
 ROOT = Path(__file__).parents[1]
-READMES = ("README.md", "examples/README.md", "examples/weights.md")
+READMES = ("README.md", "examples/README.md", "examples/weights.md", "examples/deployment/README.md")
 
 
 def blocks(language):

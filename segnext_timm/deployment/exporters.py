@@ -1,4 +1,4 @@
-"""Export models to ONNX and torch.export."""
+"""Export models to ONNX, torch.export, LiteRT, ncnn and Core ML."""
 
 import copy
 import json
@@ -18,14 +18,22 @@ from ..models.fusion import fuse
 from ..models.model_info import ModelInfo, raw_logits, to_labels
 from ..models.segnext import SegNeXt
 from ..models.upsampled import portable_argmax
+from . import runtimes
 from .calibration import Calibration, Image, read_calibration
 from .precision import PRECISIONS, Precision, half_copy
 from .quantization import quantize_checked
 
-_FORMATS = (".onnx", ".pt2")
+_FORMATS = (".onnx", ".pt2", *runtimes.FORMATS)
 _MIN_SIDE, _MAX_SIDE, _MAX_BATCH = 33, 16384, 1024  # of dynamic sizes; from 33 on, no feature map is a single pixel
 # Of an exported model's output against the model's, relative to the largest value
 _TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2}
+_PRECISIONS_OF = {
+    ".onnx": PRECISIONS,
+    ".pt2": ("fp32",),
+    ".tflite": ("fp32",),
+    ".ncnn": ("fp32", "fp16"),
+    ".mlpackage": ("fp32", "fp16"),
+}
 
 
 def export(
@@ -39,7 +47,7 @@ def export(
     precision: Precision = "fp32",
     calibration: str | Path | Sequence[Image] | None = None,
 ) -> Path:
-    """Export a model to a file that runs without this package: ONNX, or a torch.export program.
+    """Export a model to a file that runs without this package, in the format of the file's suffix.
 
     The input `images` is a batch of normalized images (B, C, H, W) in float32. The output is `logits` (B, classes, H,
     W), or `labels` (B, H, W) in int64; a feature extractor's outputs are `feature0` and so on. The file's metadata
@@ -47,11 +55,13 @@ def export(
     file `metadata.json` of torch.export.
 
     ONNX Runtime runs an ONNX file on two images, of two sizes if `dynamic`, and the file stays only if its outputs
-    equal the model's.
+    equal the model's. LiteRT and ncnn run theirs on one image. Core ML runs on macOS only; elsewhere its inputs and
+    outputs are inspected.
 
     Args:
         model: SegNeXt on any encoder, another smp model, or a timm model. It is not changed.
-        path: The file to write; its name ends in .onnx or .pt2.
+        path: The file to write: .onnx, .pt2 (torch.export), .tflite (LiteRT, with the metadata in .tflite.json), .ncnn
+            (a folder) or .mlpackage (Core ML).
         input_size: Shape (B, C, H, W) of the images.
         dynamic: Accept other batch sizes and image sizes, with sides from 33 to 16,384 pixels; for smp models with a
             size divisor, multiples of it.
@@ -61,7 +71,7 @@ def export(
         portable: Build the graph of labels only from operators with static shapes, for runtimes such as TensorRT.
             Slower on CPUs. Needs `argmax`.
         precision: "fp32"; "fp16"; or "int8", by post-training quantization in QDQ form. fp16 and int8 keep the matrix
-            decomposition, the norms and the resizing in float32. Only for ONNX.
+            decomposition, the norms and the resizing in float32. int8 is for ONNX; fp16 for ONNX, ncnn and Core ML.
         calibration: For int8, images like those that the model will get, unnormalized: a folder, or a sequence of what
             :func:`predict` takes. Three quarters calibrate the activations; the rest is held out to compare the labels
             with the float32 model's. A folder may hold `images` and `labels` with equal names; then mIoU is measured
@@ -85,14 +95,17 @@ def export(
         raise ValueError(f"{path}: the name of an exported model ends in {' or '.join(_FORMATS)}.")
     if len(input_size) != 4 or min(input_size) < 1:
         raise ValueError(f"input_size is a shape (B, C, H, W), got {tuple(input_size)}.")
-    _check_options(path, argmax, portable, precision, calibration)
+    _check_options(path, argmax, portable, dynamic, precision, calibration)
     if path.suffix == ".onnx":
         _require_onnx()
+    elif path.suffix in runtimes.FORMATS:
+        runtimes.check_installed(path.suffix)
     samples = None if calibration is None else read_calibration(calibration, ModelInfo(model), input_size)
     model = copy.deepcopy(model).to("cpu", torch.float32).eval()
     if fuse:
         model = _fuse(model, inplace=True)
-    half = half_copy(model) if precision == "fp16" else None
+    portable = portable or path.suffix in runtimes.FORMATS
+    half = half_copy(model) if precision == "fp16" and path.suffix == ".onnx" else None
     graph = traced = _Labels(model, portable) if argmax else model
     if half is not None:
         traced = _Labels(half, portable) if argmax else half
@@ -104,6 +117,15 @@ def export(
     names = ["labels"] if argmax else _output_names(output)
     metadata = _metadata(model, input_size, dynamic, names) | {"precision": precision}
 
+    if path.suffix in runtimes.FORMATS:
+        if len(names) > 1:
+            raise ValueError(f"{path}: {path.suffix} takes models with one output, this one has {', '.join(names)}.")
+        with replace_when_complete(path) as written:
+            runtimes.write(graph, images, written, metadata, _TOLERANCES[precision])
+        if path.suffix == ".tflite":
+            with replace_when_complete(path.with_name(f"{path.name}.json")) as written:
+                written.write_text(json.dumps(metadata), encoding="utf-8")
+        return path
     program = _trace(traced, images, dynamic)
     with replace_when_complete(path) as written:
         if path.suffix == ".pt2":
@@ -114,12 +136,16 @@ def export(
     return path
 
 
-def _check_options(path: Path, argmax: bool, portable: bool, precision: str, calibration: Any) -> None:
+def _check_options(path: Path, argmax: bool, portable: bool, dynamic: bool, precision: str, calibration: Any) -> None:
     """Raise a ValueError for invalid combinations of export's options."""
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
-    if precision != "fp32" and path.suffix != ".onnx":
-        raise ValueError(f"{path}: only ONNX files can be {precision}. Choose a name that ends in .onnx.")
+    if precision not in _PRECISIONS_OF[path.suffix]:
+        raise ValueError(f"{path}: {path.suffix} can be {' or '.join(_PRECISIONS_OF[path.suffix])}, not {precision}.")
+    if dynamic and path.suffix in runtimes.FORMATS:
+        raise ValueError(f"{path}: {path.suffix} takes one size of images, so dynamic does not apply.")
+    if argmax and path.suffix == ".ncnn":
+        raise ValueError(f"{path}: ncnn has no argmax. Export logits, and take the argmax of its output.")
     if portable and not argmax:
         raise ValueError("portable applies to graphs of labels: set argmax (--argmax) too.")
     if precision == "int8" and calibration is None:

@@ -251,7 +251,11 @@ class FusedMSCANBlock(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Features (B, dim, H, W) to features of the same shape."""
         attn = self.msca(self.act(self.proj_in(x)))
-        x = x + torch.addcmul(_saturate(self.proj_out(attn)), x, self.shortcut)
+        attn = _saturate(self.proj_out(attn))
+        if torch.jit.is_scripting() or not (torch.jit.is_tracing() or torch.compiler.is_exporting()):
+            x = x + torch.addcmul(attn, x, self.shortcut)
+        else:  # converters of Core ML and ncnn do not know addcmul
+            x = x + (attn + x * self.shortcut)
         if not torch.jit.is_scripting() and self._is_worth_tiling(x):
             return self._add_mlp_by_rows(x)
         return x + self.mlp(x)

@@ -29,6 +29,9 @@ HERE = [
     "segnext_t.paddleseg_cityscapes",
 ]
 
+# One name for each origin and size: files for other data sets differ only in the number of classes
+ONE_OF_EACH = {(c.origin, c.variant.key): c.name for c in map(get_segmenter_cfg, list_segmenters())}
+
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
@@ -121,7 +124,7 @@ def test_a_file_of_each_origin_loads_by_name(server, tmp_path, monkeypatch, name
 
 @pytest.mark.reference
 @pytest.mark.slow
-@pytest.mark.parametrize("name", list_segmenters())
+@pytest.mark.parametrize("name", ONE_OF_EACH.values())
 def test_every_published_file_gives_mmsegmentation_s_logits(server, tmp_path, monkeypatch, name):
     import reference
 

@@ -210,7 +210,10 @@ def test_the_command_exports_int8(model, photos, tmp_path):
     [
         (("x.onnx", "--precision", "int8"), "int8 needs calibration images: --calibration DIR."),
         (("x.onnx", "--precision", "int8", "--calibration", "none"), "none is not a folder."),
-        (("x.pt2", "--precision", "fp16"), "Only ONNX files can be fp16: choose a FILE that ends in .onnx."),
+        (
+            ("x.pt2", "--precision", "int8", "--calibration", "."),
+            "Only ONNX files can be int8: choose a FILE that ends in .onnx.",
+        ),
         (("x.onnx", "--portable"), "--portable applies to graphs of labels: add --argmax."),
     ],
 )

@@ -1,0 +1,27 @@
+"""Segment an image with OpenVINO, without torch.
+
+segnext-timm export my-segnext model.onnx --argmax
+pip install openvino pillow
+python examples/deployment/run_openvino.py model.onnx photo.jpg labels.png
+"""
+
+import sys
+
+import openvino
+from preprocessing import labels_of, parse_metadata, read_image, save_labels
+
+
+def main(file: str, image: str, result: str) -> None:
+    core = openvino.Core()
+    model = core.read_model(file)
+    keys = ("input_size", "mean", "std", "label_names", "palette")
+    found = {key: ["framework", key] for key in keys if model.has_rt_info(["framework", key])}
+    metadata = parse_metadata({key: model.get_rt_info(path).astype(str) for key, path in found.items()})
+    images, size = read_image(image, metadata)
+    precision = {"INFERENCE_PRECISION_HINT": "f32"}  # OpenVINO computes in bf16 where a CPU can, with other labels
+    output = core.compile_model(model, "CPU", precision)({"images": images})[0]
+    save_labels(labels_of(output), size, metadata, result)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

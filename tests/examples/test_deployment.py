@@ -1,0 +1,51 @@
+"""The scripts of examples/deployment give the model's labels, in a process that cannot import torch."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from segnext_timm import export
+from segnext_timm.prediction.pipeline import predict
+from small_models import narrow
+
+FOLDER = Path(__file__).parents[2] / "examples" / "deployment"
+pytestmark = pytest.mark.slow
+WITHOUT_TORCH = "import sys, runpy; sys.modules['torch'] = None; del sys.argv[0]; sys.path.insert(0, {folder!r}); "
+CASES = [
+    ("run_onnxruntime.py", "model.onnx", ("onnx", "onnxruntime"), {"argmax": True}),
+    ("run_onnxruntime.py", "model.onnx", ("onnx", "onnxruntime"), {}),
+    ("run_openvino.py", "model.onnx", ("openvino",), {"argmax": True}),
+    ("run_litert.py", "model.tflite", ("litert_torch",), {"argmax": True}),
+    ("run_ncnn.py", "model.ncnn", ("pnnx", "ncnn"), {}),
+]
+
+
+@pytest.mark.parametrize(("script", "file", "needs", "options"), CASES)
+def test_the_script_gives_the_model_s_labels(script, file, needs, options, tmp_path):
+    for package in needs:
+        pytest.importorskip(package)
+    torch.manual_seed(0)
+    cfg = {"mean": [0.5] * 3, "std": [0.25] * 3, "label_names": ["sky", "road", "car"]}
+    cfg |= {"palette": [[1, 2, 3], [4, 5, 6], [7, 8, 9]]}
+    model = narrow(pretrained_cfg=cfg).eval()
+    torch.nn.init.normal_(model.segmentation_head[0].weight)
+    rng = np.random.default_rng(0)
+    photo = Image.fromarray(rng.integers(0, 256, (8, 12, 3), np.uint8)).resize((96, 64), Image.Resampling.BICUBIC)
+    photo.save(tmp_path / "photo.png")
+    export(model, tmp_path / file, (1, 3, 64, 96), **options)
+    code = WITHOUT_TORCH.format(folder=str(FOLDER)) + f"runpy.run_path({str(FOLDER / script)!r}, run_name='__main__')"
+    command = [sys.executable, "-c", code, script, file, "photo.png", "labels.png"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    with Image.open(tmp_path / "labels.png") as labels:
+        assert labels.size == (96, 64)
+        assert labels.getpalette()[3:6] == [4, 5, 6]
+        found = np.asarray(labels)
+    expected = predict(model, tmp_path / "photo.png", mode="whole")
+    assert (found == expected).mean() > 0.999
+    assert {line.split(":")[0] for line in done.stdout.splitlines() if "%" in line} <= {"sky", "road", "car"}

@@ -17,6 +17,7 @@ from segnext_timm import fuse
 from .cases import Case, layout, prepare_training
 from .peers import build, labels_of, logits_of
 
+CPU_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimddp", "i8mm")
 CEILING_SIDE = {"cpu": 2048, "cuda": 8192}  # of the matrices multiplied; sixteen such are copied
 
 
@@ -82,16 +83,20 @@ def clock(call: Callable[[], Any], device: str) -> float:
 
 def machine(device: str, ceiling: tuple[float, float]) -> dict[str, Any]:
     """Describe the machine: device, threads, torch, measured peak rates."""
+    features: list[str] = []
     if "cuda" in device:
         name = torch.cuda.get_device_name()
     else:
         cpuinfo = Path("/proc/cpuinfo")
         lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
         name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+        flags = next((line.split() for line in lines if line.startswith(("flags", "Features"))), [])
+        features = [feature for feature in CPU_FEATURES if feature in flags]
     return {
         "device": name,
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
+        "features": " ".join(features) or "unknown",
         "torch": torch.__version__,
         "matmul_gflops": round(ceiling[0], 1),
         "copy_gigabytes_per_s": round(ceiling[1], 1),

@@ -1,6 +1,7 @@
 """Export models to ONNX, torch.export, LiteRT, ncnn and Core ML."""
 
 import copy
+import io
 import json
 import logging
 import warnings
@@ -129,7 +130,9 @@ def export(
     program = _trace(traced, images, dynamic)
     with replace_when_complete(path) as written:
         if path.suffix == ".pt2":
-            torch.export.save(program, written, extra_files={"metadata.json": json.dumps(metadata)})
+            content = io.BytesIO()  # torch's own writer aborts the process when a disk is full
+            torch.export.save(program, content, extra_files={"metadata.json": json.dumps(metadata)})
+            written.write_bytes(content.getbuffer())
         else:
             sizes = [input_size, _other_size(model, input_size) if dynamic else input_size]
             _write_checked(program, written, graph, sizes, names, metadata, samples)

@@ -2,6 +2,9 @@
 
 import json
 import logging
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -266,3 +269,21 @@ def test_another_encoder_is_quantized_or_refused_in_a_line(photos, tmp_path):
         assert not (tmp_path / "x.onnx").exists()
     else:
         assert json.loads(metadata(path)["int8"])["agreement"] >= 0.98
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="limits the size of files")
+@pytest.mark.parametrize("name", ["x.onnx", "x.pt2"])
+def test_a_full_disk_ends_in_one_line_and_leaves_nothing(model, tmp_path, name):
+    model.save_pretrained(tmp_path / "model")
+    out = tmp_path / "out"
+    out.mkdir()
+    code = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); "
+        "sys.argv[0] = 'segnext-timm'; from segnext_timm.cli import main; main()"
+    )
+    command = [sys.executable, "-c", code, "export", "model", out / name, "--size", "64"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1].startswith("Error: ")
+    assert not list(out.iterdir())

@@ -28,7 +28,9 @@ def test_growth_over_sizes_and_batches(tmp_path, capsys):
     assert len(results) == 12
     assert all(len(r["times_ms"]) == 2 and r["gflops"] > 0 and r["gigabytes"] > 0 for r in results)
     assert results[6]["gflops"] == pytest.approx(1.5 * results[0]["gflops"], rel=0.1)
-    assert capsys.readouterr().out.count("| `unet:tu-test_mscan@bf16` |") == 4
+    said = capsys.readouterr().out
+    assert said.count("| `unet:tu-test_mscan@bf16` |") == 4
+    assert ", features " in said.splitlines()[0]
     assert Image.open(tmp_path / "out" / "benchmark.png").width > 300
 
 

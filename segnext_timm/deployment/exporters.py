@@ -101,7 +101,9 @@ def export(
         _require_onnx()
     elif path.suffix in runtimes.FORMATS:
         runtimes.check_installed(path.suffix)
-    samples = None if calibration is None else read_calibration(calibration, ModelInfo(model), input_size)
+    samples: Calibration | None = None
+    if precision == "int8" and calibration is not None:
+        samples = read_calibration(calibration, ModelInfo(model), input_size)
     model = copy.deepcopy(model).to("cpu", torch.float32).eval()
     if fuse:
         model = _fuse(model, inplace=True)
@@ -113,8 +115,9 @@ def export(
     images = torch.randn(input_size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         output = model(images)  # raises if the shape does not fit
-    if argmax and (isinstance(output, list) or _masks(output).ndim != 4):
-        raise ValueError("argmax needs a model with a map of logits (B, classes, H, W), which this one is not.")
+    if (argmax or precision == "int8") and (isinstance(output, list) or _masks(output).ndim != 4):
+        what = "argmax" if argmax else "int8"
+        raise ValueError(f"{what} needs a model with a map of logits (B, classes, H, W), which this one is not.")
     names = ["labels"] if argmax else _output_names(output)
     metadata = _metadata(model, input_size, dynamic, names) | {"precision": precision}
 
@@ -197,13 +200,14 @@ class _Labels(nn.Module):
         self.portable = portable
         info = ModelInfo(model)
         self.threshold = info.threshold
-        if info.keeps_order and not isinstance(model, SegNeXt):
+        self.drops_activation = info.keeps_order
+        if self.drops_activation and not isinstance(model, SegNeXt):
             head: Any = model.segmentation_head
             head[-1].activation = nn.Identity()
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         if isinstance(self.model, SegNeXt):
-            if self.portable and self.model.segmentation_head[0].out_channels > 1:
+            if self.portable and self.drops_activation and self.model.segmentation_head[0].out_channels > 1:
                 return portable_argmax(self.model.forward_logits(images), (images.shape[-2], images.shape[-1]))
             return self.model.predict_labels(images)
         return to_labels(_masks(self.model(images)), 1, self.threshold)

@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+import timm
 import torch
 from click.testing import CliRunner
 from PIL import Image
@@ -248,6 +249,9 @@ def test_unusable_calibration_images_are_named(model, photos, tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             export(model, tmp_path / "x.onnx", SIZE, **options)
+    classifier = timm.create_model("test_mscan")
+    with pytest.raises(ValueError, match="int8 needs a model with a map of logits"):
+        export(classifier, tmp_path / "x.onnx", SIZE, precision="int8", calibration=photos)
     assert not (tmp_path / "x.onnx").exists()
 
 

@@ -232,6 +232,8 @@ class ExportPathType(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         path = Path(os.fsdecode(super().convert(value, param, ctx)))
+        if path.is_dir() and path.suffix not in (".ncnn", ".mlpackage"):  # these are folders
+            self.fail(f"{path} is a directory.", param, ctx)
         if path.suffix not in EXPORT_SUFFIXES:
-            self.fail(f"{path}: the name of an exported model ends in {' or '.join(EXPORT_SUFFIXES)}.", param, ctx)
+            self.fail(f"{path}: the name of an exported model ends in {', '.join(EXPORT_SUFFIXES)}.", param, ctx)
         return path

@@ -349,7 +349,7 @@ def test_arguments_are_checked_before_anything_is_downloaded_or_loaded(empty_cac
     Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(tmp_path / "a.png")
     predict = ("predict", "segnext_t", tmp_path / "a.png", "-o", tmp_path / "out")
     for arguments, message in (
-        (("export", "segnext_t", tmp_path / "x.txt"), "x.txt: the name of an exported model ends in .onnx or .pt2."),
+        (("export", "segnext_t", tmp_path / "x.txt"), "x.txt: the name of an exported model ends in .onnx, .pt2, "),
         (("export", "segnext_t", tmp_path), "is a directory."),
         (("export", "segnext_t", tmp_path / "x.pt2", "--size", "a"), "'a' is not a size: give two numbers of pixels"),
         ((*predict, "--window", "64", "--stride", "99"), "stride must be from 1 to the window's side, got (99, 99)"),

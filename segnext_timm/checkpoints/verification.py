@@ -142,12 +142,16 @@ def draw_picture(height: int = 192, width: int = 256) -> np.ndarray:
 def prediction_digest(name: str, path: Path) -> str:
     """Compute a digest of a checkpoint's prediction for :func:`draw_picture`: labels, or features of a backbone."""
     model = _load_model(get_published(name), path)
+    before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
-    if isinstance(model, SegNeXt):
-        result: np.ndarray = predict(model, draw_picture())
-    else:
-        with torch.inference_mode(), evaluation_mode(model):
-            result = model(_normalized(draw_picture())).numpy()
+    try:
+        if isinstance(model, SegNeXt):
+            result: np.ndarray = predict(model, draw_picture())
+        else:
+            with torch.inference_mode(), evaluation_mode(model):
+                result = model(_normalized(draw_picture())).numpy()
+    finally:
+        torch.use_deterministic_algorithms(before)
     return hashlib.sha256(np.ascontiguousarray(result).tobytes()).hexdigest()[:16]
 
 

@@ -93,7 +93,7 @@ def export(
     """
     path = Path(path)
     if path.suffix not in _FORMATS:
-        raise ValueError(f"{path}: the name of an exported model ends in {' or '.join(_FORMATS)}.")
+        raise ValueError(f"{path}: the name of an exported model ends in {', '.join(_FORMATS)}.")
     if len(input_size) != 4 or min(input_size) < 1:
         raise ValueError(f"input_size is a shape (B, C, H, W), got {tuple(input_size)}.")
     _check_options(path, argmax, portable, dynamic, precision, calibration)
@@ -122,13 +122,7 @@ def export(
     metadata = _metadata(model, input_size, dynamic, names) | {"precision": precision}
 
     if path.suffix in runtimes.FORMATS:
-        if len(names) > 1:
-            raise ValueError(f"{path}: {path.suffix} takes models with one output, this one has {', '.join(names)}.")
-        with replace_when_complete(path) as written:
-            runtimes.write(graph, images, written, metadata, _TOLERANCES[precision])
-        if path.suffix == ".tflite":
-            with replace_when_complete(path.with_name(f"{path.name}.json")) as written:
-                written.write_text(json.dumps(metadata), encoding="utf-8")
+        _write_for_runtime(graph, images, path, names, metadata)
         return path
     program = _trace(traced, images, dynamic)
     with replace_when_complete(path) as written:
@@ -156,6 +150,19 @@ def _check_options(path: Path, argmax: bool, portable: bool, dynamic: bool, prec
         raise ValueError("portable applies to graphs of labels: set argmax (--argmax) too.")
     if precision == "int8" and calibration is None:
         raise ValueError("int8 needs calibration images: pass a folder of them (--calibration DIR).")
+
+
+def _write_for_runtime(
+    graph: nn.Module, images: torch.Tensor, path: Path, names: list[str], metadata: dict[str, Any]
+) -> None:
+    """Write a file of LiteRT, ncnn or Core ML, and compare its output with the model's."""
+    if len(names) > 1:
+        raise ValueError(f"{path}: {path.suffix} takes models with one output, this one has {', '.join(names)}.")
+    with replace_when_complete(path) as written:
+        runtimes.write(graph, images, written, metadata, _TOLERANCES[metadata["precision"]])
+    if path.suffix == ".tflite":
+        with replace_when_complete(path.with_name(f"{path.name}.json")) as written:
+            written.write_text(json.dumps(metadata), encoding="utf-8")
 
 
 def _write_checked(

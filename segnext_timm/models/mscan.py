@@ -252,13 +252,17 @@ class FusedMSCANBlock(nn.Module):
         """Features (B, dim, H, W) to features of the same shape."""
         attn = self.msca(self.act(self.proj_in(x)))
         attn = _saturate(self.proj_out(attn))
-        if torch.jit.is_scripting() or not (torch.jit.is_tracing() or torch.compiler.is_exporting()):
+        if not torch.jit.is_scripting() and self._is_converted():
+            x = x + (attn + x * self.shortcut)  # converters of Core ML and ncnn do not know addcmul
+        else:
             x = x + torch.addcmul(attn, x, self.shortcut)
-        else:  # converters of Core ML and ncnn do not know addcmul
-            x = x + (attn + x * self.shortcut)
         if not torch.jit.is_scripting() and self._is_worth_tiling(x):
             return self._add_mlp_by_rows(x)
         return x + self.mlp(x)
+
+    @torch.jit.unused
+    def _is_converted(self) -> bool:
+        return torch.jit.is_tracing() or torch.compiler.is_exporting()
 
     def _hidden_bytes(self, x: torch.Tensor) -> int:
         return x.numel() // x.shape[1] * self.mlp.fc1.out_channels * x.element_size()

@@ -388,7 +388,7 @@ def test_the_part_that_cannot_be_exported_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"path": "model.pth"}, r"model.pth: the name of an exported model ends in .onnx or .pt2"),
+        ({"path": "model.pth"}, r"model.pth: the name of an exported model ends in .onnx, .pt2, "),
         ({"input_size": (512, 512)}, r"input_size is a shape \(B, C, H, W\), got \(512, 512\)"),
         ({"input_size": (1, 4, 64, 64)}, "takes images of 3 channels, got 4"),
         ({"model": backbone, "argmax": True}, "argmax needs a model with a map of logits"),

@@ -52,6 +52,7 @@ def run(*arguments):
     return CliRunner().invoke(main, ["publish", *map(str, arguments)])
 
 
+@pytest.mark.slow
 def test_a_dry_run_writes_folders_that_load_back_bit_equal(verified, tmp_path):
     out = tmp_path / "out"
     done = run(*ORIGINS, BACKBONE, "--to", "user", "--dry-run", "--report", verified, "-o", out)

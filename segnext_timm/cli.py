@@ -276,8 +276,10 @@ def publish_command(names: tuple[str, ...], user: str, **options: Any) -> None:
     with redirect_stdout(sys.stderr):
         releases = publish(names, user, log=log, **options)
     click.echo(hub_ids_patch(releases), nl=False)
-    done = "Wrote" if options["dry_run"] else "Published"
-    click.echo(f"{done} {len(releases)} models. Apply the patch with `git apply`.", err=True)
+    if options["dry_run"]:
+        click.echo(f"Wrote {len(releases)} models to {options['out']}; nothing was pushed.", err=True)
+    else:
+        click.echo(f"Published {len(releases)} models. Apply the patch with `git apply`.", err=True)
 
 
 _PREDICT_OPTIONS = (

@@ -57,6 +57,7 @@ def test_a_dry_run_writes_folders_that_load_back_bit_equal(verified, tmp_path):
     out = tmp_path / "out"
     done = run(*ORIGINS, BACKBONE, "--to", "user", "--dry-run", "--report", verified, "-o", out)
     assert done.exit_code == 0, done.output
+    assert f"Wrote 4 models to {out}; nothing was pushed." in done.output
     for name in ORIGINS:
         assert sorted(f.name for f in (out / name).iterdir()) == ["README.md", "config.json", "model.safetensors"]
         loaded, expected = smp.from_pretrained(out / name), segnext_timm.create_segmenter(name, pretrained=True)

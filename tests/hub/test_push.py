@@ -102,6 +102,7 @@ assert HfApi().model_info("writer/segmenter").private
     assert {"create", "preupload", "batch", "verify"} <= sent | {r.split("/")[-2] for r in server.requests}
 
 
+@pytest.mark.slow
 def test_branches_pull_requests_and_cards(hub):
     _, run = hub
     run("""
@@ -126,6 +127,7 @@ assert ModelCard.load("writer/x").text.endswith("Load writer/x.")
 """)
 
 
+@pytest.mark.slow
 def test_smp_s_own_way_to_the_hub_names_the_repository(hub):
     server, run = hub
     run("""
@@ -144,6 +146,7 @@ assert equal(model, smp.from_pretrained("writer/three"))
     assert "| mIoU |  | 0.5 |" in server.repos["writer/three"].branches["main"]["README.md"].decode()
 
 
+@pytest.mark.slow
 def test_an_edited_card_of_a_folder_keeps_its_words_and_gets_the_place(hub, tmp_path):
     server, run = hub
     narrow().save_pretrained(tmp_path / "run")
@@ -157,6 +160,7 @@ def test_an_edited_card_of_a_folder_keeps_its_words_and_gets_the_place(hub, tmp_
     assert path.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_pushing_again_changes_only_what_is_new(hub):
     server, run = hub
     run("""
@@ -188,6 +192,7 @@ segnext_timm.push_to_hub(narrow(), "writer/x", private=True)
     assert len(server.repos["writer/x"].messages) == 1
 
 
+@pytest.mark.slow
 def test_fused_models_make_no_repository_and_break_no_folder(hub, tmp_path):
     server, run = hub
     narrow().save_pretrained(tmp_path / "kept")

@@ -10,7 +10,7 @@ import pytest
 import timm
 import torch
 
-from random_checkpoints import ACCEPT_CACHED, FILES, VARIANTS, backbone_shapes, random_state_dict
+from random_checkpoints import ACCEPT_CACHED, FILES, VARIANTS, backbone_shapes, random_state_dict, write
 
 pytestmark = pytest.mark.slow
 
@@ -48,6 +48,9 @@ def cache(tmp_path_factory):
         dialect = ("paper", "mmseg")[i % 2]
         state_dict = random_state_dict(backbone_shapes(variant, dialect, classifier=True))
         torch.save({"state_dict": state_dict}, checkpoints / FILES[variant])
+        features = random_state_dict(backbone_shapes(variant))
+        write(home / "x", features, "jittor").rename(checkpoints / f"mscan_{variant}.pkl")
+        write(home / "x", features, "paddle zip").rename(checkpoints / f"mscan_{variant}_imagenet_pretrained.zip")
     return home
 
 

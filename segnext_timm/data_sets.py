@@ -1,4 +1,4 @@
-"""Find images and labels of the benchmark data sets, in the layouts in which they are distributed."""
+"""Find images and labels of the benchmark data sets, in the layouts in which they are distributed; mIoU."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -195,3 +195,26 @@ def open_labels(path: Path, mapping: np.ndarray | None) -> np.ndarray:
     if values.ndim != 2 or values.dtype != np.uint8:
         raise DataSetError(f"{path} is not a label file of 8 bits, but {values.dtype} of shape {values.shape}.")
     return values if mapping is None else mapping[values]
+
+
+def count_confusion(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
+    """Count pixels of each true class (rows) and predicted class (columns).
+
+    Args:
+        labels: True labels; those from `classes` on are ignored.
+        predicted: Predicted labels of the same shape, below `classes`.
+        classes: Number of classes.
+
+    Returns:
+        Shape (classes, classes), int64.
+    """
+    counted = labels < classes
+    pairs = labels[counted].astype(np.int64) * classes + predicted[counted]
+    return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
+
+
+def mean_iou(confusion: np.ndarray) -> float:
+    """Compute mIoU in percent from pixel counts (classes, classes), over the classes that occur."""
+    intersection = np.diag(confusion)
+    with np.errstate(invalid="ignore"):
+        return 100 * float(np.nanmean(intersection / (confusion.sum(0) + confusion.sum(1) - intersection)))

@@ -132,11 +132,9 @@ def check_zip(path: Path) -> None:
                     f"checkpoint. Check where it came from."
                 )
             broken = archive.testzip()
-    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError) as error:
-        raise CheckpointError(f"{path}: damaged or cut short ({error}). Download it again.") from None
     except CheckpointError:
         raise
-    except Exception as error:  # decompressors raise their own types
+    except Exception as error:  # zipfile and the decompressors raise many types of errors
         raise CheckpointError(f"{path}: damaged or cut short ({error}). Download it again.") from None
     if broken:
         raise CheckpointError(f"{path}: damaged (the checksum of {broken} does not match). Download it again.")

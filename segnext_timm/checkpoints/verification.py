@@ -20,7 +20,7 @@ import timm
 import torch
 
 from .._atomic import replace_when_complete
-from ..data_sets import find_split, open_labels
+from ..data_sets import count_confusion, find_split, mean_iou, open_labels
 from ..errors import CheckpointError, DataSetError
 from ..models import mscan
 from ..models.model_info import evaluation_mode
@@ -300,11 +300,8 @@ class Verifier:
         if self.data is None or cfg is None:
             self.outcome.notes.append("not evaluated: no data set was given")
             return
-        confusion = self._confusion(model.to(self.device), cfg, self.data)
-        intersection = np.diag(confusion)
-        with np.errstate(invalid="ignore"):
-            iou = intersection / (confusion.sum(0) + confusion.sum(1) - intersection)
-        miou, published = round(100 * float(np.nanmean(iou)), 2), cfg.miou.get(SINGLE_SCALE)
+        miou = round(mean_iou(self._confusion(model.to(self.device), cfg, self.data)), 2)
+        published = cfg.miou.get(SINGLE_SCALE)
         self.outcome.facts["miou"] = miou
         if published is None:
             self.outcome.notes.append(f"mIoU {miou}; no result was published")
@@ -335,9 +332,7 @@ class Verifier:
             )
             if tuple(scores.shape[1:]) != labels.shape:
                 raise DataSetError(f"{files.labels[index]}: its size differs from that of its image.")
-            counted = labels < classes
-            pairs = labels[counted].astype(np.int64) * classes + scores.argmax(0).cpu().numpy()[counted]
-            confusion += np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
+            confusion += count_confusion(labels, scores.argmax(0).cpu().numpy(), classes)
             if (index + 1) % _SAVE_EVERY == 0:
                 self.log(f"evaluate: {index + 1} of {len(files.images)} images")
                 self._save_state(confusion, index + 1, len(files.images))

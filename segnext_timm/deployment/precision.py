@@ -55,21 +55,16 @@ def half_copy(model: nn.Module) -> nn.Module:
     return model
 
 
-def _session(model: Any) -> Any:
-    import onnxruntime
-
-    source = model if isinstance(model, bytes) else str(model)
-    return onnxruntime.InferenceSession(source, providers=["CPUExecutionProvider"])
-
-
-def labels_of(model: Any, images: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+def labels_of(path: Path, images: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     """Yield the labels (B, H, W) that a graph predicts for images.
 
     Args:
-        model: Path or bytes of an ONNX model whose first output is logits (B, classes, H, W) or labels (B, H, W).
+        path: ONNX model whose first output is logits (B, classes, H, W) or labels (B, H, W).
         images: Normalized images (B, C, H, W).
     """
-    session = _session(model)
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     for image in images:
         output = session.run(None, {"images": image})[0]
         if output.ndim == 4:
@@ -84,18 +79,6 @@ def agreement(labels: Sequence[np.ndarray], others: Iterable[np.ndarray]) -> flo
         equal += int((one == other).sum())
         total += one.size
     return equal / total
-
-
-def mean_iou(labels: Iterable[np.ndarray], truth: Iterable[np.ndarray], classes: int) -> float:
-    """Compute mIoU in percent; true labels from `classes` on are ignored."""
-    confusion = np.zeros((classes, classes), np.int64)
-    for predicted, true in zip(labels, truth):
-        counted = true < classes
-        pairs = true[counted].astype(np.int64) * classes + predicted.reshape(true.shape)[counted]
-        confusion += np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
-    intersection = np.diag(confusion)
-    with np.errstate(invalid="ignore"):
-        return 100 * float(np.nanmean(intersection / (confusion.sum(0) + confusion.sum(1) - intersection)))
 
 
 class Reader:

@@ -1,6 +1,7 @@
 """Quantize ONNX graphs to INT8, and put convolutions back to float32 until enough labels agree."""
 
 import logging
+import math
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from ..data_sets import count_confusion, mean_iou
 from ..errors import ExportError
 from .calibration import Calibration
-from .precision import agreement, int8_pays, labels_of, mean_iou, quantize
+from .precision import Reader, agreement, int8_pays, labels_of, quantize
 
 MIN_AGREEMENT = 0.98  # share of held-out pixels whose label equals the float32 graph's
 _FLOAT_SHARES = (0.0, 0.05, 0.1, 0.2, 0.35, 0.5)  # of the convolutions, put back to float32 in turn
@@ -76,7 +78,9 @@ def quantize_checked(path: Path, samples: Calibration) -> tuple[Any, dict[str, A
         }
         if samples.labels is not None:
             for name, predicted in (("miou_fp32", expected), ("miou_int8", labels)):
-                facts[name] = round(mean_iou((p[:1] for p in predicted), samples.labels, samples.num_classes), 2)
+                pairs = zip(samples.labels, predicted)
+                confusion = sum(count_confusion(true, maps[0], samples.num_classes) for true, maps in pairs)
+                facts[name] = round(mean_iou(np.asarray(confusion)), 2)
             _logger.info(f"int8: mIoU {facts['miou_int8']:.2f}, and {facts['miou_fp32']:.2f} in float32.")
         return onnx.load(target), facts
 
@@ -93,8 +97,6 @@ def _rank(source: Path, quantized: Path, images: Sequence[np.ndarray]) -> list[s
     import onnx
     from onnxruntime.quantization import qdq_loss_debug as debug
 
-    from .precision import Reader
-
     folder = source.parent
     activations = []
     for file in (source, quantized):
@@ -103,8 +105,6 @@ def _rank(source: Path, quantized: Path, images: Sequence[np.ndarray]) -> list[s
         activations.append(debug.collect_activations(str(augmented), Reader(images)))
     matched = debug.create_activation_matching(activations[1], activations[0])
     errors = debug.compute_activation_error(matched)
-    ratios = {name: error.get("xmodel_err", error["qdq_err"]) for name, error in errors.items()}
+    ratios = {name: error["qdq_err"] for name, error in errors.items()}  # signal to noise: small is bad
     nodes = [node for node in onnx.load(source).graph.node if node.op_type == "Conv"]
-    return [
-        node.name for node in sorted(nodes, key=lambda node: ratios.get(node.output[0], ratios.get(node.input[0], 0)))
-    ]
+    return [node.name for node in sorted(nodes, key=lambda node: ratios.get(node.input[0], math.inf))]

@@ -144,7 +144,7 @@ def test_weights_are_quantized_per_channel(model, photos, tmp_path):
 
 
 def test_convolutions_are_put_back_until_the_labels_agree(model, photos, tmp_path, monkeypatch):
-    """With activations of four values, the first attempt fails."""
+    """Agreement is understated twice, so that the third attempt is the one that is kept."""
     real, attempts = quantization.agreement, []
 
     def strict(labels, others):

@@ -22,8 +22,9 @@ sys.path.append(str(Path(__file__).parents[2] / "examples"))
 from benchmarking.ceilings import machine
 from segmentation import scenes
 from segnext_timm import export
+from segnext_timm.data_sets import count_confusion, mean_iou
 from segnext_timm.deployment.calibration import read_calibration
-from segnext_timm.deployment.precision import Reader, agreement, int8_pays, mean_iou
+from segnext_timm.deployment.precision import Reader, agreement, int8_pays
 from segnext_timm.models.model_info import ModelInfo
 
 ROUNDS = 15
@@ -60,7 +61,7 @@ def main(folder: str, side: int) -> None:
     photos = [scenes.draw(7, index, 128)[0] for index in tqdm(range(64), desc="draw", leave=False)]
     held = [scenes.draw(8, index, 128) for index in tqdm(range(40), desc="draw", leave=False)]
     large = [torch.nn.functional.interpolate(torch.from_numpy(t)[None, None].float(), (side, side)) for _, t in held]
-    truth = [t[0].numpy().astype(np.int64) for t in large]
+    truth = [t[0, 0].numpy().astype(np.int64) for t in large]
     tests = [read_calibration([image, image], info, size).images[0] for image, _ in held]
     with tempfile.TemporaryDirectory() as work:
         files = {"fp32": export(model, Path(work) / "fp32.onnx", size)}
@@ -80,7 +81,7 @@ def main(folder: str, side: int) -> None:
         for (runtime, name), run in found.items():
             labels = [run(x).argmax(1) for x in tests]
             expected = expected or labels
-            miou = mean_iou(labels, truth, info.num_classes)
+            miou = mean_iou(sum(count_confusion(t, p[0], info.num_classes) for t, p in zip(truth, labels)))
             ms = {key: 1e3 * statistics.median(values[3:]) for key, values in times.items()}
             mb = files[name].stat().st_size / 1e6
             speed = ms[runtime, "fp32"] / ms[runtime, name]

@@ -5,6 +5,7 @@
     python examples/benchmark.py --tasks labels --sizes 512 1024x2048 --batches 1 4              # how it grows
     python examples/benchmark.py --tasks train --sizes 256 --batches 2 --contenders mmseg_t@eager segnext_t@eager
     python examples/benchmark.py --contenders segnext_b@eager segnext_b@bf16 segnext_b@graph
+    python examples/benchmark.py --tasks labels --contenders segnext_t@onnx segnext_t@onnx:portable segnext_t@litert
 
 A contender is MODEL@WAY. The first one that runs is the reference: a speed is the reference's time divided by the
 contender's time, and a memory ratio is the contender's memory divided by the reference's.
@@ -17,8 +18,11 @@ MODEL is `segnext_t` (s, b, l), `mmseg_t` (mmsegmentation's SegNeXt), an archite
     bf16, fp16     fused, under autocast
     compile        fused and `torch.compile`; `compile:max-autotune` and so on choose its mode
     graph          fused, as a CUDA graph
-    onnx           exported, in ONNX Runtime
-    openvino       exported, in OpenVINO
+    onnx           exported, in ONNX Runtime; `onnx:portable`, `onnx:fp16` and `onnx:int8` choose the graph
+    openvino       exported, in OpenVINO, with the same options
+    litert         exported, in LiteRT
+    ncnn           exported, in ncnn (logits only); `ncnn:fp16` stores the weights in float16
+    aotinductor    exported, compiled with AOTInductor; labels need `aotinductor:portable`
     memory         for training: checkpointed blocks and one-step gradient
 
 All contenders take turns, round after round, so that other load on the machine affects them equally. Memory is
@@ -40,9 +44,10 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from benchmarking.cases import RUNTIMES, WAYS, Case, NotApplicableError, missing, prepare
+from benchmarking.cases import WAYS, Case, NotApplicableError
 from benchmarking.ceilings import ceilings, clock, count, machine
 from benchmarking.memory import child, measure_memory
+from benchmarking.runtimes import RUNTIMES, missing, prepare
 from segmentation.pictures import draw_bars, draw_growth
 from segmentation.recipe import UserError, run
 
@@ -182,8 +187,8 @@ def check_contender(text: str) -> None:
     if text.count("@") != 1:
         raise UserError(f"{text!r} is not of the form MODEL@WAY, such as segnext_t@fused.")
     way = text.split("@")[1].split(":")[0]
-    if way not in WAYS:
-        raise UserError(f"unknown way {way!r}: choose from {', '.join(WAYS)}.")
+    if way not in (*WAYS, *RUNTIMES):
+        raise UserError(f"unknown way {way!r}: choose from {', '.join((*WAYS, *RUNTIMES))}.")
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -1,6 +1,5 @@
 """What one contender does: a model, the way it runs, and the call that runs it once."""
 
-import importlib.util
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -9,12 +8,11 @@ from typing import Any
 
 import torch
 
-from segnext_timm import SegNeXt, export, fuse
+from segnext_timm import SegNeXt, fuse
 
 from .peers import build, labels_of, logits_of, loss_of
 
-RUNTIMES = {"onnx": "onnxruntime", "openvino": "openvino"}
-WAYS = ("eager", "channels_last", "fused", "bf16", "fp16", "compile", "graph", "onnx", "openvino", "memory")
+WAYS = ("eager", "channels_last", "fused", "bf16", "fp16", "compile", "graph", "memory")
 
 
 @dataclass(frozen=True)
@@ -40,10 +38,14 @@ class Case:
         return self.contender.split("@")[1].split(":")[0]
 
     @property
+    def options(self) -> tuple[str, ...]:
+        """What follows the way: compile's mode, or options of an exported model."""
+        return tuple(self.contender.split("@")[1].split(":")[1:])
+
+    @property
     def file(self) -> Path:
-        """Path of the exported model."""
-        name = f"{self.model.replace(':', '-')}-{self.task}-{self.batch}x{self.height}x{self.width}.onnx"
-        return Path(self.folder) / name
+        """Path of the exported model, without its options and suffix."""
+        return Path(self.folder) / f"{self.model.replace(':', '-')}-{self.task}-{self.batch}x{self.height}x{self.width}"
 
     def images(self) -> torch.Tensor:
         shape = (self.batch, 3, self.height, self.width)
@@ -58,10 +60,8 @@ def layout(model: torch.nn.Module, images: torch.Tensor) -> tuple[torch.nn.Modul
     return model.to(memory_format=torch.channels_last), images.contiguous(memory_format=torch.channels_last)
 
 
-def prepare(case: Case) -> Callable[[], Any]:
-    """Build the function that runs a case once."""
-    if case.way in RUNTIMES:
-        return prepare_runtime(case)
+def prepare_torch(case: Case) -> Callable[[], Any]:
+    """Build the function that runs a case once in torch."""
     model, images = build(case.model, case.classes).to(case.device), case.images()
     if case.task == "train":
         return prepare_training(case, model, images)
@@ -73,7 +73,7 @@ def prepare(case: Case) -> Callable[[], Any]:
         model, images = layout(model if case.way == "channels_last" else fuse(model), images)
     call = (labels_of if case.task == "labels" else logits_of)(model)
     if case.way == "compile":
-        call = torch.compile(call, mode=case.contender.partition("@")[2].partition(":")[2] or None)
+        call = torch.compile(call, mode=next(iter(case.options), None))
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(case.way)
 
     @torch.no_grad()
@@ -121,32 +121,3 @@ def prepare_training(case: Case, model: torch.nn.Module, images: torch.Tensor) -
         optimizer.step()
 
     return once
-
-
-def prepare_runtime(case: Case) -> Callable[[], Any]:
-    """Build the call of an exported graph in its runtime; exports the graph if its file does not exist."""
-    if case.task == "train":
-        raise NotApplicableError(f"{case.way!r} does not apply to training")
-    images = case.images().cpu()
-    if not case.file.is_file():
-        export(build(case.model, case.classes), case.file, tuple(images.shape), argmax=case.task == "labels")
-    if case.way == "onnx":
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = case.threads
-        session = onnxruntime.InferenceSession(case.file, options, providers=onnxruntime.get_available_providers())
-        return lambda: session.run(None, {"images": images.numpy()})
-    import openvino
-
-    settings = {"INFERENCE_NUM_THREADS": case.threads, "INFERENCE_PRECISION_HINT": "f32"}
-    request = openvino.Core().compile_model(case.file, "CPU", settings).create_infer_request()
-    return lambda: request.infer({"images": images.numpy()})
-
-
-def missing(case: Case) -> str | None:
-    """Name the packages that a case needs and that are not installed; None if there are none."""
-    needed = [RUNTIMES[case.way]] if case.way in RUNTIMES else []
-    needed += ["mmseg"] if case.model.startswith("mmseg") else []
-    absent = [name for name in needed if importlib.util.find_spec(name) is None]
-    return f"{', '.join(absent)} not installed" if absent else None

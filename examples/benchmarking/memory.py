@@ -14,7 +14,8 @@ from torch.profiler import ProfilerActivity, profile
 from segmentation.recipe import UserError
 from segnext_timm.checkpoints.reference import import_mmseg
 
-from .cases import RUNTIMES, Case, prepare
+from .cases import Case
+from .runtimes import RUNTIMES, prepare
 
 SCRIPT = Path(__file__).parents[1] / "benchmark.py"
 
@@ -49,7 +50,8 @@ def child(case: Case) -> None:
     if case.model.startswith("mmseg"):
         import_mmseg()
     if case.way in RUNTIMES:
-        __import__(RUNTIMES[case.way])
+        for package in RUNTIMES[case.way].packages:
+            __import__(package)
     before = resident_mb(peak=False)
     reset_peak()
     prepare_and_run(case)

@@ -70,7 +70,7 @@ def export(
         argmax: Output labels instead of logits. SegNeXt's graph then skips classes that cannot have the largest logit:
             see :meth:`SegNeXt.predict_labels`.
         portable: Build the graph of labels only from operators with static shapes, for runtimes such as TensorRT.
-            Slower on CPUs. Needs `argmax`.
+            Slower in ONNX Runtime on CPUs. Needs `argmax`.
         precision: "fp32"; "fp16"; or "int8", by post-training quantization in QDQ form. fp16 and int8 keep the matrix
             decomposition, the norms and the resizing in float32. int8 is for ONNX; fp16 for ONNX, ncnn and Core ML.
         calibration: For int8, images like those that the model will get, unnormalized: a folder, or a sequence of what

@@ -155,8 +155,9 @@ def portable_argmax(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor
 def _resized_argmax_graph(logits: torch.Tensor, size: tuple[int, int], drop_classes: bool = True) -> torch.Tensor:
     """`resized_argmax` for torch.export and ONNX: no loop over images, and resizing by matrix products.
 
-    A graph of dynamic size is not split into bands. With `drop_classes`, each band has only the classes that can be the
-    largest in it, which is faster but makes shapes depend on the data.
+    Classes are the last axis of the maps, where runtimes' argmax reads contiguous memory. A graph of dynamic size is
+    not split into bands. With `drop_classes`, each band has only the classes that can be the largest in it, which is
+    faster but makes shapes depend on the data.
     """
     classes, height, width = logits.shape[1:]
     columns, rows = _weights(width, size[1], logits), _weights(height, size[0], logits)
@@ -171,14 +172,16 @@ def _resized_argmax_graph(logits: torch.Tensor, size: tuple[int, int], drop_clas
             first = max(((2 * start + 1) * height - size[0]) // (2 * size[0]), 0)
             last = ((2 * end - 1) * height - size[0]) // (2 * size[0]) + 2
             source, weights = logits[:, :, first:last], rows[start:end, first:last]
-        if not drop_classes:
-            labels.append(torch.matmul(weights, torch.matmul(source, columns.T)).argmax(1))
-            continue
-        kept = _candidate_classes(source).any(2).any(0).nonzero()[:, 0]
-        torch._check(kept.shape[0] >= 1)
-        torch._check(kept.shape[0] <= classes)
-        maps = torch.matmul(weights, torch.matmul(source.index_select(1, kept), columns.T))
-        labels.append(kept.index_select(0, maps.argmax(1).flatten()).reshape(-1, end - start, size[1]))
+        kept = None
+        if drop_classes:
+            kept = _candidate_classes(source).any(2).any(0).nonzero()[:, 0]
+            torch._check(kept.shape[0] >= 1)
+            torch._check(kept.shape[0] <= classes)
+            source = source.index_select(1, kept)
+        wide = torch.matmul(source.transpose(1, 2), columns.T)  # (B, rows, classes, width)
+        maps = torch.matmul(weights, wide.flatten(2)).unflatten(2, (source.shape[1], size[1]))
+        winners = maps.argmax(2)
+        labels.append(winners if kept is None else kept.index_select(0, winners.flatten()).reshape(winners.shape))
     return torch.cat(labels, 1)
 
 

@@ -1,10 +1,12 @@
 import json
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import benchmark
-from benchmarking import cases, ceilings
+from benchmarking import cases, ceilings, peers, runtimes
 from segmentation.recipe import UserError
 
 SEGNEXT = "segnext:tu-test_mscan"  # narrow
@@ -35,7 +37,7 @@ def test_growth_over_sizes_and_batches(tmp_path, capsys):
 
 
 def test_what_cannot_be_run_is_left_out_and_said(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(cases.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(runtimes.importlib.util, "find_spec", lambda name: None)
     ways = ("openvino", "memory", "graph", "eager")
     contenders = ("mmseg_t@eager", *(f"{SEGNEXT}@{way}" for way in ways))
     results = run(
@@ -61,6 +63,41 @@ def test_what_cannot_be_run_is_left_out_and_said(tmp_path, capsys, monkeypatch):
 def test_an_invalid_size_or_contender_is_named(arguments, message, tmp_path):
     with pytest.raises((UserError, ValueError), match=message):
         run(tmp_path, *arguments, "--rounds", 1, "--no-memory")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("way", "tolerance"),
+    [
+        ("onnx:fp16", 1e-2),
+        ("openvino", 1e-3),
+        ("onnx:int8", 0.2),
+        ("litert", 1e-3),
+        ("ncnn:fp16", 1e-2),
+        ("aotinductor", 1e-3),
+    ],
+)
+def test_every_runtime_computes_the_model_s_logits(way, tolerance, tmp_path):
+    case = cases.Case(f"{SEGNEXT}@{way}", "logits", 64, 96, 1, 5, "cpu", 1, str(tmp_path))
+    reason = runtimes.missing(case)
+    if reason:
+        pytest.skip(reason)
+    logits = np.asarray(runtimes.prepare(case)()).reshape(1, 5, 64, 96)
+    with torch.no_grad():
+        expected = peers.build(case.model, 5)(case.images()).numpy()
+    assert np.abs(logits - expected).max() < tolerance * np.abs(expected).max()
+
+
+@pytest.mark.slow
+def test_labels_of_graphs_that_do_not_apply_are_left_out(tmp_path, capsys):
+    contenders = [f"{SEGNEXT}@{way}" for way in ("ncnn", "openvino:quick", "aotinductor:portable")]
+    results = run(
+        tmp_path, "--contenders", *contenders, "--sizes", 64, "--tasks", "labels", "--rounds", 1, "--no-memory"
+    )
+    assert [r["contender"] for r in results] == contenders[2:]
+    said = capsys.readouterr().out
+    assert "ncnn is left out: ncnn" in said  # not installed, or no argmax
+    assert "openvino:quick is left out: " in said
 
 
 @pytest.mark.slow

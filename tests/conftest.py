@@ -12,6 +12,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
 
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported: its kernels run on the CPU
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 NEEDS = {
     "reference": ("mmsegmentation is not installed", importlib.util.find_spec("mmseg") is not None),

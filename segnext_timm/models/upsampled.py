@@ -7,6 +7,8 @@ few rows of them at a time, and the argmax only a few of the classes.
 All resizing is bilinear with `align_corners=False`, as in `torch.nn.functional.interpolate`.
 """
 
+import functools
+from bisect import bisect_left
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -25,6 +27,11 @@ def _source(size: int, resized: int, like: torch.Tensor) -> torch.Tensor:
     """Compute the position, on an axis of `size` pixels, that each of `resized` pixels is interpolated from."""
     centers = torch.arange(resized, dtype=like.dtype, device=like.device) + 0.5
     return (centers * (size / resized) - 0.5).clamp(0, size - 1)
+
+
+def _first_pixels(size: int, resized: int) -> list[int]:
+    """List the first of the two of `size` pixels that each of `resized` pixels of an axis is interpolated from."""
+    return [min(max(((2 * i + 1) * size - resized) // (2 * resized), 0), size - 1) for i in range(resized)]
 
 
 def _weights(
@@ -73,6 +80,24 @@ def resize_region(
         return torch.matmul(down, wide.flatten(1)).unflatten(1, wide.shape[1:])
 
 
+@functools.cache
+def _triton_kernels() -> Any:
+    """The module of Triton kernels; None if Triton is not installed."""
+    try:
+        from . import upsampled_triton
+    except ImportError:
+        return None
+    return upsampled_triton
+
+
+def _kernels(logits: torch.Tensor) -> Any:
+    """The module of Triton kernels if they apply to logits; else None."""
+    if not logits.is_cuda or logits.dtype == torch.float64:
+        return None
+    kernels = _triton_kernels()
+    return kernels if kernels and logits.shape[1] <= kernels.MAX_CLASSES else None
+
+
 def _rows_at_once(width: int, classes: int, device: torch.device) -> int:
     return max((_CPU_BYTES if device.type == "cpu" else _GPU_BYTES) // (4 * width * classes), 1)
 
@@ -109,17 +134,25 @@ def resized_argmax(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     Returns:
         Labels of shape (B, *size), int64. Ties, up to rounding, are broken arbitrarily.
     """
-    logits = _widen(logits)
     if torch.compiler.is_compiling():
-        return _resized_argmax_graph(logits.contiguous(), size)
+        return _resized_argmax_graph(_widen(logits).contiguous(), size)
+    if kernels := _kernels(logits):
+        return kernels.argmax(logits, size)
+    if logits.is_cuda:  # without Triton: no shapes that depend on the data, which would wait for the GPU
+        bands = -(-size[0] // _rows_at_once(size[1], logits.shape[1] * logits.shape[0], logits.device))
+        return _resized_argmax_graph(_widen(logits), size, drop_classes=False, bands=bands)
+    return _resized_argmax_by_bands(_widen(logits), size)
+
+
+def _resized_argmax_by_bands(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """`resized_argmax` with only the classes that can be the largest in a band of rows."""
     batch, classes, height, _ = logits.shape
-    rows = _source(height, size[0], logits)
-    above = rows.long().clamp(max=max(height - 2, 0))
-    share = (rows - above)[:, None, None]
+    above = [min(row, max(height - 2, 0)) for row in _first_pixels(height, size[0])]
+    share = (_source(height, size[0], logits) - torch.tensor(above, device=logits.device))[:, None, None]
     # a band holds the rows interpolated from one pair of rows of the logits, or from more if memory allows
     step = max(_rows_at_once(size[1], classes, logits.device) * height // size[0], 1)
     tops = range(0, max(height - 1, 1), step)
-    ends = torch.searchsorted(above, torch.tensor([*tops[1:], height], device=above.device)).tolist()
+    ends = [bisect_left(above, top) for top in (*tops[1:], height)]
     labels = torch.empty((batch, *size), dtype=torch.long, device=logits.device)
     possible = _candidate_classes(logits)
     for i in range(batch):
@@ -131,8 +164,8 @@ def resized_argmax(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
             wide = wide[0].permute(1, 2, 0)  # (rows, width, kept): the argmax reads contiguous memory
             upper, lower = wide[:-1], wide[1:]
             if wide.shape[0] != 2:
-                upper = wide[above[start:end] - top]
-                lower = wide[(above[start:end] - top + 1).clamp(max=wide.shape[0] - 1)]
+                first = torch.tensor(above[start:end], device=wide.device) - top
+                upper, lower = wide[first], wide[(first + 1).clamp(max=wide.shape[0] - 1)]
             maps = torch.lerp(upper, lower, share[start:end])
             labels[i, start:end] = kept[maps.max(-1).indices]
             start = end
@@ -152,7 +185,9 @@ def portable_argmax(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor
     return _resized_argmax_graph(_widen(logits), size, drop_classes=False)
 
 
-def _resized_argmax_graph(logits: torch.Tensor, size: tuple[int, int], drop_classes: bool = True) -> torch.Tensor:
+def _resized_argmax_graph(
+    logits: torch.Tensor, size: tuple[int, int], drop_classes: bool = True, bands: int | None = None
+) -> torch.Tensor:
     """`resized_argmax` for torch.export and ONNX: no loop over images, and resizing by matrix products.
 
     Classes are the last axis of the maps, where runtimes' argmax reads contiguous memory. A graph of dynamic size is
@@ -162,7 +197,7 @@ def _resized_argmax_graph(logits: torch.Tensor, size: tuple[int, int], drop_clas
     classes, height, width = logits.shape[1:]
     columns, rows = _weights(width, size[1], logits), _weights(height, size[0], logits)
     static = all(isinstance(side, int) for side in (height, width, *size))
-    bands = max(min(_BANDS, size[0] // 16), 1) if static else 1
+    bands = (bands or max(min(_BANDS, size[0] // 16), 1)) if static else 1
     edges = [size[0] * i // bands for i in range(bands + 1)]
     labels = []
     for start, end in pairwise(edges):
@@ -270,8 +305,10 @@ class UpsampledCrossEntropyLoss(nn.Module):
             )
         if self.reduction == "sum":
             return loss
-        counted = target[target != self.ignore_index]
-        return loss / (counted.numel() if self.weight is None else self.weight[counted].sum())
+        counts = target != self.ignore_index  # sums, since a boolean index would wait for a GPU
+        if self.weight is None:
+            return loss / counts.sum()
+        return loss / (self.weight[target.where(counts, 0)] * counts).sum()
 
     def extra_repr(self) -> str:
         """Arguments that `repr` shows."""
@@ -291,42 +328,8 @@ class _ResizedCrossEntropy(torch.autograd.Function):
         smoothing: float,
         needs_gradient: bool,
     ) -> torch.Tensor:
-        logits_nhwc = _widen(logits.detach()).permute(0, 2, 3, 1)  # (B, h, w, classes)
-        batch, height, width, classes = logits_nhwc.shape
-        rows, columns = _weights(height, target.shape[1], logits_nhwc), _weights(width, target.shape[2], logits_nhwc)
-        above = _source(height, target.shape[1], logits_nhwc).long().tolist()
-        weight = None if weight is None else weight.to(logits_nhwc)
-        smoothing_weight = logits_nhwc.new_full((classes,), smoothing / classes)  # share of each class
-        smoothing_weight = smoothing_weight if weight is None else smoothing_weight * weight
-        gradient = torch.empty_like(logits_nhwc) if needs_gradient else None
-        loss = logits_nhwc.new_zeros(())
-        step = _rows_at_once(target.shape[2], classes, logits.device)
-        for i in range(batch):
-            wide = torch.matmul(columns, logits_nhwc[i])  # (h, W, classes)
-            wide_gradient = torch.zeros_like(wide) if needs_gradient else None
-            for start in range(0, target.shape[1], step):
-                end = min(start + step, target.shape[1])
-                band = slice(above[start], above[end - 1] + 2)
-                resize = rows[start:end, band]
-                maps = torch.mm(resize, wide[band].flatten(1)).view(-1, classes)  # (pixels, classes)
-                label = target[i, start:end].reshape(-1, 1)
-                counts = label != ignore_index
-                label = label.where(counts, 0)
-                target_weight = counts.to(maps.dtype) * (1 - smoothing)
-                target_weight = target_weight if weight is None else target_weight * weight[label]
-                maps = F.log_softmax(maps, 1)
-                loss -= (maps.gather(1, label) * target_weight).sum()
-                if smoothing:
-                    loss -= ((maps @ smoothing_weight)[:, None] * counts).sum()
-                if wide_gradient is not None:
-                    maps.exp_().mul_(target_weight + smoothing_weight.sum() * counts).scatter_add_(
-                        1, label, -target_weight
-                    )
-                    if smoothing:
-                        maps.sub_(smoothing_weight * counts)
-                    wide_gradient[band].flatten(1).addmm_(resize.T, maps.view(end - start, -1))
-            if gradient is not None and wide_gradient is not None:
-                torch.matmul(columns.T, wide_gradient, out=gradient[i])
+        compute = kernels.cross_entropy if (kernels := _kernels(logits)) else _cross_entropy_by_bands
+        loss, gradient = compute(logits, target, weight, ignore_index, smoothing, needs_gradient)
         if gradient is not None:
             ctx.save_for_backward(gradient.permute(0, 3, 1, 2))
             ctx.dtype = logits.dtype
@@ -337,3 +340,49 @@ class _ResizedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
         return (gradient * grad_output).to(ctx.dtype), None, None, None, None, None
+
+
+def _cross_entropy_by_bands(
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    weight: torch.Tensor | None,
+    ignore_index: int,
+    smoothing: float,
+    needs_gradient: bool,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Compute the summed loss, and its gradient (B, h, w, classes), one band of rows at a time."""
+    logits_nhwc = _widen(logits.detach()).permute(0, 2, 3, 1)  # (B, h, w, classes)
+    batch, height, width, classes = logits_nhwc.shape
+    rows, columns = _weights(height, target.shape[1], logits_nhwc), _weights(width, target.shape[2], logits_nhwc)
+    above = _first_pixels(height, target.shape[1])
+    weight = None if weight is None else weight.to(logits_nhwc)
+    smoothing_weight = logits_nhwc.new_full((classes,), smoothing / classes)  # share of each class
+    smoothing_weight = smoothing_weight if weight is None else smoothing_weight * weight
+    gradient = torch.empty_like(logits_nhwc) if needs_gradient else None
+    loss = logits_nhwc.new_zeros(())
+    step = _rows_at_once(target.shape[2], classes, logits.device)
+    for i in range(batch):
+        wide = torch.matmul(columns, logits_nhwc[i])  # (h, W, classes)
+        wide_gradient = torch.zeros_like(wide) if needs_gradient else None
+        for start in range(0, target.shape[1], step):
+            end = min(start + step, target.shape[1])
+            band = slice(above[start], above[end - 1] + 2)
+            resize = rows[start:end, band]
+            maps = torch.mm(resize, wide[band].flatten(1)).view(-1, classes)  # (pixels, classes)
+            label = target[i, start:end].reshape(-1, 1)
+            counts = label != ignore_index
+            label = label.where(counts, 0)
+            target_weight = counts.to(maps.dtype) * (1 - smoothing)
+            target_weight = target_weight if weight is None else target_weight * weight[label]
+            maps = F.log_softmax(maps, 1)
+            loss -= (maps.gather(1, label) * target_weight).sum()
+            if smoothing:
+                loss -= ((maps @ smoothing_weight)[:, None] * counts).sum()
+            if wide_gradient is not None:
+                maps.exp_().mul_(target_weight + smoothing_weight.sum() * counts).scatter_add_(1, label, -target_weight)
+                if smoothing:
+                    maps.sub_(smoothing_weight * counts)
+                wide_gradient[band].flatten(1).addmm_(resize.T, maps.view(end - start, -1))
+        if gradient is not None and wide_gradient is not None:
+            torch.matmul(columns.T, wide_gradient, out=gradient[i])
+    return loss, gradient

@@ -16,7 +16,8 @@ MODEL is `segnext_t` (s, b, l), `mmseg_t` (mmsegmentation's SegNeXt), an archite
     channels_last  float32, images and weights in channels_last
     fused          channels_last and `segnext_timm.fuse`
     bf16, fp16     fused, under autocast
-    compile        fused and `torch.compile`; `compile:max-autotune` and so on choose its mode
+    compile        fused and `torch.compile`; `compile:max-autotune` and so on choose its mode; in training,
+                   `compile:blocks` (the default), `compile:model` or `compile:graphs`
     graph          fused, as a CUDA graph
     onnx           exported, in ONNX Runtime; `onnx:portable`, `onnx:fp16` and `onnx:int8` choose the graph
     openvino       exported, in OpenVINO, with the same options
@@ -81,8 +82,8 @@ class Settings:
     """Threads on a CPU. Default: torch's own number."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     """Torch device."""
-    tf32: bool = False
-    """Use TF32 for float32 products on CUDA."""
+    tf32: bool | None = None
+    """Use TF32 for float32 products and convolutions on CUDA. Default: as torch does, for convolutions only."""
     memory: bool = True
     """Also measure memory."""
     out: str = "runs/benchmark"
@@ -207,7 +208,8 @@ def main(argv: list[str]) -> None:
         check_contender(contender)
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = settings.tf32
+    if settings.tf32 is not None:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = settings.tf32
     ceiling = ceilings(settings.device)
     host = machine(settings.device, ceiling)
     out = Path(settings.out)

@@ -133,7 +133,9 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     torch.manual_seed(args.seed)
     start = time.monotonic()
-    accelerator = Accelerator(cpu=args.cpu, mixed_precision="bf16" if torch.cuda.is_available() else "no")
+    on_gpu = torch.cuda.is_available() and not args.cpu
+    has_bf16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+    accelerator = Accelerator(cpu=args.cpu, mixed_precision="bf16" if has_bf16 else "no")
 
     # 1. Data
     if args.data is None:

@@ -11,20 +11,24 @@ predictions.
 
 After Ctrl-C or a crash, the same command resumes the run from `checkpoint.pt` in the output folder, and ends with the
 same weights as an uninterrupted run. If the loss is not finite, the update is skipped and the images are listed; after
-ten skipped updates in a row, the run stops.
+ten skipped updates in a row, the run stops. Both are noticed at the next log entry: a step does not wait for the GPU.
+On a GPU, a resumed run ends with exactly the same weights only with `--deterministic`.
 """
 
 import math
+import os
 import signal
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import broadcast_object_list
 from timm.utils import ModelEmaV3
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -34,12 +38,19 @@ from segmentation.evaluation import evaluate, some_predictions
 from segmentation.layouts import open_split
 from segmentation.models import build_model, note_results, parameter_groups, training_facts, with_synced_norms
 from segmentation.pictures import draw_predictions, draw_training
-from segmentation.recipe import SettingsError, TrainSettings, mixed_precision, parse, run
+from segmentation.recipe import SettingsError, TrainSettings, UserError, mixed_precision, parse, run
+from segmentation.stepping import RunningStatistics, gradient_norm, prefers_fused, step_if
+from segmentation.transforms import finish_on_device
 from segnext_timm import SegNeXt, UpsampledCrossEntropyLoss, push_to_hub
 from segnext_timm._atomic import fill_when_complete, replace_when_complete
 from segnext_timm.prediction.pipeline import slow_precision
 
 MAX_SKIPPED = 10  # updates in a row
+# settings of a run that a resumed one must have too
+MUST_MATCH = (
+    *("dataset", "variant", "batch_size", "iterations", "seed", "crop_size"),
+    *("precision", "ema_decay", "freeze_encoder"),
+)
 
 
 def lr_at(iteration: int, settings: TrainSettings) -> float:
@@ -104,7 +115,19 @@ class Trainer:
         self.checkpoint = self.out / "checkpoint.pt"
         log_with = None if settings.tracker == "none" else settings.tracker
         precision = mixed_precision(settings.precision)
-        self.accelerator = Accelerator(mixed_precision=precision, log_with=log_with, project_dir=self.out)
+        if settings.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+            torch.use_deterministic_algorithms(True)
+        # statistics of batch norms are broadcast when they are used, and not in every step
+        ddp = DistributedDataParallelKwargs(
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
+            static_graph=settings.accumulate == 1,  # also allows for parameters without a gradient
+            find_unused_parameters=settings.accumulate > 1 and "mscan" not in (settings.encoder or "mscan"),
+        )
+        self.accelerator = Accelerator(
+            mixed_precision=precision, log_with=log_with, project_dir=self.out, kwargs_handlers=[ddp]
+        )
         self.device = self.accelerator.device
         self.processes = self.accelerator.num_processes
         shares = self.processes * settings.accumulate
@@ -116,8 +139,10 @@ class Trainer:
         self.iteration = 0  # the next one
         self.best_miou = -1.0
         self.losses: list[float] = []
+        self.unread: list[torch.Tensor] = []  # loss and gradient's norm of iterations since they were last read
         self.mious: list[tuple[int, float]] = []
         self.skipped = 0  # updates in a row
+        self.clock, self.waited = 0.0, 0.0  # since the last log entry, in seconds: its time, waiting for data
         self.set_up_data()
         self.set_up_model()
         self.resume()
@@ -144,24 +169,26 @@ class Trainer:
         self.raw_model = model  # not wrapped by DistributedDataParallel
         self.ema = ModelEmaV3(model, decay=settings.ema_decay) if settings.ema_decay else None
         self.eval_model = self.ema.module if self.ema else model  # evaluated and saved
-        groups = parameter_groups(model, settings)
-        optimizer = torch.optim.AdamW(groups, lr=settings.lr, fused=self.device.type == "cuda")
+        self.statistics = [RunningStatistics(m) for m in (model, self.ema.module if self.ema else None) if m]
+        groups, fused = parameter_groups(model, settings), prefers_fused(self.device)
+        optimizer = torch.optim.AdamW(groups, lr=settings.lr, fused=fused)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.loss_fn = UpsampledCrossEntropyLoss(ignore_index=self.train_split.ignore_index, reduction="sum")
 
     def resume(self) -> None:
-        """Load the checkpoint of an interrupted run, if there is one."""
-        if not self.checkpoint.is_file():
+        """Load the checkpoint of an interrupted run, if there is one. The first process reads it for all."""
+        found: list[Any] = [None, None]  # error, checkpoint
+        if self.accelerator.is_main_process and self.checkpoint.is_file():
+            try:
+                found[1] = self.read_checkpoint()
+            except SettingsError as error:
+                found[0] = str(error)
+        broadcast_object_list(found)  # other nodes may not have the file
+        error, state = found
+        if error:
+            raise SettingsError(error)
+        if state is None:
             return
-        if not self.settings.resume:
-            raise SettingsError(f"{self.checkpoint} belongs to another run: choose another --out, or remove it.")
-        state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-        same = ("dataset", "variant", "batch_size", "iterations", "seed", "crop_size")
-        changed = [name for name in same if state["settings"][name] != getattr(self.settings, name)]
-        if changed:
-            raise SettingsError(
-                f"{self.checkpoint} was written with another {', '.join(changed)}: choose another --out."
-            )
         self.raw_model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.ema:
@@ -173,6 +200,22 @@ class Trainer:
         total = self.settings.iterations
         self.accelerator.print(f"Resuming at iteration {self.iteration} of {total}, with the saved weights.")
 
+    def read_checkpoint(self) -> dict[str, Any]:
+        """Read the checkpoint.
+
+        Raises:
+            SettingsError: If it belongs to a run with other settings.
+        """
+        if not self.settings.resume:
+            raise SettingsError(f"{self.checkpoint} belongs to another run: choose another --out, or remove it.")
+        state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+        changed = [name for name in MUST_MATCH if state["settings"][name] != getattr(self.settings, name)]
+        if changed:
+            raise SettingsError(
+                f"{self.checkpoint} was written with another {', '.join(changed)}: choose another --out."
+            )
+        return state
+
     def run(self) -> None:
         """Train from `iteration` until the end or a signal."""
         settings, best = self.settings, self.out / "best"
@@ -181,14 +224,7 @@ class Trainer:
             return
         if self.accelerator.log_with:
             self.accelerator.init_trackers("log", config={k: str(v) for k, v in asdict(settings).items()})
-        loader = DataLoader(
-            self.samples,
-            batch_sampler=sample_numbers(settings, self.iteration, self.accelerator.process_index, self.processes),
-            num_workers=settings.workers,
-            pin_memory=self.device.type == "cuda",
-            worker_init_fn=ignore_interrupts,
-        )
-        batches, signals = iter(loader), stop_on_signals()
+        batches, signals = iter(self.loader()), stop_on_signals()
         self.progress = tqdm(
             range(self.iteration, settings.iterations),
             desc="train",
@@ -197,17 +233,22 @@ class Trainer:
             total=settings.iterations,
             disable=not self.accelerator.is_main_process,
         )
-        self.clock = time.monotonic()
+        self.clock, self.waited = time.monotonic(), 0.0
+        torch.backends.cudnn.benchmark = not settings.deterministic  # all images have one size
         for iteration in self.progress:
             self.prepare_iteration(iteration)
-            loss, stopping = self.accumulate_gradient(batches, bool(signals))
-            self.update(iteration, loss)
+            self.update(self.accumulate_gradient(batches))
             self.iteration = iteration + 1
-            self.log(loss)
+            stopping = self.agree_to_stop(bool(signals))
             last = stopping or self.iteration == settings.iterations
-            if self.iteration % settings.eval_every == 0 or self.iteration == settings.iterations:
+            evaluating = self.iteration % settings.eval_every == 0 or self.iteration == settings.iterations
+            saving = self.iteration % settings.save_every == 0 or last
+            if self.iteration % settings.log_every == 0 or evaluating or saving:
+                self.read_losses()
+            self.log()
+            if evaluating:
                 self.validate()
-            if self.iteration % settings.save_every == 0 or last:
+            if saving:
                 self.save_checkpoint()
             if stopping:
                 self.progress.close()
@@ -218,6 +259,18 @@ class Trainer:
             print(push_to_hub(best, settings.push_to_hub).commit_url)
         self.accelerator.end_training()
 
+    def loader(self) -> DataLoader:
+        """Create the loader of this process's samples, from `iteration` on."""
+        workers = self.settings.workers
+        return DataLoader(
+            self.samples,
+            batch_sampler=sample_numbers(self.settings, self.iteration, self.accelerator.process_index, self.processes),
+            num_workers=workers,
+            prefetch_factor=4 if workers else None,
+            pin_memory=self.device.type == "cuda",
+            worker_init_fn=ignore_interrupts,
+        )
+
     def prepare_iteration(self, iteration: int) -> None:
         """1. Set the learning rates and the seed: drop path, dropout and bases depend only on the iteration."""
         for group in self.optimizer.param_groups:
@@ -227,76 +280,105 @@ class Trainer:
         self.model.train()
         if self.settings.freeze_encoder:
             self.raw_model.encoder.eval()
-        self.buffers_before = [buffer.clone() for buffer in self.raw_model.buffers()]
+        self.statistics[0].save()
 
-    def accumulate_gradient(self, batches: Iterator, signaled: bool) -> tuple[float, bool]:
+    def accumulate_gradient(self, batches: Iterator[list[torch.Tensor]]) -> torch.Tensor:
         """2. Accumulate the gradients of one iteration's batches.
 
         Args:
-            batches: Yields images (B, 3, H, W) and labels (B, H, W).
-            signaled: Whether this process received a signal to stop.
+            batches: Yields what :class:`TrainTransform` returns, in batches.
 
         Returns:
-            The mean loss of all processes, and whether any of them received a signal: all stop after the same one.
+            The mean loss of all processes, a scalar on the device.
         """
         settings, total = self.settings, torch.zeros((), device=self.device)
         for part in range(settings.accumulate):
-            images, labels = (t.to(self.device, non_blocking=True) for t in next(batches))
-            if settings.channels_last:
-                images = images.contiguous(memory_format=torch.channels_last)
+            images, labels = self.next_batch(batches)
             last = part == settings.accumulate - 1
             with nullcontext() if last else self.accelerator.no_sync(self.model):
                 with self.accelerator.autocast():
                     loss = mean_over_pixels(self.loss_fn, self.model(images), labels) / settings.accumulate
                 self.accelerator.backward(loss)
             total += loss.detach()
-        signal_sum = torch.tensor(float(signaled), device=self.device)
-        loss, stopping = self.accelerator.reduce(torch.stack([total, signal_sum]), "mean").tolist()
-        return loss, stopping > 0
+        return self.accelerator.reduce(total, "mean") if self.processes > 1 else total
 
-    def update(self, iteration: int, loss: float) -> None:
-        """3. Update the weights, unless loss or gradient is not finite. With float16, the scaler checks the gradient.
+    def next_batch(self, batches: Iterator[list[torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Get images (B, 3, H, W) and labels (B, H, W) on the device, and note the time waited for them."""
+        start = time.monotonic()
+        batch = next(batches)
+        self.waited += time.monotonic() - start
+        batch = [tensor.to(self.device, non_blocking=True) for tensor in batch]
+        images, labels = finish_on_device(*batch) if self.settings.color_on_device else batch
+        if self.settings.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        return images, labels
+
+    def update(self, loss: torch.Tensor) -> None:
+        """3. Update the weights, unless loss or gradient is not finite. In float16, the scaler checks the gradient."""
+        self.accelerator.unscale_gradients()
+        norm = gradient_norm(self.model.parameters(), self.settings.clip_grad)
+        finite = loss.isfinite()
+        if self.accelerator.scaler is None:
+            finite = finite & norm.isfinite()
+            step_if(finite, self.optimizer)
+        else:
+            self.optimizer.step()
+        self.statistics[0].restore_unless(finite)
+        if self.ema:
+            self.ema.update(self.raw_model)
+        self.optimizer.zero_grad()
+        self.unread.append(torch.stack([loss, norm]))
+
+    def agree_to_stop(self, signaled: bool) -> bool:
+        """Whether to stop after this iteration. Several processes agree whenever they log, since that waits anyway."""
+        if self.processes == 1:
+            return signaled
+        if self.iteration % self.settings.log_every:
+            return False
+        return bool(self.accelerator.reduce(torch.tensor(float(signaled), device=self.device), "sum").item())
+
+    def read_losses(self) -> None:
+        """Read the losses of the iterations since the last call, which waits for the device.
 
         Raises:
             SettingsError: If `MAX_SKIPPED` updates in a row were skipped.
         """
-        max_norm = self.settings.clip_grad or math.inf
-        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), max_norm).item()
-        scaler = self.accelerator.scaler
-        finite = math.isfinite(loss) and (scaler is not None or math.isfinite(norm))
-        self.skipped = 0 if finite else self.skipped + 1
-        if not finite:
-            for buffer, before in zip(self.raw_model.buffers(), self.buffers_before):
-                buffer.copy_(before)  # undo this iteration's update of the batch norms' statistics
-            size = self.settings.batch_size
-            numbers = range(iteration * size, (iteration + 1) * size)
-            files = ", ".join(self.train_split.images[self.samples.locate(k)].name for k in numbers)
-            self.accelerator.print(f"\niteration {iteration}: loss {loss}, gradient {norm}; no update. Images: {files}")
+        for k, (loss, norm) in enumerate(torch.stack(self.unread).tolist(), self.iteration - len(self.unread)):
+            self.losses.append(loss)
+            finite = math.isfinite(loss) and (self.accelerator.scaler is not None or math.isfinite(norm))
+            self.skipped = 0 if finite else self.skipped + 1
+            if finite:
+                continue
+            numbers = range(k * self.settings.batch_size, (k + 1) * self.settings.batch_size)
+            files = ", ".join(self.train_split.images[self.samples.locate(number)].name for number in numbers)
+            self.accelerator.print(f"\niteration {k}: loss {loss}, gradient {norm}; no update. Images: {files}")
             if self.skipped == MAX_SKIPPED:
                 raise SettingsError(f"the loss was not finite {MAX_SKIPPED} times in a row: try a smaller --lr.")
-        if finite or scaler:
-            self.optimizer.step()
-            if self.ema:
-                self.ema.update(self.raw_model)
-        self.optimizer.zero_grad()
-        self.losses.append(loss)
+        self.unread.clear()
 
-    def log(self, loss: float) -> None:
-        """4. Log loss, rate and speed."""
+    def log(self) -> None:
+        """4. Log loss, rate, speed, and the share of time that was spent waiting for data."""
         settings = self.settings
         if self.iteration % settings.log_every:
             return
-        speed = settings.log_every * settings.batch_size / (time.monotonic() - self.clock)
-        self.clock = time.monotonic()
+        taken = time.monotonic() - self.clock
+        speed, waiting = settings.log_every * settings.batch_size / taken, self.waited / taken
+        self.clock, self.waited = time.monotonic(), 0.0
         lr = lr_at(self.iteration - 1, settings)
         mean = np.mean(self.losses[-50:])
-        self.progress.set_postfix(loss=f"{mean:.3f}", lr=f"{lr:.1e}", images_per_s=f"{speed:.1f}")
-        self.accelerator.log({"loss": loss, "lr": lr, "images_per_second": speed}, step=self.iteration)
+        self.progress.set_postfix(
+            loss=f"{mean:.3f}", lr=f"{lr:.1e}", images_per_s=f"{speed:.1f}", wait=f"{waiting:.0%}"
+        )
+        values = {"loss": self.losses[-1], "lr": lr, "images_per_second": speed, "waiting_for_data": waiting}
+        self.accelerator.log(values, step=self.iteration)
 
     def validate(self) -> None:
         """5. Evaluate, save the model, also as the best if it is, and draw some predictions."""
         model, split = self.eval_model, self.val_split
-        scores = evaluate(model, split, self.settings, self.accelerator)
+        self.share_statistics()
+        benchmark, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False  # images have many sizes
+        with torch.compiler.set_stance("force_eager"):  # for the same reason
+            scores = evaluate(model, split, self.settings, self.accelerator)
         self.mious.append((self.iteration, scores.miou))
         best_before, self.best_miou = self.best_miou, max(self.best_miou, scores.miou)
         if self.accelerator.is_main_process:
@@ -315,10 +397,18 @@ class Trainer:
             shown = some_predictions(model, split, 4, self.settings.eval_fit)
             draw_predictions(shown, split.classes, split.palette, pictures / f"{self.iteration:06d}.png")
             draw_training(self.losses, self.mious, self.out / "training.png", "cross-entropy")
-        self.clock = time.monotonic()
+        torch.backends.cudnn.benchmark = benchmark
+        self.clock, self.waited = time.monotonic(), 0.0
+
+    def share_statistics(self) -> None:
+        """Give all processes the batch norms' statistics of the first one, unless they are synchronized anyway."""
+        if self.processes > 1:
+            for statistics in self.statistics:
+                statistics.broadcast()
 
     def save_checkpoint(self) -> None:
         """6. Write all that resuming needs; the file is replaced at once, so that there always is a whole one."""
+        self.share_statistics()
         if self.accelerator.is_main_process:
             scaler = self.accelerator.scaler
             state = {
@@ -338,7 +428,14 @@ class Trainer:
 
 def main(argv: list[str]) -> None:
     """Train as a recipe, `argv[0]`, and the settings after it say."""
-    Trainer(parse(TrainSettings, argv, __doc__.split("\n")[0])).run()
+    settings = parse(TrainSettings, argv, __doc__.split("\n")[0])
+    try:
+        Trainer(settings).run()
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            "the GPU's memory is full: try --accumulate 2 (or more), --one_step_gradient or --grad_checkpointing, or "
+            f"--precision bf16. {str(error).splitlines()[0]}"
+        ) from None
 
 
 if __name__ == "__main__":

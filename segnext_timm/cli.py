@@ -332,7 +332,11 @@ _PREDICT_OPTIONS = (
         show_default=True,
         help="Precision of the model; bf16 and fp16 use autocast.",
     ),
-    click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Windows per batch."),
+    click.option(
+        "--batch",
+        type=click.IntRange(min=1),
+        help="Windows per batch.  [default: what fits half of a GPU's free memory; 1 on a CPU]",
+    ),
     click.option(
         "--tile",
         type=click.IntRange(min=1),

@@ -17,6 +17,7 @@ if not torch.cuda.is_available():
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 NEEDS = {
+    "cuda": ("needs CUDA", torch.cuda.is_available()),
     "reference": ("mmsegmentation is not installed", importlib.util.find_spec("mmseg") is not None),
     "browser": ("Chromium or playwright is missing", bool(CHROMIUM and importlib.util.find_spec("playwright"))),
 }

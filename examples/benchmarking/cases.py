@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from segmentation.stepping import compile_model
 from segnext_timm import SegNeXt, fuse
 
 from .peers import build, labels_of, logits_of, loss_of
@@ -89,8 +90,11 @@ def prepare_torch(case: Case) -> Callable[[], Any]:
             once()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        once()
+    try:
+        with torch.cuda.graph(graph):
+            once()
+    except RuntimeError as error:
+        raise NotApplicableError(f"it cannot be captured: {str(error).splitlines()[0]}") from None
     return graph.replay
 
 
@@ -101,6 +105,8 @@ def prepare_training(case: Case, model: torch.nn.Module, images: torch.Tensor) -
     ours = isinstance(model.train(), SegNeXt)
     if ours or case.way != "eager":
         model, images = layout(model, images)
+    if case.way == "compile" and not ours:
+        raise NotApplicableError("'compile' trains SegNeXt only")
     if case.way == "memory":
         if not ours:
             raise NotApplicableError("only SegNeXt has these training options")
@@ -111,7 +117,7 @@ def prepare_training(case: Case, model: torch.nn.Module, images: torch.Tensor) -
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True if "cuda" in case.device else None)
     loss_function = loss_of(model)
     if case.way == "compile":
-        model.encoder.compile()
+        compile_model(model, next(iter(case.options), "blocks"))
 
     def once() -> None:
         with torch.autocast(case.device.split(":")[0], torch.bfloat16, enabled=case.way == "bf16"):

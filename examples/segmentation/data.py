@@ -227,11 +227,11 @@ class TrainSamples(Dataset):
             self._epoch = (epoch, torch.randperm(len(self.split), generator=generator).tolist())
         return self._epoch[1][place]
 
-    def __getitem__(self, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def __getitem__(self, k: int) -> tuple[torch.Tensor, ...]:
         index = self.locate(k)
         image, labels = self.split.open(index)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed * 7_919 + k)
+            torch.default_generator.manual_seed(self.seed * 7_919 + k)  # torch.manual_seed would reseed the GPU too
             return self.transform(image, labels)
 
 
@@ -241,7 +241,8 @@ def training_samples(split: Split, settings: TrainSettings) -> TrainSamples:
         settings.crop_size, settings.base_scale, settings.resize_factors, settings.max_class_share, split.ignore_index
     )
     distort = PhotometricDistortion() if settings.color_distortion else None
-    return TrainSamples(split, TrainTransform(crop, distort), settings.seed)
+    transform = TrainTransform(crop, distort, color_on_device=settings.color_on_device)
+    return TrainSamples(split, transform, settings.seed)
 
 
 def ignore_interrupts(worker: int) -> None:

@@ -4,7 +4,6 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset
-from torchmetrics.functional.classification import multiclass_confusion_matrix
 from tqdm import tqdm
 
 from segnext_timm.models.model_info import evaluation_mode
@@ -12,7 +11,7 @@ from segnext_timm.prediction.images import read_image
 from segnext_timm.prediction.pipeline import predict, segment
 
 from .data import Split, ignore_interrupts
-from .metrics import Scores
+from .metrics import Scores, add_to_confusion
 from .recipe import DataSettings
 
 
@@ -44,7 +43,11 @@ def evaluate(model: torch.nn.Module, split: Split, settings: DataSettings, accel
     classes = len(split.classes)
     mine = range(accelerator.process_index, len(split), accelerator.num_processes)
     loader = DataLoader(
-        Samples(split, mine), batch_size=None, num_workers=settings.workers, worker_init_fn=ignore_interrupts
+        Samples(split, mine),
+        batch_size=None,
+        num_workers=settings.workers,
+        pin_memory=accelerator.device.type == "cuda",
+        worker_init_fn=ignore_interrupts,
     )
     confusion = torch.zeros(classes, classes, dtype=torch.int64, device=accelerator.device)
     progress = tqdm(loader, desc="evaluate", unit="image", disable=not accelerator.is_main_process, leave=False)
@@ -65,10 +68,8 @@ def evaluate(model: torch.nn.Module, split: Split, settings: DataSettings, accel
                 raise ValueError(
                     f"the model has {scores.shape[0]} classes, but the data set has {classes}: use its own data set."
                 )
-            labels = labels.to(accelerator.device)
-            confusion += multiclass_confusion_matrix(
-                scores.argmax(0), labels, classes, ignore_index=split.ignore_index, validate_args=False
-            )
+            labels = labels.to(accelerator.device, non_blocking=True)
+            add_to_confusion(confusion, labels, scores.argmax(0), split.ignore_index)
     return Scores(split.classes, accelerator.reduce(confusion, "sum").cpu())
 
 

@@ -13,6 +13,21 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 
+def add_to_confusion(confusion: torch.Tensor, labels: torch.Tensor, predicted: torch.Tensor, ignore_index: int) -> None:
+    """Count the pixels of an image. Unlike torchmetrics' confusion matrix, this never waits for a GPU.
+
+    Args:
+        confusion: Counts (classes, classes), int64, changed in place: true classes are rows.
+        labels: True classes, or `ignore_index`.
+        predicted: Predicted classes, of the same shape.
+        ignore_index: Label of pixels that do not count.
+    """
+    classes = len(confusion)
+    counts = labels != ignore_index
+    places = (labels * classes + predicted).where(counts, 0).flatten()
+    confusion.view(-1).scatter_add_(0, places, counts.flatten().to(confusion.dtype))
+
+
 @dataclass
 class Scores:
     """What a model reaches, from the pixels it gave each class.

@@ -6,15 +6,18 @@ from typing import Any
 
 import segmentation_models_pytorch as smp
 import torch
+from timm.layers import convert_sync_batchnorm
 
 from segnext_timm import SegNeXt, create_segmenter, list_segmenters
 from segnext_timm.checkpoints.segmenters import load_segmenter
 from segnext_timm.models.model_info import tensor_digest
 from segnext_timm.variants import VARIANTS as SIZES
 
+from .autocasting import reduce_casts
 from .data import Split
 from .metrics import Scores
 from .recipe import TrainSettings
+from .stepping import compile_model
 from .transforms import MEAN, STD
 
 # encoder, decoder channels, rank and drop path rate of the paper's models (its code, configs of ADE20K)
@@ -48,7 +51,8 @@ def build_model(
             loaded = {name for name in changed if name.startswith(meant)}
     else:
         source = load_segmenter(settings.init_from)
-        config = {**source.config, "classes": len(split.classes), "encoder_weights": None, "pretrained_cfg": None}
+        config = {**source.config, "classes": len(split.classes), "encoder_weights": None}
+        config |= {"pretrained_cfg": None, "aux_params": None}  # an image classifier would get no gradient
         model = type(source)(**{name: value for name, value in config.items() if not name.startswith("_")})
         own = model.state_dict()
         fitting = {n: v for n, v in source.state_dict().items() if n in own and v.shape == own[n].shape}
@@ -61,8 +65,9 @@ def build_model(
     model.encoder.requires_grad_(not settings.freeze_encoder)
     if settings.grad_checkpointing:
         (model if isinstance(model, SegNeXt) else model.encoder.model).set_grad_checkpointing(True)
-    if settings.compile:
-        model.encoder.compile()
+    if settings.compile == "off" and settings.precision != "fp32":
+        reduce_casts(model)
+    compile_model(model, settings.compile)
     return model
 
 
@@ -128,7 +133,7 @@ def with_synced_norms(
 ) -> torch.nn.Module:
     """Synchronize batch norms across processes if that is wanted and possible; else log the reason."""
     if processes > 1 and wanted and device.type == "cuda":
-        return torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        return convert_sync_batchnorm(model)  # timm's, because torch's drops the activations of BatchNormAct2d
     if processes > 1:
         reason = f"torch does so on GPUs only, and this is {device.type}" if wanted else "sync_batchnorm is off"
         log(f"Batch norms are not synchronized: {reason}.")

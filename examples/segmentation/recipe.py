@@ -16,6 +16,7 @@ import tyro
 import yaml
 
 Precision = Literal["fp32", "bf16", "fp16"]
+Compile = Literal["off", "blocks", "model", "graphs"]
 
 
 def mixed_precision(precision: Precision) -> str:
@@ -137,8 +138,12 @@ class TrainSettings(DataSettings):
     results of mmsegmentation's port fell with it in PyTorch 1.9, mainly because of the patch embeddings' norms, so its
     weights were trained with 16 images on one GPU; another user there got mIoU 26.4 with it on 2 GPUs, and 26.7 without
     it on one, after 8000 iterations (https://github.com/open-mmlab/mmsegmentation/pull/2247)."""
-    compile: bool = False
-    """Compile the encoder with torch.compile."""
+    compile: Compile = "off"
+    """Use torch.compile for the encoder's blocks, which starts fastest, for the model, or with CUDA graphs too."""
+    color_on_device: bool = False
+    """Distort colors and normalize on the GPU. Images then go there as bytes, a quarter of the size."""
+    deterministic: bool = False
+    """Use deterministic kernels only: on a GPU, the same seed then gives the same run, more slowly."""
     seed: int = 0
     """Of weights, data and order. The same seed gives the same run."""
 

@@ -8,9 +8,12 @@ keeps what many positions share and drops what is specific to one. SegNeXt (http
 3.2) uses non-negative matrix factorization.
 """
 
+from typing import Any
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
 
 
 class NMF2d(nn.Module):
@@ -153,6 +156,51 @@ class NMF2d(nn.Module):
         return f"{self.channels}, rank={self.rank}, train_steps={self.train_steps}, eval_steps={self.eval_steps}"
 
 
+class _NormalizeGroups(torch.autograd.Function):
+    """Group normalization of rows (B, N, groups, channels), computed in float32 or wider, in the input's dtype."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> torch.Tensor:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        var, mean = torch.var_mean(wide, (1, 3), correction=0, keepdim=True)
+        rstd = (var + eps).rsqrt()
+        ctx.save_for_backward(x, weight, mean, rstd)
+        return torch.addcmul(bias - mean * rstd * weight, x, rstd * weight, out=torch.empty_like(x))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, weight, mean, rstd = ctx.saved_tensors
+        total = gradient.sum(1, keepdim=True, dtype=mean.dtype)  # (B, 1, groups, channels)
+        product = (gradient.to(mean.dtype) * x).sum(1, keepdim=True)
+        of_weight = (product - mean * total) * rstd  # of each image
+        size = x.shape[1] * x.shape[3]
+        # x̂ = (x - mean)·rstd; dx = rstd·(w·dy - mean(w·dy) - x̂·mean(w·dy·x̂)), with means over a group
+        slope = (of_weight * weight).sum(3, keepdim=True) / size * rstd
+        offset = (total * weight).sum(3, keepdim=True) / size - slope * mean
+        of_x = torch.addcmul(-offset * rstd, gradient, rstd * weight)
+        of_x = torch.addcmul(of_x, x, -slope * rstd, out=torch.empty_like(x))
+        return of_x, of_weight.sum((0, 1)), total.sum((0, 1)), None
+
+
+class GroupNorm(nn.GroupNorm):
+    """Group normalization that keeps channels_last on GPUs, where torch's copies to NCHW and returns NCHW."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Features (B, C, H, W) to features of the same shape and memory format."""
+        if not torch.jit.is_scripting() and x.is_cuda and x.is_contiguous(memory_format=torch.channels_last):
+            return self._normalize_channels_last(x)
+        return F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+
+    @torch.jit.unused
+    def _normalize_channels_last(self, x: torch.Tensor) -> torch.Tensor:
+        rows = x.permute(0, 2, 3, 1).flatten(1, 2).unflatten(2, (self.num_groups, -1))  # (B, H·W, groups, channels)
+        weight, bias = (parameter.view(self.num_groups, -1) for parameter in (self.weight, self.bias))
+        with torch.autocast(x.device.type, enabled=False):
+            rows = _NormalizeGroups.apply(rows, weight, bias, self.eps)
+        return rows.flatten(2).unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
+
+
 class Hamburger(nn.Module):
     """Matrix decomposition between two 1×1 convolutions, with a shortcut: relu(x + bread(NMF(relu(bread(x)))))."""
 
@@ -179,7 +227,7 @@ class Hamburger(nn.Module):
         self.proj_in = nn.Conv2d(channels, channels, 1)
         self.nmf = NMF2d(channels, rank, train_steps, eval_steps, one_step_gradient)
         self.proj_out = nn.Conv2d(channels, channels, 1, bias=False)
-        self.norm = nn.GroupNorm(num_groups, channels)
+        self.norm = GroupNorm(num_groups, channels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Features (B, channels, H, W) to features of the same shape."""

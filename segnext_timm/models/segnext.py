@@ -24,7 +24,7 @@ from segmentation_models_pytorch.encoders import get_encoder, get_encoder_names
 
 from ..hub.cards import HERE, segmenter_card
 from .fusion import check_not_fused
-from .hamburger import Hamburger
+from .hamburger import GroupNorm, Hamburger
 from .model_info import ModelInfo, evaluation_mode, tensor_digest, to_labels
 from .upsampled import resized_argmax
 
@@ -79,10 +79,10 @@ class LightHamDecoder(nn.Module):
                 f"got {channels}; the nearest is {max(round(channels / _NUM_GROUPS), 1) * _NUM_GROUPS}."
             )
         self.squeeze = nn.ModuleList(nn.Conv2d(chs, channels, 1, bias=False) for chs in encoder_channels[3:])
-        self.squeeze_norm = nn.GroupNorm(_NUM_GROUPS, channels)
+        self.squeeze_norm = GroupNorm(_NUM_GROUPS, channels)
         self.hamburger = Hamburger(channels, rank, train_steps, eval_steps, one_step_gradient, num_groups=_NUM_GROUPS)
         self.align = nn.Conv2d(channels, channels, 1, bias=False)
-        self.align_norm = nn.GroupNorm(_NUM_GROUPS, channels)
+        self.align_norm = GroupNorm(_NUM_GROUPS, channels)
         self.dropout = nn.Dropout2d(dropout)
 
     def forward(self, features: list[torch.Tensor]) -> torch.Tensor:

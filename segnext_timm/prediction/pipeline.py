@@ -27,6 +27,7 @@ ImageLike = str | Path | Image.Image | np.ndarray | torch.Tensor
 
 _WHOLE_BYTES = 2 << 30  # memory that mode "auto" allows a whole image
 _PIXEL_BYTES = 600  # memory per pixel of an image, without full-size maps of all classes
+_MAX_BATCH = 16  # of windows by default
 _TILE_BYTES = 1 << 27  # of one tile's scores
 
 
@@ -93,7 +94,7 @@ def _probabilities(logits: torch.Tensor, activation: nn.Module | None) -> torch.
 
 def _free_memory(device: torch.device) -> float:
     """Return the free memory of a device in bytes; infinity if unknown."""
-    if device.type == "cuda":
+    if device.type == "cuda" and torch.cuda.is_available():
         return torch.cuda.mem_get_info(device)[0]
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
@@ -131,7 +132,7 @@ def _make_plan(
     fit_in: tuple[int, int] | None = None,
     divisor: int = 1,
     precision: Precision = "fp32",
-    batch: int = 1,
+    batch: int | None = None,
 ) -> PredictionPlan:
     """Validate predict's options and resolve their defaults for one image size.
 
@@ -144,7 +145,7 @@ def _make_plan(
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     if not scales or min(scales) <= 0:
         raise ValueError(f"scales must be positive, got {scales!r}")
-    if batch < 1:
+    if batch is not None and batch < 1:
         raise ValueError(f"batch must be at least 1, got {batch}")
     sides, steps = _resolve_windows(info, window, stride)
     known = len(info.normalization[0])
@@ -155,13 +156,22 @@ def _make_plan(
         )
     long, short = fit_in or (max(size), min(size))
     sizes = [fit(size, long * scale, short * scale, divisor) for scale in scales]
+    bytes_per_pixel = _PIXEL_BYTES + (0 if hasattr(model, "forward_logits") else 12 * info.num_classes)
     if mode == "auto":
-        bytes_per_pixel = _PIXEL_BYTES + (0 if hasattr(model, "forward_logits") else 12 * info.num_classes)
         needed = bytes_per_pixel * max(height * width for height, width in sizes)
         mode = "whole" if needed <= min(_WHOLE_BYTES, _free_memory(_device_of(model)) / 2) else "slide"
     if mode == "whole":
         sides = steps = (max(height for height, _ in sizes), max(width for _, width in sizes))
+    if batch is None:
+        batch = _default_batch(_device_of(model), bytes_per_pixel * sides[0] * sides[1])
     return PredictionPlan(mode, sides, steps, sizes, flip, precision, batch)
+
+
+def _default_batch(device: torch.device, window_bytes: int) -> int:
+    """Choose how many windows to process at once: what fits half of a GPU's free memory, one on a CPU."""
+    if device.type == "cpu":
+        return 1
+    return int(min(max(_free_memory(device) / 2 // window_bytes, 1), _MAX_BATCH))
 
 
 @torch.inference_mode()
@@ -180,7 +190,7 @@ def segment(model: nn.Module, image: torch.Tensor, **options: Any) -> torch.Tens
     """
     info = ModelInfo(model)
     plan = _make_plan(model, info, _size_of(image), **options)
-    ((_, _, scores),) = _tiles_of_scores(model, info, image.to(_device_of(model)), plan, tile=None)
+    ((_, _, scores),) = _tiles_of_scores(model, info, image.to(_device_of(model), non_blocking=True), plan, tile=None)
     return scores.permute(2, 0, 1)
 
 
@@ -196,7 +206,7 @@ def _predict(
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Compute labels (H, W), and probabilities (classes, H, W) if requested: see :func:`predict`."""
     size = _size_of(image)
-    image = image.to(_device_of(model))
+    image = image.to(_device_of(model), non_blocking=True)
     single = plan.mode == "whole" and plan.passes == [(size, False)]
     predict_labels = getattr(model, "predict_labels", None)
     if single and not probabilities and callable(predict_labels):  # no map of all classes at all
@@ -241,7 +251,7 @@ def predict(
     fit_in: tuple[int, int] | None = None,
     probabilities: bool | Callable[[int], np.ndarray] = False,
     precision: Precision = "fp32",
-    batch: int = 1,
+    batch: int | None = None,
     tile: int | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Any:
@@ -264,7 +274,7 @@ def predict(
         probabilities: Also return probabilities, 4 bytes per class and pixel. Or a function that returns, for a number
             of classes, the array (classes, H, W) to write them to, which may be a memory-mapped file.
         precision: "bf16" and "fp16" run the model under autocast; "fp32" leaves it as it is.
-        batch: Number of windows per batch.
+        batch: Number of windows per batch. Default: what fits half of a GPU's free memory, up to 16; 1 on a CPU.
         tile: Side in pixels of the tiles whose scores are computed at once. Affects memory, not the labels. Default:
             chosen by the number of classes.
         progress: Called with the completed fraction of the image, from 0 to 1.
@@ -313,6 +323,9 @@ def slow_precision(device: torch.device, precision: str) -> str | None:
     Returns:
         One line; None if the device supports the precision, or if that is unknown.
     """
+    if device.type == "cuda" and precision == "bf16" and torch.cuda.is_available():
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        return None if has_bf16 else "This GPU has no bf16 arithmetic, which it emulates slowly: use fp16."
     if device.type != "cpu" or platform.machine().lower() not in ("x86_64", "amd64"):
         return None
     try:

@@ -38,6 +38,11 @@ def window_origins(full: int, side: int, stride: int) -> list[int]:
     return [min(i * stride, full - side) for i in range(-(-(full - side) // stride) + 1)]
 
 
+def _constants(values: Sequence[float], device: torch.device) -> torch.Tensor:
+    """Create a tensor (C, 1, 1) on a device without a copy from the host, which would wait for a GPU."""
+    return torch.cat([torch.full((1, 1, 1), value, device=device) for value in values])
+
+
 def _shift(part: slice, by: int) -> slice:
     return slice(part.start + by, part.stop + by)
 
@@ -103,6 +108,7 @@ class WindowedLogits:
         self.window = (min(plan.window[0], size[0]), min(plan.window[1], size[1]))
         self.batch = plan.batch
         self.precision = plan.precision
+        self.mean, self.std = (_constants(values, image.device) for values in info.normalization)
         self.origins = [window_origins(*sides) for sides in zip(size, self.window, plan.stride)]
         self.padded_window = self.window
         self._cache: dict[tuple[int, int], torch.Tensor] = {}  # logits (h, w, classes) by origin
@@ -111,7 +117,7 @@ class WindowedLogits:
         """Compute the normalized pixels (1, C, h, w) of the window at an origin."""
         left = self.size[1] - left - self.window[1] if self.mirrored else left
         x = self.image[:, top : top + self.window[0], left : left + self.window[1]]
-        x = TF.normalize(TF.to_dtype(x, torch.float32, scale=True), *map(list, self.info.normalization))[None]
+        x = TF.to_dtype(x, torch.float32, scale=True).sub(self.mean).div_(self.std)[None]
         return x.flip(-1) if self.mirrored else x
 
     def _run(self, origins: Sequence[tuple[int, int]]) -> None:
@@ -174,9 +180,8 @@ class WindowedLogits:
         assert total is not None  # windows cover the image
         if len(needed) > 1:
             for axis, (origins, side, part) in enumerate(zip((tops, lefts), self.window, (rows, columns))):
-                pixels = torch.arange(part.start, part.stop, device=total.device)[:, None]
-                starts = torch.tensor(origins, device=total.device)
-                count = ((pixels >= starts) & (pixels < starts + side)).sum(1)
+                pixels = torch.arange(part.start, part.stop, device=total.device)
+                count = torch.stack([(pixels >= start) & (pixels < start + side) for start in origins]).sum(0)
                 total /= count[:, None] if axis else count[:, None, None]
         return total.flip(1) if self.mirrored else total
 

@@ -417,7 +417,7 @@ def test_a_graph_that_differs_is_not_left(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.cuda
 @torch.no_grad()
 def test_fused_models_run_on_cuda():
     model, x = tiny(), images(2, 3, 64, 96)

@@ -1,6 +1,7 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -26,6 +27,7 @@ from segnext_timm.prediction.pipeline import slow_precision
 EXAMPLES = Path(data.__file__).parents[1]
 RECIPES = EXAMPLES / "recipes"
 NARROW = ("--encoder", "tu-test_mscan", "--decoder_channels", 32, "--decoder_rank", 4, "--init_from", "none")
+EXACT = ("--deterministic",) if torch.cuda.is_available() else ()
 SHORT = ("--crop_size", 32, "--batch_size", 2, "--iterations", 6, "--warmup", 2, "--workers", 0, "--tracker", "none")
 QUICK = ("--eval_every", 3, "--save_every", 2, "--log_every", 1)
 
@@ -49,7 +51,7 @@ def new_accelerator():
 
 
 def weights(out):
-    return torch.load(out / "checkpoint.pt", weights_only=True)["model"]
+    return torch.load(out / "checkpoint.pt", map_location="cpu", weights_only=True)["model"]
 
 
 ALIKE = {"coco_stuff164k", "voc2012", "pascal_context"}  # all but their files, which test_data reads
@@ -80,6 +82,7 @@ def test_each_recipe_trains_and_evaluates(tmp_path, dataset):
 @pytest.mark.slow
 def test_a_run_that_goes_on_ends_as_one_that_was_not_stopped(folder, tmp_path):
     options = ("--data_root", folder, "--ema_decay", 0.9, "--clip_grad", 1.0, "--accumulate", 2, "--crop_size", 64)
+    options = (*options, *EXACT)
     run("folder", *options, "--out", tmp_path / "whole")
     command = [sys.executable, EXAMPLES / "train.py", RECIPES / "folder.yaml", *NARROW, *SHORT, *QUICK, *options]
     command = list(map(str, [*command, "--out", tmp_path / "parts"]))
@@ -471,6 +474,40 @@ def test_two_processes_train_and_go_on(folder, tmp_path):
 
 
 @pytest.mark.slow
+def test_compiled_blocks_train_like_eager_ones(folder, tmp_path):
+    options = ("--data_root", folder, "--iterations", 3, "--eval_every", 3)
+    run("folder", *options, "--out", tmp_path / "eager")
+    AcceleratorState._reset_state(True)
+    run("folder", *options, "--out", tmp_path / "compiled", "--compile", "blocks")
+    one, other = (torch.load(tmp_path / n / "checkpoint.pt", weights_only=True) for n in ("eager", "compiled"))
+    assert other["losses"] == pytest.approx(one["losses"], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_two_nodes_of_two_processes_train_together(folder, tmp_path):
+    options = ("--data_root", folder, "--batch_size", 8, "--accumulate", 2, "--crop_size", 64, "--iterations", 2)
+    arguments = (RECIPES / "folder.yaml", *NARROW, *SHORT, *QUICK, *options)
+    port = free_port()
+    env = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+    nodes = []
+    for node in range(2):  # each with a folder of its own: only the first writes
+        command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", 2, "--nproc-per-node", 2]
+        command += ["--rdzv-backend", "static", "--node-rank", node, "--master-addr", "127.0.0.1"]
+        command += ["--master-port", port, EXAMPLES / "train.py", *arguments, "--out", tmp_path / f"node{node}"]
+        nodes.append(subprocess.Popen(list(map(str, command)), env=env, stderr=subprocess.PIPE, text=True))
+    errors = [node.communicate(timeout=300)[1] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], errors
+    assert torch.load(tmp_path / "node0" / "checkpoint.pt", weights_only=True)["iteration"] == 2
+    assert not (tmp_path / "node1" / "checkpoint.pt").exists()
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.mark.slow
 def test_the_best_model_is_pushed_in_the_end(folder, tmp_path):
     with hub_server.serve() as hub:
         env = {**os.environ, "HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_writer", "HF_HUB_DISABLE_XET": "1"}
@@ -486,7 +523,7 @@ def test_the_best_model_is_pushed_in_the_end(folder, tmp_path):
 
 @pytest.mark.slow
 def test_a_run_killed_ten_times_ends_as_one_that_was_not(folder, tmp_path):
-    options = ("--data_root", folder, "--iterations", 60, "--save_every", 1, "--eval_every", 20)
+    options = ("--data_root", folder, "--iterations", 60, "--save_every", 1, "--eval_every", 20, *EXACT)
     run("folder", *options, "--out", tmp_path / "whole")
     command = [sys.executable, EXAMPLES / "train.py", RECIPES / "folder.yaml", *NARROW, *SHORT, *QUICK, *options]
     command = list(map(str, [*command, "--out", tmp_path / "parts"]))
@@ -510,13 +547,14 @@ def test_a_run_killed_ten_times_ends_as_one_that_was_not(folder, tmp_path):
     assert all(torch.equal(value, saved[1][name]) for name, value in saved[0].items())
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.cuda
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_cuda_trains_in_each_precision(folder, tmp_path, precision):
     run("folder", "--data_root", folder, "--out", tmp_path / "run", "--precision", precision, "--workers", 1)
     assert all(value.isfinite().all() for value in weights(tmp_path / "run").values())
 
 
+@pytest.mark.cuda
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_two_gpus_train_with_synchronized_batch_norms(folder, tmp_path):
     options = ("--data_root", folder, "--out", tmp_path / "run", "--batch_size", 4)

@@ -443,7 +443,7 @@ def test_inductor_gives_the_eager_result():
         torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.cuda
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_cuda_autocast_stays_finite_and_close_to_the_cpu(dtype):
     model, x = tiny(), images(2, 3, 70, 90)

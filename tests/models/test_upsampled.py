@@ -146,7 +146,7 @@ def test_large_label_maps_need_a_fifth_of_the_memory_and_less_time():
     assert ours.milliseconds < plain.milliseconds
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.cuda
 def test_cuda_gives_the_labels_and_the_loss_of_the_cpu():
     x, target = logits((2, 7, 9, 13), smooth=3), torch.randint(0, 7, (2, 71, 99))
     assert (resized_argmax(x.cuda(), (71, 99)).cpu() != resized_argmax(x, (71, 99))).float().mean() < 1e-3

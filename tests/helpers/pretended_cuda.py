@@ -1,0 +1,180 @@
+"""What can be known of CUDA without a GPU: fake tensors on "cuda", waits for the device, and a step's traffic.
+
+Fake tensors have shapes, strides, dtypes and devices but no data. Operators on fake "cuda" tensors choose dtypes and
+layouts as on a GPU, also under autocast, with one exception: whether cuDNN has bfloat16 is asked of the GPU. Backward
+passes on them need a driver; :func:`cuda_autocast_on_cpu` gives fake CPU tensors the dtypes that CUDA's autocast would.
+"""
+
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+aten = torch.ops.aten
+_ROOT = Path(__file__).parents[2]
+_HELPER = Path(__file__).name
+# Operators that wait for the device: their shapes, or their results on the host, depend on data
+_WAITING = {
+    aten._local_scalar_dense.default,
+    aten.nonzero.default,
+    aten.masked_select.default,
+    aten._unique2.default,
+    aten.unique_dim.default,
+    aten.bincount.default,
+    aten.repeat_interleave.Tensor,
+    aten.equal.default,
+}
+_READING = {"item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__", "__contains__"}
+
+
+def fake(model: torch.nn.Module, mode: FakeTensorMode, device: str = "cuda") -> torch.nn.Module:
+    """Replace a model's parameters and buffers by fake ones on a device. Call it inside `mode`."""
+    with mode:
+        for module in model.modules():
+            for tensors in (module._parameters, module._buffers):
+                for name, tensor in tensors.items():
+                    if tensor is not None:
+                        empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
+                        if isinstance(tensor, torch.nn.Parameter):
+                            empty = torch.nn.Parameter(empty, requires_grad=tensor.requires_grad)
+                        tensors[name] = empty
+    return model
+
+
+@contextmanager
+def fake_autocast(dtype: torch.dtype | None) -> Iterator[None]:
+    """CUDA's autocast, which `torch.autocast("cuda")` turns off without a GPU."""
+    if dtype is None:
+        yield
+        return
+    before = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+    torch.set_autocast_enabled("cuda", True)
+    torch.set_autocast_dtype("cuda", dtype)
+    torch.autocast_increment_nesting()
+    try:
+        yield
+    finally:
+        torch.set_autocast_enabled("cuda", before[0])
+        torch.set_autocast_dtype("cuda", before[1])
+        if torch.autocast_decrement_nesting() == 0:
+            torch.clear_autocast_cache()
+
+
+def _caller() -> str:
+    """Name the innermost line of this repository outside this file."""
+    frames = [frame for frame in traceback.extract_stack() if str(_ROOT) in frame.filename]
+    frames = [frame for frame in frames if ".venv" not in frame.filename and not frame.filename.endswith(_HELPER)]
+    return f"{Path(frames[-1].filename).name}: {frames[-1].line}" if frames else "?"
+
+
+class WaitCounter(TorchDispatchMode):
+    """Count what would wait for a GPU, by operator or method and by line.
+
+    On fake tensors only those on "cuda" count; with `everywhere`, those on the CPU do too, as if they were on a GPU.
+    """
+
+    def __init__(self, everywhere: bool = False) -> None:
+        super().__init__()
+        self.everywhere = everywhere
+        self.waits: Counter[tuple[str, str]] = Counter()
+        self._patches = ExitStack()
+
+    def __enter__(self) -> "WaitCounter":
+        # reads by Python, which operators do not show for tensors on the CPU
+        for name in _READING if self.everywhere else ():
+            self._patches.enter_context(mock.patch.object(torch.Tensor, name, self._counted(name)))
+        return super().__enter__()
+
+    def __exit__(self, *exception: object) -> None:
+        super().__exit__(*exception)
+        self._patches.close()
+
+    def _counted(self, name: str) -> Callable[..., Any]:
+        read = getattr(torch.Tensor, name)
+
+        def counted(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            self.note(name)
+            before = Counter(self.waits)
+            try:
+                return read(tensor, *args, **kwargs)
+            finally:
+                self.waits = before  # the operators of a read are not counted a second time
+
+        return counted
+
+    def note(self, name: str) -> None:
+        self.waits[name, _caller()] += 1
+
+    def counts(self, tensors: list[object]) -> bool:
+        return any(isinstance(t, torch.Tensor) and (self.everywhere or t.device.type == "cuda") for t in tensors)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if self.counts(tree_leaves((args, kwargs))):
+            indices = tree_leaves(args[1]) if func in (aten.index.Tensor, aten.index_put_.default) else []
+            if func in _WAITING or any(getattr(index, "dtype", None) in (torch.bool, torch.uint8) for index in indices):
+                self.note(str(func).removeprefix("aten."))
+            if func is aten._to_copy.default and not kwargs.get("non_blocking"):
+                self._note_copy(args[0].device, kwargs.get("device"))
+            if func is aten.copy_.default and not (len(args) > 2 and args[2]):
+                self._note_copy(args[1].device, args[0].device)
+        return func(*args, **kwargs)
+
+    def _note_copy(self, source: torch.device, target: torch.device | None) -> None:
+        if target is not None and source.type != target.type:
+            self.note(f"copy from {source.type} to {target.type}")
+
+
+class Traffic(TorchDispatchMode):
+    """Count operators, and the bytes that they read and write, by operator. Views and metadata are free."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes: Counter[str] = Counter()
+        self.count: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        output = func(*args, **(kwargs or {}))
+        name = str(func)
+        if not func.is_view and not name.startswith("prim") and "empty" not in name:
+            tensors = [t for t in tree_leaves((args, kwargs, output)) if isinstance(t, torch.Tensor)]
+            key = name.removeprefix("aten.").split(".")[0]
+            self.bytes[key] += sum(t.numel() * t.element_size() for t in tensors)
+            self.count[key] += 1
+        return output
+
+
+@contextmanager
+def cuda_autocast_on_cpu(dtype: torch.dtype | None) -> Iterator[None]:
+    """Autocast on the CPU, with the operators in float32 that CUDA's autocast computes in float32."""
+    if dtype is None:
+        yield
+        return
+    library = torch.library.Library("aten", "IMPL")
+    for name in ("layer_norm", "group_norm", "softmax.int", "log_softmax.int"):
+        library.impl(name, _in_float32(getattr(aten, name.split(".")[0])), "AutocastCPU")
+    try:
+        with torch.autocast("cpu", dtype):
+            yield
+    finally:
+        library._destroy()
+
+
+def _in_float32(operator):
+    def widen(x: object) -> object:
+        half = isinstance(x, torch.Tensor) and x.dtype in (torch.bfloat16, torch.float16)
+        return x.float() if half else x
+
+    def run(*args, **kwargs):
+        with torch.autocast("cpu", enabled=False):
+            return operator(*tree_map(widen, args), **tree_map(widen, kwargs))
+
+    return run

@@ -16,13 +16,8 @@ import torch
 from checks import environment
 from harness import EXAMPLES, NotRunError, OutOfTimeError, Run, Section, require, say
 
-TRAINING_PACKAGES = ("accelerate", "tyro", "yaml", "tqdm", "matplotlib", "torchmetrics")
+TRAINING_PACKAGES = ("accelerate", "tyro", "yaml", "tqdm", "matplotlib")
 ITERATIONS = 20
-# Runs a script with deterministic algorithms. Operations without one warn, and the warning names them.
-DETERMINISTIC = (
-    "import runpy, sys, torch; torch.use_deterministic_algorithms(True, warn_only=True); "
-    "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
-)
 # Runs a script, and says in the end of how many processes this one knows.
 COUNTING = (
     "import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__'); "
@@ -172,10 +167,9 @@ def resume(run: Run, section: Section) -> None:
     require(*TRAINING_PACKAGES)
     work = fresh(run.out / "resume")
     data = data_folder(work / "data", 6, 96)
-    wrapper = [sys.executable, "-c", DETERMINISTIC]
 
     def command(name: str) -> list[str]:
-        return wrapper + train_arguments(run, data, work / name)
+        return [sys.executable, *train_arguments(run, data, work / name), "--deterministic"]
 
     finish(command("whole"), run, work / "whole.log")
     say("the uninterrupted run is done", indent=True)
@@ -188,8 +182,6 @@ def resume(run: Run, section: Section) -> None:
     whole, parts = load(work / "whole"), load(work / "parts")
     apart = difference(parts, whole)
     section.facts.update(killed_at=killed_at, difference=apart, bit_equal=apart == 0)
-    warnings = sorted({line for line in (work / "whole.log").read_text("utf-8").splitlines() if "determinis" in line})
-    section.facts["warnings"] = [line.strip()[:200] for line in warnings[:5]]
     if apart == 0 or not run.cuda:
         section.check("the resumed run ends bit-equal to the uninterrupted one", apart == 0, f"difference {apart:.1e}")
         return

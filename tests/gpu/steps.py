@@ -99,6 +99,8 @@ def plan(small: bool) -> list[Step]:
 
 def prepared(step: Step, run: Run) -> tuple[torch.nn.Module, Callable[[], torch.Tensor]]:
     """The model of a step in training mode, and a function that computes its loss."""
+    from segmentation.autocasting import reduce_casts
+    from segmentation.stepping import compile_model
     from segnext_timm import UpsampledCrossEntropyLoss
 
     model = segnext(step.variant)
@@ -107,11 +109,10 @@ def prepared(step: Step, run: Run) -> tuple[torch.nn.Module, Callable[[], torch.
     images, labels = batch_of(run.device, step.batch, step.size)
     images = images.contiguous(memory_format=LAYOUTS[step.layout])
     if step.mode == "blocks":
-        for module in model.encoder.modules():
-            if hasattr(module, "attn") and hasattr(module, "mlp"):
-                module.attn.compile()
-                module.mlp.compile()
-    elif step.mode == "encoder":
+        compile_model(model, "blocks")
+    elif step.model == "segnext" and step.mode in ("eager", "graph"):
+        reduce_casts(model)  # as train.py does
+    if step.mode == "encoder":
         model.encoder.compile()
     loss_fn = UpsampledCrossEntropyLoss(ignore_index=IGNORED, reduction="sum")
 

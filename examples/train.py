@@ -33,13 +33,14 @@ from timm.utils import ModelEmaV3
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from segmentation.autocasting import reduce_casts
 from segmentation.data import check_labels, ignore_interrupts, training_samples
 from segmentation.evaluation import evaluate, some_predictions
 from segmentation.layouts import open_split
 from segmentation.models import build_model, note_results, parameter_groups, training_facts, with_synced_norms
 from segmentation.pictures import draw_predictions, draw_training
 from segmentation.recipe import SettingsError, TrainSettings, UserError, mixed_precision, parse, run
-from segmentation.stepping import RunningStatistics, gradient_norm, prefers_fused, step_if
+from segmentation.stepping import RunningStatistics, compile_model, gradient_norm, prefers_fused, step_if
 from segmentation.transforms import finish_on_device
 from segnext_timm import SegNeXt, UpsampledCrossEntropyLoss, push_to_hub
 from segnext_timm._atomic import fill_when_complete, replace_when_complete
@@ -49,7 +50,7 @@ MAX_SKIPPED = 10  # updates in a row
 # settings of a run that a resumed one must have too
 MUST_MATCH = (
     *("dataset", "variant", "batch_size", "iterations", "seed", "crop_size"),
-    *("precision", "ema_decay", "freeze_encoder"),
+    *("encoder", "decoder_channels", "decoder_rank", "precision", "ema_decay", "freeze_encoder"),
 )
 
 
@@ -122,8 +123,8 @@ class Trainer:
         ddp = DistributedDataParallelKwargs(
             broadcast_buffers=False,
             gradient_as_bucket_view=True,
-            static_graph=settings.accumulate == 1,  # also allows for parameters without a gradient
-            find_unused_parameters=settings.accumulate > 1 and "mscan" not in (settings.encoder or "mscan"),
+            static_graph=settings.accumulate == 1,  # allows for parameters without a gradient, as the next does
+            find_unused_parameters=settings.accumulate > 1,
         )
         self.accelerator = Accelerator(
             mixed_precision=precision, log_with=log_with, project_dir=self.out, kwargs_handlers=[ddp]
@@ -166,6 +167,9 @@ class Trainer:
         model = build_model(settings, self.train_split, self.accelerator.print)
         model = model.to(self.device, memory_format=memory_format)
         model = with_synced_norms(model, settings.sync_batchnorm, self.processes, self.device, self.accelerator.print)
+        if settings.compile == "off" and settings.precision != "fp32":
+            reduce_casts(model)
+        compile_model(model, settings.compile)
         self.raw_model = model  # not wrapped by DistributedDataParallel
         self.ema = ModelEmaV3(model, decay=settings.ema_decay) if settings.ema_decay else None
         self.eval_model = self.ema.module if self.ema else model  # evaluated and saved
@@ -190,6 +194,8 @@ class Trainer:
         if state is None:
             return
         self.raw_model.load_state_dict(state["model"])
+        for group in state["optimizer"]["param_groups"]:
+            group["fused"] = prefers_fused(self.device)  # the run may have begun on another device
         self.optimizer.load_state_dict(state["optimizer"])
         if self.ema:
             self.ema.module.load_state_dict(state["average"])
@@ -209,10 +215,12 @@ class Trainer:
         if not self.settings.resume:
             raise SettingsError(f"{self.checkpoint} belongs to another run: choose another --out, or remove it.")
         state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-        changed = [name for name in MUST_MATCH if state["settings"][name] != getattr(self.settings, name)]
+        before, now = state["settings"], asdict(self.settings)
+        changed = [f"{name} {before[name]}, not {now[name]}" for name in MUST_MATCH if before[name] != now[name]]
         if changed:
             raise SettingsError(
-                f"{self.checkpoint} was written with another {', '.join(changed)}: choose another --out."
+                f"{self.checkpoint} was written with {'; '.join(changed)}: choose another --out. To go on from its "
+                f"weights there, add --init_from {self.out / 'last'}."
             )
         return state
 
@@ -314,17 +322,21 @@ class Trainer:
         return images, labels
 
     def update(self, loss: torch.Tensor) -> None:
-        """3. Update the weights, unless loss or gradient is not finite. In float16, the scaler checks the gradient."""
+        """3. Update the weights, unless loss or gradient is not finite. In float16, the scaler checks the gradient.
+
+        A fused optimizer decides on the device. The moving average then counts a skipped update as a step.
+        """
         self.accelerator.unscale_gradients()
         norm = gradient_norm(self.model.parameters(), self.settings.clip_grad)
         finite = loss.isfinite()
         if self.accelerator.scaler is None:
             finite = finite & norm.isfinite()
-            step_if(finite, self.optimizer)
+            updated = step_if(finite, self.optimizer)
         else:
             self.optimizer.step()
+            updated = True
         self.statistics[0].restore_unless(finite)
-        if self.ema:
+        if self.ema and updated:
             self.ema.update(self.raw_model)
         self.optimizer.zero_grad()
         self.unread.append(torch.stack([loss, norm]))
@@ -401,7 +413,7 @@ class Trainer:
         self.clock, self.waited = time.monotonic(), 0.0
 
     def share_statistics(self) -> None:
-        """Give all processes the batch norms' statistics of the first one, unless they are synchronized anyway."""
+        """Give all processes the batch norms' statistics of the first one."""
         if self.processes > 1:
             for statistics in self.statistics:
                 statistics.broadcast()

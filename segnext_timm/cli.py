@@ -335,7 +335,7 @@ _PREDICT_OPTIONS = (
     click.option(
         "--batch",
         type=click.IntRange(min=1),
-        help="Windows per batch.  [default: what fits half of a GPU's free memory; 1 on a CPU]",
+        help="Windows per batch.  [default: what fits half of a GPU's free memory; 1 elsewhere]",
     ),
     click.option(
         "--tile",

@@ -58,7 +58,7 @@ def declared(*extras):
 
 def test_the_package_declares_what_it_imports():
     # runtimes are imported only where models are exported, mmsegmentation only to compare with it
-    known = declared("export", "litert", "ncnn", "coreml", "benchmark")
+    known = declared("export", "litert", "ncnn", "coreml", "benchmark") | {"triton"}  # comes with torch where it runs
     assert {name: files for name, files in imported(ROOT / "segnext_timm").items() if name not in known} == {}
 
 
@@ -106,6 +106,14 @@ def test_the_long_description_has_no_relative_link_or_picture(metadata):
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert code.findall(text) == code.findall(readme)
     assert re.findall(r"^#+ .*", text, re.M) == re.findall(r"^#+ .*", readme, re.M)
+
+
+def test_an_index_can_render_the_long_description(archives):
+    pytest.importorskip("twine")
+    files = [str(path) for path in archives.iterdir() if path.suffix in (".whl", ".gz")]
+    done = subprocess.run([sys.executable, "-m", "twine", "check", "--strict", *files], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("PASSED") == 2
 
 
 def test_addresses_and_python_versions_are_stated(metadata):

@@ -1,5 +1,6 @@
-"""The README's Python blocks run as they stand, one after another, beside what they need: a hub, weights, a photo."""
+"""README and guides: their blocks run as they stand, their links lead somewhere, their options and messages exist."""
 
+import importlib.util
 import json
 import os
 import re
@@ -10,37 +11,55 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import segmentation_models_pytorch as smp
 import torch
 from PIL import Image
 
 import hub_server
 import weights_table
 from random_checkpoints import ACCEPT_CACHED, FILES, backbone_shapes, random_state_dict, segmenter_shapes
+from run_blocks import blocks
 from segnext_timm.cli import main
 
 ROOT = Path(__file__).parents[1]
-READMES = ("README.md", "examples/README.md", "examples/weights.md", "examples/deployment/README.md")
+PAGES = ("README.md", *sorted(f"examples/{path.name}" for path in (ROOT / "examples").glob("*.md")))
+PAGES = (*PAGES, "examples/deployment/README.md", ".github/CONTRIBUTING.md")
+API = ROOT / "examples" / "api.md"
+UNRUN = ("examples/api.md", ".github/CONTRIBUTING.md")  # signatures; the steps of a fresh clone
+RUN = [page for page in PAGES if any(b.language != "text" for b in blocks(ROOT / page)) and page not in UNRUN]
 
 
-def blocks(language):
-    """Blocks of a language in all READMEs, in their order."""
-    texts = [(ROOT / name).read_text(encoding="utf-8") for name in READMES]
-    return [block for text in texts for block in re.findall(rf"^```{language}\n(.*?)^```", text, re.S | re.M)]
+def text_of(page):
+    return (ROOT / page).read_text(encoding="utf-8")
 
 
-@pytest.mark.slow
-def test_all_python_blocks_run(tmp_path):
+@pytest.fixture
+def workplace(tmp_path):
+    """A folder with what the pages expect: the examples, photos, trained models, and published files in the cache."""
     home = tmp_path / "torch" / "hub" / "checkpoints"
     home.mkdir(parents=True)
     torch.save(random_state_dict(backbone_shapes("b", classifier=True)), home / FILES["b"])
     name = "segnext_mscan-b_1x16_512x512_adamw_160k_ade20k_20230209_172053-b6f6c70c.pth"
     torch.save({"state_dict": random_state_dict(segmenter_shapes("b", 150))}, home / name)
     work = tmp_path / "work"
-    work.mkdir()
-    noise = np.random.default_rng(0).integers(0, 256, (120, 160, 3), np.uint8)
-    Image.fromarray(noise).save(work / "street.jpg")
-    code = ACCEPT_CACHED + "\n".join(blocks("python"))
-    assert code.count("\n") > 50
+    (work / "photos").mkdir(parents=True)
+    (work / "examples").symlink_to(ROOT / "examples")
+    (work / "tests").symlink_to(ROOT / "tests")
+    rng = np.random.default_rng(0)
+    for path in (work / "street.jpg", *(work / "photos" / f"{i}.jpg" for i in range(4))):
+        Image.fromarray(rng.integers(0, 256, (120, 160, 3), np.uint8)).save(path)
+    cfg = {"mean": [0.5] * 3, "std": [0.5] * 3, "label_names": ["a", "b"], "palette": [[0, 0, 0], [255, 0, 0]]}
+    model = smp.SegNeXt("tu-mscan_t", encoder_weights=None, classes=2, pretrained_cfg=cfg)
+    for folder in ("my-segnext", "runs/quickstart"):
+        model.save_pretrained(work / folder)
+    return work
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", RUN)
+def test_the_blocks_of_a_page_run(page, workplace, tmp_path):
+    if page == "README.md":
+        pytest.importorskip("onnxscript")
     with hub_server.serve() as server:
         environment = {
             **os.environ,
@@ -49,37 +68,89 @@ def test_all_python_blocks_run(tmp_path):
             "HF_HUB_DISABLE_XET": "1",
             "HF_TOKEN": "hf_writer",
             "TORCH_HOME": str(tmp_path / "torch"),
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         }
-        done = subprocess.run([sys.executable, "-c", code], cwd=work, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-4000:]
-        assert "user/repo" in server.repos
-    assert {"my-segnext", "overlay.jpg", "model.onnx"} <= {file.name for file in work.iterdir()}
+        code = ACCEPT_CACHED + f"import sys; sys.path.insert(0, {str(ROOT / 'tests' / 'helpers')!r})\n"
+        code += f"import pathlib, run_blocks; run_blocks.main(pathlib.Path({str(ROOT / page)!r}))"
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=workplace, env=environment, capture_output=True, text=True, timeout=900
+        )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
 
 
-def test_everything_the_readmes_point_to_is_there():
-    for name in READMES:
-        text = (ROOT / name).read_text(encoding="utf-8")
-        for target in re.findall(r"\]\((?!https?://|#)([^)#]+)\)", text):
+def test_everything_the_pages_point_to_is_there():
+    for name in PAGES:
+        text = text_of(name)
+        for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", text):
             assert ((ROOT / name).parent / target).exists(), (name, target)
-        headings = {
-            re.sub(r"[^a-z0-9 -]", "", line.lower()).strip().replace(" ", "-")
-            for line in re.findall(r"^#+ (.*)", text, re.M)
-        }
-        for anchor in re.findall(r"\]\(#([^)]+)\)", text):
-            assert anchor in headings, (name, anchor)
+        for target, anchor in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", text):
+            page = (ROOT / name).parent / target if target else ROOT / name
+            assert anchor in anchors(page.read_text(encoding="utf-8")), (name, target, anchor)
 
 
-def test_the_commands_of_the_readmes_name_scripts_and_tests_that_exist():
-    for block in [*blocks("bash"), *re.findall(r"`([^`\n]+)`", (ROOT / "README.md").read_text(encoding="utf-8"))]:
-        for path in re.findall(r"(?:examples|tests)/[\w/]+\.(?:py|yaml)", block):
-            assert (ROOT / path).is_file(), path
+def anchors(text):
+    headings = re.findall(r"^#+ (.*)", text, re.MULTILINE)
+    return {re.sub(r"[^a-z0-9 _-]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
 
 
+def test_commands_name_scripts_extras_and_options_that_exist():
+    extras = set(re.findall(r"^(\w+) = \[", text_of("pyproject.toml"), re.MULTILINE))
+    for page in PAGES:
+        text = text_of(page)
+        for names in re.findall(r"pip install [^\n`]*\[([\w,]+)\]", text):
+            assert set(names.split(",")) <= extras, (page, names)
+        for path in re.findall(r"(?:examples|tests)/[\w/]+\.(?:py|yaml)", text):
+            assert (ROOT / path).is_file(), (page, path)
+        for block in blocks(ROOT / page):
+            for command in block.commands() if block.language.startswith("bash") else ():
+                check_options(page, shlex.split(command))
+
+
+def check_options(page, words):
+    options = {word.split("=")[0] for word in words if word.startswith("--")}
+    if words[0] == "segnext-timm":
+        parameters = main.commands[words[1]].params
+        known = {option for parameter in parameters for option in (*parameter.opts, *parameter.secondary_opts)}
+        assert options <= known, (page, words)
+        return
+    script = next((word for word in words if word.startswith("examples/") and word.endswith(".py")), None)
+    if script is None:
+        return
+    sources = [(ROOT / script).read_text(encoding="utf-8"), text_of("examples/segmentation/recipe.py")]
+    for option in (word for word in words[words.index(script) :] if word.startswith("--")):
+        name = option.split("=")[0].removeprefix("--").removeprefix("no-")
+        found = any(re.search(rf"\b{name.replace('-', '[-_]')}\b", source) for source in sources)
+        assert found, (page, script, option)
+
+
+def test_messages_of_the_troubleshooting_are_those_of_the_code():
+    section = text_of("README.md").split("## Troubleshooting")[1].split("\n## ")[0]
+    sources = [*ROOT.glob("segnext_timm/**/*.py"), *ROOT.glob("examples/**/*.py")]
+    code = re.sub(r"\s+", " ", " ".join(path.read_text(encoding="utf-8") for path in sources))
+    code = re.sub(r'" f?"', "", code)  # strings over several lines
+    foreign = ("Unknown model", "Missing key", "Too many open files", "bus error", "Expected more than 1 value")
+    for message in re.findall(r"^\| `([^`]+)`", section, re.MULTILINE):
+        if not message.startswith(foreign):
+            pattern = re.escape(message).replace("255", r"\{[^}]+\}").replace("\\ 2\\ ", r"\ \{[^}]+\}\ ")
+            pattern = pattern.replace("10", r"\{[^}]+\}").replace("'mscan_b'", r"\{[^}]+\}")
+            assert re.search(pattern, code), message
+
+
+def test_the_api_reference_is_what_the_docstrings_say():
+    if importlib.util.find_spec("griffe2md") is None:
+        pytest.skip("griffe2md is not installed")
+    import api_reference
+
+    assert api_reference.page() == API.read_text(encoding="utf-8"), "run tests/measure/api_reference.py"
+
+
+@pytest.mark.slow
 def test_the_table_of_weights_is_what_the_script_prints():
     assert weights_table.table() in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_table_says_what_a_report_verified(tmp_path):
+def test_the_table_says_what_a_report_verified(tmp_path, monkeypatch):
+    monkeypatch.setattr(weights_table, "gmacs", lambda model, side: 1.0)
     entries = {
         "segnext_t.mmseg_ade20k": {"status": "verified", "date": "2026-01-02"},
         "segnext_b.mmseg_ade20k": {"status": "failed", "date": "2026-01-02"},
@@ -92,13 +163,3 @@ def test_the_table_says_what_a_report_verified(tmp_path):
     assert rows["segnext_{t,s,b,l}.mmseg_ade20k"].endswith("| T verified; others not yet |")
     assert rows["segnext_l.authors_coco_stuff164k"].endswith("| verified 2026-01-03 |")
     assert rows["segnext_{t,s,b,l}.jseg_isaid"].endswith("| not yet verified |")
-
-
-def test_the_commands_of_the_readmes_have_the_options_they_name():
-    for line in "\n".join(blocks("bash")).splitlines():
-        words = shlex.split(line.split("#")[0], posix=True)
-        if words[:1] != ["segnext-timm"]:
-            continue
-        command = main.commands[words[1]]
-        known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
-        assert {word for word in words if word.startswith("-")} <= known, line

@@ -6,6 +6,7 @@ batch norms would read and write them in float32 as well, and layer scale, drop 
 three times.
 """
 
+from collections.abc import Sequence
 from types import MethodType
 from typing import Any
 
@@ -23,16 +24,19 @@ class _CastAll(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, dtype: torch.dtype, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         ctx.dtypes = [tensor.dtype for tensor in tensors]
+        ctx.set_materialize_grads(False)  # parameters that were not used get no gradient
         return _cast_all(tensors, [dtype] * len(tensors))
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        return None, *_cast_all(gradients, ctx.dtypes)
+    def backward(ctx: Any, *gradients: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+        present = [(gradient, dtype) for gradient, dtype in zip(gradients, ctx.dtypes) if gradient is not None]
+        casts = iter(_cast_all(*zip(*present)) if present else ())
+        return None, *(None if gradient is None else next(casts) for gradient in gradients)
 
 
-def _cast_all(tensors: tuple[torch.Tensor, ...], dtypes: list[torch.dtype]) -> tuple[torch.Tensor, ...]:
+def _cast_all(tensors: Sequence[torch.Tensor], dtypes: Sequence[torch.dtype]) -> tuple[torch.Tensor, ...]:
     casts = [torch.empty_like(tensor, dtype=dtype) for tensor, dtype in zip(tensors, dtypes)]
-    torch._foreach_copy_(casts, tensors)
+    torch._foreach_copy_(casts, list(tensors))
     return tuple(casts)
 
 
@@ -112,7 +116,8 @@ def reduce_casts(model: nn.Module) -> None:
     statistics and parameters stay in float32, as do the residual features. The gradients are the same up to rounding.
 
     Args:
-        model: Model of smp. Its modules get hooks, which do nothing in evaluation or without autocast.
+        model: Model of smp, its batch norms already synchronized if they are to be. Its modules get hooks, which do
+            nothing in evaluation or without autocast.
     """
     encoder: Any = model.encoder
     groups = [*getattr(encoder, "model", encoder).children(), *(m for m in model.children() if m is not encoder)]

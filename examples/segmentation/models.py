@@ -13,11 +13,9 @@ from segnext_timm.checkpoints.segmenters import load_segmenter
 from segnext_timm.models.model_info import tensor_digest
 from segnext_timm.variants import VARIANTS as SIZES
 
-from .autocasting import reduce_casts
 from .data import Split
 from .metrics import Scores
 from .recipe import TrainSettings
-from .stepping import compile_model
 from .transforms import MEAN, STD
 
 # encoder, decoder channels, rank and drop path rate of the paper's models (its code, configs of ADE20K)
@@ -65,9 +63,6 @@ def build_model(
     model.encoder.requires_grad_(not settings.freeze_encoder)
     if settings.grad_checkpointing:
         (model if isinstance(model, SegNeXt) else model.encoder.model).set_grad_checkpointing(True)
-    if settings.compile == "off" and settings.precision != "fp32":
-        reduce_casts(model)
-    compile_model(model, settings.compile)
     return model
 
 

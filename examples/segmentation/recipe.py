@@ -145,7 +145,7 @@ class TrainSettings(DataSettings):
     deterministic: bool = False
     """Use deterministic kernels only: on a GPU, the same seed then gives the same run, more slowly."""
     seed: int = 0
-    """Of weights, data and order. The same seed gives the same run."""
+    """Of weights, data and order. The same seed gives the same run; on a GPU with `deterministic` only."""
 
     # Output
     out: str = "runs/train"

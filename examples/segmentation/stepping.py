@@ -50,16 +50,20 @@ def prefers_fused(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-def step_if(finite: torch.Tensor, optimizer: AcceleratedOptimizer) -> None:
+def step_if(finite: torch.Tensor, optimizer: AcceleratedOptimizer) -> bool:
     """Update the weights if `finite`, a boolean scalar on their device, is true.
 
     A fused optimizer reads `found_inf` on the device, the mechanism of torch's gradient scaler. For others, this waits.
+
+    Returns:
+        Whether the weights were updated; True if only the device knows.
     """
     if optimizer.defaults.get("fused"):
         optimizer.optimizer.found_inf = (~finite).float()
-        optimizer.step()
-    elif finite:
-        optimizer.step()
+    elif not finite:
+        return False
+    optimizer.step()
+    return True
 
 
 def gradient_norm(parameters: Iterable[nn.Parameter], max_norm: float | None) -> torch.Tensor:

@@ -152,6 +152,8 @@ class TrainTransform:
         distort: Callable[[Image.Image], Image.Image] | None,
         color_on_device: bool = False,
     ) -> None:
+        if color_on_device and not isinstance(distort, PhotometricDistortion | None):
+            raise ValueError("color_on_device needs a PhotometricDistortion, or None: others have no matrix.")
         self.crop = crop
         self.distort = distort
         self.color_on_device = color_on_device
@@ -170,7 +172,7 @@ class TrainTransform:
         height, width = mask.shape[-2:]
         padding = [0, 0, self.crop.size - width, self.crop.size - height]
         if self.color_on_device:
-            matrix = self.distort.matrix() if isinstance(self.distort, PhotometricDistortion) else np.eye(4)[:3]
+            matrix = self.distort.matrix() if self.distort else np.eye(4)[:3]
             x = torch.from_numpy(np.asarray(image).transpose(2, 0, 1).copy())
         else:
             image = self.distort(image) if self.distort else image

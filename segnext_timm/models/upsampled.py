@@ -8,6 +8,7 @@ All resizing is bilinear with `align_corners=False`, as in `torch.nn.functional.
 """
 
 import functools
+import logging
 from bisect import bisect_left
 from collections.abc import Callable
 from itertools import pairwise
@@ -17,6 +18,8 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
+
+_logger = logging.getLogger(__name__)
 
 _CPU_BYTES = 1 << 20  # of the maps that are held at once: what fits the caches
 _GPU_BYTES = 1 << 28  # what keeps a GPU busy
@@ -91,11 +94,34 @@ def _triton_kernels() -> Any:
 
 
 def _kernels(logits: torch.Tensor) -> Any:
-    """The module of Triton kernels if they apply to logits; else None."""
+    """The module of Triton kernels if they apply to logits and run there; else None."""
     if not logits.is_cuda or logits.dtype == torch.float64:
         return None
     kernels = _triton_kernels()
-    return kernels if kernels and logits.shape[1] <= kernels.MAX_CLASSES else None
+    if kernels is None or logits.shape[1] > kernels.MAX_CLASSES or not _triton_runs(logits.device):
+        return None
+    return kernels
+
+
+def _triton_runs(device: torch.device) -> bool:
+    # nothing can be tried on a pretended GPU, or in the middle of a CUDA graph
+    if not torch.cuda.is_available() or torch.cuda.is_current_stream_capturing():
+        return True
+    return _try_triton(device)
+
+
+@functools.cache
+def _try_triton(device: torch.device) -> bool:
+    """Try a kernel. Triton needs compute capability 7 and, at the first launch, a C compiler."""
+    if torch.version.cuda and torch.cuda.get_device_capability(device) < (7, 0):
+        return False
+    try:
+        _triton_kernels().argmax(torch.zeros(1, 2, 2, 2, device=device), (2, 2))
+    except Exception as error:  # whatever the compilers of Triton and C raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        _logger.warning(f"Triton does not run here, so loss and labels take more time and memory: {reason}")
+        return False
+    return True
 
 
 def _rows_at_once(width: int, classes: int, device: torch.device) -> int:
@@ -125,7 +151,8 @@ def _candidate_classes(logits: torch.Tensor) -> torch.Tensor:
 def resized_argmax(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """Largest channel of resized maps: `interpolate(logits, size, mode="bilinear").argmax(1)`.
 
-    Computes one band of rows at a time, with only the classes that can be the largest in the band.
+    Computes one band of rows at a time, on a CPU with only the classes that can be the largest in the band; a Triton
+    kernel on CUDA computes a cell of pixels between four logits at a time.
 
     Args:
         logits: Shape (B, classes, h, w).
@@ -140,7 +167,8 @@ def resized_argmax(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         return kernels.argmax(logits, size)
     if logits.is_cuda:  # without Triton: no shapes that depend on the data, which would wait for the GPU
         bands = -(-size[0] // _rows_at_once(size[1], logits.shape[1] * logits.shape[0], logits.device))
-        return _resized_argmax_graph(_widen(logits), size, drop_classes=False, bands=bands)
+        with torch.autocast(logits.device.type, enabled=False):
+            return _resized_argmax_graph(_widen(logits), size, drop_classes=False, bands=bands)
     return _resized_argmax_by_bands(_widen(logits), size)
 
 
@@ -232,8 +260,8 @@ class UpsampledCrossEntropyLoss(nn.Module):
 
     Equals `CrossEntropyLoss(...)(interpolate(logits, labels.shape[1:], mode="bilinear"), labels)` and its gradient, in
     a fraction of the time and memory. Use it with `SegNeXt(upsampling=1)`, whose output has an eighth of the image's
-    size; logits of the labels' own size work too. The loss is computed one band of rows at a time, in float32 even
-    under autocast. It can be differentiated once.
+    size; logits of the labels' own size work too. The loss is computed one band of rows at a time, or on CUDA by a
+    Triton kernel, in float32 even under autocast. It can be differentiated once.
 
     Args:
         weight: Weight of each class, shape (classes,); None for equal weights.

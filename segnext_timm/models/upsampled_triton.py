@@ -208,23 +208,24 @@ def _cell_cross_entropy(
     """Losses of all cells, and the gradients of their corners (cells, 4, classes), from logits (B, h, w, classes)."""
     losses, corners = _new_cell_tensors(logits, target, weight, ignore_index, smoothing, needs_gradient)
     _, height, width, classes = logits.shape
-    _cross_entropy_kernel[(len(losses),)](
-        logits,
-        target,
-        losses if weight is None else weight,
-        losses,
-        corners,
-        height,
-        width,
-        classes,
-        target.shape[1],
-        target.shape[2],
-        ignore_index,
-        smoothing,
-        WEIGHTED=weight is not None,
-        NEEDS_GRADIENT=needs_gradient,
-        **_launch(classes),
-    )
+    with torch.cuda.device_of(logits):
+        _cross_entropy_kernel[(len(losses),)](
+            logits,
+            target,
+            losses if weight is None else weight,
+            losses,
+            corners,
+            height,
+            width,
+            classes,
+            target.shape[1],
+            target.shape[2],
+            ignore_index,
+            smoothing,
+            WEIGHTED=weight is not None,
+            NEEDS_GRADIENT=needs_gradient,
+            **_launch(classes),
+        )
     return losses, corners
 
 
@@ -248,9 +249,9 @@ def _gather_corners(corners: torch.Tensor, batch: int, height: int, width: int) 
     """Gradient (B, h, w, classes) from the gradients of the cells' corners."""
     gradient = _new_gradient(corners, batch, height, width)
     classes = corners.shape[-1]
-    _gather_kernel[(batch * height * width,)](
-        corners, gradient, height, width, classes, BLOCK=triton.next_power_of_2(classes)
-    )
+    block = triton.next_power_of_2(classes)
+    with torch.cuda.device_of(corners):
+        _gather_kernel[(batch * height * width,)](corners, gradient, height, width, classes, BLOCK=block)
     return gradient
 
 
@@ -264,9 +265,9 @@ def _resized_argmax(logits: torch.Tensor, height: int, width: int) -> torch.Tens
     """Labels (B, height, width) from logits (B, h, w, classes)."""
     labels = _new_labels(logits, height, width)
     batch, rows, columns, classes = logits.shape
-    _argmax_kernel[(batch * _cells(rows, columns),)](
-        logits, labels, rows, columns, classes, height, width, **_launch(classes)
-    )
+    grid = (batch * _cells(rows, columns),)
+    with torch.cuda.device_of(logits):
+        _argmax_kernel[grid](logits, labels, rows, columns, classes, height, width, **_launch(classes))
     return labels
 
 

@@ -48,6 +48,10 @@ def _device_of(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
+def _move(image: torch.Tensor, device: torch.device) -> torch.Tensor:
+    return image.to(device, non_blocking=device.type == "cuda")  # a copy to the CPU would be read too early
+
+
 def fit(size: tuple[int, int], long: float, short: float, divisor: int = 1) -> tuple[int, int]:
     """Compute the size of an image resized to fit maximum side lengths, keeping its aspect ratio.
 
@@ -95,7 +99,8 @@ def _probabilities(logits: torch.Tensor, activation: nn.Module | None) -> torch.
 def _free_memory(device: torch.device) -> float:
     """Return the free memory of a device in bytes; infinity if unknown."""
     if device.type == "cuda" and torch.cuda.is_available():
-        return torch.cuda.mem_get_info(device)[0]
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
@@ -168,8 +173,8 @@ def _make_plan(
 
 
 def _default_batch(device: torch.device, window_bytes: int) -> int:
-    """Choose how many windows to process at once: what fits half of a GPU's free memory, one on a CPU."""
-    if device.type == "cpu":
+    """Choose how many windows to process at once: what fits half of a GPU's free memory, one elsewhere."""
+    if device.type != "cuda":
         return 1
     return int(min(max(_free_memory(device) / 2 // window_bytes, 1), _MAX_BATCH))
 
@@ -190,7 +195,7 @@ def segment(model: nn.Module, image: torch.Tensor, **options: Any) -> torch.Tens
     """
     info = ModelInfo(model)
     plan = _make_plan(model, info, _size_of(image), **options)
-    ((_, _, scores),) = _tiles_of_scores(model, info, image.to(_device_of(model), non_blocking=True), plan, tile=None)
+    ((_, _, scores),) = _tiles_of_scores(model, info, _move(image, _device_of(model)), plan, tile=None)
     return scores.permute(2, 0, 1)
 
 
@@ -206,7 +211,7 @@ def _predict(
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Compute labels (H, W), and probabilities (classes, H, W) if requested: see :func:`predict`."""
     size = _size_of(image)
-    image = image.to(_device_of(model), non_blocking=True)
+    image = _move(image, _device_of(model))
     single = plan.mode == "whole" and plan.passes == [(size, False)]
     predict_labels = getattr(model, "predict_labels", None)
     if single and not probabilities and callable(predict_labels):  # no map of all classes at all
@@ -274,7 +279,7 @@ def predict(
         probabilities: Also return probabilities, 4 bytes per class and pixel. Or a function that returns, for a number
             of classes, the array (classes, H, W) to write them to, which may be a memory-mapped file.
         precision: "bf16" and "fp16" run the model under autocast; "fp32" leaves it as it is.
-        batch: Number of windows per batch. Default: what fits half of a GPU's free memory, up to 16; 1 on a CPU.
+        batch: Number of windows per batch. Default: what fits half of a GPU's free memory, up to 16; 1 elsewhere.
         tile: Side in pixels of the tiles whose scores are computed at once. Affects memory, not the labels. Default:
             chosen by the number of classes.
         progress: Called with the completed fraction of the image, from 0 to 1.

@@ -40,7 +40,7 @@ def window_origins(full: int, side: int, stride: int) -> list[int]:
 
 def _constants(values: Sequence[float], device: torch.device) -> torch.Tensor:
     """Create a tensor (C, 1, 1) on a device without a copy from the host, which would wait for a GPU."""
-    return torch.cat([torch.full((1, 1, 1), value, device=device) for value in values])
+    return torch.cat([torch.full((1, 1, 1), value, dtype=torch.float32, device=device) for value in values])
 
 
 def _shift(part: slice, by: int) -> slice:

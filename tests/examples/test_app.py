@@ -1,12 +1,11 @@
 """The page of examples/app.py, in a real browser."""
 
 import importlib
+import itertools
 import os
 import shutil
-import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -14,67 +13,58 @@ import pytest
 import segmentation_models_pytorch as smp
 import torch
 import yaml
+from click.testing import CliRunner
 from PIL import Image
 
 import segnext_timm
+from page_pictures import chromium, frames, legend_colors, served
+from segnext_timm import cli
+from segnext_timm.checkpoints.published import get_segmenter_cfg
 from segnext_timm.prediction.drawing import class_areas, share_text
 
 pytestmark = pytest.mark.slow
 APP = Path(__file__).parents[2] / "examples" / "app.py"
 NAMES = ["road", "car", "<b>sky</b>"]
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+PALETTE = [[128, 64, 128], [0, 0, 142], [70, 130, 180]]
+README = (
+    "---\nlicense: mit\n---\n\n# The card of a small model\n\n" + "| a long table |" * 30 + "\n" + "|---|" * 30 + "\n"
+)
+browser_test = pytest.mark.browser
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     torch.manual_seed(0)
-    cfg = {"label_names": NAMES, "input_size": [3, 64, 64]}
+    cfg = {"label_names": NAMES, "palette": PALETTE, "input_size": [3, 64, 64]}
     model = smp.SegNeXt(
         "tu-test_mscan", encoder_weights=None, classes=3, decoder_channels=32, decoder_rank=4, pretrained_cfg=cfg
     )
     torch.nn.init.normal_(model.segmentation_head[0].weight)
     folder = tmp_path_factory.mktemp("app") / "model"
     model.save_pretrained(folder)
+    (folder / "README.md").write_text(README, encoding="utf-8")
     return folder
 
 
 @pytest.fixture(scope="module")
 def address(model):
     pytest.importorskip("gradio")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = subprocess.Popen([sys.executable, APP, model, "--port", str(port)], stdout=subprocess.DEVNULL)
-    try:
-        for _ in range(300):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            assert server.poll() is None, "the server ended"
-            time.sleep(0.5)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.terminate()
-        server.wait(20)
+    with served(model, "segnext_b.mmseg_ade20k", "user/repo", "--any-model") as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
 def browser():
-    from playwright import sync_api
-
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    with sync_api.sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+    with chromium() as started:
         yield started
-        started.close()
 
 
 @pytest.fixture
 def open_page(browser, address):
     pages = []
 
-    def make():
-        page = browser.new_context(viewport={"width": 1280, "height": 960}).new_page()
+    def make(width=1280, height=960, **options):
+        page = browser.new_context(viewport={"width": width, "height": height}, **options).new_page()
         page.set_default_timeout(60_000)
         page.goto(address, wait_until="domcontentloaded")
         page.wait_for_selector("#run")
@@ -97,7 +87,7 @@ def picture(path, height, width, seed):
 def rows(page):
     return [
         [cell.strip() for cell in row.split("\t") if cell.strip()]
-        for row in page.locator("#areas tr").all_inner_texts()
+        for row in page.locator("#areas tbody tr").all_inner_texts()
     ]
 
 
@@ -107,12 +97,27 @@ def expected(model, path, **options):
     return [[area["name"], share_text(area["share"])] for area in areas]
 
 
+def choose(page, label, option):
+    page.get_by_label(label, exact=True).click()
+    page.get_by_role("option", name=option, exact=True).click()
+
+
+def card(page):
+    return page.locator("#card").get_by_role("link")
+
+
+def fits(page):
+    """Whether the page does not overflow sideways."""
+    return page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
 def drop(page, path, size):
     """Upload a file, and wait for what the page says of an image of that size."""
     page.set_input_files("#image input[type=file]", path)
     page.get_by_text(f"{size[1]} × {size[0]} pixels in").wait_for()
 
 
+@browser_test
 def test_upload_predict_read_the_legend(open_page, model, tmp_path):
     page = open_page()
     path = picture(tmp_path / "a.png", 150, 200, seed=0)
@@ -127,7 +132,7 @@ def test_upload_predict_read_the_legend(open_page, model, tmp_path):
         assert labels.size == (200, 150)
 
     # other options
-    page.get_by_label("sliding windows").check()
+    choose(page, "Mode", "sliding windows")
     page.get_by_label("Average with the mirrored image").check()
     slid = expected(model, path, mode="slide", flip=True)
     assert slid != rows(page)
@@ -137,10 +142,15 @@ def test_upload_predict_read_the_legend(open_page, model, tmp_path):
     page.screenshot(path=tmp_path / "page.png", full_page=True)
 
     # an example
-    page.locator(".gallery-item").first.click()
-    page.get_by_text("256 × 256 pixels in").wait_for()
+    page.get_by_role("button", name="Two cars").click()
+    page.get_by_text("512 × 512 pixels in").wait_for()
+    with page.expect_download() as waiting:
+        page.locator("#overlay").click()
+    with Image.open(waiting.value.path()) as drawn:
+        assert drawn.size == (512, 512)
 
 
+@browser_test
 def test_broken_files_are_told_on_the_page_and_the_next_is_segmented(open_page, model, tmp_path):
     page = open_page()
     (tmp_path / "broken.jpg").write_text("no image", encoding="utf-8")
@@ -153,6 +163,114 @@ def test_broken_files_are_told_on_the_page_and_the_next_is_segmented(open_page, 
     assert rows(page) == expected(model, path)
 
 
+@browser_test
+def test_every_input_has_a_name_and_every_picture_a_text(open_page):
+    page = open_page()
+    page.get_by_role("button", name="Two cars").click()
+    page.get_by_text("pixels in").wait_for()
+    for label in ("Model", "Mode", "Scales", "Average with the mirrored image", "Upload file", "Remove Image"):
+        assert page.get_by_label(label, exact=True).count() == 1, label
+    assert page.get_by_role("heading").all_inner_texts() == ["SegNeXt", "Input", "Inference", "Result"]
+    images = page.locator("img:visible").evaluate_all("all => all.map(one => one.alt)")
+    assert len(images) == 1 + 4 + 2
+    assert all(images)
+    assert "road" in images[-1]
+    unnamed = page.locator("button:visible, input:visible, a:visible").evaluate_all(
+        "all => all.filter(e => !(e.ariaLabel || e.innerText || e.labels && e.labels[0]?.innerText.trim()))"
+        ".map(e => e.outerHTML)"
+    )
+    assert unnamed == []
+
+
+@browser_test
+def test_the_keyboard_moves_the_slider_and_chooses_an_example(open_page):
+    page = open_page()
+    page.get_by_role("button", name="Evening").focus()
+    page.keyboard.press("Enter")
+    page.get_by_text("512 × 512 pixels in").wait_for()
+    slider = page.get_by_role("slider")
+    slider.focus()
+    page.keyboard.press("End")
+    assert page.locator(".compare img.over").evaluate("e => getComputedStyle(e).clipPath") == "inset(0px 0px 0px 100%)"
+    assert page.locator(".compare").evaluate("e => getComputedStyle(e).outlineStyle") == "solid"
+    order = []
+    page.locator("#examples button").last.focus()
+    for _ in range(6):
+        page.keyboard.press("Tab")
+        order.append(page.evaluate("document.activeElement.ariaLabel || document.activeElement.innerText.trim()"))
+    assert [name for name in order if name in ("Model", "Mode", "Scales", "Segment")] == [
+        "Model",
+        "Mode",
+        "Scales",
+        "Segment",
+    ]
+
+
+@browser_test
+def test_the_legend_has_the_palette_s_colors_and_the_slider_s_pictures_move(open_page):
+    page = open_page(device_scale_factor=2)
+    page.get_by_role("button", name="Two cars").click()
+    page.get_by_text("pixels in").wait_for()
+    stated, shown = legend_colors(page)
+    names = [name for name, _ in rows(page)]
+    assert stated == shown == [tuple(PALETTE[NAMES.index(name)]) for name in names]
+    shots = [np.asarray(shot) for shot in frames(page)]
+    assert shots[0].shape == (800, 800, 3)
+    assert all((one != other).any() for one, other in itertools.pairwise(shots))
+
+
+@browser_test
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_nothing_overflows_on_a_phone(open_page, tmp_path, scheme):
+    page = open_page(390, 844, color_scheme=scheme)
+    assert fits(page)
+    page.get_by_role("button", name="Model card").click()
+    page.get_by_role("heading", name="The card of a small model").wait_for()
+    assert fits(page)
+    page.get_by_role("button", name="Two cars").click()
+    page.get_by_text("pixels in").wait_for()
+    page.wait_for_function("document.querySelector('#slider').getBoundingClientRect().top < innerHeight")
+    assert fits(page)
+    choose(page, "Model", "segnext_b.mmseg_ade20k")
+    card(page).wait_for()
+    assert fits(page)
+    page.screenshot(path=tmp_path / "phone.png", full_page=True)
+
+
+@browser_test
+def test_the_model_card_follows_the_model(open_page):
+    page = open_page()
+    assert card(page).count() == 0
+    assert page.get_by_role("button", name="Model card").count() == 1
+    for name, address in (
+        ("segnext_b.mmseg_ade20k", get_segmenter_cfg("segnext_b").pretrained_cfg["origin_url"]),
+        ("user/repo", "https://huggingface.co/user/repo"),
+    ):
+        choose(page, "Model", name)
+        page.locator(f'#card a[href="{address}"]').wait_for()
+        assert page.get_by_role("button", name="Model card").count() == 0
+
+
+@browser_test
+def test_a_visitor_types_a_model_and_reads_why_it_is_unknown(open_page, model, tmp_path):
+    page = open_page()
+    path = picture(tmp_path / "c.png", 100, 110, seed=5)
+    drop(page, path, (100, 110))
+    message = "segnext_x: not a folder, not a Hub repository (user/repo), and not a published model. Did you mean"
+    page.get_by_label("Model", exact=True).fill("segnext_x")
+    page.get_by_label("Model", exact=True).press("Enter")
+    page.locator("#card").get_by_role("alert").filter(has_text=message).wait_for()
+    page.locator("#run").click()
+    page.locator("#slider").get_by_role("alert").filter(has_text=message).wait_for()
+    assert rows(page) == []
+    page.get_by_label("Model", exact=True).fill(str(model))
+    page.get_by_label("Model", exact=True).press("Enter")
+    page.locator("#run").click()
+    page.get_by_text("110 × 100 pixels in").wait_for()
+    assert rows(page) == expected(model, path)
+
+
+@browser_test
 def test_two_users_at_once_get_their_own(open_page, model, tmp_path):
     pages = [open_page(), open_page()]
     sizes = [(140, 180), (160, 100)]
@@ -213,12 +331,52 @@ def test_a_space_installs_as_it_is_told(app, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["segnext_b", "segnext_b.mmseg_ade20k", "user/repo"])
-def test_the_page_takes_the_names_that_the_command_takes(app, name):
-    app.check_model(name)
+def test_the_page_takes_the_names_that_the_command_takes(app, tmp_path, name):
+    app.main([name, "--make-space", str(tmp_path / "space"), "--requirement", "segnext-timm"])
+    assert f"MODELS = ['{name}']" in (tmp_path / "space" / "app.py").read_text(encoding="utf-8")
 
 
-def test_models_that_do_not_exist_are_told_at_the_start(app, tmp_path):
-    for command in (["none"], ["none", "--make-space", str(tmp_path / "space")]):
-        with pytest.raises(FileNotFoundError, match=r"none: not a folder, and not one of segnext_t\.mmseg_ade20k"):
-            app.main(command)
+def test_wrong_models_are_told_in_one_line_as_the_command_tells_them(app, tmp_path):
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "timm").mkdir()
+    (tmp_path / "timm" / "config.json").write_text('{"architecture": "resnet18"}')
+    for name in ("none", "segnext_x", "mscan_b", *(str(tmp_path / one) for one in ("file", "empty", "timm"))):
+        told = CliRunner().invoke(cli.main, ["predict", name, "x.jpg", "-o", str(tmp_path / "out")]).output
+        for options in ([], ["--make-space", str(tmp_path / "space")]):
+            with pytest.raises((FileNotFoundError, ValueError)) as raised:
+                app.main([name, *options])
+            assert told.endswith(f"{app.one_line(raised.value)}\n")
+        link, text = app.model_card(name)
+        assert (app.wrong(app.one_line(raised.value)), "") == (link, text)
     assert not (tmp_path / "space").exists()
+
+
+def test_the_command_line_ends_with_one_line_for_an_unknown_model():
+    pytest.importorskip("gradio")
+    done = subprocess.run([sys.executable, APP, "segnext_x"], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == (
+        "app: segnext_x: not a folder, not a Hub repository (user/repo), and not a published model. "
+        "Did you mean 'segnext_t'?\n"
+    )
+
+
+def test_model_cards_are_found_without_weights(app, model, tmp_path):
+    link, text = app.model_card(str(model))
+    assert link == ""
+    assert text.strip().startswith("# The card of a small model")
+    assert "license" not in text
+    shutil.copy(model / "config.json", tmp_path)
+    assert "holds no model card" in app.model_card(str(tmp_path))[0]
+    for name in segnext_timm.list_segmenters():
+        cfg = get_segmenter_cfg(name)
+        address = f"https://huggingface.co/{cfg.hf_hub_id}" if cfg.hf_hub_id else cfg.pretrained_cfg["origin_url"]
+        assert f'href="{address}"' in app.model_card(name)[0]
+
+
+def test_examples_are_larger_than_the_scenes_to_train_on(app):
+    page = app.App(["user/repo"])
+    sizes = [Image.open(path).size for path in page.scenes.values()]
+    assert len(sizes) >= 3
+    assert all(min(size) >= 512 for size in sizes)

@@ -1,3 +1,4 @@
+import functools
 import os
 import re
 import signal
@@ -418,7 +419,7 @@ def test_a_run_is_not_overwritten(folder, tmp_path):
     run("folder", *options)
     with pytest.raises(SettingsError, match="belongs to another run: choose another --out"):
         run("folder", *options, "--no-resume")
-    with pytest.raises(SettingsError, match="was written with another seed: choose another --out"):
+    with pytest.raises(SettingsError, match="was written with seed 0, not 1: choose another --out"):
         run("folder", *options, "--seed", 1)
 
 
@@ -474,7 +475,9 @@ def test_two_processes_train_and_go_on(folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_compiled_blocks_train_like_eager_ones(folder, tmp_path):
+def test_compiled_blocks_train_like_eager_ones(folder, tmp_path, monkeypatch):
+    compile_model = functools.partial(train.compile_model, backend="aot_eager")  # without minutes in the C++ compiler
+    monkeypatch.setattr(train, "compile_model", compile_model)
     options = ("--data_root", folder, "--iterations", 3, "--eval_every", 3)
     run("folder", *options, "--out", tmp_path / "eager")
     AcceleratorState._reset_state(True)

@@ -1,6 +1,7 @@
 """What can be known of CUDA on a CPU: devices, dtypes, layouts and waits, on fake "cuda" tensors and in real steps."""
 
 import copy
+import io
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -17,7 +18,7 @@ import step_traffic
 import train
 from pretended_cuda import WaitCounter, fake, fake_autocast
 from segmentation import evaluation, layouts
-from segmentation.autocasting import reduce_casts
+from segmentation.autocasting import _CastAll, reduce_casts
 from segmentation.models import with_synced_norms
 from segmentation.recipe import DataSettings, TrainSettings
 from segmentation.stepping import compile_model, step_if
@@ -141,6 +142,24 @@ def test_moving_averages_and_synchronized_norms_stay_on_the_device(mode):
         assert any(isinstance(module, torch.nn.SyncBatchNorm) for module in synced.modules())
 
 
+def test_a_gpu_s_group_norm_is_exported_and_traced(monkeypatch):
+    monkeypatch.setattr(GroupNorm, "forward", GroupNorm._normalize_channels_last)
+    norm, x = GroupNorm(4, 12).eval(), torch.randn(2, 12, 5, 7).contiguous(memory_format=torch.channels_last)
+    program = torch.export.export(norm, (x,)).module()
+    traced = torch.jit.trace(norm, (x,))
+    torch.jit.save(traced, io.BytesIO())
+    for one in (program, traced):
+        torch.testing.assert_close(one(x), norm(x))
+
+
+def test_unused_parameters_get_no_gradient_from_grouped_casts():
+    tensors = [torch.nn.Parameter(torch.ones(2)) for _ in range(2)]
+    used, _ = _CastAll.apply(torch.bfloat16, *tensors)
+    used.sum().backward()
+    assert tensors[0].grad.dtype == torch.float32
+    assert tensors[1].grad is None
+
+
 def test_synchronized_norms_keep_their_activations():
     model = torch.nn.Sequential(BatchNormAct2d(4))
     synced = with_synced_norms(model, True, 2, torch.device("cuda"))
@@ -227,10 +246,11 @@ def test_the_counter_sees_what_waits(trainer):
     assert all("test_pretended.py: " in line for _, line in counter.waits)
 
 
+@pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("kind", ["channels_last", "nchw"])
-def test_group_norm_of_gpus_is_that_of_torch(kind):
+def test_group_norm_of_gpus_is_that_of_torch(kind, training):
     torch.manual_seed(0)
-    norm = GroupNorm(4, 12).double()
+    norm = GroupNorm(4, 12).double().train(training)
     torch.nn.init.normal_(norm.weight)
     torch.nn.init.normal_(norm.bias)
     x, out = torch.randn(2, 12, 5, 7, dtype=torch.float64), []

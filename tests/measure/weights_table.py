@@ -1,13 +1,19 @@
-"""Print the README's table of published weights: names, results, origins, license caveats, and what was verified.
+"""Print the README's table of published weights: names, sizes, results, origins, license caveats, what was verified.
 
     python tests/measure/weights_table.py
 
 What was verified comes from `tests/golden/verified.json`, a report that `segnext-timm verify --report FILE` wrote.
 """
 
+import functools
 import json
 from pathlib import Path
 
+import timm
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from segnext_timm import SegNeXt
 from segnext_timm.checkpoints.published import (
     BACKBONE_TAGS,
     MULTI_SCALE,
@@ -32,6 +38,32 @@ def status(names, entries):
     return f"{sizes} verified; others not yet"
 
 
+def gmacs(model, side):
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model.eval()(torch.empty(1, 3, side, side, device="meta"))
+    return counter.get_total_flops() / 2e9
+
+
+@functools.cache
+def size_of_segmenter(encoder, channels, rank, classes):
+    """Millions of parameters, and GMACs at 512²."""
+    with torch.device("meta"):
+        model = SegNeXt(encoder, encoder_weights=None, decoder_channels=channels, decoder_rank=rank, classes=classes)
+    return sum(p.numel() for p in model.parameters()) / 1e6, gmacs(model, 512)
+
+
+@functools.cache
+def size_of_backbone(name, classes):
+    """Millions of parameters, and GMACs at 224²."""
+    model = timm.create_model(name, num_classes=classes, device="meta")
+    return sum(p.numel() for p in model.parameters()) / 1e6, gmacs(model, 224)
+
+
+def sizes(found):
+    """Two cells: parameters and GMACs of the variants."""
+    return [", ".join(f"{value:.1f}" for value in values) for values in zip(*found)]
+
+
 def miou(cfg):
     values = [cfg.miou.get(setting) for setting in (SINGLE_SCALE, MULTI_SCALE)]
     return " / ".join(f"{value}" for value in values if value is not None) or "not published"
@@ -40,20 +72,26 @@ def miou(cfg):
 def table(report=REPORT):
     """The table in Markdown: one row per origin and data set."""
     entries = json.loads(report.read_text(encoding="utf-8"))["checkpoints"]
-    lines = ["| name | data set | published T, S, B, L | origin | license | verified |", "|---|---|---|---|---|---|"]
+    columns = ("name", "data set", "parameters, M", "GMACs", "published, %", "origin", "verified")
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for tag, key in BACKBONE_TAGS.items():
         origin = ORIGINS[key]
         names = [f"{variant.backbone}.{tag}" for variant in VARIANTS.values()]
         top1 = ", ".join(f"{variant.top1}" for variant in VARIANTS.values()) if tag == "in1k" else "not published"
-        cells = (f"`mscan_{{t,s,b,l}}.{tag}`", "ImageNet-1k", top1, f"[{origin.name}]({origin.url})")
-        lines.append(f"| {' | '.join(cells)} | {origin.license} | {status(names, entries)} |")
+        classes = 1000 if tag == "in1k" else 0
+        found = sizes(size_of_backbone(variant.backbone, classes) for variant in VARIANTS.values())
+        cells = (f"`mscan_{{t,s,b,l}}.{tag}`", "ImageNet-1k", *found, top1, f"[{origin.name}]({origin.url})")
+        lines.append(f"| {' | '.join(cells)} | {status(names, entries)} |")
     groups = {}
     for cfg in map(get_segmenter_cfg, list_segmenters()):
         groups.setdefault(cfg.name.split(".")[1], []).append(cfg)
     for tag, cfgs in groups.items():
         origin, keys = ORIGINS[cfgs[0].origin], [cfg.variant.key for cfg in cfgs]
         name = f"`segnext_{keys[0] if len(keys) == 1 else '{' + ','.join(keys) + '}'}.{tag}`"
-        cells = (name, cfgs[0].dataset, ", ".join(map(miou, cfgs)), f"[{origin.name}]({origin.url})", origin.license)
+        found = sizes(
+            size_of_segmenter(c.encoder_name, c.decoder_channels, c.decoder_rank, c.num_classes) for c in cfgs
+        )
+        cells = (name, cfgs[0].dataset, *found, ", ".join(map(miou, cfgs)), f"[{origin.name}]({origin.url})")
         lines.append(f"| {' | '.join(cells)} | {status([cfg.name for cfg in cfgs], entries)} |")
     notes = {}
     for origin in ORIGINS.values():

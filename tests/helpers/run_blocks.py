@@ -1,0 +1,55 @@
+"""Run the code blocks of a Markdown page in order, in the current folder: `python run_blocks.py PAGE.md`.
+
+Blocks of `bash` run in bash, those of `bash fails` have to fail, those of `python` share one namespace. Blocks after
+a comment `<!-- needs: ... -->` are not run. Commands that install packages are left out.
+"""
+
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+INSTALLS = re.compile(r"^(pip install|python3 -m venv|source )")
+
+
+@dataclass
+class Block:
+    """A block: its language with options, what it needs that a test has not, its text, and its line."""
+
+    language: str
+    needs: str | None
+    text: str
+    line: int
+
+    def commands(self) -> list[str]:
+        """Lines of a bash block without comments and installations; continued lines are joined."""
+        lines = self.text.replace("\\\n", " ").splitlines()
+        lines = [re.sub(r"(^|\s+)#.*", "", line).strip() for line in lines]
+        return [line for line in lines if line and not INSTALLS.match(line)]
+
+
+def blocks(page: Path) -> list[Block]:
+    text = page.read_text(encoding="utf-8")
+    pattern = r"^(?:<!-- needs: ([^\n]*) -->\n)?```(\w[\w ]*)\n(.*?)^```"
+    found = re.finditer(pattern, text, re.DOTALL | re.MULTILINE)
+    return [Block(match[2], match[1], match[3], text[: match.start()].count("\n") + 1) for match in found]
+
+
+def main(page: Path) -> None:
+    namespace: dict = {"__name__": "__main__"}
+    for block in blocks(page):
+        where = f"{page.name}, line {block.line}"
+        if block.needs or block.language not in ("bash", "bash fails", "python"):
+            continue
+        print(f"--- {where}", flush=True)
+        if block.language == "python":
+            exec(compile(block.text, where, "exec"), namespace)
+            continue
+        done = subprocess.run(["bash", "-ec", "\n".join(block.commands())], check=False)
+        if (done.returncode != 0) != (block.language == "bash fails"):
+            sys.exit(f"{where}: exit status {done.returncode}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

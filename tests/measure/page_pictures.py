@@ -132,7 +132,8 @@ def main():
         boxes = [page.locator(name).bounding_box() for name in ("#overlay", "#run")]
         bottom = max(box["y"] + box["height"] for box in boxes)
         whole = picture(page.screenshot(clip={"x": 0, "y": 0, "width": 1100, "height": bottom + 16}))
-        whole.save(args.out / "app.png", optimize=True)
+        size = (1400, round(whole.height * 1400 / whole.width))  # below a megabyte without fewer colors
+        whole.resize(size, Image.Resampling.LANCZOS).save(args.out / "app.png", optimize=True)
         save_animation(list(frames(page)), args.out / "slider.webp")
     colors = len(np.unique(np.asarray(whole).reshape(-1, 3), axis=0))
     print(f"app.png: {whole.size}, {colors} colors, {(args.out / 'app.png').stat().st_size} bytes")

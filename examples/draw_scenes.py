@@ -1,0 +1,54 @@
+"""Write a small data folder of drawn street scenes, to try the other scripts on.
+
+python examples/draw_scenes.py data/streets                    # seven classes
+python examples/draw_scenes.py data/roads --binary road        # masks of 0 and 255: roads, and the rest
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tyro
+from PIL import Image
+from tqdm import tqdm
+
+from segmentation import scenes
+from segmentation.recipe import SettingsError, run
+
+
+@dataclass
+class Settings:
+    """What to draw."""
+
+    folder: tyro.conf.Positional[Path]
+    """The data folder to write."""
+    train: int = 40
+    """Number of training images."""
+    val: int = 8
+    """Number of validation images."""
+    size: int = 160
+    """Side of the images in pixels."""
+    binary: str | None = None
+    """Draw masks of one class: its pixels are 255, the others 0."""
+
+
+def main(argv: list[str]) -> None:
+    settings = tyro.cli(Settings, args=argv, description=__doc__.split("\n")[0], use_underscores=True)
+    if settings.binary and settings.binary not in scenes.CLASSES:
+        raise SettingsError(f"unknown class {settings.binary!r}: choose from {', '.join(scenes.CLASSES)}.")
+    for seed, (split, count) in enumerate((("train", settings.train), ("val", settings.val))):
+        for kind in ("images", "labels"):
+            (settings.folder / kind / split).mkdir(parents=True, exist_ok=True)
+        for index in tqdm(range(count), desc=split, leave=False):
+            image, labels = scenes.draw(seed, index, settings.size)
+            if settings.binary:
+                labels = np.where(labels == scenes.CLASSES.index(settings.binary), 255, 0).astype(np.uint8)
+            Image.fromarray(image).save(settings.folder / "images" / split / f"{index:03d}.jpg", quality=95)
+            Image.fromarray(labels).save(settings.folder / "labels" / split / f"{index:03d}.png")
+    names = ("background", settings.binary) if settings.binary else scenes.CLASSES
+    (settings.folder / "classes.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+    print(f"{settings.folder}: {settings.train} training and {settings.val} validation images, {len(names)} classes")
+
+
+if __name__ == "__main__":
+    run(main)

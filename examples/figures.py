@@ -1,18 +1,23 @@
-"""Pictures that explain SegNeXt: what it costs and gains, how far it sees, what its attention and its bases pick out.
+"""Pictures that explain SegNeXt: what it costs and gains, how it is built, how far it sees, what its parts pick out.
 
-    python examples/figures.py cost -o examples                        # accuracy.png: published mIoU over GMACs
-    python examples/figures.py model runs/quickstart -o examples       # attention.png, receptive_field.png, bases.png
+    python examples/figures.py hero runs/quickstart -o DIR             # hero.png: three images and their predictions
+    python examples/figures.py architecture -o DIR                     # architecture.svg: encoder, decoder, block
+    python examples/figures.py cost -o DIR                             # accuracy.png: published mIoU over GMACs
+    python examples/figures.py benchmark runs/benchmark/benchmark.json -o DIR  # benchmark.png: measured speed
+    python examples/figures.py model runs/quickstart -o DIR            # attention.png, receptive_field.png, bases.png
     python examples/figures.py model MODEL --image street.jpg -o DIR   # on an image of yours
     python examples/figures.py count                                   # counts the GMACs of `PUBLISHED` again
 
-MODEL is a published segmenter's name, a folder, or a repository on the Hugging Face Hub: a SegNeXt on MSCAN. `count`
-needs mmsegmentation 1.2.2, with mmcv-lite.
+MODEL is a published segmenter's name, a folder, or a repository on the Hugging Face Hub; for `model`, a SegNeXt on
+MSCAN. Without `--image`, the images are street scenes drawn here. `count` needs mmsegmentation 1.2.2, with mmcv-lite.
 """
 
 import argparse
+import itertools
+import json
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -22,6 +27,8 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from segmentation import scenes
+from segmentation.diagrams import draw_architecture
+from segmentation.pictures import BLUE, GRAY, INK, LIGHT, add_legend, new_figure, save, set_title
 from segnext_timm import SegNeXt, overlay, predict
 from segnext_timm.checkpoints.segmenters import load_segmenter
 from segnext_timm.models.model_info import ModelInfo
@@ -45,6 +52,7 @@ PUBLISHED = {
     "UPerNet on Swin": {"swin-tiny": (236.86, 44.41), "swin-small": (260.58, 47.72), "swin-base": (298.98, 47.99)},
     "DeepLabV3+ on ResNet": {"deeplabv3plus_r50": (177.26, 43.95), "deeplabv3plus_r101": (254.84, 45.47)},
 }  # fmt: skip
+SCENES = (2, 19, 30)  # held out by the quickstart
 CONFIGS = {
     "segnext": "segnext/{}_1xb16-adamw-160k_ade20k-512x512.py",
     "segformer": "segformer/{}_8xb2-160k_ade20k-512x512.py",
@@ -83,23 +91,78 @@ def count(names: Iterable[str] = tuple(name for family in PUBLISHED.values() for
 
 def draw_cost(path: Path) -> None:
     """Published accuracy over cost."""
-    figure, axis = plt.subplots(figsize=(8, 4.8), layout="constrained")
-    for (family, models), marker in zip(PUBLISHED.items(), "os^D"):
-        ours = family == "SegNeXt"
-        axis.plot(
-            *zip(*models.values()), marker=marker, label=family, linewidth=2.5 if ours else 1.5, zorder=3 if ours else 2
-        )
+    ours, other = PUBLISHED["SegNeXt"]["segnext_mscan-b"], PUBLISHED["UPerNet on Swin"]["swin-base"]
+    figure, axes = new_figure(4.9)
+    axis = axes[0, 0]
+    for family, marker in zip(PUBLISHED, "os^D"):
+        models, own = PUBLISHED[family], family == "SegNeXt"
+        color = BLUE if own else GRAY
+        axis.plot(*zip(*models.values()), marker=marker, color=color, linewidth=2.5 if own else 1.3, zorder=3)
         for name, point in models.items():
             short = name.replace("_", "-").split("-")[-1]
             short = {"tiny": "T", "small": "S", "base": "B"}.get(short, short.upper())
-            axis.annotate(short, point, (5, -11), textcoords="offset points", fontsize=9)
-    axis.set(xscale="log", xlabel="GMACs of a 512×512 image", ylabel="mIoU on ADE20K val, single scale, %")
+            text = f"{short}  {point[1]:.1f}" if own else short
+            offset = (-8, 5) if own else (-10, 7) if short == "B4" else (7, -11)  # B4: beside the dashed line
+            axis.annotate(text, point, offset, textcoords="offset points", fontsize=9.5,
+                          color=color, ha="right" if own else "left", weight="bold" if own else "normal")  # fmt: skip
+    for family, place in zip(PUBLISHED, ((22, 49.3), (55, 45.4), (270, 48.6), (215, 42.5))):
+        own = family == "SegNeXt"
+        axis.text(*place, family, fontsize=11, color=BLUE if own else GRAY, weight="bold" if own else "normal",
+                  ha="center")  # fmt: skip
+    axis.annotate("", other, ours, arrowprops={"arrowstyle": "<->", "color": BLUE, "linestyle": (0, (4, 3))})
+    middle = ((ours[0] * other[0]) ** 0.5 * 1.25, ours[1] - 0.12)
+    axis.annotate(f"{other[0] / ours[0]:.1f}× fewer GMACs", middle, ha="center", va="top", fontsize=9.5, color=BLUE)
+    axis.set(xscale="log", xlim=(3.9, 420))
     axis.set_xticks([5, 10, 20, 50, 100, 200], labels=["5", "10", "20", "50", "100", "200"])
     axis.minorticks_off()
-    axis.grid(alpha=0.3)
-    axis.legend(frameon=False, loc="lower right")
-    figure.savefig(path, dpi=70)
-    plt.close(figure)
+    axis.set_xlabel("GMACs of a 512×512 image, logarithmic", fontsize=9.5, color=INK)
+    axis.set_title("mIoU on ADE20K val, single scale, %", loc="left", fontsize=9.5, color=INK)
+    axis.grid(alpha=0.4, color=LIGHT)
+    note = "mIoU as mmsegmentation 1.2.2 publishes it; GMACs as figures.py counts them."
+    set_title(figure, "SegNeXt-B is as accurate as UPerNet on Swin-B, with a tenth of the GMACs", note)
+    save(figure, path)
+
+
+def _crop(picture: np.ndarray, aspect: float) -> np.ndarray:
+    """Cut the middle of a picture, of an aspect (height / width)."""
+    height, width = picture.shape[:2]
+    rows, columns = min(height, round(width * aspect)), min(width, round(height / aspect))
+    top, left = (height - rows) // 2, (width - columns) // 2
+    return picture[top : top + rows, left : left + columns]
+
+
+def draw_hero(model: torch.nn.Module, images: Sequence[np.ndarray], path: Path) -> None:
+    """Images above their predictions, with one legend of the classes that occur."""
+    info = ModelInfo(model)
+    figure, axes = new_figure(2 * 0.73 * (7.84 / len(images) - 0.08) + 1.1, 2, len(images))
+    figure.get_layout_engine().set(w_pad=0.04, h_pad=0.06, wspace=0, hspace=0, rect=(0.01, 0.01, 0.98, 0.98))
+    present = set()
+    for column, image in zip(axes.T, images):
+        labels = predict(model, image)
+        over = np.asarray(overlay(image, labels, info.label_names, info.palette, alpha=0.65, legend=False))
+        present |= set(np.unique(_crop(labels, 0.73)).tolist())
+        for axis, picture in zip(column, (image, over)):
+            axis.imshow(_crop(picture, 0.73), interpolation="bicubic")
+            axis.set_axis_off()
+    add_legend(figure, sorted(present), info.label_names, info.palette)
+    set_title(figure, "SegNeXt names every pixel of an image")
+    save(figure, path, smooth=True)
+
+
+def draw_benchmark(file: Path, path: Path) -> None:
+    """What `benchmark.py` measured: speeds, or times over the number of pixels."""
+    import benchmark
+
+    content = json.loads(file.read_text(encoding="utf-8"))
+    results = [benchmark.Result(**result) for result in content["results"]]
+    groups = [list(group) for _, group in itertools.groupby(results, lambda r: (r.task, r.height, r.width, r.batch))]
+    host, first = content["machine"], results[0]
+    title = f"{host['device']}, {host['threads']} threads, torch {host['torch'].split('+')[0]}"
+    if all((r.height, r.width, r.batch) == (first.height, first.width, first.batch) for r in results):
+        title += (
+            f"; images of {first.height}×{first.width}, batch {first.batch}, {content['settings']['classes']} classes"
+        )
+    benchmark.draw(groups, path, title)
 
 
 def _prepare(model: torch.nn.Module, image: np.ndarray) -> torch.Tensor:
@@ -107,12 +170,14 @@ def _prepare(model: torch.nn.Module, image: np.ndarray) -> torch.Tensor:
     return ((read_image(image) / 255 - mean) / std)[None]
 
 
-def _panels(count: int, titles: list[str]) -> tuple[plt.Figure, np.ndarray]:
-    figure, axes = plt.subplots(1, count, figsize=(2.4 * count, 2.75), layout="constrained")
-    for axis, title in zip(axes, titles):
-        axis.set_title(title, fontsize=10)
+def _panels(titles: Sequence[str], rows: int = 1) -> tuple[plt.Figure, list[plt.Axes]]:
+    columns = -(-len(titles) // rows)
+    figure, axes = new_figure(rows * (7.84 / columns + 0.22) + 0.7, rows, columns)
+    figure.get_layout_engine().set(w_pad=0.04, h_pad=0.06, wspace=0, hspace=0, rect=(0.01, 0, 0.98, 1))
+    for axis, title in itertools.zip_longest(axes.flat, titles, fillvalue=""):
+        axis.set_title(title, fontsize=9.5, color=INK)
         axis.set_axis_off()
-    return figure, axes
+    return figure, list(axes.flat)
 
 
 def _enlarged(maps: torch.Tensor, size: tuple[int, int]) -> np.ndarray:
@@ -134,12 +199,13 @@ def draw_attention(model: SegNeXt, image: np.ndarray, path: Path) -> None:
         model(_prepare(model, image))
     for hook in hooks:
         hook.remove()
-    figure, axes = _panels(1 + len(gates), ["image", *(f"stage {i + 1}, stride {4 << i}" for i in range(len(gates)))])
+    figure, axes = _panels(["image", *(f"stage {i + 1}, stride {4 << i}" for i in range(len(gates)))])
     axes[0].imshow(image)
     for axis, gate in zip(axes[1:], gates):
         axis.imshow(_enlarged(gate[0].abs().mean(0), image.shape[:2]), cmap="magma")
-    figure.savefig(path, dpi=70)
-    plt.close(figure)
+    note = "Mean magnitude over the channels in each stage's last block; brightest: the largest of the stage."
+    set_title(figure, "Where the attention of each stage is strong", note)
+    save(figure, path, smooth=True)
 
 
 def draw_receptive_field(model: SegNeXt, images: list[np.ndarray], path: Path) -> None:
@@ -158,20 +224,29 @@ def draw_receptive_field(model: SegNeXt, images: list[np.ndarray], path: Path) -
             (gradient,) = torch.autograd.grad(center, x, retain_graph=True)
             found.append(gradient[0].abs().sum(0))
         fields = found if fields is None else [a + b for a, b in zip(fields, found)]
-    figure, axes = _panels(len(fields), [f"stage {i + 1}" for i in range(len(fields))])
+    figure, axes = _panels([f"stage {i + 1}, stride {4 << i}" for i in range(len(fields))])
+    sides = []
     for axis, field in zip(axes, fields):
         height, width = field.shape
-        total, side = field.sum(), 1
+        total, reach_90 = field.sum(), 1
         rows, columns = (torch.arange(n) - n // 2 for n in (height, width))
         reach = torch.maximum(rows.abs()[:, None], columns.abs()[None])
-        while side < max(height, width) // 2 and field[reach <= side].sum() < 0.9 * total:
-            side += 1
+        while reach_90 < max(height, width) // 2 and field[reach <= reach_90].sum() < 0.9 * total:
+            reach_90 += 1
         axis.imshow((field / field.max()).sqrt(), cmap="magma")
-        corner = (width // 2 - side, height // 2 - side)
-        axis.add_patch(plt.Rectangle(corner, 2 * side, 2 * side, fill=False, color="white", linewidth=0.8))
-        axis.set_title(f"{axis.get_title()}: {2 * side + 1} pixels", fontsize=10)
-    figure.savefig(path, dpi=70)
-    plt.close(figure)
+        corner = (width // 2 - reach_90, height // 2 - reach_90)
+        axis.add_patch(plt.Rectangle(corner, 2 * reach_90, 2 * reach_90, fill=False, color="white", linewidth=1.2))
+        sides.append(min(2 * reach_90 + 1, max(height, width)))
+        small = sides[-1] < 0.3 * height  # its label does not fit into the square
+        bottom = height // 2 + reach_90 + (0.02 if small else -0.02) * height
+        style = {"ha": "center", "va": "top" if small else "bottom", "color": "white", "fontsize": 10, "weight": "bold"}
+        axis.text(width // 2, bottom, f"{sides[-1]} px", **style)
+    height, width = fields[0].shape
+    note = (
+        f"Gradient of a stage's central feature over the pixels of {width}×{height} images; squares hold nine tenths."
+    )
+    set_title(figure, f"How far a feature sees, stage by stage: {', '.join(map(str, sides))} pixels across", note)
+    save(figure, path, smooth=True)
 
 
 def draw_bases(model: SegNeXt, image: np.ndarray, path: Path, shown: int = 6) -> None:
@@ -183,43 +258,82 @@ def draw_bases(model: SegNeXt, image: np.ndarray, path: Path, shown: int = 6) ->
     bases, maps = (factor[0] for factor in model.decoder.hamburger.nmf.decompose(taken[0].float()))
     strength = bases.norm(dim=0) * maps.flatten(1).norm(dim=1)
     order = strength.argsort(descending=True)[:shown]
-    figure, axes = _panels(2 + len(order), ["image", "prediction", *(f"basis {i + 1}" for i in range(len(order)))])
-    axes[0].imshow(image)
     info = ModelInfo(model)
+    titles = [f"basis {i + 1}: {_main_class(maps[index], labels, info)}" for i, index in enumerate(order)]
+    figure, axes = _panels(["image", "prediction", *titles], rows=2)
+    axes[0].imshow(image)
     axes[1].imshow(overlay(image, labels, info.label_names, info.palette, alpha=0.7, legend=False))
     for axis, index in zip(axes[2:], order):
         axis.imshow(_enlarged(maps[index], image.shape[:2]), cmap="viridis")
-    figure.savefig(path, dpi=70)
-    plt.close(figure)
+    note = "Bright: used much. Percent: how much of a basis's use lies on that class in the prediction."
+    set_title(figure, f"Where the {len(order)} strongest of {len(maps)} bases are used", note)
+    save(figure, path, smooth=True)
 
 
-def main(argv: list[str] | None = None) -> None:
+def _main_class(use: torch.Tensor, labels: np.ndarray, info: ModelInfo) -> str:
+    """Name and share of the class on which most of a map (H, W) lies."""
+    amounts = np.bincount(labels.ravel(), _enlarged(use, labels.shape).ravel())
+    return f"{amounts.max() / max(amounts.sum(), 1e-9):.0%} {info.label_names[amounts.argmax()]}"
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("count", help="count the GMACs of the models in the plot of the cost")
     cost = commands.add_parser("cost", help="draw accuracy over cost")
+    architecture = commands.add_parser("architecture", help="draw the parts of SegNeXt-T")
+    measured = commands.add_parser("benchmark", help="draw what benchmark.py measured")
+    measured.add_argument("json", type=Path, help="benchmark.json")
+    hero = commands.add_parser("hero", help="draw images and their predictions")
     drawn = commands.add_parser("model", help="draw what a model does with an image")
-    drawn.add_argument("model", help="published name, folder, or repository on the Hub")
-    drawn.add_argument("--image", type=Path, help="image file; a street scene drawn here by default")
-    for command in (cost, drawn):
+    for command in (hero, drawn):
+        command.add_argument("model", help="published name, folder, or repository on the Hub")
+    hero.add_argument("--image", type=Path, nargs="+", help="image files, best three; street scenes by default")
+    drawn.add_argument("--image", type=Path, help="image file; a street scene by default")
+    for command in (cost, architecture, measured, hero, drawn):
         command.add_argument("-o", "--out", type=Path, default=Path(), help="folder of the pictures")
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def _read(file: Path) -> np.ndarray:
+    return read_image(file).permute(1, 2, 0).numpy()
+
+
+def draw_model(args: argparse.Namespace) -> list[str]:
+    """Draw what a model does with an image. Returns the names of the pictures."""
+    model = load_segmenter(args.model)
+    if args.command == "hero":
+        images = [_read(file) for file in args.image or ()] or [scenes.draw(1, index, 256)[0] for index in SCENES]
+        draw_hero(model, images, args.out / "hero.png")
+        return ["hero.png"]
+    if not isinstance(model, SegNeXt) or "mscan" not in model.config["encoder_name"]:
+        raise ValueError(f"{args.model}: these pictures are of a SegNeXt on MSCAN.")
+    image = _read(args.image) if args.image else scenes.draw(1, SCENES[0], 256)[0]
+    draw_attention(model, image, args.out / "attention.png")
+    several = [image] if args.image else [scenes.draw(1, index, 512)[0] for index in range(8)]
+    draw_receptive_field(model, several, args.out / "receptive_field.png")
+    draw_bases(model, image, args.out / "bases.png")
+    return ["attention.png", "receptive_field.png", "bases.png"]
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
     if args.command == "count":
         count()
         return
     args.out.mkdir(parents=True, exist_ok=True)
     if args.command == "cost":
-        draw_cost(args.out / "accuracy.png")
-        return
-    model = load_segmenter(args.model)
-    if not isinstance(model, SegNeXt) or "mscan" not in model.config["encoder_name"]:
-        raise ValueError(f"{args.model}: these pictures are of a SegNeXt on MSCAN.")
-    image = read_image(args.image).permute(1, 2, 0).numpy() if args.image else scenes.draw(1, 0, 128)[0]
-    draw_attention(model, image, args.out / "attention.png")
-    several = [image] if args.image else [scenes.draw(1, index, 256)[0] for index in range(8)]
-    draw_receptive_field(model, several, args.out / "receptive_field.png")
-    draw_bases(model, image, args.out / "bases.png")
-    print(f"Wrote attention.png, receptive_field.png and bases.png to {args.out}.")
+        written = ["accuracy.png"]
+        draw_cost(args.out / written[0])
+    elif args.command == "architecture":
+        written = ["architecture.svg"]
+        draw_architecture(args.out / written[0])
+    elif args.command == "benchmark":
+        written = ["benchmark.png"]
+        draw_benchmark(args.json, args.out / written[0])
+    else:
+        written = draw_model(args)
+    print(f"Wrote {', '.join(written)} to {args.out}.")
 
 
 if __name__ == "__main__":

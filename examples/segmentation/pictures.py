@@ -1,22 +1,115 @@
-"""Pictures of predictions and of training."""
+"""Pictures of predictions, of training and of measured speed: 8 inches wide, for pages of white or dark background."""
 
+import io
+import itertools
+import re
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
 import numpy as np
+from PIL import Image
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from segnext_timm.label_sets import Color
 from segnext_timm.prediction.drawing import colored
 
+WIDTH = 8.0  # inches, of every picture
+INK, GRAY, LIGHT, BLUE, PALE_BLUE = "#1f2328", "#656d76", "#b7bec6", "#0b5cad", "#7fb2e5"
+LINES = (BLUE, "#c2410c", "#15803d", "#7c3aed", "#a16207", "#be185d", "#0e7490", GRAY)
+TASKS = {
+    "logits": "Logits: a score per class and pixel",
+    "labels": "Labels: the best class of each pixel",
+    "train": "A step of training",
+}
+_ARCHITECTURES = {
+    "segnext": "SegNeXt",
+    "segformer": "SegFormer",
+    "upernet": "UPerNet",
+    "unet": "U-Net",
+    "fpn": "FPN",
+    "pspnet": "PSPNet",
+    "deeplabv3": "DeepLabV3",
+    "deeplabv3plus": "DeepLabV3+",
+}
+_WAYS = {
+    "eager": "",
+    "bf16": "bfloat16 autocast",
+    "fp16": "float16 autocast",
+    "compile": "torch.compile",
+    "graph": "CUDA graph",
+    "memory": "memory options",
+    "onnx": "ONNX Runtime",
+    "openvino": "OpenVINO",
+    "litert": "LiteRT",
+    "aotinductor": "AOTInductor",
+}
 
-def _legend(figure: plt.Figure, present: Iterable[int], classes: Sequence[str], palette: Sequence[Color]) -> None:
+
+def new_figure(height: float, rows: int = 1, columns: int = 1, **kwargs) -> tuple[plt.Figure, np.ndarray]:
+    """Create a white figure of a height in inches, with a margin, and its axes (rows, columns)."""
+    figure, axes = plt.subplots(rows, columns, figsize=(WIDTH, height), squeeze=False, layout="constrained", **kwargs)
+    figure.set_facecolor("white")
+    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
+    for axis in axes.flat:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.spines[["left", "bottom"]].set_color(LIGHT)
+        axis.tick_params(which="both", colors=INK, labelsize=9, length=0)
+    return figure, axes
+
+
+def set_title(figure: plt.Figure, title: str, note: str = "") -> None:
+    """Write the message of a figure above it, and where its numbers come from below it."""
+    figure.suptitle(textwrap.fill(title, 72), x=0.012, ha="left", fontsize=12, weight="bold", color=INK)
+    if note:
+        figure.supxlabel(textwrap.fill(note, 115), x=0.012, ha="left", fontsize=9, color=GRAY)
+
+
+def save(figure: plt.Figure, path: Path, smooth: bool = False) -> None:
+    """Write a figure as a PNG of 256 colors, 1600 pixels wide, twice what a page shows, and close it.
+
+    Args:
+        figure: The figure.
+        path: The picture.
+        smooth: Mix colors that are not among the 256 from dots: for photos and maps, in larger files.
+    """
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=200)
+    plt.close(figure)
+    with Image.open(drawn) as picture:
+        full = picture.convert("RGB")
+    # of some pixels, since it is slow; unlike other methods, this one keeps the colors of few, such as a legend's
+    some = full.resize((full.width // 4, full.height // 4), Image.Resampling.NEAREST)
+    reduced = some.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=2)
+    colors = np.array(reduced.getpalette()).reshape(-1, 3)
+    colors[colors.min(1) >= 244] = 255  # the paper's; Pillow takes near colors for equal
+    reduced.putpalette(colors.ravel().tolist())
+    dither = Image.Dither.FLOYDSTEINBERG if smooth else Image.Dither.NONE
+    full.quantize(palette=reduced, dither=dither).save(path, format="PNG", optimize=True)
+
+
+def add_legend(figure: plt.Figure, present: Iterable[int], classes: Sequence[str], palette: Sequence[Color]) -> None:
+    """Write the names and colors of the labels that are present below a figure; labels beyond the classes are black."""
+    present = list(present)
     handles = [Patch(color=np.array(palette[i]) / 255, label=classes[i]) for i in present if i < len(classes)]
-    figure.legend(handles=handles, loc="outside lower center", ncols=max(min(len(handles), 7), 1), frameon=False)
+    if len(handles) < len(present):
+        handles.append(Patch(color="black", label="ignored"))
+    figure.legend(
+        handles=handles,
+        loc="outside lower center",
+        ncols=max(min(len(handles), 8), 1),
+        frameon=False,
+        fontsize=10,
+        labelcolor=INK,
+        handlelength=1.2,
+        handleheight=1.2,
+        columnspacing=1.6,
+    )
 
 
 def draw_samples(
@@ -36,16 +129,15 @@ def draw_samples(
         path: The picture.
     """
     rows = -(-len(samples) // 4)
-    figure, axes = plt.subplots(rows, 4, figsize=(12, 3.1 * rows), squeeze=False, layout="constrained")
+    figure, axes = new_figure(2.1 * rows + 0.4, rows, 4)
     for axis in axes.flat:
         axis.set_axis_off()
     for axis, (image, labels) in zip(axes.flat, samples):
         over = np.where((labels == ignore_index)[..., None], image, colored(labels, palette) / 255)
         axis.imshow(0.5 * image + 0.5 * over, interpolation="nearest")
     present = np.unique(np.concatenate([np.unique(labels) for _, labels in samples]))
-    _legend(figure, present, classes, palette)
-    figure.savefig(path, dpi=80)
-    plt.close(figure)
+    add_legend(figure, present[present < len(classes)], classes, palette)
+    save(figure, path)
 
 
 def draw_predictions(
@@ -57,25 +149,35 @@ def draw_predictions(
     """Draw image, truth and prediction side by side, with a legend of the classes that occur.
 
     Args:
-        samples: Image (H, W, 3), true labels and predicted labels (H, W) of each row.
+        samples: Image (H, W, 3), true labels and predicted labels (H, W) of each. Pixels whose true label is no class
+            are black in the truth, and do not count in the title.
         classes: Name of each class.
         palette: Color of each class.
         path: The picture.
     """
     aspect = max(image.shape[0] / image.shape[1] for image, _, _ in samples)
-    size = (9, 3 * aspect * len(samples) + 1)
-    figure, axes = plt.subplots(len(samples), 3, figsize=size, squeeze=False, layout="constrained")
-    for axis, title in zip(axes[0], ("image", "truth", "prediction")):
-        axis.set_title(title)
-    for row, (image, truth, prediction) in zip(axes, samples):
+    across = 2 if aspect > 0.7 and len(samples) > 1 else 1  # samples in a row
+    rows = -(-len(samples) // across)
+    widths = [1, 1, 1, 0.05, 1, 1, 1][: 4 * across - 1]
+    height = rows * (0.96 * WIDTH / sum(widths) * aspect + 0.02) + 1
+    figure, axes = new_figure(height, rows, len(widths), width_ratios=widths)
+    figure.get_layout_engine().set(w_pad=0.03, h_pad=0.05, wspace=0, hspace=0, rect=(0.01, 0.01, 0.98, 0.98))
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for axis, title in zip(axes[0], ("image", "truth", "prediction", "", "image", "truth", "prediction")):
+        axis.set_title(title, fontsize=10, color=INK)
+    correct = counted = 0
+    for place, (image, truth, prediction) in enumerate(samples):
+        valid = truth < len(classes)
+        correct, counted = correct + (truth == prediction)[valid].sum(), counted + valid.sum()
+        first = 4 * (place % across)
         pictures = (image, colored(truth, palette), colored(prediction, palette))
-        for axis, picture in zip(row, pictures):
+        for axis, picture in zip(axes[place // across, first : first + 3], pictures):
             axis.imshow(picture, interpolation="nearest")
-            axis.set_axis_off()
+    set_title(figure, f"{correct / max(counted, 1):.0%} of these pixels are labeled correctly")
     present = np.unique(np.concatenate([np.unique(labels) for sample in samples for labels in sample[1:]]))
-    _legend(figure, present, classes, palette)
-    figure.savefig(path, dpi=80)
-    plt.close(figure)
+    add_legend(figure, present, classes, palette)
+    save(figure, path)
 
 
 def draw_training(losses: Sequence[float], mious: Sequence[tuple[int, float]], path: Path, loss: str) -> None:
@@ -90,61 +192,147 @@ def draw_training(losses: Sequence[float], mious: Sequence[tuple[int, float]], p
     losses = np.array(losses)
     window = max(len(losses) // 40, 1)
     smooth = np.convolve(losses, np.ones(window) / window, "valid")
-    figure, axis = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    axis.plot(np.arange(1, len(losses) + 1), losses, color="tab:blue", alpha=0.25, linewidth=0.8)
-    axis.plot(np.arange(window, len(losses) + 1), smooth, color="tab:blue", label=f"loss, mean of {window} steps")
-    axis.set(xlabel="step", ylabel=f"loss ({loss})", ylim=(0, None))
-    twin = axis.twinx()
+    figure, axes = new_figure(4.6, 2, sharex=True)
+    upper, lower = axes[:, 0]
+    for axis in (upper, lower):
+        axis.grid(alpha=0.4, color=LIGHT)
+    upper.set(ylim=(0, 1))
+    upper.set_title("mIoU on held-out images", loc="left", fontsize=10, color=BLUE)
     if mious:
-        twin.plot(*zip(*mious), "o-", color="tab:orange", label="mIoU on held-out images")
-    twin.set(ylabel="mIoU", ylim=(0, 1))
-    figure.legend(loc="outside upper center", ncols=2, frameon=False)
-    figure.savefig(path, dpi=80)
-    plt.close(figure)
+        upper.plot(*zip(*mious), "o-", color=BLUE)
+        upper.annotate(f"{mious[-1][1]:.3f}", mious[-1], (0, -16), textcoords="offset points", ha="center", color=BLUE)
+    lower.plot(np.arange(1, len(losses) + 1), losses, color=LINES[1], alpha=0.25, linewidth=0.8)
+    lower.plot(np.arange(window, len(losses) + 1), smooth, color=LINES[1])
+    mean = f", mean of {window} steps" if window > 1 else ""
+    lower.set_title(f"Loss: {loss}{mean}", loc="left", fontsize=10, color=LINES[1])
+    lower.set(ylim=(0, None))
+    lower.set_xlabel("step", fontsize=9, color=INK)
+    reached = f"mIoU {mious[-1][1]:.3f}" if mious else f"Loss {smooth[-1]:.3f}"
+    set_title(figure, f"{reached} after {len(losses)} steps")
+    save(figure, path)
+
+
+def model_name(model: str) -> str:
+    """Name a model of the benchmark for people: `segnext_t` is SegNeXt-T, `segformer:mit_b0` SegFormer MiT-B0."""
+    if match := re.fullmatch(r"(segnext|mscan|mmseg)_([tsbl])", model):
+        kind = {"segnext": "SegNeXt", "mscan": "MSCAN", "mmseg": "mmsegmentation SegNeXt"}[match[1]]
+        return f"{kind}-{match[2].upper()}"
+    if ":" in model:
+        architecture, encoder = model.split(":", 1)
+        return f"{_ARCHITECTURES.get(architecture, architecture)} {model_name(encoder.removeprefix('tu-'))}"
+    if match := re.fullmatch(r"mit_(b\d)", model):
+        return f"MiT-{match[1].upper()}"
+    if match := re.fullmatch(r"(resnet|convnext)_?(\w+)", model):
+        return f"{ {'resnet': 'ResNet', 'convnext': 'ConvNeXt'}[match[1]] }-{match[2].capitalize()}"
+    return model
+
+
+def contender_name(contender: str) -> str:
+    """Name a contender of the benchmark for people: `segnext_t@onnx:int8` is SegNeXt-T, ONNX Runtime, INT8."""
+    model, _, run = contender.partition("@")
+    way, *options = run.split(":")
+    options = [{"int8": "INT8", "fp16": "FP16"}.get(option, option) for option in options]
+    return ", ".join(filter(None, (model_name(model), _WAYS.get(way, way), *options)))
+
+
+def _comparison(speeds: Mapping[str, float], reference: str, several: bool) -> str:
+    best = max(speeds, key=lambda name: speeds[name])
+    if best == reference or speeds[best] < 1.05:
+        return f"{contender_name(reference)} is about as fast as the fastest"
+    up_to = "up to " if several else ""
+    return f"{contender_name(best)}: {up_to}{speeds[best]:.1f}× as fast as {contender_name(reference)}"
 
 
 def draw_bars(speeds: Mapping[str, Mapping[str, float]], path: Path, title: str) -> None:
-    """Draw how many times as fast as the first contender each is, a panel a task.
+    """Draw how many times as fast as the first contender each is, the fastest first, a panel a task.
 
     Args:
         speeds: Task to contender to speed.
         path: The picture.
         title: Where this was measured.
     """
-    height = 0.34 * sum(len(bars) + 1.6 for bars in speeds.values()) + 0.5
-    ratios = [len(bars) + 1 for bars in speeds.values()]
-    figure, axes = plt.subplots(
-        len(speeds), figsize=(8, height), squeeze=False, sharex=True, height_ratios=ratios, layout="constrained"
-    )
+    rows = [len(bars) + 0.6 for bars in speeds.values()]
+    figure, axes = new_figure(0.27 * sum(rows) + 0.35 * len(rows) + 0.9, len(speeds), sharex=True, height_ratios=rows)
+    highest: dict[str, float] = {}
     for axis, (task, bars) in zip(axes[:, 0], speeds.items()):
-        names = list(bars)[::-1]
-        colors = ["tab:gray" if name == names[-1] else "tab:blue" for name in names]
-        drawn = axis.barh(names, [bars[name] for name in names], color=colors)
-        axis.bar_label(drawn, fmt="%.2f×", padding=3, bbox={"color": "white", "pad": 0.5})
-        axis.axvline(1, color="black", linewidth=0.8, zorder=0)
-        axis.set_title(task, loc="left")
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.margins(x=0.1)
-    axes[-1, 0].set_xlabel(f"times the speed of {next(iter(bars))}\n{title}")
-    figure.savefig(path, dpi=80)
-    plt.close(figure)
+        reference = next(iter(bars))
+        names = sorted(bars, key=lambda name: bars[name])
+        for name in names:
+            highest[name] = max(highest.get(name, 0), bars[name])
+        ours = [name.startswith(("segnext", "mscan")) for name in names]
+        colors = [GRAY if name == reference else BLUE if own else LIGHT for name, own in zip(names, ours)]
+        drawn = axis.barh([contender_name(name) for name in names], [bars[name] for name in names], 0.72, color=colors)
+        labels = axis.bar_label(drawn, fmt="%.1f×", padding=4, fontsize=9.5, color=INK)
+        for label in labels:
+            label.set_bbox({"color": "white", "pad": 0.5})
+        labels[-1].set_weight("bold")
+        axis.axvline(1, color=GRAY, linewidth=0.8, linestyle=(0, (3, 3)), zorder=0)
+        axis.set_title(TASKS.get(task, task), loc="left", fontsize=10, color=INK)
+        axis.spines["bottom"].set_visible(False)
+        axis.set_xticks([])
+        axis.margins(x=0.1, y=0.02)
+    set_title(figure, _comparison(highest, reference, len(speeds) > 1), f"× the speed of the gray bar. {_plain(title)}")
+    save(figure, path)
+
+
+def _plain(title: str) -> str:
+    return re.sub(r"\((R|TM)\)", "", title)
+
+
+def _spread(positions: Sequence[float], gap: float) -> list[float]:
+    """Move positions apart, in their order, until neighbors are `gap` apart; their mean stays."""
+    moved = list(positions)
+    order = sorted(range(len(moved)), key=lambda i: moved[i])
+    for before, after in itertools.pairwise(order):
+        moved[after] = max(moved[after], moved[before] + gap)
+    shift = (sum(positions) - sum(moved)) / len(moved)
+    return [position + shift for position in moved]
+
+
+def _draw_lines(axis: plt.Axes, lines: Mapping[str, Sequence[tuple[float, float]]]) -> None:
+    values = [ms for points in lines.values() for _, ms in points]
+    last = {name: max(points) for name, points in lines.items()}
+    gap = 0.09 * max(np.log10(max(values) / min(values)), 0.1)
+    heights = _spread([float(np.log10(ms)) for _, ms in last.values()], gap)
+    right = max(megapixels for megapixels, _ in last.values())
+    for (name, points), height, color in zip(lines.items(), heights, LINES * len(lines)):
+        axis.plot(*zip(*sorted(points)), "o-", color=color, markersize=4)
+        axis.annotate(
+            f"{contender_name(name)}, {last[name][1]:.0f} ms",
+            (right, 10**height),
+            (8, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=9,
+            color=color,
+            annotation_clip=False,
+        )
+    axis.set(xscale="log", yscale="log")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_xticks(sorted({megapixels for points in lines.values() for megapixels, _ in points}))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2g}"))
+    for ticks in (axis.xaxis, axis.yaxis):
+        ticks.set_minor_formatter(NullFormatter())
+    axis.grid(alpha=0.4, color=LIGHT)
 
 
 def draw_growth(curves: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], path: Path, title: str) -> None:
-    """Draw time over megapixels, a panel a task.
+    """Draw time over megapixels, a panel a task, each line with its name at its end.
 
     Args:
         curves: Task to contender to its points, megapixels of a batch and milliseconds.
         path: The picture.
         title: Where this was measured.
     """
-    figure, axes = plt.subplots(1, len(curves), figsize=(5.5 * len(curves), 4.5), squeeze=False, layout="constrained")
-    for axis, (task, lines) in zip(axes[0], curves.items()):
-        for name, points in lines.items():
-            axis.plot(*zip(*sorted(points)), "o-", label=name)
-        axis.set(title=task, xlabel="megapixels of a batch", ylabel="ms", xscale="log", yscale="log")
-        axis.grid(alpha=0.3)
-        axis.legend(frameon=False)
-    figure.suptitle(title, fontsize="medium")
-    figure.savefig(path, dpi=80)
-    plt.close(figure)
+    figure, axes = new_figure(3.4 * len(curves) + 0.6, len(curves), sharex=True)
+    for axis, (task, lines) in zip(axes[:, 0], curves.items()):
+        _draw_lines(axis, lines)
+        axis.set_title(f"{TASKS.get(task, task)}, ms", loc="left", fontsize=10, color=INK)
+    axes[-1, 0].set_xlabel("megapixels of a batch", fontsize=9, color=INK)
+    first = next(iter(curves.values()))
+    reference = next(iter(first))
+    size, slowest = max(first[reference])
+    speeds = {name: slowest / dict(points)[size] for name, points in first.items() if size in dict(points)}
+    set_title(figure, f"{_comparison(speeds, reference, False)}, at {size:.3g}\u00a0megapixels", _plain(title))
+    save(figure, path)

@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 import figures
+from segmentation.diagrams import draw_architecture
 from segmentation.pictures import contender_name
 
 
@@ -50,7 +51,13 @@ def test_the_title_of_the_cost_agrees_with_its_numbers():
     assert ours[0] / other[0] == pytest.approx(0.1, abs=0.005)
 
 
-def test_the_architecture_is_drawn_the_same_every_time(tmp_path):
+@pytest.mark.parametrize("variant", "tsbl")
+def test_the_architecture_is_drawn_of_every_size(variant, tmp_path):
+    draw_architecture(tmp_path / "architecture.png", variant)
+    assert drawn(tmp_path / "architecture.png")
+
+
+def test_the_architecture_is_the_same_file_every_time(tmp_path):
     for name in ("a", "b"):
         figures.main(["architecture", "-o", str(tmp_path / name)])
     a, b = ((tmp_path / name / "architecture.svg").read_bytes() for name in ("a", "b"))

@@ -146,7 +146,7 @@ def draw_hero(model: torch.nn.Module, images: Sequence[np.ndarray], path: Path) 
             axis.set_axis_off()
     add_legend(figure, sorted(present), info.label_names, info.palette)
     set_title(figure, "SegNeXt names every pixel of an image")
-    save(figure, path, smooth=True)
+    save(figure, path, smooth=True, exact=[info.palette[label] for label in present])
 
 
 def draw_benchmark(file: Path, path: Path) -> None:

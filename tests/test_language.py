@@ -50,6 +50,7 @@ def test_prose_is_plain(path):
     assert not found
 
 
+@pytest.mark.slow
 def test_spelling():
     pytest.importorskip("codespell_lib")
     done = subprocess.run([sys.executable, "-m", "codespell_lib"], cwd=ROOT, capture_output=True, text=True)

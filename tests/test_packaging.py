@@ -108,6 +108,7 @@ def test_the_long_description_has_no_relative_link_or_picture(metadata):
     assert re.findall(r"^#+ .*", text, re.M) == re.findall(r"^#+ .*", readme, re.M)
 
 
+@pytest.mark.slow
 def test_an_index_can_render_the_long_description(archives):
     pytest.importorskip("twine")
     files = [str(path) for path in archives.iterdir() if path.suffix in (".whl", ".gz")]

@@ -70,13 +70,14 @@ def set_title(figure: plt.Figure, title: str, note: str = "") -> None:
         figure.supxlabel(textwrap.fill(note, 115), x=0.012, ha="left", fontsize=9, color=GRAY)
 
 
-def save(figure: plt.Figure, path: Path, smooth: bool = False) -> None:
+def save(figure: plt.Figure, path: Path, smooth: bool = False, exact: Iterable[Color] = ()) -> None:
     """Write a figure as a PNG of 256 colors, 1600 pixels wide, twice what a page shows, and close it.
 
     Args:
         figure: The figure.
         path: The picture.
         smooth: Mix colors that are not among the 256 from dots: for photos and maps, in larger files.
+        exact: Colors that have to be among the 256, such as a legend's.
     """
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=200)
@@ -88,6 +89,8 @@ def save(figure: plt.Figure, path: Path, smooth: bool = False) -> None:
     reduced = some.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=2)
     colors = np.array(reduced.getpalette()).reshape(-1, 3)
     colors[colors.min(1) >= 244] = 255  # the paper's; Pillow takes near colors for equal
+    for color in exact:
+        colors[np.abs(colors - color).sum(1).argmin()] = color
     reduced.putpalette(colors.ravel().tolist())
     dither = Image.Dither.FLOYDSTEINBERG if smooth else Image.Dither.NONE
     full.quantize(palette=reduced, dither=dither).save(path, format="PNG", optimize=True)

@@ -51,6 +51,7 @@ def test_the_title_of_the_cost_agrees_with_its_numbers():
     assert ours[0] / other[0] == pytest.approx(0.1, abs=0.005)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", "tsbl")
 def test_the_architecture_is_drawn_of_every_size(variant, tmp_path):
     draw_architecture(tmp_path / "architecture.png", variant)
@@ -65,6 +66,7 @@ def test_the_architecture_is_the_same_file_every_time(tmp_path):
     assert a == b
 
 
+@pytest.mark.slow
 def test_the_hero_shows_scenes_or_images(model, photo, tmp_path):
     figures.main(["hero", str(model), "-o", str(tmp_path / "a")])
     figures.main(["hero", str(model), "--image", str(photo), str(photo), "-o", str(tmp_path / "b")])

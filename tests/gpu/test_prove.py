@@ -131,6 +131,7 @@ def test_only_some_sections_keep_the_results_of_the_others(tmp_path):
     assert results(tmp_path)["machine"]["facts"]["matmul_gflops"]["fp32"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [(["--device", "tpu"], "unknown device 'tpu': choose cuda or cpu"), (["--minutes", "0"], "must be positive")],

@@ -219,8 +219,8 @@ class Trainer:
         changed = [f"{name} {before[name]}, not {now[name]}" for name in MUST_MATCH if before[name] != now[name]]
         if changed:
             raise SettingsError(
-                f"{self.checkpoint} was written with {'; '.join(changed)}: choose another --out. To go on from its "
-                f"weights there, add --init_from {self.out / 'last'}."
+                f"{self.checkpoint} was written with {'; '.join(changed)}: choose another --out. To train "
+                f"further from its weights, add --init_from {self.out / 'last'}."
             )
         return state
 

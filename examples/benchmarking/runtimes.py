@@ -123,6 +123,8 @@ def prepare_runtime(case: Case) -> Callable[[], Any]:
     unknown = set(options) - set(runtime.options)
     if unknown:
         raise NotApplicableError(f"{case.way!r} does not take the options {', '.join(sorted(unknown))}")
+    if {"fp16", "int8"} <= set(options):
+        raise NotApplicableError("a graph is fp16 or int8, not both")
     if case.way == "ncnn" and case.task == "labels":
         raise NotApplicableError("ncnn has no argmax")
     images = case.images().cpu()

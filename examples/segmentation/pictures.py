@@ -20,7 +20,7 @@ from segnext_timm.label_sets import Color
 from segnext_timm.prediction.drawing import colored
 
 WIDTH = 8.0  # inches, of every picture
-INK, GRAY, LIGHT, BLUE, PALE_BLUE = "#1f2328", "#656d76", "#b7bec6", "#0b5cad", "#7fb2e5"
+INK, GRAY, LIGHT, BLUE = "#1f2328", "#656d76", "#b7bec6", "#0b5cad"
 LINES = (BLUE, "#c2410c", "#15803d", "#7c3aed", "#a16207", "#be185d", "#0e7490", GRAY)
 TASKS = {
     "logits": "Logits: a score per class and pixel",

@@ -218,9 +218,9 @@ def _resized_argmax_graph(
 ) -> torch.Tensor:
     """`resized_argmax` for torch.export and ONNX: no loop over images, and resizing by matrix products.
 
-    Classes are the last axis of the maps, where runtimes' argmax reads contiguous memory. A graph of dynamic size is
-    not split into bands. With `drop_classes`, each band has only the classes that can be the largest in it, which is
-    faster but makes shapes depend on the data.
+    Classes are the second to last axis of the maps, so that the argmax of a row reads memory that lies together. A
+    graph of dynamic size is not split into bands. With `drop_classes`, each band has only the classes that can be the
+    largest in it, which is faster but makes shapes depend on the data.
     """
     classes, height, width = logits.shape[1:]
     columns, rows = _weights(width, size[1], logits), _weights(height, size[0], logits)

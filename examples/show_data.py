@@ -2,9 +2,10 @@
 
     python examples/show_data.py examples/recipes/ade20k.yaml --data_root DIR
 
-Prints the number of images and the share of each class, and draws `data.png`.
+Prints the number of images and the share of each class, and draws `data.png`, or the file that `--picture` names.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,16 @@ from tqdm import tqdm
 from segmentation.data import Split, check_labels, training_samples
 from segmentation.layouts import open_split
 from segmentation.pictures import draw_samples
-from segmentation.recipe import TrainSettings, parse, run
+from segmentation.recipe import SettingsError, TrainSettings, parse, run
 from segmentation.transforms import MEAN, STD
+
+
+@dataclass
+class ShowSettings(TrainSettings):
+    """What is shown: the settings of a training, and a file for the picture."""
+
+    picture: str = "data.png"
+    """File for the picture of the crops."""
 
 
 def class_pixels(split: Split) -> tuple[np.ndarray, int]:
@@ -31,7 +40,10 @@ def class_pixels(split: Split) -> tuple[np.ndarray, int]:
 
 def main(argv: list[str]) -> None:
     """Show what will be fed to the model."""
-    settings = parse(TrainSettings, argv, __doc__.split("\n")[0])
+    settings = parse(ShowSettings, argv, __doc__.split("\n")[0])
+    picture = Path(settings.picture)
+    if picture.is_dir():
+        raise SettingsError(f"--picture {picture} is a folder: name a file, such as {picture / 'data.png'}.")
     for name in ("train", "val"):
         split = open_split(settings.dataset, settings.data_root, name, settings.ignore_index)
         warning = None
@@ -50,8 +62,9 @@ def main(argv: list[str]) -> None:
         x, labels = samples[k]
         image = (x.permute(1, 2, 0) * torch.tensor(STD) + torch.tensor(MEAN)).clamp(0, 1)
         shown.append((image.numpy(), labels.numpy()))
-    draw_samples(shown, samples.split.classes, samples.split.palette, samples.split.ignore_index, Path("data.png"))
-    print("data.png: 16 augmented crops with their labels")
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    draw_samples(shown, samples.split.classes, samples.split.palette, samples.split.ignore_index, picture)
+    print(f"{picture}: 16 augmented crops with their labels")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from segmentation.class_list import read_classes
 from segmentation.data import TrainSamples, check_labels, training_samples
 from segmentation.evaluation import Samples
 from segmentation.layouts import open_split
-from segmentation.recipe import DataError, TrainSettings, read_recipe
+from segmentation.recipe import DataError, SettingsError, TrainSettings, read_recipe
 from segmentation.transforms import PhotometricDistortion, RandomResizedCrop, TrainTransform, finish_on_device
 from segnext_timm import data_sets
 
@@ -412,3 +412,8 @@ def test_what_is_fed_is_shown(tmp_path, monkeypatch, capsys):
     assert "train: 3 images of Cityscapes, 3" in output
     assert "0 road                      5" in output
     assert Image.open(tmp_path / "data.png").width == 1600
+    show_data.main([recipe, "--data_root", str(tmp_path), "--crop_size", "64", "--picture", "new/crops.png"])
+    assert "new/crops.png: 16 augmented crops" in capsys.readouterr().out
+    assert Image.open(tmp_path / "new" / "crops.png").width == 1600
+    with pytest.raises(SettingsError, match=r"--picture new is a folder: name a file, such as new/data\.png"):
+        show_data.main([recipe, "--data_root", str(tmp_path), "--picture", "new"])

@@ -111,6 +111,17 @@ def test_any_encoder_trains(encoder_name):
     assert all(p.grad is not None for p in model.decoder.parameters())
 
 
+@pytest.mark.filterwarnings("ignore:Encoder does not have prefix tokens")  # DPT's
+@pytest.mark.parametrize("architecture", smp.MODEL_ARCHITECTURES_MAPPING)
+def test_every_decoder_of_smp_trains_on_mscan(architecture):
+    model = smp.create_model(architecture, "tu-test_mscan", encoder_weights=None, classes=5)
+    output = model(images(2, 3, 128, 128))
+    assert output.shape == (2, 5, 128, 128)
+    output.square().mean().backward()
+    without = [name for name, p in model.named_parameters() if p.grad is None]
+    assert not [name for name in without if not name.startswith("encoder.model.head.")]  # DPT's encoder is whole
+
+
 @pytest.mark.parametrize("in_channels", [1, 4])
 def test_any_number_of_input_channels(in_channels):
     assert tiny(in_channels=in_channels)(images(1, in_channels, 64, 64)).shape == (1, 5, 64, 64)

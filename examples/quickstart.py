@@ -114,7 +114,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("runs/quickstart"), help="folder of the results")
     parser.add_argument("--encoder", default="tu-mscan_t", help="any encoder of smp")
     parser.add_argument("--encoder-weights", help="'imagenet' to start from pretrained weights")
-    parser.add_argument("--steps", type=int, default=320, help="number of training steps")
+    parser.add_argument("--steps", type=int, default=260, help="number of training steps")
     parser.add_argument("--batch-size", type=int, default=8, help="images per step")
     parser.add_argument("--crop-size", type=int, default=128, help="side of the training images, in pixels")
     parser.add_argument("--lr", type=float, default=2e-3, help="maximum learning rate")

@@ -12,7 +12,7 @@ import torch.hub
 
 from .._atomic import replace_when_complete
 from ..errors import CheckpointError
-from .reading import check_zip, read_checkpoint
+from .reading import check_whole
 
 _logger = logging.getLogger(__name__)
 
@@ -92,8 +92,4 @@ def _check_file(path: Path, sha256: str | None) -> None:
             begins = "is" if len(sha256) == 64 else "begins with"
             raise CheckpointError(f"{path}: its sha256 is {found}, but that of the published file {begins} {sha256}.")
         return
-    with path.open("rb") as file:
-        zipped = file.read(4) == b"PK\x03\x04"
-    if zipped:
-        check_zip(path)
-    read_checkpoint(path)
+    check_whole(path)

@@ -5,6 +5,7 @@ pickles by an unpickler that admits only numpy arrays and plain containers.
 """
 
 import hashlib
+import io
 import pickle
 import re
 import zipfile
@@ -119,19 +120,24 @@ def _load_torch(path: Path, zipped: bool) -> Any:
 
 _MAX_BYTES = 2 << 30  # of the contents of a zip file; the largest published checkpoint has 0.2 GB
 _PADDLE_SUFFIX = ".pdparams"
+_ZIP_MAGIC = b"PK\x03\x04"
 
 
-def check_zip(path: Path) -> None:
-    """Raise a CheckpointError if the contents of a zip file are too large to be a checkpoint, or are damaged."""
+def check_whole(path: Path) -> None:
+    """Raise a CheckpointError if a checkpoint file cannot be read to its end, or its checksums do not match."""
+    with path.open("rb") as file:
+        zipped = file.read(4) == _ZIP_MAGIC
+    if zipped:
+        _check_zip(path)
+    read_checkpoint(path)
+
+
+def _check_zip(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
-            size = sum(member.file_size for member in archive.infolist())
-            if size > _MAX_BYTES:
-                raise CheckpointError(
-                    f"{path}: refused, because its contents unpack to {size / 1e9:.1f} GB, more than any published "
-                    f"checkpoint. Check where it came from."
-                )
-            broken = archive.testzip()
+            _check_unpacked_size(path, archive)
+            # read_checkpoint reads all of Paddle's files, but of PyTorch's only what is used of them
+            broken = archive.testzip() if _paddle_name(archive) is None else None
     except CheckpointError:
         raise
     except Exception as error:  # zipfile and the decompressors raise many types of errors
@@ -140,10 +146,18 @@ def check_zip(path: Path) -> None:
         raise CheckpointError(f"{path}: damaged (the checksum of {broken} does not match). Download it again.")
 
 
-def _paddle_member(path: Path) -> str | None:
+def _check_unpacked_size(path: Path, archive: zipfile.ZipFile) -> None:
+    size = sum(member.file_size for member in archive.infolist())
+    if size > _MAX_BYTES:
+        raise CheckpointError(
+            f"{path}: refused, because its contents unpack to {size / 1e9:.1f} GB, more than any published "
+            f"checkpoint. Check where it came from."
+        )
+
+
+def _paddle_name(archive: zipfile.ZipFile) -> str | None:
     """Name of the one .pdparams file in a zip file; None if there is none or more than one."""
-    with zipfile.ZipFile(path) as archive:
-        names = [name for name in archive.namelist() if name.endswith(_PADDLE_SUFFIX)]
+    names = [name for name in archive.namelist() if name.endswith(_PADDLE_SUFFIX)]
     return names[0] if len(names) == 1 else None
 
 
@@ -183,12 +197,13 @@ def read_checkpoint(path: str | Path) -> Any:
     if text.startswith(b"version https://git-lfs"):
         raise CheckpointError(f"{path}: a Git LFS pointer, not the file itself. Run `git lfs pull` to download it.")
     try:
-        if head.startswith(b"PK\x03\x04"):
-            if (member := _paddle_member(path)) is None:
-                return _load_torch(path, zipped=True)
-            check_zip(path)
-            with zipfile.ZipFile(path) as archive, archive.open(member) as file:  # read in memory, never extracted
-                return _load_pickle(file)
+        if head.startswith(_ZIP_MAGIC):
+            with zipfile.ZipFile(path) as archive:
+                if (name := _paddle_name(archive)) is None:
+                    return _load_torch(path, zipped=True)
+                _check_unpacked_size(path, archive)
+                data = archive.read(name)  # into memory, never extracted; zipfile compares the checksum
+            return _load_pickle(io.BytesIO(data))
         if _TORCH_MAGIC in head[:16]:
             return _load_torch(path, zipped=False)
         if head[8:9] == b"{":
@@ -206,7 +221,7 @@ def read_checkpoint(path: str | Path) -> Any:
         named = re.search(r"(?:GLOBAL|callable|class) [`']?([\w.]+)", str(error))
         if isinstance(error, pickle.UnpicklingError) and "weights_only" in str(error) and named:
             raise CheckpointError(_forbidden(path, named[1])) from None
-        if head.startswith((b"PK\x03\x04", b"\x80")):
+        if head.startswith((_ZIP_MAGIC, b"\x80")):
             reason = str(error).split("\n")[0].split(". ")[0] or type(error).__name__
             raise CheckpointError(f"{path}: damaged or cut short ({reason}). Download it again.") from None
         raise CheckpointError(

@@ -195,7 +195,7 @@ def write(path: Path, state_dict: dict[str, torch.Tensor], dialect: str, protoco
         if dialect == "paddle":
             path.with_suffix(".pdparams").write_bytes(data)
             return path.with_suffix(".pdparams")
-        with zipfile.ZipFile(path.with_suffix(".zip"), "w", zipfile.ZIP_DEFLATED) as archive:
+        with zipfile.ZipFile(path.with_suffix(".zip"), "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
             archive.writestr(f"{path.name}/model.pdparams", data)
         return path.with_suffix(".zip")
     state_dict = paper_spelling(state_dict)

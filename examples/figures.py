@@ -20,10 +20,12 @@ import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import torch
 import torch.nn.functional as F
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from torch.utils.flop_counter import FlopCounterMode
 
 from segmentation import scenes
@@ -33,9 +35,6 @@ from segnext_timm import SegNeXt, overlay, predict
 from segnext_timm.checkpoints.segmenters import load_segmenter
 from segnext_timm.models.model_info import ModelInfo
 from segnext_timm.prediction.images import read_image
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 # GMACs at 512², and mIoU on ADE20K val in percent, single scale. The mIoU is that of mmsegmentation 1.2.2's tables
 # (configs/*/metafile.yaml), which trained all of them for 160,000 iterations on crops of 512², from ImageNet-1k. The
@@ -170,7 +169,7 @@ def _prepare(model: torch.nn.Module, image: np.ndarray) -> torch.Tensor:
     return ((read_image(image) / 255 - mean) / std)[None]
 
 
-def _panels(titles: Sequence[str], rows: int = 1) -> tuple[plt.Figure, list[plt.Axes]]:
+def _panels(titles: Sequence[str], rows: int = 1) -> tuple[Figure, list[Axes]]:
     columns = -(-len(titles) // rows)
     figure, axes = new_figure(rows * (7.84 / columns + 0.22) + 0.7, rows, columns)
     figure.get_layout_engine().set(w_pad=0.04, h_pad=0.06, wspace=0, hspace=0, rect=(0.01, 0, 0.98, 1))
@@ -235,7 +234,7 @@ def draw_receptive_field(model: SegNeXt, images: list[np.ndarray], path: Path) -
             reach_90 += 1
         axis.imshow((field / field.max()).sqrt(), cmap="magma")
         corner = (width // 2 - reach_90, height // 2 - reach_90)
-        axis.add_patch(plt.Rectangle(corner, 2 * reach_90, 2 * reach_90, fill=False, color="white", linewidth=1.2))
+        axis.add_patch(Rectangle(corner, 2 * reach_90, 2 * reach_90, fill=False, color="white", linewidth=1.2))
         sides.append(min(2 * reach_90 + 1, max(height, width)))
         small = sides[-1] < 0.3 * height  # its label does not fit into the square
         bottom = height // 2 + reach_90 + (0.02 if small else -0.02) * height

@@ -5,9 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyBboxPatch
 
 from segnext_timm.variants import VARIANTS, Variant
@@ -22,7 +20,7 @@ class Diagram:
     """A sheet of boxes and arrows, whose rows count from the top."""
 
     def __init__(self) -> None:
-        self.figure = plt.figure(figsize=(SIZE[0] / 100, SIZE[1] / 100), facecolor="white")
+        self.figure = Figure(figsize=(SIZE[0] / 100, SIZE[1] / 100), facecolor="white")
         self.axis = self.figure.add_axes((0, 0, 1, 1))
         self.axis.set(xlim=(0, SIZE[0]), ylim=(SIZE[1], 0))
         self.axis.set_axis_off()
@@ -216,6 +214,5 @@ def draw_architecture(path: Path, variant: str = "t") -> None:
     if path.suffix == ".svg":
         with matplotlib.rc_context({"svg.hashsalt": "architecture"}):  # the same file every time
             diagram.figure.savefig(path, metadata={"Date": None})
-        plt.close(diagram.figure)
     else:
         save(diagram.figure, path)

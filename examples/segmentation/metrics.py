@@ -6,11 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import torch
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 
 
 def add_to_confusion(confusion: torch.Tensor, labels: torch.Tensor, predicted: torch.Tensor, ignore_index: int) -> None:
@@ -115,7 +112,8 @@ class Scores:
         order = self.iou.nan_to_num(-1).argsort(descending=True).tolist()
         names = [self.classes[i] for i in order]
         count = len(names)
-        figure, axis = plt.subplots(figsize=(7, 1 + 0.22 * count), layout="constrained")
+        figure = Figure(figsize=(7, 1 + 0.22 * count), layout="constrained")
+        axis = figure.subplots()
         axis.barh(range(count), [100 * self.iou[i].nan_to_num(0).item() for i in order], color="tab:blue")
         axis.axvline(100 * self.miou, color="tab:orange", label=f"mean {100 * self.miou:.2f}")
         axis.set(
@@ -123,15 +121,14 @@ class Scores:
         )
         axis.legend(loc="lower right")
         figure.savefig(folder / "iou.png", dpi=100)
-        plt.close(figure)
 
         shares = self.confusion.double() / self.confusion.sum(1, keepdim=True).clamp(min=1)
         side = max(4.5, 1.5 + 0.22 * count)
-        figure, axis = plt.subplots(figsize=(side + 1, side), layout="constrained")
+        figure = Figure(figsize=(side + 1, side), layout="constrained")
+        axis = figure.subplots()
         drawn = axis.imshow(100 * shares, vmin=0, vmax=100, cmap="Blues")
         axis.set(xlabel="prediction", ylabel="truth", xticks=range(count), yticks=range(count))
         axis.set_xticklabels(self.classes, rotation=90)
         axis.set_yticklabels(self.classes)
         figure.colorbar(drawn, label="percent of the true class", shrink=0.7)
         figure.savefig(folder / "confusion.png", dpi=100)
-        plt.close(figure)

@@ -7,14 +7,12 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
-from PIL import Image
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from PIL import Image
 
 from segnext_timm.label_sets import Color
 from segnext_timm.prediction.drawing import colored
@@ -51,10 +49,10 @@ _WAYS = {
 }
 
 
-def new_figure(height: float, rows: int = 1, columns: int = 1, **kwargs) -> tuple[plt.Figure, np.ndarray]:
+def new_figure(height: float, rows: int = 1, columns: int = 1, **kwargs) -> tuple[Figure, np.ndarray]:
     """Create a white figure of a height in inches, with a margin, and its axes (rows, columns)."""
-    figure, axes = plt.subplots(rows, columns, figsize=(WIDTH, height), squeeze=False, layout="constrained", **kwargs)
-    figure.set_facecolor("white")
+    figure = Figure(figsize=(WIDTH, height), layout="constrained", facecolor="white")
+    axes = figure.subplots(rows, columns, squeeze=False, **kwargs)
     figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
     for axis in axes.flat:
         axis.spines[["top", "right"]].set_visible(False)
@@ -63,15 +61,15 @@ def new_figure(height: float, rows: int = 1, columns: int = 1, **kwargs) -> tupl
     return figure, axes
 
 
-def set_title(figure: plt.Figure, title: str, note: str = "") -> None:
+def set_title(figure: Figure, title: str, note: str = "") -> None:
     """Write the message of a figure above it, and where its numbers come from below it."""
     figure.suptitle(textwrap.fill(title, 72), x=0.012, ha="left", fontsize=12, weight="bold", color=INK)
     if note:
         figure.supxlabel(textwrap.fill(note, 115), x=0.012, ha="left", fontsize=9, color=GRAY)
 
 
-def save(figure: plt.Figure, path: Path, smooth: bool = False, exact: Iterable[Color] = ()) -> None:
-    """Write a figure as a PNG of 256 colors, 1600 pixels wide, twice what a page shows, and close it.
+def save(figure: Figure, path: Path, smooth: bool = False, exact: Iterable[Color] = ()) -> None:
+    """Write a figure as a PNG of 256 colors, 1600 pixels wide, twice what a page shows.
 
     Args:
         figure: The figure.
@@ -81,7 +79,6 @@ def save(figure: plt.Figure, path: Path, smooth: bool = False, exact: Iterable[C
     """
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=200)
-    plt.close(figure)
     with Image.open(drawn) as picture:
         full = picture.convert("RGB")
     # of some pixels, since it is slow; unlike other methods, this one keeps the colors of few, such as a legend's
@@ -96,7 +93,7 @@ def save(figure: plt.Figure, path: Path, smooth: bool = False, exact: Iterable[C
     full.quantize(palette=reduced, dither=dither).save(path, format="PNG", optimize=True)
 
 
-def add_legend(figure: plt.Figure, present: Iterable[int], classes: Sequence[str], palette: Sequence[Color]) -> None:
+def add_legend(figure: Figure, present: Iterable[int], classes: Sequence[str], palette: Sequence[Color]) -> None:
     """Write the names and colors of the labels that are present below a figure; labels beyond the classes are black."""
     present = list(present)
     handles = [Patch(color=np.array(palette[i]) / 255, label=classes[i]) for i in present if i < len(classes)]
@@ -292,7 +289,7 @@ def _spread(positions: Sequence[float], gap: float) -> list[float]:
     return [position + shift for position in moved]
 
 
-def _draw_lines(axis: plt.Axes, lines: Mapping[str, Sequence[tuple[float, float]]]) -> None:
+def _draw_lines(axis: Axes, lines: Mapping[str, Sequence[tuple[float, float]]]) -> None:
     values = [ms for points in lines.values() for _, ms in points]
     last = {name: max(points) for name, points in lines.items()}
     gap = 0.09 * max(np.log10(max(values) / min(values)), 0.1)

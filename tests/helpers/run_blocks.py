@@ -1,7 +1,8 @@
 """Run the code blocks of a Markdown page in order, in the current folder: `python run_blocks.py PAGE.md`.
 
 Blocks of `bash` run in bash, those of `bash fails` have to fail, those of `python` share one namespace. Blocks after
-a comment `<!-- needs: ... -->` are not run. Commands that install packages are left out.
+a comment `<!-- needs: ... -->` are not run. Commands that install packages are left out, and trainings are shortened:
+an option of SHORTENED has the value that stands there.
 """
 
 import re
@@ -10,6 +11,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+SHORTENED = {"--iterations": 6, "--warmup": 2, "--eval_every": 3}
 INSTALLS = re.compile(r"^(pip install|python3 -m venv|source )")
 
 
@@ -27,6 +29,13 @@ class Block:
         lines = self.text.replace("\\\n", " ").splitlines()
         lines = [re.sub(r"(^|\s+)#.*", "", line).strip() for line in lines]
         return [line for line in lines if line and not INSTALLS.match(line)]
+
+    def shortened(self) -> str:
+        """The commands of a bash block, with trainings of a few iterations."""
+        text = "\n".join(self.commands())
+        for option, value in SHORTENED.items():
+            text = re.sub(rf"{option} \d+", f"{option} {value}", text)
+        return text
 
 
 def blocks(page: Path) -> list[Block]:
@@ -46,7 +55,7 @@ def main(page: Path) -> None:
         if block.language == "python":
             exec(compile(block.text, where, "exec"), namespace)
             continue
-        done = subprocess.run(["bash", "-ec", "\n".join(block.commands())], check=False)
+        done = subprocess.run(["bash", "-ec", block.shortened()], check=False)
         if (done.returncode != 0) != (block.language == "bash fails"):
             sys.exit(f"{where}: exit status {done.returncode}")
 

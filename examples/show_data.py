@@ -24,7 +24,7 @@ class ShowSettings(TrainSettings):
     """What is shown: the settings of a training, and a file for the picture."""
 
     picture: str = "data.png"
-    """File for the picture of the crops."""
+    """PNG file for the picture of the crops."""
 
 
 def class_pixels(split: Split) -> tuple[np.ndarray, int]:
@@ -44,6 +44,7 @@ def main(argv: list[str]) -> None:
     picture = Path(settings.picture)
     if picture.is_dir():
         raise SettingsError(f"--picture {picture} is a folder: name a file, such as {picture / 'data.png'}.")
+    picture.parent.mkdir(parents=True, exist_ok=True)
     for name in ("train", "val"):
         split = open_split(settings.dataset, settings.data_root, name, settings.ignore_index)
         warning = None
@@ -62,7 +63,6 @@ def main(argv: list[str]) -> None:
         x, labels = samples[k]
         image = (x.permute(1, 2, 0) * torch.tensor(STD) + torch.tensor(MEAN)).clamp(0, 1)
         shown.append((image.numpy(), labels.numpy()))
-    picture.parent.mkdir(parents=True, exist_ok=True)
     draw_samples(shown, samples.split.classes, samples.split.palette, samples.split.ignore_index, picture)
     print(f"{picture}: 16 augmented crops with their labels")
 

@@ -1,4 +1,4 @@
-"""README and guides: their blocks run as they stand, their links lead somewhere, their options and messages exist."""
+"""README and guides: their blocks run, trainings for few iterations; links, options and messages lead somewhere."""
 
 import importlib.util
 import json

@@ -9,13 +9,13 @@ import torch
 from timm.layers import convert_sync_batchnorm
 
 from segnext_timm import SegNeXt, create_segmenter, list_segmenters
-from segnext_timm.checkpoints.segmenters import load_segmenter
+from segnext_timm.checkpoints.segmenters import get_segmenter_cfg, load_segmenter
 from segnext_timm.models.model_info import tensor_digest
 from segnext_timm.variants import VARIANTS as SIZES
 
 from .data import Split
 from .metrics import Scores
-from .recipe import TrainSettings
+from .recipe import SettingsError, TrainSettings
 from .transforms import MEAN, STD
 
 # encoder, decoder channels, rank and drop path rate of the paper's models (its code, configs of ADE20K)
@@ -49,9 +49,7 @@ def build_model(
             loaded = {name for name in changed if name.startswith(meant)}
     else:
         source = load_segmenter(settings.init_from)
-        config = {**source.config, "classes": len(split.classes), "encoder_weights": None}
-        config |= {"pretrained_cfg": None, "aux_params": None}  # an image classifier would get no gradient
-        model = type(source)(**{name: value for name, value in config.items() if not name.startswith("_")})
+        model = _like(source, settings, len(split.classes))
         own = model.state_dict()
         fitting = {n: v for n, v in source.state_dict().items() if n in own and v.shape == own[n].shape}
         model.load_state_dict(fitting, strict=False)
@@ -72,10 +70,10 @@ def _is_published(name: str) -> bool:
 
 def create_model(settings: TrainSettings, classes: int, pretrained: bool) -> SegNeXt:
     """Create SegNeXt from the settings, or the published segmenter that they name."""
-    encoder, channels, rank, drop_path = VARIANTS[settings.variant]
-    encoder = settings.encoder or encoder
-    drop_path = drop_path if settings.drop_path_rate is None else settings.drop_path_rate
     if _is_published(settings.init_from):
+        cfg = get_segmenter_cfg(settings.init_from)
+        _check_size(settings, cfg.encoder_name, cfg.decoder_channels, cfg.decoder_rank)
+        drop_path = cfg.variant.drop_path_rate if settings.drop_path_rate is None else settings.drop_path_rate
         return create_segmenter(
             settings.init_from,
             pretrained=pretrained,
@@ -83,6 +81,9 @@ def create_model(settings: TrainSettings, classes: int, pretrained: bool) -> Seg
             drop_path_rate=drop_path,
             decoder_one_step_gradient=settings.one_step_gradient,
         )
+    encoder, channels, rank, drop_path = VARIANTS[settings.variant or "t"]
+    encoder = settings.encoder or encoder
+    drop_path = drop_path if settings.drop_path_rate is None else settings.drop_path_rate
     return SegNeXt(
         encoder,
         encoder_weights="imagenet" if pretrained else None,
@@ -92,6 +93,34 @@ def create_model(settings: TrainSettings, classes: int, pretrained: bool) -> Seg
         decoder_one_step_gradient=settings.one_step_gradient,
         **({"drop_path_rate": drop_path} if "mscan" in encoder or settings.drop_path_rate is not None else {}),
     )
+
+
+def _like(source: torch.nn.Module, settings: TrainSettings, classes: int) -> torch.nn.Module:
+    """Create a model like a loaded one, with another number of classes and the settings of its training."""
+    config = {**source.config, "classes": classes, "encoder_weights": None}
+    config |= {"pretrained_cfg": None, "aux_params": None}  # an image classifier would get no gradient
+    _check_size(settings, *(config.get(name) for name in ("encoder_name", "decoder_channels", "decoder_rank")))
+    if isinstance(source, SegNeXt):
+        config["decoder_one_step_gradient"] = settings.one_step_gradient
+    if settings.drop_path_rate is not None:
+        config["drop_path_rate"] = settings.drop_path_rate
+    return type(source)(**{name: value for name, value in config.items() if not name.startswith("_")})
+
+
+def _check_size(settings: TrainSettings, encoder: str, channels: Any, rank: int | None) -> None:
+    """Raise a SettingsError if a setting contradicts the model that `init_from` names."""
+    size = settings.variant and VARIANTS[settings.variant][0]
+    for name, value, asked, found in (
+        ("variant", settings.variant, None if settings.encoder else size, encoder.split(".")[0]),
+        ("encoder", settings.encoder, settings.encoder, encoder),
+        ("decoder_channels", settings.decoder_channels, settings.decoder_channels, channels),
+        ("decoder_rank", settings.decoder_rank, settings.decoder_rank, rank),
+    ):
+        if asked is not None and asked != found:
+            raise SettingsError(
+                f"--{name} {value} contradicts --init_from {settings.init_from}, where it is {found}: leave --{name} "
+                f"out, or start from other weights."
+            )
 
 
 def weights_report(model: torch.nn.Module, loaded: set[str], source: str) -> str:

@@ -79,8 +79,9 @@ class TrainSettings(DataSettings):
     """What is trained, and how. The defaults are those of the paper's code for ADE20K."""
 
     # Model
-    variant: Literal["t", "s", "b", "l"] = "t"
-    """Size of the model: sets encoder, decoder_channels, decoder_rank and drop_path_rate where these are not given."""
+    variant: Literal["t", "s", "b", "l"] | None = None
+    """Size of the model, t unless init_from names one: sets encoder, decoder_channels, decoder_rank and drop_path_rate
+    where these are not given."""
     encoder: str | None = None
     """Any encoder of smp, in its spelling."""
     decoder_channels: int | None = None

@@ -8,6 +8,7 @@ import hashlib
 import io
 import pickle
 import re
+import shutil
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -118,13 +119,13 @@ def _load_torch(path: Path, zipped: bool) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
 
 
-_MAX_BYTES = 2 << 30  # of the contents of a zip file; the largest published checkpoint has 0.2 GB
+_MAX_BYTES = 2 << 30  # of the contents of a smaller zip file; the largest published checkpoint has 0.2 GB
 _PADDLE_SUFFIX = ".pdparams"
 _ZIP_MAGIC = b"PK\x03\x04"
 
 
 def check_whole(path: Path) -> None:
-    """Raise a CheckpointError if a checkpoint file cannot be read to its end, or its checksums do not match."""
+    """Raise a CheckpointError if what a checkpoint file is read for cannot be read, or its checksums do not match."""
     with path.open("rb") as file:
         zipped = file.read(4) == _ZIP_MAGIC
     if zipped:
@@ -135,8 +136,8 @@ def check_whole(path: Path) -> None:
 def _check_zip(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
-            _check_unpacked_size(path, archive)
-            # read_checkpoint reads all of Paddle's files, but of PyTorch's only what is used of them
+            _check_contents(path, archive)
+            # read_checkpoint compares the checksum of the one member that it reads of Paddle's zip files
             broken = archive.testzip() if _paddle_name(archive) is None else None
     except CheckpointError:
         raise
@@ -146,13 +147,30 @@ def _check_zip(path: Path) -> None:
         raise CheckpointError(f"{path}: damaged (the checksum of {broken} does not match). Download it again.")
 
 
-def _check_unpacked_size(path: Path, archive: zipfile.ZipFile) -> None:
-    size = sum(member.file_size for member in archive.infolist())
-    if size > _MAX_BYTES:
+def _check_contents(path: Path, archive: zipfile.ZipFile) -> None:
+    """Raise a CheckpointError if a zip file is not of the kind that checkpoints are, which could fill the memory."""
+    members = archive.infolist()
+    size = sum(member.file_size for member in members)
+    if size > max(_MAX_BYTES, path.stat().st_size):
         raise CheckpointError(
             f"{path}: refused, because its contents unpack to {size / 1e9:.1f} GB, more than any published "
             f"checkpoint. Check where it came from."
         )
+    if any(member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for member in members):
+        # zipfile unpacks these beyond the size that their header states
+        raise CheckpointError(
+            f"{path}: refused, because its compression is neither of those of checkpoints, stored and deflated. "
+            f"Unpack it, and give the file inside."
+        )
+
+
+def _read_member(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
+    """Read a member into memory, never more than its header states; zipfile compares the checksum at its end."""
+    content = io.BytesIO()
+    with archive.open(name) as file:
+        shutil.copyfileobj(file, content, 1 << 20)
+    content.seek(0)
+    return content
 
 
 def _paddle_name(archive: zipfile.ZipFile) -> str | None:
@@ -199,11 +217,11 @@ def read_checkpoint(path: str | Path) -> Any:
     try:
         if head.startswith(_ZIP_MAGIC):
             with zipfile.ZipFile(path) as archive:
+                _check_contents(path, archive)
                 if (name := _paddle_name(archive)) is None:
                     return _load_torch(path, zipped=True)
-                _check_unpacked_size(path, archive)
-                data = archive.read(name)  # into memory, never extracted; zipfile compares the checksum
-            return _load_pickle(io.BytesIO(data))
+                content = _read_member(archive, name)
+            return _load_pickle(content)
         if _TORCH_MAGIC in head[:16]:
             return _load_torch(path, zipped=False)
         if head[8:9] == b"{":

@@ -6,6 +6,7 @@ import pickle
 import sys
 import threading
 import time
+import tracemalloc
 import types
 import zipfile
 from collections import OrderedDict
@@ -17,7 +18,7 @@ from safetensors.torch import save_file
 
 from random_checkpoints import save_jittor
 from segnext_timm.checkpoints.download import fetch
-from segnext_timm.checkpoints.reading import read_checkpoint
+from segnext_timm.checkpoints.reading import check_whole, read_checkpoint
 from segnext_timm.errors import CheckpointError
 
 WEIGHTS = {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(3)}
@@ -357,10 +358,11 @@ def test_a_zip_with_paths_outside_writes_nothing(tmp_path):
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path):
-    """A zip file whose one member unpacks to 10 GB, which its header admits, and one whose header lies."""
+@pytest.mark.parametrize("name", ["mscan/model.pdparams", "archive/data.pkl"])
+def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path, name):
+    """A zip file that admits 4 GB, and one whose header states 10 bytes instead of 100 MB."""
     path = tmp_path / "bomb.zip"
-    hostile_zip(path, "mscan/model.pdparams", bytes(1 << 20))
+    hostile_zip(path, name, bytes(100 << 20))
     content = bytearray(path.read_bytes())
     directory = content.rindex(b"PK\x01\x02")
     content[directory + 24 : directory + 28] = (0xFFFFFFF0).to_bytes(4, "little")
@@ -369,8 +371,32 @@ def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path):
         read_checkpoint(tmp_path / "large.zip")
     content[directory + 24 : directory + 28] = (10).to_bytes(4, "little")
     (tmp_path / "lying.zip").write_bytes(content)
+    tracemalloc.start()
     with pytest.raises(CheckpointError, match=r"lying\.zip: damaged"):
         read_checkpoint(tmp_path / "lying.zip")
+    assert tracemalloc.get_traced_memory()[1] < 10 << 20
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_zip_files_whose_compression_has_no_bound_are_refused(tmp_path, method):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w", method) as archive:
+        archive.writestr("mscan/model.pdparams", bytes(1 << 20))
+    for read in (read_checkpoint, check_whole):
+        with pytest.raises(CheckpointError, match=r"x\.zip: refused, because its compression is neither .* stored and"):
+            read(tmp_path / "x.zip")
+
+
+def test_a_wrong_checksum_in_a_zip_file_is_damage(tmp_path):
+    data = pickle.dumps(ARRAYS, 4)
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr("mscan/model.pdparams", data)
+    content = bytearray((tmp_path / "x.zip").read_bytes())
+    content[content.index(ARRAYS["a.weight"].tobytes())] ^= 1
+    (tmp_path / "x.zip").write_bytes(content)
+    for read in (read_checkpoint, check_whole):
+        with pytest.raises(CheckpointError, match=r"x\.zip: damaged or cut short \(Bad CRC-32"):
+            read(tmp_path / "x.zip")
 
 
 @pytest.mark.slow

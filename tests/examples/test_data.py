@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -413,7 +415,7 @@ def test_what_is_fed_is_shown(tmp_path, monkeypatch, capsys):
     assert "0 road                      5" in output
     assert Image.open(tmp_path / "data.png").width == 1600
     show_data.main([recipe, "--data_root", str(tmp_path), "--crop_size", "64", "--picture", "new/crops.png"])
-    assert "new/crops.png: 16 augmented crops" in capsys.readouterr().out
+    assert f"{Path('new/crops.png')}: 16 augmented crops" in capsys.readouterr().out
     assert Image.open(tmp_path / "new" / "crops.png").width == 1600
-    with pytest.raises(SettingsError, match=r"--picture new is a folder: name a file, such as new/data\.png"):
+    with pytest.raises(SettingsError, match=r"--picture new is a folder: name a file, such as new.data\.png"):
         show_data.main([recipe, "--data_root", str(tmp_path), "--picture", "new"])

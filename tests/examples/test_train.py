@@ -271,6 +271,38 @@ def test_other_beginnings(folder, tmp_path):
     assert other["segmentation_head.0.weight"].shape[0] == 4
 
 
+def highest_drop_path(model):
+    return max(getattr(module, "drop_prob", None) or 0 for module in model.encoder.modules())
+
+
+def test_settings_of_the_training_apply_to_models_that_are_loaded_too(folder, tmp_path):
+    split = layouts.open_split("folder", folder, "train")
+    small = {"decoder_channels": 32, "decoder_rank": 4}
+    settings = TrainSettings(encoder="tu-test_mscan", init_from="none", drop_path_rate=0.2, **small)
+    models.build_model(settings, split, str).save_pretrained(tmp_path / "model")
+    start = {"init_from": str(tmp_path / "model")}
+    assert highest_drop_path(models.build_model(TrainSettings(**start), split, str)) == pytest.approx(0.2)
+    model = models.build_model(TrainSettings(drop_path_rate=0.3, one_step_gradient=True, **start), split, str)
+    assert highest_drop_path(model) == pytest.approx(0.3)
+    assert model.config["decoder_one_step_gradient"] is True
+    models.build_model(TrainSettings(encoder="tu-test_mscan", **small, **start), split, str)
+    with pytest.raises(SettingsError, match=r"--decoder_rank 16 contradicts --init_from .*model, where it is 4: leave"):
+        models.build_model(TrainSettings(decoder_rank=16, **start), split, str)
+
+
+@pytest.mark.parametrize(("variant", "rate"), [("b", 0.1), ("l", 0.3)])
+def test_published_segmenters_are_trained_with_the_drop_path_rate_of_their_size(variant, rate):
+    name = f"segnext_{variant}.mmseg_ade20k"
+    with torch.device("meta"):
+        model = models.create_model(TrainSettings(init_from=name), 3, False)
+        models.create_model(TrainSettings(init_from=name, variant=variant), 3, False)
+    assert highest_drop_path(model) == pytest.approx(rate)
+    with pytest.raises(
+        SettingsError, match=rf"--variant s contradicts --init_from {name}, where it is tu-mscan_{variant}: leave"
+    ):
+        models.create_model(TrainSettings(init_from=name, variant="s"), 3, False)
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -2,7 +2,7 @@
 
 Blocks of `bash` run in bash, those of `bash fails` have to fail, those of `python` share one namespace. Blocks after
 a comment `<!-- needs: ... -->` are not run. Commands that install packages are left out, and trainings are shortened:
-an option of SHORTENED has the value that stands there.
+numbers of iterations are at most those of SHORTENED.
 """
 
 import re
@@ -33,9 +33,8 @@ class Block:
     def shortened(self) -> str:
         """The commands of a bash block, with trainings of a few iterations."""
         text = "\n".join(self.commands())
-        for option, value in SHORTENED.items():
-            text = re.sub(rf"{option} \d+", f"{option} {value}", text)
-        return text
+        pattern = rf"({'|'.join(SHORTENED)}) (\d+)"
+        return re.sub(pattern, lambda found: f"{found[1]} {min(int(found[2]), SHORTENED[found[1]])}", text)
 
 
 def blocks(page: Path) -> list[Block]:

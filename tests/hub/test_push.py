@@ -249,7 +249,8 @@ def test_a_missing_or_refused_token_is_one_clear_line(hub, tmp_path):
     done = run(f"""
 import os
 from segnext_timm.cli import main
-for os.environ["HF_TOKEN"] in {list(TOKENS)}:
+for token in {list(TOKENS)}:
+    os.environ["HF_TOKEN"] = token
     try:
         main(["push", str(folder / "run"), "writer/x"])
     except SystemExit as end:

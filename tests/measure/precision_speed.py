@@ -1,5 +1,6 @@
 """Export a trained model in every precision, and measure labels, mIoU, size and speed in ONNX Runtime and OpenVINO.
 
+    python examples/quickstart.py --steps 320 --out runs/t
     python examples/quickstart.py --encoder tu-mscan_b --steps 240 --out runs/b
     python tests/measure/precision_speed.py runs/b 256            # sides of the graph's images
 

@@ -97,7 +97,7 @@ def table(report=REPORT):
     for origin in ORIGINS.values():
         notes.setdefault(origin.license_note, []).append(origin.name)
     caveats = [f"{', '.join(names)}: {note}." for note, names in notes.items()]
-    return "\n".join([*lines, "", "Caveats to the licenses. " + " ".join(caveats)]) + "\n"
+    return "\n".join([*lines, "", "License notes. " + " ".join(caveats)]) + "\n"
 
 
 if __name__ == "__main__":

@@ -42,8 +42,8 @@ def main(argv: list[str]) -> None:
     """Show what will be fed to the model."""
     settings = parse(ShowSettings, argv, __doc__.split("\n")[0])
     picture = Path(settings.picture)
-    if picture.is_dir():
-        raise SettingsError(f"--picture {picture} is a folder: name a file, such as {picture / 'data.png'}.")
+    if picture.is_dir() or picture.suffix.lower() != ".png":
+        raise SettingsError(f"--picture {picture} is not the name of a PNG file, such as data.png.")
     picture.parent.mkdir(parents=True, exist_ok=True)
     for name in ("train", "val"):
         split = open_split(settings.dataset, settings.data_root, name, settings.ignore_index)

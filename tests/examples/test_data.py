@@ -417,5 +417,6 @@ def test_what_is_fed_is_shown(tmp_path, monkeypatch, capsys):
     show_data.main([recipe, "--data_root", str(tmp_path), "--crop_size", "64", "--picture", "new/crops.png"])
     assert f"{Path('new/crops.png')}: 16 augmented crops" in capsys.readouterr().out
     assert Image.open(tmp_path / "new" / "crops.png").width == 1600
-    with pytest.raises(SettingsError, match=r"--picture new is a folder: name a file, such as new.data\.png"):
-        show_data.main([recipe, "--data_root", str(tmp_path), "--picture", "new"])
+    for name in ("new", "new/crops.jpg"):
+        with pytest.raises(SettingsError, match=r"--picture new.* is not the name of a PNG file"):
+            show_data.main([recipe, "--data_root", str(tmp_path), "--picture", name])

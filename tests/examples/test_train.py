@@ -297,9 +297,7 @@ def test_published_segmenters_are_trained_with_the_drop_path_rate_of_their_size(
         model = models.create_model(TrainSettings(init_from=name), 3, False)
         models.create_model(TrainSettings(init_from=name, variant=variant), 3, False)
     assert highest_drop_path(model) == pytest.approx(rate)
-    with pytest.raises(
-        SettingsError, match=rf"--variant s contradicts --init_from {name}, where it is tu-mscan_{variant}: leave"
-    ):
+    with pytest.raises(SettingsError, match=f"--variant s contradicts .*, where it is tu-mscan_{variant}: leave"):
         models.create_model(TrainSettings(init_from=name, variant="s"), 3, False)
 
 

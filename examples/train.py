@@ -34,7 +34,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from segmentation.autocasting import reduce_casts
-from segmentation.data import check_labels, ignore_interrupts, training_samples
+from segmentation.data import check_labels, ignore_interrupts, training_samples, worker_count
 from segmentation.evaluation import evaluate, some_predictions
 from segmentation.layouts import open_split
 from segmentation.models import build_model, note_results, parameter_groups, training_facts, with_synced_norms
@@ -154,7 +154,9 @@ class Trainer:
         self.train_split, self.val_split = (
             open_split(settings.dataset, settings.data_root, name, settings.ignore_index) for name in ("train", "val")
         )
-        self.samples = training_samples(self.train_split, settings)
+        train = self.train_split
+        self.data = f"{len(train)} training images of {len(train.classes)} classes ({train.fingerprint()})"
+        self.samples = training_samples(train, settings)
         for warning in (check_labels(self.train_split), slow_precision(self.device, settings.precision)):
             if warning:
                 self.accelerator.print(warning)
@@ -205,6 +207,9 @@ class Trainer:
         self.losses, self.mious = state["losses"], state["mious"]
         total = self.settings.iterations
         self.accelerator.print(f"Resuming at iteration {self.iteration} of {total}, with the saved weights.")
+        before, now = state["settings"], asdict(self.settings)
+        if changed := [f"{name} {before.get(name)}, now {now[name]}" for name in now if before.get(name) != now[name]]:
+            self.accelerator.print(f"Changed since the checkpoint: {'; '.join(changed)}.")
 
     def read_checkpoint(self) -> dict[str, Any]:
         """Read the checkpoint.
@@ -217,6 +222,8 @@ class Trainer:
         state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
         before, now = state["settings"], asdict(self.settings)
         changed = [f"{name} {before[name]}, not {now[name]}" for name in MUST_MATCH if before[name] != now[name]]
+        if state["data"] != self.data:
+            changed.append(f"{state['data']}, not {self.data}")
         if changed:
             raise SettingsError(
                 f"{self.checkpoint} was written with {'; '.join(changed)}: choose another --out. To train "
@@ -269,7 +276,7 @@ class Trainer:
 
     def loader(self) -> DataLoader:
         """Create the loader of this process's samples, from `iteration` on."""
-        workers = self.settings.workers
+        workers = worker_count(self.settings)
         return DataLoader(
             self.samples,
             batch_sampler=sample_numbers(self.settings, self.iteration, self.accelerator.process_index, self.processes),
@@ -433,6 +440,7 @@ class Trainer:
                 "losses": self.losses,
                 "mious": self.mious,
                 "settings": asdict(self.settings),
+                "data": self.data,
             }
             with replace_when_complete(self.checkpoint) as new:
                 torch.save(state, new)

@@ -206,7 +206,8 @@ def export_command(model: str, file: Path, size: tuple[int, int] | None, batch: 
     click.echo(f"Exporting for images {'like ' if options['dynamic'] else ''}{shape} ...")
     export(segmenter, file, shape, **options)
     parts = [part for part in file.rglob("*") if part.is_file()] if file.is_dir() else [file]
-    click.echo(f"Wrote {file} ({sum(part.stat().st_size for part in parts) / 1e6:.1f} MB).")
+    size_mb = sum(part.stat().st_size for part in parts) / 1e6
+    click.echo(f"Wrote {file} ({size_mb:.1f} MB){', checked in ONNX Runtime' if file.suffix == '.onnx' else ''}.")
 
 
 @main.command(

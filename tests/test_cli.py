@@ -282,6 +282,10 @@ def test_info_describes_repositories_on_the_hub_without_their_weights(folder, tm
         missing = info("user/none")
         assert (missing.returncode, len(missing.stderr.splitlines())) == (1, 1)
         assert "user/none: no such folder, and no such repository on the Hub" in missing.stderr
+        (tmp_path / "runs" / "quickstart").mkdir(parents=True)
+        command = [COMMAND, "info", "runs/quikstart"]
+        mistyped = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
+        assert mistyped.stderr.endswith("hf auth login. Did you mean 'runs/quickstart'?\n")
 
 
 def test_convert_says_what_it_found_and_how_to_load_it(checkpoint, tmp_path):
@@ -385,6 +389,12 @@ def test_an_unknown_model_suggests_the_nearest_name(empty_cache, tmp_path, comma
     done = run(command, name, *rest)
     assert done.exit_code == (1 if command == "info" else 2)
     assert hint in done.output.splitlines()[-1]
+
+
+def test_a_mistyped_folder_suggests_the_nearest_one(folder, tmp_path):
+    done = run("export", folder.with_name("models"), tmp_path / "x.pt2")
+    assert done.exit_code == 2
+    assert done.output.splitlines()[-1].endswith(f"Did you mean {str(folder)!r}?")
 
 
 def test_sizes_that_the_model_cannot_take_are_named(tmp_path):

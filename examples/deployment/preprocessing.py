@@ -1,12 +1,37 @@
 """Images to a graph's input and labels to a picture, in numpy and Pillow: what every runtime needs beside the graph."""
 
+import argparse
 import json
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+
+
+def run(main: Callable[[str, str, str], None], description: str) -> None:
+    """Run a script on the files that the command line names; a mistake ends it with one line.
+
+    Args:
+        main: Takes the graph's file, the image's, and that of the result.
+        description: What the script does, and how.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="exported file")
+    parser.add_argument("image", help="image to segment")
+    parser.add_argument("result", help="PNG file for the labels")
+    args = parser.parse_args()
+    for path in (args.model, args.image):
+        if not Path(path).exists():
+            parser.error(f"{path} does not exist")
+    if Path(args.result).suffix.lower() != ".png":
+        parser.error(f"{args.result}: labels are written as PNG, which keeps them exact")
+    try:
+        main(args.model, args.image, args.result)
+    except OSError as error:  # such as a file that is not an image
+        sys.exit(f"{parser.prog}: {error}")
 
 
 def parse_metadata(texts: Mapping[str, str]) -> dict[str, Any]:

@@ -7,11 +7,10 @@ The first run writes `model.aoti.pt2`, which C++ programs load with libtorch alo
 """
 
 import json
-import sys
 from pathlib import Path
 
 import torch
-from preprocessing import labels_of, read_image, save_labels
+from preprocessing import labels_of, read_image, run, save_labels
 from torch._inductor import aoti_compile_and_package, aoti_load_package
 
 
@@ -28,4 +27,4 @@ def main(file: str, image: str, result: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    run(main, __doc__)

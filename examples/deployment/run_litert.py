@@ -6,11 +6,10 @@ python examples/deployment/run_litert.py model.tflite photo.jpg labels.png
 """
 
 import json
-import sys
 from pathlib import Path
 
 from ai_edge_litert.interpreter import Interpreter
-from preprocessing import labels_of, read_image, save_labels
+from preprocessing import labels_of, read_image, run, save_labels
 
 
 def main(file: str, image: str, result: str) -> None:
@@ -25,4 +24,4 @@ def main(file: str, image: str, result: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    run(main, __doc__)

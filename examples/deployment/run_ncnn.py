@@ -6,12 +6,11 @@ python examples/deployment/run_ncnn.py model.ncnn photo.jpg labels.png
 """
 
 import json
-import sys
 from pathlib import Path
 
 import ncnn
 import numpy as np
-from preprocessing import labels_of, read_image, save_labels
+from preprocessing import labels_of, read_image, run, save_labels
 
 
 def main(folder: str, image: str, result: str) -> None:
@@ -28,4 +27,4 @@ def main(folder: str, image: str, result: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    run(main, __doc__)

@@ -5,10 +5,8 @@ pip install onnxruntime pillow
 python examples/deployment/run_onnxruntime.py model.onnx photo.jpg labels.png
 """
 
-import sys
-
 import onnxruntime
-from preprocessing import labels_of, parse_metadata, read_image, save_labels
+from preprocessing import labels_of, parse_metadata, read_image, run, save_labels
 
 
 def main(file: str, image: str, result: str) -> None:
@@ -20,4 +18,4 @@ def main(file: str, image: str, result: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    run(main, __doc__)

@@ -5,10 +5,8 @@ pip install openvino pillow
 python examples/deployment/run_openvino.py model.onnx photo.jpg labels.png
 """
 
-import sys
-
 import openvino
-from preprocessing import labels_of, parse_metadata, read_image, save_labels
+from preprocessing import labels_of, parse_metadata, read_image, run, save_labels
 
 
 def main(file: str, image: str, result: str) -> None:
@@ -24,4 +22,4 @@ def main(file: str, image: str, result: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    run(main, __doc__)

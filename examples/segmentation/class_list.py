@@ -81,6 +81,8 @@ def read_classes(path: Path, ignore_index: int = 255) -> ClassList:
         mapping, ignored = _mapping(labels, 1 << 24, len(classes))
         return ClassList(classes, palette, mapping, True, ignored)
     palette = distinct_colors(len(classes))
+    if classes[0].lower() == "background":
+        palette = (BACKGROUND, *palette[: len(classes) - 1])
     if form == "name" and len(kept) == len(names):
         return ClassList(classes, palette, None, False, ignore_index)
     labels = {ignore_index: None} if ignore_index >= 0 else {}
@@ -97,6 +99,9 @@ def color_codes(colors: np.ndarray) -> np.ndarray:
 def color_name(code: int) -> str:
     """The spelling in `classes.txt` of a color, given by its code: "#ff0000"."""
     return f"#{code & 255:02x}{code >> 8 & 255:02x}{code >> 16:02x}"
+
+
+BACKGROUND = (90, 90, 90)  # dark gray, unlike all distinct colors
 
 
 def distinct_colors(count: int) -> tuple[Color, ...]:

@@ -1,6 +1,8 @@
 """Images and labels of a data set: one mapping from values or colors to classes, checks, and augmented samples."""
 
+import os
 import signal
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from .class_list import color_codes, color_name
-from .recipe import DataError, TrainSettings
+from .recipe import DataError, DataSettings, TrainSettings
 from .transforms import PhotometricDistortion, RandomResizedCrop, TrainTransform, Transform
 
 Image.MAX_IMAGE_PIXELS = None  # aerial images are large, and training data are one's own
@@ -44,6 +46,11 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def fingerprint(self) -> str:
+        """A digest of the files' names and of the classes, which does not change when the folder moves."""
+        names = [*self.classes, *(path.name for path in [*self.images, *self.labels])]
+        return f"{zlib.crc32(chr(0).join(names).encode()):08x}"
 
     def open(self, index: int) -> tuple[Image.Image, np.ndarray]:
         """An image (RGB) and its labels (H, W): classes, or `ignore_index`.
@@ -243,6 +250,12 @@ def training_samples(split: Split, settings: TrainSettings) -> TrainSamples:
     distort = PhotometricDistortion() if settings.color_distortion else None
     transform = TrainTransform(crop, distort, color_on_device=settings.color_on_device)
     return TrainSamples(split, transform, settings.seed)
+
+
+def worker_count(settings: DataSettings) -> int:
+    """Number of a DataLoader's processes: more than there are cores would slow each other down."""
+    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS and Windows
+    return min(settings.workers, len(affinity(0)) if affinity else os.cpu_count() or 1)
 
 
 def ignore_interrupts(worker: int) -> None:

@@ -10,7 +10,7 @@ from segnext_timm.models.model_info import evaluation_mode
 from segnext_timm.prediction.images import read_image
 from segnext_timm.prediction.pipeline import predict, segment
 
-from .data import Split, ignore_interrupts
+from .data import Split, ignore_interrupts, worker_count
 from .metrics import Scores, add_to_confusion
 from .recipe import DataSettings
 
@@ -45,7 +45,7 @@ def evaluate(model: torch.nn.Module, split: Split, settings: DataSettings, accel
     loader = DataLoader(
         Samples(split, mine),
         batch_size=None,
-        num_workers=settings.workers,
+        num_workers=worker_count(settings),
         pin_memory=accelerator.device.type == "cuda",
         worker_init_fn=ignore_interrupts,
     )

@@ -39,7 +39,7 @@ class DataSettings:
     base_scale: tuple[int, int] = (2048, 512)
     """Longest sides (long, short) that images are fitted in, keeping their aspect, before the random resizing."""
     workers: int = 4
-    """Processes that read images, for each process that trains or evaluates."""
+    """Processes that read images, for each process that trains or evaluates; at most as many as there are cores."""
 
     # Evaluation
     eval_fit: tuple[int, int] | None = None
@@ -228,7 +228,7 @@ def parse(cls: type[S], argv: list[str], description: str, positionals: Mapping[
     usage = f"{Path(sys.argv[0]).name} {' '.join(positionals)}"
     helping = bool({"-h", "--help"} & set(argv))
     if argv and not argv[0].startswith("-"):
-        # its values go the way of the command line's, which checks their types; the last one said holds
+        # its values go the way of the command line's, which checks their types
         for name, value in ({} if helping and not Path(argv[0]).is_file() else read_recipe(argv[0])).items():
             if name in own:
                 values = value if isinstance(value, list) else [value]
@@ -238,8 +238,10 @@ def parse(cls: type[S], argv: list[str], description: str, positionals: Mapping[
     elif not helping:
         raise SettingsError(f"RECIPE is missing: it is {RECIPE['RECIPE']}. Usage: {usage} [--name value ...]")
     description = "\n\n".join([description, *(f"{name} is {meaning}." for name, meaning in positionals.items())])
-    words = _split_commas([*told, *argv], [f.name for f in fields(cls) if "tuple" in str(f.type)])
-    return tyro.cli(cls, args=words, description=description, prog=usage, use_underscores=True)
+    lists = [f.name for f in fields(cls) if "tuple" in str(f.type)]
+    recipe = tyro.cli(cls, args=_split_commas(told, lists), prog=usage, use_underscores=True)
+    words = _split_commas(argv, lists)
+    return tyro.cli(cls, args=words, default=recipe, description=description, prog=usage, use_underscores=True)
 
 
 def _split_commas(words: list[str], lists: list[str]) -> list[str]:
@@ -263,7 +265,8 @@ def run(main: Callable[[list[str]], None]) -> None:
     try:
         main(sys.argv[1:])
     except (UserError, OSError, ValueError) as error:
-        # of an error in a worker process, torch gives its traceback too
-        sys.exit(f"{Path(sys.argv[0]).name}: {str(error).strip().splitlines()[-1].removeprefix('recipe.DataError: ')}")
+        # of an error in a worker process, torch gives its traceback too; its last line begins with the error's name
+        line = str(error).strip().splitlines()[-1].removeprefix("segmentation.recipe.DataError: ")
+        sys.exit(f"{Path(sys.argv[0]).name}: {line}")
     except KeyboardInterrupt:
         sys.exit(f"{Path(sys.argv[0]).name}: interrupted")

@@ -68,8 +68,17 @@ def unknown_model(text: str, names: Sequence[str]) -> str:
     if Path(text).is_file():
         return f"{text}: a file, not a model folder. Convert it to a folder with `segnext-timm convert`."
     found = difflib.get_close_matches(text, [*names, *(name.split(".")[0] for name in names)], n=1, cutoff=0.5)
-    hint = f"Did you mean {found[0]!r}?" if found else "`segnext-timm models` lists the published models."
-    return f"{text}: not a folder, not a Hub repository (user/repo), and not a published model. {hint}"
+    hint = f" Did you mean {found[0]!r}?" if found else " `segnext-timm models` lists the published models."
+    hint = similar_folder(text) or hint
+    return f"{text}: not a folder, not a Hub repository (user/repo), and not a published model.{hint}"
+
+
+def similar_folder(name: str | Path) -> str:
+    """Question whether a folder with a similar name is meant, as the end of an error message; empty without one."""
+    parent = Path(name).parent
+    folders = [path.name for path in parent.iterdir() if path.is_dir()] if parent.is_dir() else []
+    found = difflib.get_close_matches(Path(name).name, folders, n=1, cutoff=0.75)
+    return f" Did you mean {str(parent / found[0])!r}?" if found else ""
 
 
 @contextmanager
@@ -87,8 +96,9 @@ def hub_lookup(name: str | Path) -> Iterator[None]:
     except RepositoryNotFoundError:
         raise FileNotFoundError(
             f"{name}: no such folder, and no such repository on the Hub. If it is private, log in: hf auth login."
+            f"{similar_folder(name)}"
         ) from None
     except LocalEntryNotFoundError:
-        raise ConnectionError(f"{name}: no such folder, and the Hub cannot be reached.") from None
+        raise ConnectionError(f"{name}: no such folder, and the Hub cannot be reached.{similar_folder(name)}") from None
     except EntryNotFoundError:
         raise FileNotFoundError(f"{name}: this repository on the Hub holds no model of smp or timm.") from None

@@ -163,6 +163,15 @@ def test_classes_may_have_colors(tmp_path, mode):
     assert np.array_equal(split.open(0)[1], miniatures.stripes([1, 0, split.ignore_index], (48, 64)))
 
 
+def test_classes_without_colors_get_distinct_ones_and_the_background_gray(tmp_path):
+    write_folder(tmp_path, "Background\ncat\ndog\n", [np.zeros((8, 8))])
+    palette = open_split("folder", tmp_path, "train").palette
+    assert palette[0] == (90, 90, 90)
+    assert len(set(palette)) == 3
+    write_folder(tmp_path, "cat\ndog\n", [np.zeros((8, 8))])
+    assert open_split("folder", tmp_path, "train").palette == palette[1:]
+
+
 def test_a_color_that_no_class_has_is_named(tmp_path):
     mask = np.zeros((8, 8, 3), np.uint8)
     mask[3, 4] = (1, 2, 3)

@@ -52,3 +52,20 @@ def test_the_script_gives_the_model_s_labels(script, file, needs, options, tmp_p
     expected = predict(model, tmp_path / "photo.png", mode="whole")
     assert (found == expected).mean() > 0.999
     assert {line.split(":")[0] for line in done.stdout.splitlines() if "%" in line} <= {"sky", "road", "car"}
+
+
+def test_a_mistake_is_one_line(tmp_path):
+    pytest.importorskip("onnxruntime")
+    model = narrow(pretrained_cfg={"mean": [0.5] * 3, "std": [0.25] * 3}).eval()
+    export(model, tmp_path / "model.onnx", (1, 3, 64, 96))
+    (tmp_path / "photo.png").write_bytes(b"broken")
+    for words, code, message in (
+        (("model.onnx",), 2, "error: the following arguments are required: image, result"),
+        (("model.onnx", "none.jpg", "labels.png"), 2, "error: none.jpg does not exist"),
+        (("model.onnx", "photo.png", "labels.jpg"), 2, "error: labels.jpg: labels are written as PNG"),
+        (("model.onnx", "photo.png", "labels.png"), 1, "run_onnxruntime.py: cannot identify image file"),
+    ):
+        command = [sys.executable, FOLDER / "run_onnxruntime.py", *words]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        assert done.returncode == code
+        assert message in done.stderr.splitlines()[-1]

@@ -18,7 +18,7 @@ import show_data
 import train
 from segmentation import data, layouts
 from segmentation.metrics import Scores
-from segmentation.recipe import EvalSettings, SettingsError, parse
+from segmentation.recipe import EvalSettings, SettingsError, TrainSettings, parse
 from segnext_timm.prediction.pipeline import slow_precision
 
 EXAMPLES = Path(data.__file__).parents[1]
@@ -130,6 +130,20 @@ def test_help_and_errors_name_the_positional_arguments(script, names, monkeypatc
     assert "RECIPE is a file of settings" in shown
     with pytest.raises(SettingsError, match=rf"{names.split()[0]} is missing: .* Usage: {script}\.py {names} \["):
         main([])
+
+
+def test_help_shows_the_recipe_s_values(tmp_path, monkeypatch, capsys):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("lr: 0.123\nresize_factors: [0.25, 4]\nsync_batchnorm: false\n", encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    with pytest.raises(SystemExit):
+        train.main([str(recipe), "--help"])
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())  # without the frame and its line breaks
+    assert "--lr FLOAT Highest learning rate of the encoder. (default: 0.123)" in shown
+    assert "(default: 0.25 4.0) --max_class_share" in shown
+    assert "(default: False) --compile" in shown
+    settings = parse(TrainSettings, [str(recipe), "--resize-factors", "1,2", "--sync_batchnorm"], "")
+    assert (settings.lr, settings.resize_factors, settings.sync_batchnorm) == (0.123, (1.0, 2.0), True)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

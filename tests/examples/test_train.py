@@ -457,6 +457,26 @@ def test_a_run_is_not_overwritten(folder, tmp_path):
         run("folder", *options, "--no-resume")
     with pytest.raises(SettingsError, match="was written with seed 0, not 1: choose another --out"):
         run("folder", *options, "--seed", 1)
+    (folder / "classes.txt").write_text("a\nb\nsomething else\n", encoding="utf-8")
+    wrong = r"was written with 3 training images of 3 classes \(\w{8}\), not 3 training images of 3 classes \(\w{8}\)"
+    with pytest.raises(SettingsError, match=wrong):
+        run("folder", *options)
+
+
+def test_a_run_goes_on_where_the_folder_moved_to_and_names_what_changed(folder, tmp_path, capsys):
+    options = ("--out", tmp_path / "run", "--iterations", 2)
+    run("folder", "--data_root", folder, *options)
+    folder.rename(tmp_path / "moved")
+    capsys.readouterr()
+    run("folder", "--data_root", tmp_path / "moved", *options, "--lr", "1e-3")
+    changed = f"Changed since the checkpoint: data_root {folder}, now {tmp_path / 'moved'}; lr 0.0001, now 0.001.\n"
+    assert changed in capsys.readouterr().out
+
+
+def test_no_more_processes_read_images_than_there_are_cores():
+    assert data.worker_count(TrainSettings(workers=0)) == 0
+    assert data.worker_count(TrainSettings(workers=1)) == 1
+    assert 1 <= data.worker_count(TrainSettings(workers=100_000)) <= os.cpu_count()
 
 
 def test_an_error_is_one_line_without_a_traceback(folder, tmp_path):

@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from segmentation.evaluation import evaluate
 from segmentation.layouts import open_split
 from segmentation.metrics import Scores
+from segmentation.pictures import draw_confusion, draw_iou
 from segmentation.recipe import RECIPE, EvalSettings, SettingsError, mixed_precision, parse, run
 from segnext_timm.checkpoints.segmenters import load_segmenter
 from segnext_timm.hub.push import add_results
@@ -56,10 +57,13 @@ def main(argv: list[str]) -> Scores:
         print(scores.table())
         if settings.json:
             content = {"model": name, "images": len(split), "scales": settings.scales, "flip": settings.flip}
+            Path(settings.json).parent.mkdir(parents=True, exist_ok=True)
             Path(settings.json).write_text(json.dumps({**content, **scores.as_dict()}, indent=2), encoding="utf-8")
         if settings.plots:
-            Path(settings.plots).mkdir(parents=True, exist_ok=True)
-            scores.draw(Path(settings.plots))
+            folder = Path(settings.plots)
+            folder.mkdir(parents=True, exist_ok=True)
+            draw_iou(scores, folder / "iou.png")
+            draw_confusion(scores, folder / "confusion.png")
         if settings.write_card:
             add_results(name, results_of(scores, settings, split.name))
     accelerator.end_training()

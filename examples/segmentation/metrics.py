@@ -3,11 +3,9 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 
 
 def add_to_confusion(confusion: torch.Tensor, labels: torch.Tensor, predicted: torch.Tensor, ignore_index: int) -> None:
@@ -106,29 +104,3 @@ class Scores:
             line("all pixels", math.nan, self.aacc).replace("absent", "      "),
         ]
         return "\n".join(lines)
-
-    def draw(self, folder: Path) -> None:
-        """Draw the IoU of each class, `iou.png`, and where its pixels went, `confusion.png`."""
-        order = self.iou.nan_to_num(-1).argsort(descending=True).tolist()
-        names = [self.classes[i] for i in order]
-        count = len(names)
-        figure = Figure(figsize=(7, 1 + 0.22 * count), layout="constrained")
-        axis = figure.subplots()
-        axis.barh(range(count), [100 * self.iou[i].nan_to_num(0).item() for i in order], color="tab:blue")
-        axis.axvline(100 * self.miou, color="tab:orange", label=f"mean {100 * self.miou:.2f}")
-        axis.set(
-            yticks=range(count), yticklabels=names, xlabel="IoU in percent", xlim=(0, 100), ylim=(count - 0.5, -0.5)
-        )
-        axis.legend(loc="lower right")
-        figure.savefig(folder / "iou.png", dpi=100)
-
-        shares = self.confusion.double() / self.confusion.sum(1, keepdim=True).clamp(min=1)
-        side = max(4.5, 1.5 + 0.22 * count)
-        figure = Figure(figsize=(side + 1, side), layout="constrained")
-        axis = figure.subplots()
-        drawn = axis.imshow(100 * shares, vmin=0, vmax=100, cmap="Blues")
-        axis.set(xlabel="prediction", ylabel="truth", xticks=range(count), yticks=range(count))
-        axis.set_xticklabels(self.classes, rotation=90)
-        axis.set_yticklabels(self.classes)
-        figure.colorbar(drawn, label="percent of the true class", shrink=0.7)
-        figure.savefig(folder / "confusion.png", dpi=100)

@@ -1,4 +1,4 @@
-"""Pictures of predictions, of training and of measured speed: 8 inches wide, for pages of white or dark background."""
+"""Pictures of predictions, scores, training and measured speed: 8 inches wide, for pages of light or dark color."""
 
 import io
 import itertools
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
@@ -17,7 +18,9 @@ from PIL import Image
 from segnext_timm.label_sets import Color
 from segnext_timm.prediction.drawing import colored
 
-WIDTH = 8.0  # inches, of every picture
+from .metrics import Scores
+
+WIDTH = 8.0  # inches, of every picture but one: the confusion of very many classes
 INK, GRAY, LIGHT, BLUE = "#1f2328", "#656d76", "#b7bec6", "#0b5cad"
 LINES = (BLUE, "#c2410c", "#15803d", "#7c3aed", "#a16207", "#be185d", "#0e7490", GRAY)
 TASKS = {
@@ -49,9 +52,11 @@ _WAYS = {
 }
 
 
-def new_figure(height: float, rows: int = 1, columns: int = 1, **kwargs) -> tuple[Figure, np.ndarray]:
-    """Create a white figure of a height in inches, with a margin, and its axes (rows, columns)."""
-    figure = Figure(figsize=(WIDTH, height), layout="constrained", facecolor="white")
+def new_figure(
+    height: float, rows: int = 1, columns: int = 1, width: float = WIDTH, **kwargs
+) -> tuple[Figure, np.ndarray]:
+    """Create a white figure of a size in inches, with a margin, and its axes (rows, columns)."""
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
     axes = figure.subplots(rows, columns, squeeze=False, **kwargs)
     figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
     for axis in axes.flat:
@@ -69,7 +74,7 @@ def set_title(figure: Figure, title: str, note: str = "") -> None:
 
 
 def save(figure: Figure, path: Path, smooth: bool = False, exact: Iterable[Color] = ()) -> None:
-    """Write a figure as a PNG of 256 colors, 1600 pixels wide, twice what a page shows.
+    """Write a figure as a PNG of 256 colors, 200 pixels an inch, twice what a page shows.
 
     Args:
         figure: The figure.
@@ -209,6 +214,60 @@ def draw_training(losses: Sequence[float], mious: Sequence[tuple[int, float]], p
     lower.set_xlabel("step", fontsize=9, color=INK)
     reached = f"mIoU {mious[-1][1]:.3f}" if mious else f"Loss {smooth[-1]:.3f}"
     set_title(figure, f"{reached} after {len(losses)} steps")
+    save(figure, path)
+
+
+def draw_iou(scores: Scores, path: Path) -> None:
+    """Draw the IoU of each class, the best one first."""
+    values = 100 * scores.iou
+    order = values.nan_to_num(-1).argsort(descending=True).tolist()
+    figure, axes = new_figure(0.9 + 0.24 * len(order))
+    axis = axes[0, 0]
+    bars = axis.barh(range(len(order)), values.nan_to_num(0)[order].numpy(), height=0.7, color=BLUE)
+    texts = ["absent" if values[i].isnan() else f"{values[i]:.1f}" for i in order]
+    axis.bar_label(bars, texts, padding=4, fontsize=9, color=INK)
+    axis.set(yticks=range(len(order)), xlim=(0, 105), ylim=(len(order) - 0.5, -0.5), xticks=range(0, 101, 20))
+    axis.set_yticklabels([scores.classes[i] for i in order])
+    axis.set_xlabel("IoU in percent", fontsize=9, color=INK)
+    found = [i for i in order if not values[i].isnan()]
+    title = f"mIoU {100 * scores.miou:.1f}" if found else "There is no pixel of any class"
+    if len(found) > 1:
+        worst, best = (f"{values[i]:.1f} for {scores.classes[i]}" for i in (found[-1], found[0]))
+        title += f": from {worst} to {best}"
+    set_title(figure, title)
+    save(figure, path)
+
+
+def draw_confusion(scores: Scores, path: Path) -> None:
+    """Draw which classes the pixels of each class are given, with numbers if the classes are at most 20."""
+    count = len(scores.classes)
+    shares = (scores.confusion.double() / scores.confusion.sum(1, keepdim=True).clamp(min=1)).numpy()
+    side = max(3.0, 0.42 * count) if count <= 20 else 0.2 * count
+    names = 0.08 * max(map(len, scores.classes))
+    figure, axes = new_figure(side + names + 1.2, width=max(WIDTH, side + names + 2))
+    axis = axes[0, 0]
+    # the square root of a share decides the color, so that a few percent are seen
+    drawn = axis.imshow(100 * shares, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=100))
+    if count <= 20:
+        for (row, column), share in np.ndenumerate(shares):
+            if share >= 0.0005:
+                color = "white" if share > 0.25 else INK
+                axis.text(column, row, f"{100 * share:.1f}", ha="center", va="center", fontsize=9, color=color)
+    else:
+        bar = figure.colorbar(drawn, shrink=0.3, aspect=30, ticks=(0, 1, 5, 10, 25, 50, 100))
+        bar.outline.set_visible(False)
+    axis.set(xticks=range(count), yticks=range(count))
+    axis.set_xticklabels(scores.classes, rotation=90)
+    axis.set_yticklabels(scores.classes)
+    axis.set_xlabel("predicted class", fontsize=9, color=INK)
+    axis.set_ylabel("true class", fontsize=9, color=INK)
+    wrong = shares * (1 - np.eye(count))
+    truth, predicted = np.unravel_index(wrong.argmax(), wrong.shape)
+    title = "No pixel is taken for one of another class"
+    if wrong.any():
+        share = f"{wrong[truth, predicted]:.1%} of {scores.classes[truth]}"
+        title = f"Most frequent confusion: {share} is taken for {scores.classes[predicted]}"
+    set_title(figure, title, "Percent of each true class's pixels that were given each class.")
     save(figure, path)
 
 

@@ -11,12 +11,13 @@ import segmentation_models_pytorch as smp
 import torch
 from accelerate.state import AcceleratorState
 from huggingface_hub import ModelCard
+from PIL import Image
 
 import evaluate
 import miniatures
 import show_data
 import train
-from segmentation import data, layouts
+from segmentation import data, layouts, pictures
 from segmentation.metrics import Scores
 from segmentation.recipe import EvalSettings, SettingsError, TrainSettings, parse
 from segnext_timm.prediction.pipeline import slow_precision
@@ -169,6 +170,19 @@ def test_pictures_are_drawn(root, tmp_path):
     folder, model = root
     run(model, FOLDER, "--data_root", folder, "--workers", 0, "--plots", tmp_path / "plots")
     assert sorted(f.name for f in (tmp_path / "plots").iterdir()) == ["confusion.png", "iou.png"]
+    for file in (tmp_path / "plots").iterdir():
+        with Image.open(file) as picture:
+            assert picture.width == 1600
+
+
+@pytest.mark.parametrize("count", [1, 2, 21])
+def test_pictures_of_scores_are_drawn_without_pixels_and_of_many_classes(tmp_path, count):
+    confusion = torch.zeros(count, count, dtype=torch.int64)
+    for fill in (0, 1):
+        scores = Scores([f"class {i}" for i in range(count)], confusion + fill)
+        pictures.draw_iou(scores, tmp_path / f"iou{fill}.png")
+        pictures.draw_confusion(scores, tmp_path / f"confusion{fill}.png")
+    assert len(list(tmp_path.iterdir())) == 4
 
 
 def test_invalid_arguments_raise_errors_that_name_them(root, tmp_path):

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -282,7 +283,7 @@ def test_info_describes_repositories_on_the_hub_without_their_weights(folder, tm
         missing = info("user/none")
         assert (missing.returncode, len(missing.stderr.splitlines())) == (1, 1)
         assert "user/none: no such folder, and no such repository on the Hub" in missing.stderr
-        (tmp_path / "runs" / "quickstart").mkdir(parents=True)
+        shutil.copytree(folder, tmp_path / "runs" / "quickstart")
         command = [COMMAND, "info", "runs/quikstart"]
         mistyped = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
         assert mistyped.stderr.endswith("hf auth login. Did you mean 'runs/quickstart'?\n")

@@ -74,9 +74,10 @@ def unknown_model(text: str, names: Sequence[str]) -> str:
 
 
 def similar_folder(name: str | Path) -> str:
-    """Question whether a folder with a similar name is meant, as the end of an error message; empty without one."""
+    """Question whether a model folder with a similar name is meant, to end an error message; empty without one."""
     parent = Path(name).parent
-    folders = [path.name for path in parent.iterdir() if path.is_dir()] if parent.is_dir() else []
+    beside = parent.iterdir() if parent.is_dir() else ()
+    folders = [path.name for path in beside if (path / "config.json").is_file()]
     found = difflib.get_close_matches(Path(name).name, folders, n=1, cutoff=0.75)
     return f" Did you mean {str(parent / found[0])!r}?" if found else ""
 

@@ -30,8 +30,8 @@ from PIL import Image
 
 import segnext_timm
 from segmentation import scenes
-from segnext_timm.checkpoints.lookup import check_segmenter, read_config
-from segnext_timm.checkpoints.published import ORIGINS, find_segmenter
+from segnext_timm.checkpoints.lookup import check_segmenter, find_published, read_config
+from segnext_timm.checkpoints.published import ORIGINS
 from segnext_timm.models.model_info import ModelInfo
 from segnext_timm.prediction.drawing import class_areas, label_picture, overlay, share_text
 from segnext_timm.prediction.images import read_image
@@ -188,7 +188,7 @@ def model_card(name: str) -> tuple[str, str]:
     """
     try:
         check_segmenter(name)
-        cfg, text = find_segmenter(name), ""
+        cfg, text = find_published(name), ""
         where, url = f"{name} on the Hugging Face Hub", f"https://huggingface.co/{name}"
         if cfg is not None and cfg.hf_hub_id:
             where, url = f"{cfg.hf_hub_id} on the Hugging Face Hub", f"https://huggingface.co/{cfg.hf_hub_id}"
@@ -373,7 +373,7 @@ def make_space(folder: Path, models: list[str], requirement: str | None = None) 
         requirements = [line for line in declared if "extra ==" not in line]
     names = []
     for model in models:
-        if find_segmenter(model) is None and Path(model).is_dir():
+        if find_published(model) is None and Path(model).is_dir():
             place = folder / "models" / Path(model).resolve().name
             if place.exists():
                 raise FileExistsError(f"Two models are named {place.name}: rename one of their folders.")

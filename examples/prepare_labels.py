@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated as Named
 from typing import Literal
@@ -348,8 +349,12 @@ def write_classes(plan: Plan) -> None:
         raise UserError(
             f"There are {len(plan.classes)} classes ({', '.join(plan.classes[:5])}): 2 to 254 are possible."
         )
-    # with values, since a name may begin with a number
-    text = "".join(f"{label} {name}\n" for label, name in enumerate(plan.classes))
+    # with values, since a name may begin with a number; with the colors of color masks
+    colors = [f" {color_name(int(code))}" for code in color_codes(np.array(plan.colors.palette))] if plan.colors else []
+    text = "".join(
+        f"{label} {name}{color}\n"
+        for label, (name, color) in enumerate(zip_longest(plan.classes, colors, fillvalue=""))
+    )
     path = plan.target / "classes.txt"
     if path.is_file() and path.read_text(encoding="utf-8-sig") != text:
         there, count = read_classes(path), len(plan.classes)
@@ -428,6 +433,8 @@ def summarize(found: dict[str, list], plan: Plan, skipped: dict[str, str]) -> No
             share = 100 * pixels[label] / max(pixels[:IGNORED].sum(), 1)
             print(f"  {label:3d} {name:24s} {share:6.2f}%  in {occurs[label]} images")
         print(f"      {'left out':24s} {100 * pixels[IGNORED] / max(pixels.sum(), 1):6.2f}% of all pixels")
+    if not (plan.target / "images" / "val").is_dir():
+        print("No images are for validation yet: run it again with --split val, or anew with --val_share 0.1.")
     if skipped:
         print(f"skipped: {len(skipped)}")
         for name, reason in list(skipped.items())[:20]:

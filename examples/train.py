@@ -18,7 +18,9 @@ On a GPU, a resumed run ends with exactly the same weights only with `--determin
 import math
 import os
 import signal
+import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -34,8 +36,8 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from segmentation.autocasting import reduce_casts
-from segmentation.data import check_labels, ignore_interrupts, training_samples, worker_count
-from segmentation.evaluation import evaluate, some_predictions
+from segmentation.data import check_labels, check_values, ignore_interrupts, training_samples, worker_count
+from segmentation.evaluation import evaluate, quiet_unless_main, some_predictions
 from segmentation.layouts import open_split
 from segmentation.models import build_model, note_results, parameter_groups, training_facts, with_synced_norms
 from segmentation.pictures import draw_predictions, draw_training
@@ -44,6 +46,8 @@ from segmentation.stepping import RunningStatistics, compile_model, gradient_nor
 from segmentation.transforms import finish_on_device
 from segnext_timm import SegNeXt, UpsampledCrossEntropyLoss, push_to_hub
 from segnext_timm._atomic import fill_when_complete, replace_when_complete
+from segnext_timm.errors import HubError
+from segnext_timm.models.model_info import ModelInfo
 from segnext_timm.prediction.pipeline import slow_precision
 
 MAX_SKIPPED = 10  # updates in a row
@@ -120,6 +124,8 @@ class Trainer:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
             torch.use_deterministic_algorithms(True)
         # statistics of batch norms are broadcast when they are used, and not in every step
+        # torch 2.14 has a new name for it, which neither older releases nor accelerate know
+        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
         ddp = DistributedDataParallelKwargs(
             broadcast_buffers=False,
             gradient_as_bucket_view=True,
@@ -149,24 +155,39 @@ class Trainer:
         self.resume()
 
     def set_up_data(self) -> None:
-        """Open the splits. Sample k depends only on the seed, so a resumed run continues with the same samples."""
+        """Open the splits and check their labels."""
         settings = self.settings
         self.train_split, self.val_split = (
             open_split(settings.dataset, settings.data_root, name, settings.ignore_index) for name in ("train", "val")
         )
         train = self.train_split
         self.data = f"{len(train)} training images of {len(train.classes)} classes ({train.fingerprint()})"
-        self.samples = training_samples(train, settings)
-        for warning in (check_labels(self.train_split), slow_precision(self.device, settings.precision)):
+        if settings.dataset == "folder":  # the first evaluation would be late to find an error
+            check_values(self.val_split)
+        padding = (
+            f"Warning: crops of {settings.crop_size} are larger than the images, which are fitted in "
+            f"{' '.join(map(str, settings.base_scale))}: set --base_scale to the images' own size."
+        )
+        for warning in (
+            check_labels(train),
+            slow_precision(self.device, settings.precision),
+            padding if settings.crop_size > max(settings.base_scale) else None,
+        ):
             if warning:
                 self.accelerator.print(warning)
 
     def set_up_model(self) -> None:
-        """Create model, moving average, optimizer and loss."""
+        """Create model, samples, moving average, optimizer and loss.
+
+        Sample k depends only on the seed, so a resumed run continues with the same samples.
+        """
         settings = self.settings
         torch.manual_seed(settings.seed)
         memory_format = torch.channels_last if settings.channels_last else torch.preserve_format
-        model = build_model(settings, self.train_split, self.accelerator.print)
+        report = (lambda text: None) if self.checkpoint.is_file() else self.accelerator.print  # it replaces the weights
+        model = build_model(settings, self.train_split, report)
+        self.normalization = ModelInfo(model).normalization  # as predict and evaluate normalize
+        self.samples = training_samples(self.train_split, settings, self.normalization)
         model = model.to(self.device, memory_format=memory_format)
         model = with_synced_norms(model, settings.sync_batchnorm, self.processes, self.device, self.accelerator.print)
         if settings.compile == "off" and settings.precision != "fp32":
@@ -194,6 +215,8 @@ class Trainer:
         if error:
             raise SettingsError(error)
         if state is None:
+            if (self.out / "last").is_dir():
+                self.accelerator.print(f"Warning: {self.out} holds a model but no checkpoint: the run starts anew.")
             return
         self.raw_model.load_state_dict(state["model"])
         for group in state["optimizer"]["param_groups"]:
@@ -206,6 +229,8 @@ class Trainer:
         self.iteration, self.best_miou = state["iteration"], state["best"]
         self.losses, self.mious = state["losses"], state["mious"]
         total = self.settings.iterations
+        if self.iteration >= total:
+            return
         self.accelerator.print(f"Resuming at iteration {self.iteration} of {total}, with the saved weights.")
         before, now = state["settings"], asdict(self.settings)
         if changed := [f"{name} {before.get(name)}, now {now[name]}" for name in now if before.get(name) != now[name]]:
@@ -225,10 +250,9 @@ class Trainer:
         if state["data"] != self.data:
             changed.append(f"{state['data']}, not {self.data}")
         if changed:
-            raise SettingsError(
-                f"{self.checkpoint} was written with {'; '.join(changed)}: choose another --out. To train "
-                f"further from its weights, add --init_from {self.out / 'last'}."
-            )
+            last = self.out / "last"
+            hint = f" To train further from its weights, add --init_from {last}." if last.is_dir() else ""
+            raise SettingsError(f"{self.checkpoint} was written with {'; '.join(changed)}: choose another --out.{hint}")
         return state
 
     def run(self) -> None:
@@ -246,7 +270,7 @@ class Trainer:
             unit="it",
             initial=self.iteration,
             total=settings.iterations,
-            disable=not self.accelerator.is_main_process,
+            **quiet_unless_main(self.accelerator),
         )
         self.clock, self.waited = time.monotonic(), 0.0
         torch.backends.cudnn.benchmark = not settings.deterministic  # all images have one size
@@ -257,7 +281,7 @@ class Trainer:
             stopping = self.agree_to_stop(bool(signals))
             last = stopping or self.iteration == settings.iterations
             evaluating = self.iteration % settings.eval_every == 0 or self.iteration == settings.iterations
-            saving = self.iteration % settings.save_every == 0 or last
+            saving = self.iteration % settings.save_every == 0 or evaluating or last
             if self.iteration % settings.log_every == 0 or evaluating or saving:
                 self.read_losses()
             self.log()
@@ -268,10 +292,17 @@ class Trainer:
             if stopping:
                 self.progress.close()
                 self.accelerator.print(f"Stopped after iteration {self.iteration}: the same command resumes the run.")
+                self.accelerator.end_training()
+                if self.processes == 1:  # of several, the launcher gives the status
+                    sys.exit(128 + signals[0])
                 return
         self.accelerator.print(f"Best mIoU {self.best_miou:.4f}: {best}. Last: {self.out / 'last'}.")
         if settings.push_to_hub and self.accelerator.is_main_process:
-            print(push_to_hub(best, settings.push_to_hub).commit_url)
+            try:
+                print(push_to_hub(best, settings.push_to_hub).commit_url)
+            except (HubError, OSError, ValueError) as error:
+                again = f"segnext-timm push {best} {settings.push_to_hub}"
+                raise UserError(f"{error} The run is finished, and its models are there; to push: {again}") from None
         self.accelerator.end_training()
 
     def loader(self) -> DataLoader:
@@ -323,7 +354,7 @@ class Trainer:
         batch = next(batches)
         self.waited += time.monotonic() - start
         batch = [tensor.to(self.device, non_blocking=True) for tensor in batch]
-        images, labels = finish_on_device(*batch) if self.settings.color_on_device else batch
+        images, labels = finish_on_device(*batch, self.normalization) if self.settings.color_on_device else batch
         if self.settings.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         return images, labels

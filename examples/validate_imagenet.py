@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 import segnext_timm  # noqa: F401  (registers MSCAN with timm)
 from segmentation.data import ignore_interrupts
+from segmentation.evaluation import quiet_unless_main
 from segmentation.recipe import Precision, UserError, mixed_precision, run
 
 
@@ -62,7 +63,7 @@ def main(argv: list[str]) -> dict[str, float]:
         mine, settings.batch_size, num_workers=settings.workers, worker_init_fn=ignore_interrupts, pin_memory=True
     )
     counts = torch.zeros(3, dtype=torch.int64, device=accelerator.device)  # right at first, among five, all
-    for x, labels in tqdm(loader, desc=settings.model, unit="batch", disable=not accelerator.is_main_process):
+    for x, labels in tqdm(loader, desc=settings.model, unit="batch", **quiet_unless_main(accelerator)):
         with accelerator.autocast():
             logits = model(x.to(accelerator.device))
         right = logits.topk(min(5, logits.shape[1])).indices == labels.to(accelerator.device)[:, None]

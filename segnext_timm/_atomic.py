@@ -46,7 +46,8 @@ def fill_when_complete(folder: str | Path, last: str | None = None) -> Iterator[
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as work:
+    # inside the folder, since that may be on another disk than its parent, which may not be writable
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".new.") as work:
         yield Path(work)
         for file in sorted(Path(work).iterdir(), key=lambda file: file.name == last):
             file.chmod(0o644)  # some libraries write for the owner only

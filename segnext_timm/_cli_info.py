@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-from .checkpoints.lookup import hub_lookup, is_hub_id, read_config, unknown_model
+from .checkpoints.lookup import find_published, hub_lookup, is_hub_id, read_config, unknown_model
 from .checkpoints.published import (
     BACKBONE_TAGS,
     MULTI_SCALE,
     ORIGINS,
     SINGLE_SCALE,
     cached_file,
-    find_segmenter,
     get_segmenter_cfg,
     list_segmenters,
 )
@@ -113,7 +112,8 @@ def describe_model(name: str) -> dict[str, Any]:
         ConnectionError: If the Hub cannot be reached.
         CheckpointError: If the folder's files are damaged.
     """
-    if (cfg := find_segmenter(name)) is not None:
+    path = Path(name.removeprefix("local-dir:"))
+    if (cfg := find_published(name)) is not None:
         config = {
             "_model_class": "SegNeXt",
             "encoder_name": cfg.encoder_name,
@@ -129,9 +129,9 @@ def describe_model(name: str) -> dict[str, Any]:
         }
         return _described(cfg.name, config, cfg.parameters, cached_file(cfg.cached_name))
     backbones = {f"{v.backbone}.{tag}": (v, tag) for tag in BACKBONE_TAGS for v in VARIANTS.values()}
-    if (found := backbones.get(name) or backbones.get(f"{name}.in1k")) is not None:
+    found = backbones.get(name) or backbones.get(f"{name}.in1k")
+    if found is not None and not (path / "config.json").is_file():
         return _describe_backbone(*found)
-    path = Path(name.removeprefix("local-dir:"))
     if path.is_dir():
         weights = path / _WEIGHTS
         parameters = _count_parameters(weights) if weights.is_file() else None

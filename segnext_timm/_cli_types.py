@@ -196,7 +196,7 @@ class ClassesType(click.ParamType):
         if not Path(value).is_file():
             self.fail(f"{value}: no such file of class names, and not a data set: {known}.", param, ctx)
         try:
-            names = Path(value).read_text(encoding="utf-8").split()
+            names = Path(value).read_text(encoding="utf-8-sig").split()
         except (OSError, UnicodeDecodeError):
             names = []
         if not names:

@@ -84,8 +84,8 @@ def info_command(model: str, as_json: bool) -> None:
     "convert",
     epilog=_examples(
         "convert mscan_b.pth mscan_b",
-        "convert segnext_base_512x512_ade_160k.pkl segnext_b --classes ade20k",
-        "convert segnext_b segnext_b.pth --to mmseg",
+        "convert segnext_base_512x512_ade_160k.pkl my-segnext --classes ade20k",
+        "convert my-segnext segnext_b.pth --to mmseg",
     ),
 )
 @click.argument("src", type=_DIRECTORY)
@@ -355,6 +355,9 @@ _PREDICT_OPTIONS = (
 )
 
 
+_DECIDING = ("mode", "window", "stride", "scales", "flip", "fit_in")  # options that decide what is predicted
+
+
 def _predict_options(function: F) -> F:
     """Add the options of `segnext-timm predict` to a command, in the order of its help."""
     for option in reversed(_PREDICT_OPTIONS):
@@ -430,14 +433,18 @@ def predict_command(
             segmenter = fuse(segmenter, inplace=True) if fused else segmenter
             segmenter = segmenter.to(target).to(memory_format=torch.channels_last)
         with out_of_memory(), _progress(len(places)) as report:
-            found = predict_files(segmenter, places, out, report=report, measure_all=as_json, **options)
+            words = [f"{name} {options[name]}" for name in _DECIDING if options[name]]
+            origin = ", ".join([str(Path(model)), *words])
+            found = predict_files(segmenter, places, out, report=report, measure_all=as_json, origin=origin, **options)
     except KeyboardInterrupt:
         kept = sum("labels" in outputs(result) for result in places.values())
         raise StoppedError(
             f"Interrupted. Labels of {kept} of {len(places)} images are in {out}; run the same command with --resume "
             f"to go on."
         ) from None
-    click.echo(f"Predicted {len(places) - len(found.failures)} of {len(places)} images to {out}.", err=as_json)
+    kept = len(places) - found.predicted - len(found.failures)
+    there = f"; the labels of {kept} were there" if kept else ""
+    click.echo(f"Predicted {found.predicted} of {len(places)} images to {out}{there}.", err=as_json)
     for file, reason in found.failures.items():
         click.echo(f"{file}: {reason}", err=True)
     if as_json:

@@ -175,6 +175,8 @@ def find_split(dataset: str, root: str | Path, split: str) -> SplitFiles:
     root = Path(root)
     if not root.is_dir():
         raise DataSetError(f"{root} does not exist: point to the folder of the data set.")
+    if split not in ("train", "val"):
+        raise DataSetError(f"there is no split {split!r}: it is train or val.")
     return _LAYOUTS[dataset](root, split)
 
 

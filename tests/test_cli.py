@@ -319,6 +319,7 @@ def test_sizes_are_height_and_width_or_one_number_for_a_square(folder, tmp_path,
 
 
 def test_export_takes_the_size_that_the_model_knows(tmp_path):
+    torch.manual_seed(0)  # without near ties
     cfg = {"input_size": [3, 64, 96], "label_names": ["a", "b", "c"]}
     model = smp.SegNeXt("tu-test_mscan", encoder_weights=None, classes=3, decoder_channels=32, pretrained_cfg=cfg)
     model.save_pretrained(tmp_path / "model")
@@ -396,6 +397,18 @@ def test_a_mistyped_folder_suggests_the_nearest_one(folder, tmp_path):
     done = run("export", folder.with_name("models"), tmp_path / "x.pt2")
     assert done.exit_code == 2
     assert done.output.splitlines()[-1].endswith(f"Did you mean {str(folder)!r}?")
+    shutil.copytree(folder, tmp_path / "run" / "best")
+    done = run("export", tmp_path / "run", tmp_path / "x.pt2")
+    assert done.output.splitlines()[-1].endswith(f"it has no config.json. Did you mean {str(tmp_path / 'run/best')!r}?")
+
+
+def test_a_model_folder_goes_before_a_published_model_of_its_name(folder, tmp_path, monkeypatch, empty_cache):
+    monkeypatch.chdir(tmp_path)
+    folder.rename("segnext_t")
+    assert json.loads(run("info", "segnext_t", "--json").output)["encoder"] == "tu-test_mscan"
+    assert load_segmenter("segnext_t").config["encoder_name"] == "tu-test_mscan"
+    assert load_segmenter(Path("segnext_t")).config["encoder_name"] == "tu-test_mscan"
+    assert not empty_cache.exists()
 
 
 def test_sizes_that_the_model_cannot_take_are_named(tmp_path):

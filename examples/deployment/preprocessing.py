@@ -29,6 +29,8 @@ def run(main: Callable[[str, str, str], None], description: str) -> None:
     if Path(args.result).suffix.lower() != ".png":
         parser.error(f"{args.result}: labels are written as PNG, which keeps them exact")
     try:
+        with Image.open(args.image):
+            Path(args.result).parent.mkdir(parents=True, exist_ok=True)
         main(args.model, args.image, args.result)
     except OSError as error:  # such as a file that is not an image
         sys.exit(f"{parser.prog}: {error}")
@@ -62,6 +64,10 @@ def read_image(path: str | Path, metadata: Mapping[str, Any]) -> tuple[np.ndarra
     """
     image = Image.open(path).convert("RGB")
     height, width = metadata["input_size"][2:]
+    if abs(image.width * height / (image.height * width) - 1) > 0.1:
+        print(
+            f"The image, {image.width}×{image.height}, is stretched to the graph's {width}×{height}.", file=sys.stderr
+        )
     pixels = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR), np.float32) / 255
     pixels = (pixels - np.float32(metadata["mean"])) / np.float32(metadata["std"])
     return np.ascontiguousarray(pixels.transpose(2, 0, 1)[None]), image.size

@@ -6,13 +6,13 @@ All lines have the same form:
     255 person        an integer in front of every name: the value of the class in the label files
     #ff0000 road      a color in front of every name: the label files hold colors
 
-A `-` in place of a name leaves the pixels of that value or color out. If one line begins with an integer and a name,
-every line must: a class called `3 doors` needs values, such as `0 car` and `1 3 doors`.
+A `-` in place of a name leaves the pixels of that value or color out. A color after a name, as in `road #804080` and
+`255 person #dc143c`, is for pictures only; other classes get colors that differ from each other. If one line begins
+with an integer and a name, every line must: a class called `3 doors` needs values, such as `0 car` and `1 3 doors`.
 """
 
-import colorsys
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,7 @@ Color = tuple[int, int, int]
 LEFT_OUT = "-"
 _VALUE = re.compile(r"(\d+)\s+(\S.*)")
 _COLOR = re.compile(r"#([0-9a-fA-F]{6})\s+(\S.*)")
+_NAME_AND_COLOR = re.compile(r"(\S.*?)\s+#([0-9a-fA-F]{6})")
 _LARGEST_VALUE = 65_535  # of a PNG with 16 bits
 
 
@@ -70,6 +71,10 @@ def read_classes(path: Path, ignore_index: int = 255) -> ClassList:
     keys, names = (
         zip(*(_key_and_name(form, place, line) for place, (_, line) in enumerate(lines))) if lines else ((), ())
     )
+    shown: dict[str, Color] = {}  # colors for pictures
+    for found in filter(None, map(_NAME_AND_COLOR.fullmatch, () if form == "color" else names)):
+        shown[found[1]] = _from_hex(found[2])
+    names = tuple(name if form == "color" else _NAME_AND_COLOR.sub(r"\1", name) for name in names)
     _check_unique(path, lines, form, keys, names)
     kept = [place for place, name in enumerate(names) if name != LEFT_OUT]
     classes = tuple(names[place] for place in kept)
@@ -80,9 +85,10 @@ def read_classes(path: Path, ignore_index: int = 255) -> ClassList:
         labels = {int(color_codes(np.array(_from_hex(key)))): label for key, label in _labels(keys, names)}
         mapping, ignored = _mapping(labels, 1 << 24, len(classes))
         return ClassList(classes, palette, mapping, True, ignored)
-    palette = distinct_colors(len(classes))
     if classes[0].lower() == "background":
-        palette = (BACKGROUND, *palette[: len(classes) - 1])
+        shown.setdefault(classes[0], BACKGROUND)
+    others = iter(distinct_colors(len(classes), shown.values()))
+    palette = tuple(shown.get(name) or next(others) for name in classes)
     if form == "name" and len(kept) == len(names):
         return ClassList(classes, palette, None, False, ignore_index)
     labels = {ignore_index: None} if ignore_index >= 0 else {}
@@ -101,14 +107,49 @@ def color_name(code: int) -> str:
     return f"#{code & 255:02x}{code >> 8 & 255:02x}{code >> 16:02x}"
 
 
-BACKGROUND = (90, 90, 90)  # dark gray, unlike all distinct colors
+BACKGROUND = (90, 90, 90)  # dark gray
+_FIRST = (221, 51, 51)
+_LIGHTNESS_WEIGHT = 0.7  # beside hue and chroma: overlays change the lightness
+# linear sRGB to the cone responses, whose cube roots to lightness, green-red and blue-yellow: Ottosson, "A perceptual
+# color space for image processing", 2020
+_TO_CONES = np.array(
+    [[0.41222147, 0.53633254, 0.05144599], [0.2119035, 0.68069955, 0.10739696], [0.08830246, 0.28171884, 0.6299787]]
+)
+_TO_OKLAB = np.array(
+    [[0.21045426, 0.79361779, -0.00407205], [1.9779985, -2.42859221, 0.45059371], [0.02590404, 0.78277177, -0.80867577]]
+)
 
 
-def distinct_colors(count: int) -> tuple[Color, ...]:
-    """Colors as far apart as hue and brightness allow."""
-    hues = [(i * 0.618034) % 1 for i in range(count)]
-    rgb = [colorsys.hsv_to_rgb(h, 0.65 if i % 2 else 0.9, 0.95 if i % 3 else 0.6) for i, h in enumerate(hues)]
-    return tuple(tuple(round(255 * c) for c in color) for color in rgb)
+def _oklab(colors: np.ndarray) -> np.ndarray:
+    """Colors (..., 3) from 0 to 255 in Oklab, where distances are as people see them."""
+    share = np.asarray(colors) / 255
+    linear = np.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4)
+    return np.cbrt(linear @ _TO_CONES.T) @ _TO_OKLAB.T
+
+
+def distinct_colors(count: int, taken: Iterable[Color] = ()) -> tuple[Color, ...]:
+    """Colors, each as far as possible from those before it, from gray, and from those that are taken."""
+    levels = np.arange(0, 256, 17)
+    grid = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), -1).reshape(-1, 3)
+    lab = _oklab(grid)
+    chroma = np.hypot(lab[:, 1], lab[:, 2])
+    good = (lab[:, 0] > 0.4) & (lab[:, 0] < 0.9) & (chroma > 0.09) & (chroma < 0.24)
+    grid, lab = grid[good], lab[good] * (_LIGHTNESS_WEIGHT, 1, 1)
+
+    def distances(color: Color) -> np.ndarray:
+        return np.linalg.norm(lab - _oklab(np.array(color)) * (_LIGHTNESS_WEIGHT, 1, 1), axis=1)
+
+    taken = [BACKGROUND, *taken]
+    nearest = np.min([distances(color) for color in taken], axis=0)
+    colors: list[Color] = []
+    for place in range(count):
+        if place >= len(grid):  # very many classes: all over again
+            colors.append(colors[place % len(grid)])
+            continue
+        color = _FIRST if not place and len(taken) < 3 else tuple(grid[nearest.argmax()].tolist())
+        colors.append(color)
+        nearest = np.minimum(nearest, distances(color))
+    return tuple(colors)
 
 
 def _form(path: Path, lines: Sequence[tuple[int, str]]) -> str:

@@ -12,9 +12,11 @@ from PIL import Image, ImageOps
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from segnext_timm.prediction.images import to_mode
+
 from .class_list import color_codes, color_name
 from .recipe import DataError, DataSettings, TrainSettings
-from .transforms import PhotometricDistortion, RandomResizedCrop, TrainTransform, Transform
+from .transforms import MEAN, STD, Normalization, PhotometricDistortion, RandomResizedCrop, TrainTransform, Transform
 
 Image.MAX_IMAGE_PIXELS = None  # aerial images are large, and training data are one's own
 
@@ -48,9 +50,10 @@ class Split:
         return len(self.images)
 
     def fingerprint(self) -> str:
-        """A digest of the files' names and of the classes, which does not change when the folder moves."""
-        names = [*self.classes, *(path.name for path in [*self.images, *self.labels])]
-        return f"{zlib.crc32(chr(0).join(names).encode()):08x}"
+        """A digest of the files' names, the classes and their values, which does not change when the folder moves."""
+        names = [*self.classes, *(path.name for path in [*self.images, *self.labels]), str(self.ignore_index)]
+        values = b"" if self.mapping is None else self.mapping.tobytes()
+        return f"{zlib.crc32(values, zlib.crc32(chr(0).join(names).encode())):08x}"
 
     def open(self, index: int) -> tuple[Image.Image, np.ndarray]:
         """An image (RGB) and its labels (H, W): classes, or `ignore_index`.
@@ -63,7 +66,7 @@ class Split:
         path, label_path = self.images[index], self.labels[index]
         try:
             image = Image.open(path)
-            image = (image if image.getexif().get(0x0112, 1) == 1 else ImageOps.exif_transpose(image)).convert("RGB")
+            image = to_mode(image if image.getexif().get(0x0112, 1) == 1 else ImageOps.exif_transpose(image), 3)
         except Exception as error:  # Pillow's decoders raise anything on damaged files
             raise DataError(f"{path} cannot be read as an image: {error}") from None
         labels = self.open_labels(index)
@@ -107,7 +110,8 @@ class Split:
             f"{path} holds the labels {', '.join(map(str, found[:10]))}, but there are {count} classes "
             f"{f'(0 to {count - 1})' if self.mapping is None else '(by the values they have in the files)'}, and "
             f"{self.ignore_index} marks pixels to leave out. Name more classes, give each class its value in "
-            f"classes.txt ('{found[0]} NAME'), or leave the pixels out with --ignore_index {found[0]}."
+            f"classes.txt ('{found[0]} NAME', or '{found[0]} -' to leave its pixels out), or leave one value out with "
+            f"--ignore_index {found[0]}."
         )
 
 
@@ -155,6 +159,12 @@ def check_files(split: Split) -> None:
     """Raise a DataError if a file of a split cannot be used; reads them all."""
     for index in tqdm(range(len(split)), desc="check files", unit="image", leave=False):
         split.open(index)
+
+
+def check_values(split: Split) -> None:
+    """Raise a DataError if a label file of a split cannot be used; reads them all, but not the images."""
+    for index in tqdm(range(len(split)), desc="check labels", unit="file", leave=False):
+        split.open_labels(index)
 
 
 def check_labels(split: Split, count: int = 32) -> str | None:
@@ -242,13 +252,13 @@ class TrainSamples(Dataset):
             return self.transform(image, labels)
 
 
-def training_samples(split: Split, settings: TrainSettings) -> TrainSamples:
-    """A split with the augmentation of the settings."""
+def training_samples(split: Split, settings: TrainSettings, normalization: Normalization = (MEAN, STD)) -> TrainSamples:
+    """A split with the augmentation of the settings, normalized by mean and standard deviation."""
     crop = RandomResizedCrop(
         settings.crop_size, settings.base_scale, settings.resize_factors, settings.max_class_share, split.ignore_index
     )
     distort = PhotometricDistortion() if settings.color_distortion else None
-    transform = TrainTransform(crop, distort, color_on_device=settings.color_on_device)
+    transform = TrainTransform(crop, distort, settings.color_on_device, normalization)
     return TrainSamples(split, transform, settings.seed)
 
 

@@ -30,6 +30,11 @@ class Samples(Dataset):
         return read_image(image), torch.from_numpy(labels.astype("int64"))
 
 
+def quiet_unless_main(accelerator: Accelerator) -> dict[str, bool]:
+    """Arguments of tqdm that show the first process's bar only, and that one unless TQDM_DISABLE is set."""
+    return {} if accelerator.is_main_process else {"disable": True}
+
+
 def evaluate(model: torch.nn.Module, split: Split, settings: DataSettings, accelerator: Accelerator, **views) -> Scores:
     """Evaluate a model on a split, divided among the processes.
 
@@ -50,7 +55,7 @@ def evaluate(model: torch.nn.Module, split: Split, settings: DataSettings, accel
         worker_init_fn=ignore_interrupts,
     )
     confusion = torch.zeros(classes, classes, dtype=torch.int64, device=accelerator.device)
-    progress = tqdm(loader, desc="evaluate", unit="image", disable=not accelerator.is_main_process, leave=False)
+    progress = tqdm(loader, desc="evaluate", unit="image", leave=False, **quiet_unless_main(accelerator))
     with evaluation_mode(model):
         for image, labels in progress:
             with accelerator.autocast():

@@ -26,7 +26,10 @@ def open_folder(root: Path, split: str, ignore_index: int = 255) -> Split:
     try:
         files = pair(image_files(root / "images" / split), lambda image: root / "labels" / split / f"{image.stem}.png")
     except DataSetError as error:
-        raise DataError(str(error)) from None
+        images = root / "images"
+        lacks = (images / "train").is_dir() and not (images / split).is_dir()
+        hint = " Move some images and labels there; prepare_labels.py does, with --val_share 0.1." if lacks else ""
+        raise DataError(f"{error}{hint}") from None
     return Split(
         root.resolve().name,
         files.images,

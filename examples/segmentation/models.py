@@ -8,7 +8,8 @@ import segmentation_models_pytorch as smp
 import torch
 from timm.layers import convert_sync_batchnorm
 
-from segnext_timm import SegNeXt, create_segmenter, list_segmenters
+from segnext_timm import SegNeXt, create_segmenter
+from segnext_timm.checkpoints.lookup import find_published
 from segnext_timm.checkpoints.segmenters import get_segmenter_cfg, load_segmenter
 from segnext_timm.models.model_info import tensor_digest
 from segnext_timm.variants import VARIANTS as SIZES
@@ -65,7 +66,7 @@ def build_model(
 
 
 def _is_published(name: str) -> bool:
-    return any(name in (published, published.split(".")[0]) for published in list_segmenters())
+    return find_published(name) is not None
 
 
 def create_model(settings: TrainSettings, classes: int, pretrained: bool) -> SegNeXt:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
@@ -104,17 +105,21 @@ def add_legend(figure: Figure, present: Iterable[int], classes: Sequence[str], p
     handles = [Patch(color=np.array(palette[i]) / 255, label=classes[i]) for i in present if i < len(classes)]
     if len(handles) < len(present):
         handles.append(Patch(color="black", label="ignored"))
-    figure.legend(
-        handles=handles,
-        loc="outside lower center",
-        ncols=max(min(len(handles), 8), 1),
-        frameon=False,
-        fontsize=10,
-        labelcolor=INK,
-        handlelength=1.2,
-        handleheight=1.2,
-        columnspacing=1.6,
-    )
+    for columns in range(max(min(len(handles), 8), 1), 0, -1):
+        legend = figure.legend(
+            handles=handles,
+            loc="outside lower center",
+            ncols=columns,
+            frameon=False,
+            fontsize=10,
+            labelcolor=INK,
+            handlelength=1.2,
+            handleheight=1.2,
+            columnspacing=1.6,
+        )
+        if columns == 1 or legend.get_window_extent().width <= 0.98 * figure.bbox.width:
+            return
+        legend.remove()
 
 
 def draw_samples(
@@ -212,9 +217,19 @@ def draw_training(losses: Sequence[float], mious: Sequence[tuple[int, float]], p
     lower.set_title(f"Loss: {loss}{mean}", loc="left", fontsize=10, color=LINES[1])
     lower.set(ylim=(0, None))
     lower.set_xlabel("step", fontsize=9, color=INK)
-    reached = f"mIoU {mious[-1][1]:.3f}" if mious else f"Loss {smooth[-1]:.3f}"
-    set_title(figure, f"{reached} after {len(losses)} steps")
+    title = f"Loss {smooth[-1]:.3f} after {len(losses)} steps"
+    if mious:
+        step, best = max(mious, key=lambda pair: pair[1])
+        title = f"mIoU {best:.3f} after {step} steps"
+        title += f", {mious[-1][1]:.3f} after {mious[-1][0]}" if step < mious[-1][0] else ""
+    set_title(figure, title)
     save(figure, path)
+
+
+def _extreme(scores: Scores, value: torch.Tensor) -> str:
+    """An IoU in percent, and the class that has it, or how many have it."""
+    equal = [name for name, iou in zip(scores.classes, 100 * scores.iou) if abs(iou - value) < 0.05]
+    return f"{value:.1f} for {equal[0] if len(equal) == 1 else f'{len(equal)} classes'}"
 
 
 def draw_iou(scores: Scores, path: Path) -> None:
@@ -232,8 +247,7 @@ def draw_iou(scores: Scores, path: Path) -> None:
     found = [i for i in order if not values[i].isnan()]
     title = f"mIoU {100 * scores.miou:.1f}" if found else "There is no pixel of any class"
     if len(found) > 1:
-        worst, best = (f"{values[i]:.1f} for {scores.classes[i]}" for i in (found[-1], found[0]))
-        title += f": from {worst} to {best}"
+        title += f": from {_extreme(scores, values[found[-1]])} to {_extreme(scores, values[found[0]])}"
     set_title(figure, title)
     save(figure, path)
 
@@ -267,7 +281,7 @@ def draw_confusion(scores: Scores, path: Path) -> None:
     if wrong.any():
         share = f"{wrong[truth, predicted]:.1%} of {scores.classes[truth]}"
         title = f"Most frequent confusion: {share} is taken for {scores.classes[predicted]}"
-    set_title(figure, title, "Percent of each true class's pixels that were given each class.")
+    set_title(figure, title, "Percent of each true class's pixels that were given each class; blank below 0.05.")
     save(figure, path)
 
 

@@ -113,7 +113,7 @@ class TrainSettings(DataSettings):
     iterations: int = 160_000
     """Number of updates of the weights."""
     batch_size: int = 16
-    """Images an update, over all processes and accumulated batches."""
+    """Images per update of the weights, all processes and accumulated batches together."""
     accumulate: int = 1
     """Batches that an update accumulates: less memory for the same batch size."""
     lr: float = 6e-5
@@ -156,7 +156,7 @@ class TrainSettings(DataSettings):
     eval_every: int = 16_000
     """Iterations between evaluations."""
     save_every: int = 1_000
-    """Iterations between checkpoints."""
+    """Iterations between checkpoints; each evaluation writes one too."""
     log_every: int = 50
     """Iterations between log entries."""
     tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
@@ -194,9 +194,10 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     names = list({f.name: None for cls in (TrainSettings, EvalSettings) for f in fields(cls)})
     if not path.is_file():
-        raise SettingsError(
-            f"{path} does not exist: the first argument is a recipe, such as examples/recipes/folder.yaml."
-        )
+        recipes = [str(path.parent / file.name) for file in path.parent.glob("*.yaml")]
+        near = difflib.get_close_matches(str(path), recipes, n=1, cutoff=0.8)
+        hint = f"did you mean {near[0]}?" if near else "give a recipe first, such as examples/recipes/folder.yaml."
+        raise SettingsError(f"{path} does not exist: {hint}")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except yaml.YAMLError as error:

@@ -7,6 +7,7 @@ eighth.
 Random numbers come from torch's generator alone: who seeds it for a sample gets the same sample.
 """
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -18,6 +19,7 @@ from torchvision.transforms import v2
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of values from 0 to 1, RGB
 
+Normalization = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation of each channel
 Transform = Callable[[Image.Image, np.ndarray], tuple[torch.Tensor, ...]]
 
 
@@ -144,6 +146,7 @@ class TrainTransform:
         crop: Resizes and crops.
         distort: Changes colors, None for none.
         color_on_device: Leave colors and normalization to :func:`finish_on_device`.
+        normalization: Mean and standard deviation of each channel, of values from 0 to 1.
     """
 
     def __init__(
@@ -151,12 +154,14 @@ class TrainTransform:
         crop: RandomResizedCrop,
         distort: Callable[[Image.Image], Image.Image] | None,
         color_on_device: bool = False,
+        normalization: Normalization = (MEAN, STD),
     ) -> None:
         if color_on_device and not isinstance(distort, PhotometricDistortion | None):
             raise ValueError("color_on_device needs a PhotometricDistortion, or None: others have no matrix.")
         self.crop = crop
         self.distort = distort
         self.color_on_device = color_on_device
+        self.normalization = normalization
         self.flip = v2.RandomHorizontalFlip()
 
     def __call__(self, image: Image.Image, labels: np.ndarray) -> tuple[torch.Tensor, ...]:
@@ -167,7 +172,9 @@ class TrainTransform:
             labels, the matrix of its colors (3, 4), and height and width without padding.
         """
         image, labels = self.crop(image, labels)
-        mask = tv_tensors.Mask(torch.from_numpy(labels.copy()))
+        # a label outside a byte, such as -1, fills the padding
+        dtype = labels.dtype if 0 <= self.crop.ignore_index <= 255 else np.int32
+        mask = tv_tensors.Mask(torch.from_numpy(labels.astype(dtype)))
         image, mask = self.flip(image, mask)
         height, width = mask.shape[-2:]
         padding = [0, 0, self.crop.size - width, self.crop.size - height]
@@ -176,7 +183,7 @@ class TrainTransform:
             x = torch.from_numpy(np.asarray(image).transpose(2, 0, 1).copy())
         else:
             image = self.distort(image) if self.distort else image
-            x = normalize(image)
+            x = normalize(image, self.normalization)
         if any(padding):
             x = v2.functional.pad(x, padding)
             mask = v2.functional.pad(mask, padding, fill=self.crop.ignore_index)
@@ -186,17 +193,25 @@ class TrainTransform:
         return x, mask.long()
 
 
-_MEAN, _STD = (255 * torch.tensor(values)[:, None, None] for values in (MEAN, STD))
+@functools.cache
+def _constants(normalization: Normalization) -> list[torch.Tensor]:
+    """Mean and standard deviation, each (3, 1, 1), of values from 0 to 255."""
+    return [255 * torch.tensor(values)[:, None, None] for values in normalization]
 
 
-def normalize(image: Image.Image) -> torch.Tensor:
+def normalize(image: Image.Image, normalization: Normalization = (MEAN, STD)) -> torch.Tensor:
     """An image to the model's input (3, H, W)."""
+    mean, std = _constants(normalization)
     x = torch.from_numpy(np.asarray(image).transpose(2, 0, 1).astype(np.float32))
-    return x.sub_(_MEAN).div_(_STD)
+    return x.sub_(mean).div_(std)
 
 
 def finish_on_device(
-    images: torch.Tensor, labels: torch.Tensor, matrices: torch.Tensor, sizes: torch.Tensor
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    matrices: torch.Tensor,
+    sizes: torch.Tensor,
+    normalization: Normalization = (MEAN, STD),
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Distort colors and normalize, as :class:`TrainTransform` does on the CPU.
 
@@ -205,13 +220,14 @@ def finish_on_device(
         labels: Shape (B, H, W).
         matrices: Matrices (B, 3, 4) of colors from 0 to 255.
         sizes: Height and width (B, 2) of the images without padding.
+        normalization: As of :class:`TrainTransform`.
 
     Returns:
         Normalized images (B, 3, H, W), zeros in the padding, and int64 labels.
     """
     colors = torch.baddbmm(matrices[:, :, 3:], matrices[:, :, :3], images.flatten(2).float())
     colors = colors.add_(0.5).floor_().clamp_(0, 255).view(images.shape)  # as Pillow rounds
-    mean, std = (constant.to(images.device, non_blocking=True) for constant in (_MEAN, _STD))
+    mean, std = (constant.to(images.device, non_blocking=True) for constant in _constants(normalization))
     rows, columns = (torch.arange(side, device=images.device) for side in images.shape[2:])
     inside = (rows[:, None] < sizes[:, 0, None, None]) & (columns < sizes[:, 1, None, None])
     return colors.sub_(mean).div_(std).mul_(inside[:, None]), labels.long()

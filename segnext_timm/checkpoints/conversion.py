@@ -29,7 +29,7 @@ def _read_labels(source: str | Path | Sequence[str] | None) -> tuple[tuple[str, 
     path = Path(source)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file of class names, and not a data set: {', '.join(LABEL_SETS)}.")
-    return tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()), None
+    return tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()), None
 
 
 def _check_destination(path: Path, force: bool) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import CheckpointError
 from ..variants import VARIANTS
-from .published import find_segmenter, get_segmenter_cfg, list_segmenters
+from .published import SegmenterCfg, find_segmenter, get_segmenter_cfg, list_segmenters
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -25,7 +25,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / "config.json"
     if not path.is_file():
-        raise FileNotFoundError(f"{folder}: not a model folder, it has no config.json.")
+        models = [inner for inner in (folder / "best", folder / "last") if (inner / "config.json").is_file()]
+        hint = f" Did you mean {str(models[0])!r}?" if models else ""  # the folder of a training run
+        raise FileNotFoundError(f"{folder}: not a model folder, it has no config.json.{hint}")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -40,6 +42,11 @@ def is_hub_id(text: str) -> bool:
     return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", text) is not None
 
 
+def find_published(name: str | Path) -> SegmenterCfg | None:
+    """Find the published segmenter of a name, unless a model folder of that name is here; None if there is none."""
+    return None if (Path(name) / "config.json").is_file() else find_segmenter(str(name))
+
+
 def check_segmenter(name: str | Path) -> None:
     """Check, without a network, that `name` is a published segmenter, a segmenter's folder, or has the form user/repo.
 
@@ -48,7 +55,7 @@ def check_segmenter(name: str | Path) -> None:
         CheckpointError: If it is a folder without a segmentation model.
     """
     text, path = str(name), Path(name)
-    if find_segmenter(text) is not None:
+    if find_published(name) is not None:
         return
     if path.is_dir():
         config = read_config(path)

@@ -15,8 +15,8 @@ from ..models import mscan  # noqa: F401  registers the backbones, which are cre
 from ..models.model_info import tensor_digest
 from ..models.segnext import SegNeXt
 from .download import fetch
-from .lookup import check_segmenter, hub_lookup
-from .published import SegmenterCfg, find_segmenter, get_segmenter_cfg, list_segmenters
+from .lookup import check_segmenter, find_published, hub_lookup
+from .published import SegmenterCfg, get_segmenter_cfg, list_segmenters
 from .recognition import Checkpoint, check_parameters, load_checkpoint
 
 __all__ = ["SegmenterCfg", "create_segmenter", "get_segmenter_cfg", "list_segmenters", "load_segmenter"]
@@ -132,7 +132,8 @@ def load_segmenter(name: str | Path) -> torch.nn.Module:
 
     Args:
         name: One of :func:`list_segmenters`, a folder that `save_pretrained` or `convert` made, or the name of a
-            repository on the Hugging Face Hub, of any architecture of smp.
+            repository on the Hugging Face Hub, of any architecture of smp. A folder goes before a published segmenter
+            of the same name.
 
     Returns:
         The model, in evaluation mode.
@@ -144,7 +145,7 @@ def load_segmenter(name: str | Path) -> torch.nn.Module:
     """
     check_segmenter(name)
     text = str(name)
-    if find_segmenter(text) is not None:
+    if find_published(name) is not None:
         return create_segmenter(text, pretrained=True).eval()
     try:
         with hub_lookup(name):

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import torch
+import torch.nn as nn
 from torchvision.transforms.v2 import functional as TF
 
 from ..models.model_info import ModelInfo
@@ -16,6 +17,7 @@ Image = str | Path | PIL.Image.Image | np.ndarray | torch.Tensor
 
 _MAX_IMAGES = 256  # more take longer and change little
 _HELD_OUT_EVERY = 4
+_IGNORED = 255  # value of label files that stands for no class
 
 
 @dataclass
@@ -27,12 +29,14 @@ class Calibration:
         held_out: Normalized images (B, C, H, W) that labels are compared on.
         labels: True labels (H, W) of each held-out image; None if unknown.
         num_classes: Number of labels.
+        threshold: Output above which a binary model predicts its class: of logits 0, of probabilities 0.5.
     """
 
     images: list[np.ndarray]
     held_out: list[np.ndarray]
     labels: list[np.ndarray] | None
     num_classes: int
+    threshold: float
 
 
 def _find_files(folder: Path) -> tuple[list[Path], list[Path] | None]:
@@ -50,7 +54,18 @@ def _find_files(folder: Path) -> tuple[list[Path], list[Path] | None]:
         raise FileNotFoundError(f"{folder} holds no calibration images.")
     files = [files[i] for i in np.linspace(0, len(files) - 1, min(len(files), _MAX_IMAGES)).round().astype(int)]
     labels = [(folder / "labels" / file.relative_to(root)).with_suffix(".png") for file in files]
-    return files, labels if root != folder and all(path.is_file() for path in labels) else None
+    known_labels = root != folder and all(path.is_file() for path in labels) and _values_are_labels(folder)
+    return files, labels if known_labels else None
+
+
+def _values_are_labels(folder: Path) -> bool:
+    """Whether the values in label files are labels: `classes.txt` may give each class another value, or a color."""
+    path = folder / "classes.txt"
+    lines = path.read_text(encoding="utf-8-sig").split("\n") if path.is_file() else []
+    firsts = [line.split()[0] for line in lines if line.strip()]
+    if all(first.isdecimal() for first in firsts):
+        return firsts == [str(label) for label in range(len(firsts))]
+    return not any(first.startswith("#") for first in firsts)
 
 
 def _cover(image: torch.Tensor, size: tuple[int, int], nearest: bool = False) -> torch.Tensor:
@@ -87,7 +102,8 @@ def read_calibration(
     mean, std = info.normalization
     batch, channels, *size = input_size
     height, width = size
-    result = Calibration([], [], [] if label_files else None, max(info.num_classes, 2))
+    activated = not isinstance(info.activation, nn.Identity | None)
+    result = Calibration([], [], [] if label_files else None, max(info.num_classes, 2), 0.5 if activated else 0.0)
     for index, image in enumerate(images):
         pixels = TF.to_dtype(_cover(read_image(image, channels), (height, width)), torch.float32, scale=True)
         normalized = TF.normalize(pixels, list(mean), list(std))[None].expand(batch, -1, -1, -1).contiguous().numpy()
@@ -96,6 +112,10 @@ def read_calibration(
             continue
         result.held_out.append(normalized)
         if label_files and result.labels is not None:
-            labels = torch.from_numpy(np.array(PIL.Image.open(label_files[index])))[None]
-            result.labels.append(_cover(labels, (height, width), nearest=True)[0].numpy())
+            values = np.array(PIL.Image.open(label_files[index]))
+            if values.ndim == 2 and np.all((values < result.num_classes) | (values == _IGNORED)):
+                labels = torch.from_numpy(values.astype(np.int64))[None]
+                result.labels.append(_cover(labels, (height, width), nearest=True)[0].numpy())
+            else:
+                result.labels = None  # colors, or values that mean other classes
     return result

@@ -55,12 +55,13 @@ def half_copy(model: nn.Module) -> nn.Module:
     return model
 
 
-def labels_of(path: Path, images: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+def labels_of(path: Path, images: Iterable[np.ndarray], threshold: float = 0.0) -> Iterator[np.ndarray]:
     """Yield the labels (B, H, W) that a graph predicts for images.
 
     Args:
         path: ONNX model whose first output is logits (B, classes, H, W) or labels (B, H, W).
         images: Normalized images (B, C, H, W).
+        threshold: Output above which a binary model predicts its class.
     """
     import onnxruntime
 
@@ -68,7 +69,7 @@ def labels_of(path: Path, images: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     for image in images:
         output = session.run(None, {"images": image})[0]
         if output.ndim == 4:
-            output = output.argmax(1) if output.shape[1] > 1 else (output[:, 0] > 0).astype(np.int64)
+            output = output.argmax(1) if output.shape[1] > 1 else (output[:, 0] > threshold).astype(np.int64)
         yield output
 
 

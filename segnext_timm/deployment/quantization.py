@@ -45,7 +45,7 @@ def quantize_checked(path: Path, samples: Calibration) -> tuple[Any, dict[str, A
     convolutions = [
         node.name for node in onnx.load(path, load_external_data=False).graph.node if node.op_type == "Conv"
     ]
-    expected = list(labels_of(path, samples.held_out))
+    expected = list(labels_of(path, samples.held_out, samples.threshold))
     ranking: list[str] = []
     found = 0.0
     with tempfile.TemporaryDirectory() as folder:
@@ -56,7 +56,7 @@ def quantize_checked(path: Path, samples: Calibration) -> tuple[Any, dict[str, A
                 ranking = _rank(source, target, samples.images[:_RANKING_IMAGES])
             restored = ranking[: round(share * len(convolutions))]
             quantize(source, target, samples.images, restored)
-            labels = list(labels_of(target, samples.held_out))
+            labels = list(labels_of(target, samples.held_out, samples.threshold))
             found = agreement(expected, labels)
             _logger.info(
                 f"int8: {found:.2%} of the held-out labels are equal, with {len(restored)} of {len(convolutions)} "

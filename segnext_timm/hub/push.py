@@ -74,7 +74,7 @@ def _note_info(folder: Path, info: Mapping[str, Any] | None) -> None:
 def _files_to_push(folder: Path, extra_files: bool | Callable[[list[str]], bool] | None) -> list[Path]:
     """List the model's files, and all other files if wanted, relative to the folder."""
     files = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    files = [path for path in files if path.parts[0] not in (".git", ".cache")]
+    files = [path for path in files if not path.parts[0].startswith((".git", ".cache", ".new."))]
     extra = [path for path in files if str(path) not in MODEL_FILES]
     if not extra:
         return files
@@ -169,7 +169,9 @@ def push_to_hub(
                 api.create_branch(repo_id, branch=revision, exist_ok=True)
             is_model = isinstance(model_or_folder, torch.nn.Module)
             keep_card = is_model and card is None and api.file_exists(repo_id, CARD, revision=revision)
-            operations = [CommitOperationAdd(str(path), str(folder / path)) for path in files if str(path) != CARD]
+            operations = [
+                CommitOperationAdd(path.as_posix(), str(folder / path)) for path in files if str(path) != CARD
+            ]
             if not keep_card:
                 text = _card_text(folder, repo_id, card)
                 operations.append(CommitOperationAdd(CARD, text.encode()))

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
@@ -153,14 +154,29 @@ def raw_logits(model: nn.Module) -> Iterator[None]:
         hook.remove()
 
 
+_MODES: dict[nn.Module, tuple[int, list[nn.Module]]] = {}  # running blocks, and modules that were in training mode
+_MODES_LOCK = threading.Lock()
+
+
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put all modules into evaluation mode, and each back into its own mode afterwards."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
+    """Put all modules into evaluation mode, and each back into its own mode when the last of several blocks ends.
+
+    Blocks may overlap in several threads.
+    """
+    with _MODES_LOCK:
+        blocks, training = _MODES.get(model, (0, []))
+        training = training + [module for module in model.modules() if module.training]
+        _MODES[model] = (blocks + 1, training)
+        for module in training:
+            module.training = False
     try:
         yield
     finally:
-        for module in training:
-            module.training = True
+        with _MODES_LOCK:
+            blocks, training = _MODES.pop(model)
+            if blocks > 1:
+                _MODES[model] = (blocks - 1, training)
+            else:
+                for module in training:
+                    module.training = True

@@ -440,10 +440,10 @@ def _stage_sampling(num_stages: int, output_stride: int) -> list[tuple[int, tupl
 
 
 class MSCAN(nn.Module):
-    """Multi-Scale Convolutional Attention Network.
+    """Multi-Scale Convolutional Attention Network, the encoder of SegNeXt.
 
-    A PyTorch impl of the encoder of: `SegNeXt: Rethinking Convolutional Attention Design for Semantic Segmentation`
-        - https://arxiv.org/abs/2209.08575, section 3.1 and table 2
+    `SegNeXt: Rethinking Convolutional Attention Design for Semantic Segmentation`, https://arxiv.org/abs/2209.08575,
+    section 3.1 and table 2.
     """
 
     def __init__(
@@ -614,7 +614,7 @@ class MSCAN(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[torch.Tensor] | tuple[torch.Tensor, list[torch.Tensor]]:
-        """Forward features that returns intermediates.
+        """Compute the features of stages, and what `forward_features` returns.
 
         Args:
             x: Images of shape (B, C, H, W).

@@ -43,7 +43,7 @@ def class_areas(labels: np.ndarray, names: Sequence[str]) -> list[dict[str, int 
 
     Args:
         labels: Shape (H, W), from 0.
-        names: Name of each class.
+        names: Name of each label; of a model of one class, whose labels are 0 and 1, the background's first.
 
     Returns:
         `label`, `name`, `pixels` and `share`, from 0 to 1, of each class that occurs.
@@ -78,8 +78,8 @@ def overlay(
     Args:
         image: An image as for :func:`predict`.
         labels: Shape (H, W), of the image's size.
-        names: Name of each class. Default: numbers.
-        palette: Color of each class, red, green and blue from 0 to 255. Default: the colors of Pascal VOC.
+        names: Name of each label, of a model of one class the background's first. Default: numbers.
+        palette: Color of each label, red, green and blue from 0 to 255. Default: the colors of Pascal VOC.
         alpha: Opacity of the colors, from 0 to 1.
         legend: Draw the legend, below the image.
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch.nn as nn
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from .._atomic import fill_when_complete, replace_when_complete
 from ..errors import ImageError
@@ -21,6 +22,7 @@ from .pipeline import predict
 
 AREAS = "areas.json"
 _PROBABILITIES = "_probabilities.npy"
+_ORIGIN = "Predicted with"  # key in the metadata of PNG files
 _JPEG_SIDE = 65_500  # the longest that JPEG's library writes
 
 
@@ -50,7 +52,9 @@ def find_images(paths: Sequence[str | Path], out: str | Path) -> dict[Path, Path
         if path.is_dir():
             if path.resolve() == out.resolve():
                 raise ValueError(f"{out} is the folder of the images: choose another for the results.")
-            files = [f for f in sorted(path.rglob("*")) if f.suffix.lower() in known and f.is_file()]
+            files = [
+                f for f in sorted(path.rglob("*")) if f.suffix.lower() in known and f.name[0] != "." and f.is_file()
+            ]
             places |= {f: f.relative_to(path) for f in files if out.resolve() not in f.resolve().parents}
         elif path.exists():
             places[path] = Path(path.name)
@@ -83,6 +87,7 @@ def predict_file(
     result: str | Path,
     overlays: bool = True,
     probabilities: bool = False,
+    origin: str = "",
     **options: Any,
 ) -> dict[str, Any]:
     """Predict one image and write the results; each file is complete once it has its name.
@@ -95,6 +100,7 @@ def predict_file(
             for sides over 65,500 pixels; `_probabilities.npy` for an array (classes, H, W) of float16.
         overlays: Write the overlay.
         probabilities: Write the probabilities, tile by tile.
+        origin: Model and options in words, for the metadata of the labels' file.
         options: Others of :func:`predict`.
 
     Returns:
@@ -122,7 +128,9 @@ def predict_file(
             ending = "_overlay.jpg" if max(picture.size) <= _JPEG_SIDE else "_overlay.png"
             picture.save(_named(work, ending), quality=90)
             del picture
-        label_picture(labels, palette).save(_named(work, ".png"))
+        metadata = PngInfo()
+        metadata.add_text(_ORIGIN, origin)
+        label_picture(labels, palette).save(_named(work, ".png"), pnginfo=metadata if origin else None)
     return _entry(file, labels, names)
 
 
@@ -147,15 +155,30 @@ def _named(path: Path, ending: str) -> Path:
     return path.with_name(path.name + ending)
 
 
+def _check_origin(labels: Sequence[Path], origin: str) -> None:
+    """Raise a ValueError if existing label files state another origin."""
+    for path in labels:
+        if path.is_file():
+            with Image.open(path) as picture:
+                found = picture.info.get(_ORIGIN, origin)
+            if found != origin:
+                raise ValueError(
+                    f"{path} was predicted with {found}, not with {origin}: choose another folder, or predict all "
+                    f"images again, without resuming."
+                )
+
+
 @dataclass
 class Predictions:
     """Results of :func:`predict_files`.
 
     Attributes:
+        predicted: Number of images that were predicted now.
         images: `file`, `height`, `width` and `classes` (see :func:`class_areas`) of each labeled image.
         failures: Reason for each image that cannot be read.
     """
 
+    predicted: int = 0
     images: list[dict[str, Any]] = field(default_factory=list)
     failures: dict[Path, str] = field(default_factory=dict)
 
@@ -168,6 +191,7 @@ def predict_files(
     resume: bool = False,
     report: Callable[[Path, float], None] = lambda file, share: None,
     measure_all: bool = False,
+    origin: str = "",
     **options: Any,
 ) -> Predictions:
     """Predict images one after another; unreadable ones are skipped and listed.
@@ -180,15 +204,19 @@ def predict_files(
         resume: Skip images whose labels exist.
         report: Called with an image and its completed fraction, from 0 to 1; with 1 exactly once per image.
         measure_all: Also measure existing labels of skipped images, so that the result lists all images.
+        origin: Model and options in words. Existing labels that state another origin cannot be resumed from.
         options: Others of :func:`predict_file`.
 
     Returns:
         Predicted images, skipped images that were measured, and unreadable images.
 
     Raises:
-        ValueError: If an option is invalid, or the model does not state how its images are normalized.
+        ValueError: If an option is invalid, the model does not state how its images are normalized, or existing labels
+            are of another origin.
     """
     predictions = Predictions()
+    if resume:
+        _check_origin([_named(result, ".png") for result in places.values()], origin)
     listed = Path(out) / AREAS
     entries: dict[str, dict[str, Any]] = {}
     if areas and resume and listed.is_file():
@@ -204,7 +232,8 @@ def predict_files(
                 entries.pop(str(file), None)
                 try:
                     progress = lambda share, file=file: report(file, min(share, 0.999))  # noqa: E731
-                    entries[str(file)] = predict_file(model, file, result, progress=progress, **options)
+                    entries[str(file)] = predict_file(model, file, result, progress=progress, origin=origin, **options)
+                    predictions.predicted += 1
                 except (FileNotFoundError, ImageError) as error:
                     text = str(error).removeprefix(f"{file}").lstrip(": ")
                     predictions.failures[file] = " ".join(text.split())

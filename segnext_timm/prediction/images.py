@@ -12,7 +12,7 @@ from ..errors import ImageError
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # of Pillow, by channels
 
 
-def _to_mode(image: Image.Image, channels: int) -> Image.Image:
+def to_mode(image: Image.Image, channels: int) -> Image.Image:
     """Convert a Pillow image of any mode to 8 bits per channel."""
     if channels not in _MODES:
         raise ImageError(f"Files hold 1, 3 or 4 channels, the model takes {channels}: pass an array or a tensor.")
@@ -21,6 +21,11 @@ def _to_mode(image: Image.Image, channels: int) -> Image.Image:
     if image.mode.startswith("I"):  # 16 bits: Pillow would cut the values off at 255
         values = np.asarray(image).astype(np.float32)
         image = Image.fromarray(np.rint(values / 257).clip(0, 255).astype(np.uint8))
+    if image.mode == "F":
+        values = np.asarray(image)
+        if not (values.min() >= 0 and values.max() <= 1):  # NaN too
+            raise ImageError(f"Files of floating point hold values from 0 to 1, got {values.min()} to {values.max()}.")
+        image = Image.fromarray(np.rint(255 * values).astype(np.uint8))
     if image.mode in ("P", "PA") and "transparency" in image.info:
         image = image.convert("RGBA")
     return image if image.mode == _MODES[channels] else image.convert(_MODES[channels])
@@ -29,14 +34,14 @@ def _to_mode(image: Image.Image, channels: int) -> Image.Image:
 def _open(image: str | Path | Image.Image, channels: int) -> np.ndarray:
     """Read a file or a Pillow image as an upright array (H, W) or (H, W, channels) of uint8."""
     if isinstance(image, Image.Image):
-        return np.array(_to_mode(ImageOps.exif_transpose(image), channels))
+        return np.array(to_mode(ImageOps.exif_transpose(image), channels))
     with warnings.catch_warnings():
         # of sizes: Pillow warns from 89 megapixels on, and refuses from 179 on
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         with Image.open(image) as opened:
             opened.load()
             ImageOps.exif_transpose(opened, in_place=True)
-            return np.array(_to_mode(opened, channels))
+            return np.array(to_mode(opened, channels))
 
 
 def read_image(image: str | Path | Image.Image | np.ndarray | torch.Tensor, channels: int = 3) -> torch.Tensor:

@@ -108,6 +108,7 @@ class WindowedLogits:
         self.window = (min(plan.window[0], size[0]), min(plan.window[1], size[1]))
         self.batch = plan.batch
         self.precision = plan.precision
+        self.dtype = next(model.parameters()).dtype
         self.mean, self.std = (_constants(values, image.device) for values in info.normalization)
         self.origins = [window_origins(*sides) for sides in zip(size, self.window, plan.stride)]
         self.padded_window = self.window
@@ -118,7 +119,7 @@ class WindowedLogits:
         left = self.size[1] - left - self.window[1] if self.mirrored else left
         x = self.image[:, top : top + self.window[0], left : left + self.window[1]]
         x = TF.to_dtype(x, torch.float32, scale=True).sub(self.mean).div_(self.std)[None]
-        return x.flip(-1) if self.mirrored else x
+        return (x.flip(-1) if self.mirrored else x).to(self.dtype)
 
     def _run(self, origins: Sequence[tuple[int, int]]) -> None:
         """Run the model on windows, and cache their logits."""

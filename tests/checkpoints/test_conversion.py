@@ -16,6 +16,7 @@ from huggingface_hub import ModelCard
 import convert_memory
 from random_checkpoints import backbone_shapes, random_state_dict, segmenter_shapes, write
 from segnext_timm import CheckpointError, NMF2d, convert
+from segnext_timm.checkpoints import conversion
 from segnext_timm.checkpoints.recognition import backbone_to_native, segmenter_to_native
 from segnext_timm.label_sets import LABEL_SETS
 from small_models import narrow
@@ -264,3 +265,8 @@ def test_a_paddleseg_file_becomes_a_folder_that_smp_loads(tmp_path, segmenter):
     state_dict = dict(model.state_dict())
     state_dict.pop("decoder.hamburger.nmf.bases")
     assert equal(without_counts(state_dict), without_counts(segmenter_to_native(segmenter)))
+
+
+def test_a_byte_order_mark_is_no_part_of_a_class_name(tmp_path):
+    (tmp_path / "names.txt").write_text("road\nsky\n", encoding="utf-8-sig")
+    assert conversion._read_labels(tmp_path / "names.txt") == (("road", "sky"), None)

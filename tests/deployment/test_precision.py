@@ -291,3 +291,34 @@ def test_a_full_disk_ends_in_one_line_and_leaves_nothing(model, tmp_path, name):
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].startswith("Error: ")
     assert not list(out.iterdir())
+
+
+def test_a_binary_model_with_probabilities_is_calibrated_at_one_half():
+    images = [np.full((64, 96, 3), value, np.uint8) for value in (0, 50, 100)]
+    for activation, threshold in ((None, 0.0), ("sigmoid", 0.5)):
+        model = narrow(classes=1, activation=activation, pretrained_cfg=STATISTICS)
+        assert read_calibration(images, ModelInfo(model), SIZE).threshold == threshold
+
+
+@pytest.mark.parametrize(
+    ("classes", "value", "known"),
+    [
+        (None, 2, True),
+        ("a\nb\nc\n", 2, True),
+        ("0 a\n1 b\n2 c #010203\n", 2, True),
+        ("0 a\n255 b\n", 255, False),
+        ("#000000 a\n#ff0000 b\n", 2, False),
+        (None, 7, False),
+        (None, 255, True),
+    ],
+)
+def test_labels_of_calibration_images_are_used_if_their_values_are_classes(tmp_path, classes, value, known):
+    for kind in ("images", "labels"):
+        (tmp_path / kind).mkdir()
+    for index in range(3):
+        Image.fromarray(np.zeros((64, 96, 3), np.uint8)).save(tmp_path / "images" / f"{index}.jpg")
+        Image.fromarray(np.full((64, 96), value, np.uint8)).save(tmp_path / "labels" / f"{index}.png")
+    if classes:
+        (tmp_path / "classes.txt").write_text(classes, encoding="utf-8")
+    model = narrow(classes=3, pretrained_cfg=STATISTICS)
+    assert (read_calibration(tmp_path, ModelInfo(model), SIZE).labels is not None) == known

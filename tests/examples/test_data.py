@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,13 +9,14 @@ from PIL import Image
 import miniatures
 import show_data
 from segmentation import data
-from segmentation.class_list import read_classes
+from segmentation.class_list import distinct_colors, read_classes
 from segmentation.data import TrainSamples, check_labels, training_samples
 from segmentation.evaluation import Samples
 from segmentation.layouts import open_split
 from segmentation.recipe import DataError, SettingsError, TrainSettings, read_recipe
 from segmentation.transforms import PhotometricDistortion, RandomResizedCrop, TrainTransform, finish_on_device
 from segnext_timm import data_sets
+from segnext_timm.prediction.images import read_image
 
 # Values of the label files and the classes they stand for, from each data set's own documentation
 CITYSCAPES = {0: 255, 7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10, 24: 11, 25: 12}
@@ -170,6 +172,61 @@ def test_classes_without_colors_get_distinct_ones_and_the_background_gray(tmp_pa
     assert len(set(palette)) == 3
     write_folder(tmp_path, "cat\ndog\n", [np.zeros((8, 8))])
     assert open_split("folder", tmp_path, "train").palette == palette[1:]
+
+
+def test_classes_may_have_colors_for_pictures(tmp_path):
+    write_folder(tmp_path, "traffic sign #ff0000\ncat\n#1 dog\n".replace("#1 ", ""), [np.zeros((8, 8))])
+    split = open_split("folder", tmp_path, "train")
+    assert split.classes == ("traffic sign", "cat", "dog")
+    assert split.palette[0] == (255, 0, 0)
+    assert len(set(split.palette)) == 3
+    write_folder(tmp_path, "9 cat #010203\n4 -\n0 background #040506\n", [np.full((8, 8), 9)])
+    split = open_split("folder", tmp_path, "train")
+    assert (split.classes, split.palette) == (("cat", "background"), ((1, 2, 3), (4, 5, 6)))
+    assert (split.open(0)[1] == 0).all()
+
+
+def test_distinct_colors_differ_and_begin_alike():
+    many = distinct_colors(300)
+    assert len(set(many)) == 300
+    assert distinct_colors(5) == many[:5]
+    assert not set(distinct_colors(20, many[:20])) & set(many[:20])
+
+
+def test_what_a_value_means_is_part_of_the_fingerprint(tmp_path):
+    found = set()
+    for classes in ("a\nb\n", "0 a\n1 b\n", "1 a\n0 b\n", "a\nc\n"):
+        write_folder(tmp_path, classes, [np.zeros((8, 8))])
+        found.add(open_split("folder", tmp_path, "train").fingerprint())
+    assert len(found) == 4
+
+
+def test_images_of_16_bits_are_scaled_as_for_predictions(tmp_path):
+    write_folder(tmp_path, "a\nb\n", [np.zeros((8, 8))])
+    split = open_split("folder", tmp_path, "train")
+    ramp = np.linspace(0, 65_535, 64).reshape(8, 8).astype(np.uint16)
+    split.images[0] = tmp_path / "ramp.png"
+    Image.fromarray(ramp).save(split.images[0])
+    image, _ = split.open(0)
+    assert np.array_equal(np.asarray(image).transpose(2, 0, 1), read_image(split.images[0]).numpy())
+    assert np.asarray(image).mean() == pytest.approx(127.5, abs=0.5)
+
+
+def test_no_label_need_be_left_out(tmp_path):
+    write_folder(tmp_path, "a\nb\n", [np.ones((8, 8))])
+    split = open_split("folder", tmp_path, "train", ignore_index=-1)
+    _, labels = training_samples(split, TrainSettings(crop_size=32, base_scale=(8, 8), resize_factors=(1, 1)))[0]
+    assert labels.unique().tolist() == [-1, 1]
+
+
+def test_a_folder_without_validation_says_how_to_get_it(tmp_path):
+    write_folder(tmp_path, "a\nb\n", [np.zeros((8, 8))])
+    shutil.rmtree(tmp_path / "images" / "val", ignore_errors=True)
+    with pytest.raises(DataError, match=r"images/val does not exist.* prepare_labels\.py does, with --val_share 0\.1"):
+        open_split("folder", tmp_path, "val")
+    for name in ("ade20k", "cityscapes"):
+        with pytest.raises(DataError, match="there is no split 'test': it is train or val"):
+            open_split(name, tmp_path, "test")
 
 
 def test_a_color_that_no_class_has_is_named(tmp_path):

@@ -208,3 +208,40 @@ def test_invalid_arguments_raise_errors_that_name_them(root, tmp_path):
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("evaluate.py: ")
     assert "Traceback" not in done.stderr
+
+
+def test_a_mistyped_recipe_suggests_the_nearest_one():
+    with pytest.raises(SettingsError, match=r"floder\.yaml does not exist: did you mean .*recipes/folder\.yaml\?"):
+        parse(TrainSettings, [str(Path(FOLDER).with_name("floder.yaml"))], "")
+
+
+@pytest.mark.parametrize("count", [1, 2, 8, 11, 40])
+def test_legends_are_not_wider_than_the_picture(count):
+    figure, _ = pictures.new_figure(8.0)
+    pictures.add_legend(figure, range(count), ["a rather long name"] * count, [(0, 0, 0)] * count)
+    (legend,) = figure.legends
+    assert legend.get_window_extent().width <= figure.bbox.width
+
+
+def test_titles_name_the_best_result_and_ties(tmp_path, monkeypatch):
+    titles = []
+    monkeypatch.setattr(pictures, "set_title", lambda figure, title, note="": titles.append(title))
+    pictures.draw_training([1.0] * 60, [(20, 0.1), (40, 0.225), (60, 0.179)], tmp_path / "a.png", "loss")
+    pictures.draw_training([1.0] * 60, [(20, 0.1), (60, 0.179)], tmp_path / "a.png", "loss")
+    scores = Scores(["a", "b", "c"], torch.tensor([[9, 0, 0], [9, 0, 0], [9, 0, 0]]))
+    pictures.draw_iou(scores, tmp_path / "a.png")
+    pictures.draw_confusion(scores, tmp_path / "a.png")
+    assert titles == [
+        "mIoU 0.225 after 40 steps, 0.179 after 60",
+        "mIoU 0.179 after 60 steps",
+        "mIoU 11.1: from 0.0 for 2 classes to 33.3 for a",
+        "Most frequent confusion: 100.0% of b is taken for a",
+    ]
+
+
+def test_bars_are_of_the_first_process_and_can_be_turned_off(root):
+    folder, model = root
+    command = [sys.executable, EXAMPLES / "evaluate.py", model, FOLDER, "--data_root", folder, "--workers", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "TQDM_DISABLE": "1"})
+    assert done.returncode == 0, done.stderr
+    assert "evaluate:" not in done.stderr

@@ -167,6 +167,7 @@ def test_color_masks_become_labels(images, tmp_path):
     found = labels_of(tmp_path / "data")
     for index, labels in enumerate(truth):
         assert np.array_equal(found[f"{index}.jpg"], np.array([1, 0, -1])[labels])
+    assert (tmp_path / "data" / "classes.txt").read_text() == "0 road #ff0000\n1 sky #000000\n"
     # programs that show pictures show the given colors
     picture = Image.open(tmp_path / "data/labels/train/0.png").convert("RGB")
     assert np.array_equal(np.asarray(picture), colors[truth[0]])

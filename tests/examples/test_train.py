@@ -21,8 +21,11 @@ import hub_server
 import miniatures
 import train
 from segmentation import data, layouts, models
-from segmentation.recipe import SettingsError, TrainSettings
+from segmentation.recipe import SettingsError, TrainSettings, UserError
+from segmentation.transforms import finish_on_device
 from segnext_timm import UpsampledCrossEntropyLoss
+from segnext_timm.errors import HubError
+from segnext_timm.models.model_info import ModelInfo
 from segnext_timm.prediction.pipeline import slow_precision
 
 EXAMPLES = Path(data.__file__).parents[1]
@@ -137,7 +140,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(folder, tmp_path):
         assert process.poll() is None
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == 0
+    assert process.returncode == 130
     assert b"the same command resumes the run" in output
     state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
     assert 10 <= state["iteration"] == len(state["losses"]) < 2000
@@ -466,11 +469,84 @@ def test_a_run_is_not_overwritten(folder, tmp_path):
 def test_a_run_goes_on_where_the_folder_moved_to_and_names_what_changed(folder, tmp_path, capsys):
     options = ("--out", tmp_path / "run", "--iterations", 2)
     run("folder", "--data_root", folder, *options)
+    state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    torch.save(state | {"iteration": 1}, tmp_path / "run" / "checkpoint.pt")
     folder.rename(tmp_path / "moved")
     capsys.readouterr()
     run("folder", "--data_root", tmp_path / "moved", *options, "--lr", "1e-3")
     changed = f"Changed since the checkpoint: data_root {folder}, now {tmp_path / 'moved'}; lr 0.0001, now 0.001.\n"
-    assert changed in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert changed in said
+    assert "Initial weights" not in said
+    run("folder", "--data_root", tmp_path / "moved", *options, "--lr", "1e-2")
+    assert capsys.readouterr().out.startswith("The run is already finished")
+
+
+def test_an_evaluation_writes_a_checkpoint(folder, tmp_path, capsys, monkeypatch):
+    validate = train.Trainer.validate
+
+    def fail_at_the_end(trainer):
+        if trainer.iteration == 6:
+            raise RuntimeError("power failure")
+        validate(trainer)
+
+    monkeypatch.setattr(train.Trainer, "validate", fail_at_the_end)
+    options = ("--data_root", folder, "--out", tmp_path / "run", "--save_every", 1000)
+    with pytest.raises(RuntimeError, match="power failure"):
+        run("folder", *options)
+    state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    assert (state["iteration"], len(state["mious"])) == (3, 1)
+    (tmp_path / "run" / "checkpoint.pt").unlink()
+    monkeypatch.setattr(train.Trainer, "validate", validate)
+    run("folder", *options)
+    assert f"Warning: {tmp_path / 'run'} holds a model but no checkpoint" in capsys.readouterr().out
+
+
+def test_labels_for_validation_are_checked_before_anything_is_trained(folder, tmp_path):
+    label = layouts.open_split("folder", folder, "val").labels[-1]
+    values = data.read_labels(label).copy()
+    values[0, 0] = 77
+    miniatures.labels(label, values)
+    with pytest.raises(data.DataError, match=r"holds the labels 77, but .*'77 NAME', or '77 -' to leave its pixels"):
+        run("folder", "--data_root", folder, "--out", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_crops_larger_than_the_images_are_pointed_out(folder, tmp_path, capsys):
+    run("folder", "--data_root", folder, "--out", tmp_path / "run", "--iterations", 1, "--base_scale", 31, 31)
+    assert "Warning: crops of 32 are larger than the images, which are fitted in 31 31" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+def test_models_of_smp_are_trained_on_what_they_will_be_given(folder, tmp_path, on_device):
+    smp.Unet("tu-test_mscan", encoder_weights=None, classes=3).save_pretrained(tmp_path / "unet")
+    settings = TrainSettings(
+        data_root=str(folder),
+        init_from=str(tmp_path / "unet"),
+        out=str(tmp_path / "run"),
+        crop_size=32,
+        workers=0,
+        tracker="none",
+        color_on_device=on_device,
+    )
+    trainer = train.Trainer(settings)
+    model = smp.from_pretrained(tmp_path / "unet")
+    assert trainer.normalization == ModelInfo(model).normalization == ((0.5,) * 3, (0.5,) * 3)
+    batch = [part[None] for part in trainer.samples[0]]
+    images = finish_on_device(*batch, trainer.normalization)[0] if on_device else batch[0]
+    assert -1 <= images.min() < images.max() <= 1
+
+
+def test_a_finished_run_that_cannot_be_pushed_says_how_to(folder, tmp_path, monkeypatch):
+    def refuse(*arguments):
+        raise HubError("The Hub refused the request.")
+
+    monkeypatch.setattr(train, "push_to_hub", refuse)
+    options = ("--data_root", folder, "--out", tmp_path / "run", "--iterations", 1, "--push_to_hub", "user/repo")
+    with pytest.raises(
+        UserError, match=rf"refused the request\. .*segnext-timm push {tmp_path / 'run/best'} user/repo"
+    ):
+        run("folder", *options)
 
 
 def test_no_more_processes_read_images_than_there_are_cores():

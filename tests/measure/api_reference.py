@@ -50,6 +50,7 @@ def plain(text: str) -> str:
     text = re.sub(r"<code>(.*?)</code>", lambda found: f"`{re.sub(LINK, LINKED, found[1])}`", text)
     text = re.sub(r"^### `[\w.]+\.(\w+\.\w+)`", r"### `\1`", text, flags=re.MULTILINE)
     text = re.sub(r"^\.\. seealso:: *", "See ", text, flags=re.MULTILINE)
+    text = re.sub(r"Callable\.\.\., \[(\w+)\]", r"Callable[..., \1]", text)  # as griffe2md writes it
     return re.sub(r"\n{3,}", "\n\n", text)
 
 

@@ -1,4 +1,5 @@
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -197,8 +198,37 @@ def test_ctrl_c_says_what_is_kept_and_the_same_command_goes_on(model, tmp_path):
     assert 0 < kept < 30
     message = f"Interrupted. Labels of {kept} of 30 images are in {tmp_path / 'out'}; run the same command with"
     assert stderr.splitlines()[-1] == f"{message} --resume to go on."
-    done = subprocess.run([*command, "--resume"], capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (0, f"Predicted 30 of 30 images to {tmp_path / 'out'}.\n")
+    other = subprocess.run([*command, "--resume"], capture_output=True, text=True)
+    made = f"{model}, mode slide, window (32, 32), scales (1.0, 2.0, 3.0, 4.0), flip True"
+    assert f"was predicted with {made}, not with {model}, mode auto, scales (1.0,): choose another" in other.stderr
+    assert (other.returncode, len(list((tmp_path / "out").glob("*.png")))) == (1, kept)
+    done = subprocess.run([*command, *views, "--resume"], capture_output=True, text=True)
+    said = f"Predicted {30 - kept} of 30 images to {tmp_path / 'out'}; the labels of {kept} were there.\n"
+    assert (done.returncode, done.stdout) == (0, said)
+
+
+def test_labels_of_another_model_are_not_resumed_from(model, tmp_path):
+    write(tmp_path / "in", "a.png")
+    other = tmp_path / "other"
+    shutil.copytree(model, other)
+    run(model, tmp_path / "in", "-o", tmp_path / "out")
+    before = (tmp_path / "out" / "a.png").read_bytes()
+    done = run(other, tmp_path / "in", "-o", tmp_path / "out", "--resume")
+    assert done.exit_code == 1
+    assert f"a.png was predicted with {model}, mode auto, scales (1.0,), not with {other}" in done.output
+    assert (tmp_path / "out" / "a.png").read_bytes() == before
+    with Image.open(tmp_path / "out" / "a.png") as picture:
+        picture.save(tmp_path / "out" / "a.png")  # an editor may drop the metadata
+    done = run(other, tmp_path / "in", "-o", tmp_path / "out", "--resume")
+    assert done.output.endswith(
+        "Predicted 0 of 1 images to " + str(tmp_path / "out") + "; the labels of 1 were there.\n"
+    )
+
+
+def test_hidden_files_are_not_images(model, tmp_path):
+    write(tmp_path / "in", "a.png")
+    (tmp_path / "in" / "._a.jpg").write_bytes(b"what macOS writes")
+    assert run(model, tmp_path / "in", "-o", tmp_path / "out").exit_code == 0
 
 
 def test_json_sums_up_every_image_on_standard_output(model, tmp_path):
@@ -224,7 +254,7 @@ def test_json_sums_up_every_image_on_standard_output(model, tmp_path):
     (failure,) = summary["failures"]
     assert failure["file"] == str(tmp_path / "in" / "text.jpg")
     assert failure["reason"].startswith("cannot be read as an image")
-    assert "Predicted 2 of 3 images" in done.stderr
+    assert f"Predicted 1 of 3 images to {tmp_path / 'out'}; the labels of 1 were there." in done.stderr
 
 
 def test_options_reach_the_prediction(model, tmp_path, monkeypatch):
@@ -241,7 +271,7 @@ def test_options_reach_the_prediction(model, tmp_path, monkeypatch):
     )
     done = run(model, tmp_path / "a.png", "-o", tmp_path / "out", "--device", "cpu", "--no-overlay", *options.split())
     assert done.exit_code == 0, done.output
-    del given["progress"]
+    del given["progress"], given["origin"]
     assert given == {
         "mode": "slide",
         "window": (64, 64),

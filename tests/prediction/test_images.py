@@ -4,6 +4,7 @@ import torch
 from PIL import Image
 
 from segnext_timm import overlay
+from segnext_timm.errors import ImageError
 from segnext_timm.label_sets import voc_palette
 from segnext_timm.prediction.drawing import class_areas, colored, label_picture, share_text
 from segnext_timm.prediction.images import read_image
@@ -167,3 +168,16 @@ def test_areas_are_shares_of_the_picture():
     assert areas[0] == {"label": 3, "name": "class 3", "pixels": 70, "share": 0.7}
     assert areas[1] == {"label": 0, "name": "a", "pixels": 30, "share": 0.3}
     assert [share_text(x) for x in (1, 0.304, 0.056, 0.0001)] == ["100%", "30%", "5.6%", "<0.1%"]
+
+
+def test_files_of_floating_point_hold_values_from_0_to_1(tmp_path):
+    values = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    found = read_image(tmp_path / "a.tif")
+    assert found.dtype == torch.uint8
+    assert np.array_equal(found[0].numpy(), np.rint(255 * values))
+    Image.fromarray(200 * values).save(tmp_path / "b.tif")
+    with pytest.raises(
+        ImageError, match=r"b\.tif cannot be read .*floating point hold values from 0 to 1, got 0\.0 to 200"
+    ):
+        read_image(tmp_path / "b.tif")

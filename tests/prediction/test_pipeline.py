@@ -1,3 +1,5 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import segmentation_models_pytorch as smp
@@ -7,6 +9,7 @@ from PIL import Image
 from segnext_timm import predict
 from segnext_timm.models.model_info import ModelInfo
 from segnext_timm.prediction.pipeline import fit, segment
+from small_models import narrow
 
 
 @pytest.fixture(scope="module")
@@ -351,3 +354,26 @@ def test_invalid_options_and_images_raise_errors_that_name_them(model):
     ):
         with pytest.raises(ValueError, match=message):
             predict(model, noise(40, 40), **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("mode", ["whole", "slide"])
+def test_models_of_other_types_predict(dtype, mode):
+    torch.manual_seed(0)
+    model = narrow(pretrained_cfg={"mean": [0.5] * 3, "std": [0.25] * 3}).eval()
+    image = np.random.default_rng(0).integers(0, 256, (64, 80, 3), np.uint8)
+    expected = predict(model, image, mode=mode, window=64)
+    found = predict(model.to(dtype), image, mode=mode, window=64)
+    assert (found == expected).mean() > (0.9 if dtype == torch.bfloat16 else 0.999)
+
+
+def test_threads_share_a_model_in_training_mode():
+    model = narrow(pretrained_cfg={"mean": [0.5] * 3, "std": [0.25] * 3}).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    expected = predict(model, image)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: predict(model, image), range(40)))
+    assert all(np.array_equal(labels, expected) for labels in found)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(module.training for module in model.modules())

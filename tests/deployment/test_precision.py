@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+import segmentation_models_pytorch as smp
 import timm
 import torch
 from click.testing import CliRunner
@@ -296,7 +297,9 @@ def test_a_full_disk_ends_in_one_line_and_leaves_nothing(model, tmp_path, name):
 def test_a_binary_model_with_probabilities_is_calibrated_at_one_half():
     images = [np.full((64, 96, 3), value, np.uint8) for value in (0, 50, 100)]
     for activation, threshold in ((None, 0.0), ("sigmoid", 0.5)):
-        model = narrow(classes=1, activation=activation, pretrained_cfg=STATISTICS)
+        model = smp.SegNeXt(
+            "tu-test_mscan", encoder_weights=None, classes=1, activation=activation, pretrained_cfg=STATISTICS
+        )
         assert read_calibration(images, ModelInfo(model), SIZE).threshold == threshold
 
 
@@ -320,5 +323,5 @@ def test_labels_of_calibration_images_are_used_if_their_values_are_classes(tmp_p
         Image.fromarray(np.full((64, 96), value, np.uint8)).save(tmp_path / "labels" / f"{index}.png")
     if classes:
         (tmp_path / "classes.txt").write_text(classes, encoding="utf-8")
-    model = narrow(classes=3, pretrained_cfg=STATISTICS)
+    model = narrow(pretrained_cfg=STATISTICS)
     assert (read_calibration(tmp_path, ModelInfo(model), SIZE).labels is not None) == known

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from segmentation.evaluation import evaluate
+from segmentation.evaluation import end, evaluate
 from segmentation.layouts import open_split
 from segmentation.metrics import Scores
 from segmentation.pictures import draw_confusion, draw_iou
@@ -66,7 +66,7 @@ def main(argv: list[str]) -> Scores:
             draw_confusion(scores, folder / "confusion.png")
         if settings.write_card:
             add_results(name, results_of(scores, settings, split.name))
-    accelerator.end_training()
+    end(accelerator)
     return scores
 
 

@@ -37,7 +37,7 @@ from tqdm import tqdm
 
 from segmentation.autocasting import reduce_casts
 from segmentation.data import check_labels, check_values, ignore_interrupts, training_samples, worker_count
-from segmentation.evaluation import evaluate, quiet_unless_main, some_predictions
+from segmentation.evaluation import end, evaluate, quiet_unless_main, some_predictions
 from segmentation.layouts import open_split
 from segmentation.models import build_model, note_results, parameter_groups, training_facts, with_synced_norms
 from segmentation.pictures import draw_predictions, draw_training
@@ -292,18 +292,18 @@ class Trainer:
             if stopping:
                 self.progress.close()
                 self.accelerator.print(f"Stopped after iteration {self.iteration}: the same command resumes the run.")
-                self.accelerator.end_training()
+                end(self.accelerator)
                 if self.processes == 1:  # of several, the launcher gives the status
                     sys.exit(128 + signals[0])
                 return
         self.accelerator.print(f"Best mIoU {self.best_miou:.4f}: {best}. Last: {self.out / 'last'}.")
+        end(self.accelerator)
         if settings.push_to_hub and self.accelerator.is_main_process:
             try:
                 print(push_to_hub(best, settings.push_to_hub).commit_url)
             except (HubError, OSError, ValueError) as error:
                 again = f"segnext-timm push {best} {settings.push_to_hub}"
                 raise UserError(f"{error} The run is finished, and its models are there; to push: {again}") from None
-        self.accelerator.end_training()
 
     def loader(self) -> DataLoader:
         """Create the loader of this process's samples, from `iteration` on."""

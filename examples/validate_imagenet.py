@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 import segnext_timm  # noqa: F401  (registers MSCAN with timm)
 from segmentation.data import ignore_interrupts
-from segmentation.evaluation import quiet_unless_main
+from segmentation.evaluation import end, quiet_unless_main
 from segmentation.recipe import Precision, UserError, mixed_precision, run
 
 
@@ -76,7 +76,7 @@ def main(argv: list[str]) -> dict[str, float]:
         print(f"top-1 {result['top1']:.2f}, top-5 {result['top5']:.2f}")
         if settings.json:
             settings.json.write_text(json.dumps({"model": settings.model, **result}, indent=2), encoding="utf-8")
-    accelerator.end_training()
+    end(accelerator)
     return result
 
 

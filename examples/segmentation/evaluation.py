@@ -35,6 +35,16 @@ def quiet_unless_main(accelerator: Accelerator) -> dict[str, bool]:
     return {} if accelerator.is_main_process else {"disable": True}
 
 
+def end(accelerator: Accelerator) -> None:
+    """End a run of one or more processes.
+
+    The processes wait for each other first. A thread of torch frees what their last exchange sent, for which it needs
+    Python's lock; a process that destroys its group meanwhile holds that lock, and waits for the thread forever.
+    """
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+
+
 def evaluate(model: torch.nn.Module, split: Split, settings: DataSettings, accelerator: Accelerator, **views) -> Scores:
     """Evaluate a model on a split, divided among the processes.
 

@@ -179,6 +179,7 @@ def depthwise(run: Run, section: Section) -> None:
     names = [name for name in usable_precisions(run, section, tuple(found)) if run.cuda or name == "fp32"]
     if not run.cuda:
         section.skip("bf16 and fp16", "measured on GPUs only")
+    torch.backends.cudnn.benchmark = True  # as in training
     clock = {"budget": 0.02, "warmup": 1, "most": 3} if run.small else {"calls": 5, "budget": 0.02, "most": 5}
     for variant in run.variants:
         for name in names:

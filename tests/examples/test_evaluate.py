@@ -42,6 +42,7 @@ def root(tmp_path):
 @pytest.fixture(autouse=True)
 def new_accelerator():
     """Accelerate keeps its state for the process's life; each test is to begin anew."""
+    AcceleratorState._reset_state(True)
     yield
     AcceleratorState._reset_state(True)
 

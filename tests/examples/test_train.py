@@ -50,6 +50,7 @@ def folder(tmp_path):
 @pytest.fixture(autouse=True)
 def new_accelerator():
     """Accelerate keeps its state for the process's life; each test is to begin anew."""
+    AcceleratorState._reset_state(True)
     yield
     AcceleratorState._reset_state(True)
 

@@ -83,7 +83,9 @@ def test_no_image_is_written_over(tmp_path):
 
 def test_predict_writes_labels_overlay_probabilities_and_areas(model, tmp_path):
     write(tmp_path / "in", "a.jpg", "b/c.png")
-    done = run(model, tmp_path / "in", "-o", tmp_path / "out", "--areas", "--probabilities", "--no-fuse")
+    done = run(
+        model, tmp_path / "in", "-o", tmp_path / "out", "--areas", "--probabilities", "--no-fuse", "--device", "cpu"
+    )
     assert done.exit_code == 0, done.output
     assert f"Predicted 2 of 2 images to {tmp_path / 'out'}." in done.output
     files = sorted(str(f.relative_to(tmp_path / "out")) for f in (tmp_path / "out").rglob("*") if f.is_file())

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import segmentation_models_pytorch as smp
 import torch
-from accelerate.state import AcceleratorState
 from huggingface_hub import ModelCard
 from PIL import Image
 
@@ -37,14 +36,6 @@ def root(tmp_path):
     torch.nn.init.normal_(model.segmentation_head[0].weight)
     model.save_pretrained(tmp_path / "model")
     return tmp_path / "data", tmp_path / "model"
-
-
-@pytest.fixture(autouse=True)
-def new_accelerator():
-    """Accelerate keeps its state for the process's life; each test is to begin anew."""
-    AcceleratorState._reset_state(True)
-    yield
-    AcceleratorState._reset_state(True)
 
 
 def test_scores_are_what_their_definitions_say():

@@ -47,14 +47,6 @@ def folder(tmp_path):
     return tmp_path / "data"
 
 
-@pytest.fixture(autouse=True)
-def new_accelerator():
-    """Accelerate keeps its state for the process's life; each test is to begin anew."""
-    AcceleratorState._reset_state(True)
-    yield
-    AcceleratorState._reset_state(True)
-
-
 def weights(out):
     return torch.load(out / "checkpoint.pt", map_location="cpu", weights_only=True)["model"]
 

@@ -3,7 +3,6 @@ import json
 import pytest
 import timm
 import torch
-from accelerate.state import AcceleratorState
 from PIL import Image
 from timm.models import save_for_hf
 
@@ -20,8 +19,7 @@ def folders(tmp_path):
             miniatures.picture(tmp_path / "images" / f"n{label}" / f"{i}.JPEG", (50 + i, 60), seed=10 * label + i)
     torch.manual_seed(0)
     save_for_hf(timm.create_model("test_mscan", num_classes=7), tmp_path / "model", safe_serialization=True)
-    yield tmp_path / "images", tmp_path / "model"
-    AcceleratorState._reset_state(True)
+    return tmp_path / "images", tmp_path / "model"
 
 
 def test_the_accuracy_is_that_of_the_labels(folders, tmp_path):

@@ -185,15 +185,18 @@ def in_usable_precisions(cases: Sequence[Any], usable: Sequence[str]) -> list[An
 
 
 @contextmanager
-def precision(name: str) -> Iterator[None]:
-    """Set TF32: off for fp32, on for tf32, torch's defaults for the others, which convolve in TF32 only."""
+def precision(name: str, benchmark: bool = False) -> Iterator[None]:
+    """Set TF32: off for fp32, on for tf32, torch's defaults for the others, which convolve in TF32 only.
+
+    With `benchmark`, cuDNN tries its algorithms and takes the fastest, as in train.py and in mmsegmentation's recipes.
+    """
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32
-    matmul.allow_tf32, cudnn.allow_tf32 = name == "tf32", name != "fp32"
+    before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
+    matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = name == "tf32", name != "fp32", benchmark
     try:
         yield
     finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = before
+        matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = before
 
 
 def autocast(name: str, device: torch.device) -> Any:

@@ -113,7 +113,6 @@ def captured(once: Callable[[], torch.Tensor]) -> Callable[[], None]:
 
 def measure(case: Inference, run: Run) -> dict[str, Any]:
     """Time and memory of one prediction."""
-    torch.backends.cudnn.benchmark = False  # as in prediction, whose images have many sizes
     with precision(case.precision):
         start = time.monotonic()
         once = prepared(case, run)

@@ -179,7 +179,6 @@ def depthwise(run: Run, section: Section) -> None:
     names = [name for name in usable_precisions(run, section, tuple(found)) if run.cuda or name == "fp32"]
     if not run.cuda:
         section.skip("bf16 and fp16", "measured on GPUs only")
-    torch.backends.cudnn.benchmark = True  # as in training
     clock = {"budget": 0.02, "warmup": 1, "most": 3} if run.small else {"calls": 5, "budget": 0.02, "most": 5}
     for variant in run.variants:
         for name in names:
@@ -199,7 +198,7 @@ def compared(case: Depthwise, batch: int, name: str, run: Run, clock: dict[str, 
     row: dict[str, Any] = {"variant": case.variant, "stage": case.stage, "kernel": kernel, "channels": case.channels}
     row |= {"side": case.side, "count": case.count, "precision": name}
     try:
-        with precision(name), torch.no_grad():
+        with precision(name, benchmark=True), torch.no_grad():
             for layout in LAYOUTS:
                 calls = forward_and_backward(case, batch, name, layout, run.device)
                 for direction, call in zip(("forward", "backward"), calls):

@@ -156,8 +156,7 @@ def captured(model: torch.nn.Module, loss: Callable[[], torch.Tensor]) -> Callab
 
 def measure(step: Step, run: Run) -> dict[str, Any]:
     """Time, memory and, for eager steps, arithmetic and traffic of one step."""
-    torch.backends.cudnn.benchmark = True  # as in train.py and in mmsegmentation's recipes
-    with precision(step.precision):
+    with precision(step.precision, benchmark=True):
         start = time.monotonic()
         model, loss = prepared(step, run)
         free_memory(run.device)

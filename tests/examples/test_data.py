@@ -1,3 +1,4 @@
+import os
 import shutil
 from pathlib import Path
 
@@ -486,3 +487,9 @@ def test_what_is_fed_is_shown(tmp_path, monkeypatch, capsys):
     for name in ("new", "new/crops.jpg"):
         with pytest.raises(SettingsError, match=r"--picture new.* is not the name of a PNG file"):
             show_data.main([recipe, "--data_root", str(tmp_path), "--picture", name])
+
+
+def test_no_more_processes_read_images_than_there_are_cores():
+    assert data.worker_count(TrainSettings(workers=0)) == 0
+    assert data.worker_count(TrainSettings(workers=1)) == 1
+    assert 1 <= data.worker_count(TrainSettings(workers=100_000)) <= os.cpu_count()

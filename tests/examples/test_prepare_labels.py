@@ -301,6 +301,7 @@ def test_images_can_be_linked(images, tmp_path):
     assert len(labels_of(tmp_path / "data")) == 3
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_in_a_line_and_leaves_whole_files(tmp_path):
     folder = tmp_path / "images"
     folder.mkdir()

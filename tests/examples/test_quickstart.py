@@ -65,6 +65,7 @@ def test_a_run_leaves_a_model_that_loads_and_two_pictures(folder):
     assert smp.from_pretrained(out)(torch.rand(1, 3, 64, 64)).shape == (1, 7, 64, 64)
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_the_model_so_far(folder):
     out = folder.parent / "out"
     process = subprocess.Popen(

@@ -185,6 +185,7 @@ def test_an_interrupt_keeps_what_is_done_and_leaves_nothing_half_written(model, 
     assert len(json.loads((tmp_path / "out" / "areas.json").read_text())["images"]) == 1
 
 
+@pytest.mark.slow
 def test_ctrl_c_says_what_is_kept_and_the_same_command_goes_on(model, tmp_path):
     write(tmp_path / "in", *(f"{i}.png" for i in range(30)))
     command = [sys.executable, "-m", "segnext_timm", "predict", model, tmp_path / "in", "-o", tmp_path / "out"]

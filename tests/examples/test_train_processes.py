@@ -1,0 +1,192 @@
+"""Training in processes of its own: killed and interrupted ones that go on, several that train together."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import segmentation_models_pytorch as smp
+import torch
+from huggingface_hub import ModelCard
+
+import hub_server
+import miniatures
+import train
+import training
+from segmentation import data, layouts
+from segmentation.recipe import TrainSettings
+
+
+@pytest.mark.slow
+def test_a_run_that_goes_on_ends_as_one_that_was_not_stopped(folder, tmp_path):
+    options = ("--data_root", folder, "--ema_decay", 0.9, "--clip_grad", 1.0, "--accumulate", 2, "--crop_size", 64)
+    options = (*options, *training.EXACT)
+    training.run("folder", *options, "--out", tmp_path / "whole")
+    command = training.command("folder", *options, "--out", tmp_path / "parts")
+    process = subprocess.Popen(command)
+    while not (tmp_path / "parts" / "checkpoint.pt").is_file():
+        assert process.poll() is None
+    process.kill()
+    process.wait()
+    assert training.checkpoint(tmp_path / "parts")["iteration"] < 6
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "Resuming at iteration" in done.stdout
+    one, other = (training.checkpoint(tmp_path / n) for n in ("whole", "parts"))
+    for part in ("model", "average"):
+        assert all(torch.equal(value, other[part][name]) for name, value in one[part].items())
+    assert one["losses"] == other["losses"]
+    assert one["mious"] == other["mious"]
+
+
+@pytest.mark.slow
+def test_a_run_killed_ten_times_ends_as_one_that_was_not(folder, tmp_path):
+    options = ("--data_root", folder, "--iterations", 60, "--save_every", 1, "--eval_every", 20, *training.EXACT)
+    training.run("folder", *options, "--out", tmp_path / "whole")
+    command = training.command("folder", *options, "--out", tmp_path / "parts")
+    rng, kills = np.random.default_rng(0), 0
+    while kills < 10:
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+        shown = b""
+        while b"train" not in shown:
+            shown += process.stderr.read(20)
+            assert process.poll() is None
+        time.sleep(rng.uniform(0, 0.3))
+        assert process.poll() is None, "the run ended before it was killed ten times"
+        process.kill()
+        process.communicate()
+        kills += 1
+    subprocess.run(command, check=True, capture_output=True)
+    one, other = (training.checkpoint(tmp_path / n) for n in ("whole", "parts"))
+    assert all(torch.equal(value, other["model"][name]) for name, value in one["model"].items())
+    assert one["losses"] == other["losses"]
+    saved = [smp.from_pretrained(tmp_path / n / "last").state_dict() for n in ("whole", "parts")]
+    assert all(torch.equal(value, saved[1][name]) for name, value in saved[0].items())
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_and_the_same_command_goes_on(folder, tmp_path):
+    options = ("--data_root", folder, "--out", tmp_path / "run", "--workers", 1)
+    options = (*options, "--iterations", 2000, "--save_every", 2000, "--eval_every", 2000)
+    process = subprocess.Popen(
+        training.command("folder", *options),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        start_new_session=True,
+    )
+    shown = b""
+    while not re.search(rb"\| [1-9]\d+/2000", shown):  # the bar leaves out numbers
+        shown += process.stderr.read(50)
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"the same command resumes the run" in output
+    state = training.checkpoint(tmp_path / "run")
+    assert 10 <= state["iteration"] == len(state["losses"]) < 2000
+
+
+def test_an_error_is_one_line_without_a_traceback(folder, tmp_path):
+    split = layouts.open_split("folder", folder, "train")
+    for label in split.labels:
+        miniatures.labels(label, np.full_like(data.read_labels(label), 9))
+    command = training.command("folder", "--workers", 1, "--data_root", folder, "--out", tmp_path / "run")
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(f"train.py: {folder / 'labels' / 'train'}")
+    assert "holds the labels 9, but there are 3 classes (0 to 2)" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_the_best_model_is_pushed_in_the_end(folder, tmp_path):
+    with hub_server.serve() as hub:
+        env = {**os.environ, "HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_writer", "HF_HUB_DISABLE_XET": "1"}
+        env["HF_HOME"] = str(tmp_path / "hf")
+        options = ("--data_root", folder, "--out", tmp_path / "run", "--push_to_hub", "writer/mine")
+        command = training.command("folder", *options)
+        done = subprocess.run(command, capture_output=True, text=True, env=env)
+        assert done.returncode == 0, done.stderr
+        files = hub.repos["writer/mine"].branches["main"]
+    assert files["model.safetensors"] == (tmp_path / "run" / "best" / "model.safetensors").read_bytes()
+    assert ModelCard(files["README.md"].decode()).data.eval_results[0].dataset_split == "val"
+
+
+def test_processes_share_the_samples_of_an_iteration():
+    settings = TrainSettings(batch_size=8, accumulate=2, iterations=5)
+    for start in (0, 3):
+        taken = [k for p in range(2) for batch in train.sample_numbers(settings, start, p, 2) for k in batch]
+        assert sorted(taken) == list(range(8 * start, 40))
+        assert next(iter(train.sample_numbers(settings, start, 1, 2))) == [8 * start + 2, 8 * start + 3]
+
+
+def launch(script, *arguments, processes=2):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", processes, "--standalone", script]
+    env = {**os.environ, "ACCELERATE_USE_CPU": "1"}
+    return subprocess.run(list(map(str, [*command, *arguments])), capture_output=True, text=True, env=env)
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.mark.slow
+def test_two_processes_have_the_gradients_of_one_with_the_joined_batch(tmp_path):
+    script = Path(__file__).parents[1] / "helpers" / "two_processes.py"
+    gradients = []
+    for processes in (1, 2):
+        done = launch(script, tmp_path / f"{processes}.pt", training.EXAMPLES, processes=processes)
+        assert done.returncode == 0, done.stderr
+        gradients.append(torch.load(tmp_path / f"{processes}.pt"))
+    for name, one in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], one, rtol=1e-4, atol=1e-7, msg=name)
+
+
+@pytest.mark.slow
+def test_two_processes_train_and_go_on(folder, tmp_path):
+    options = ("--data_root", folder, "--out", tmp_path / "run", "--batch_size", 4)
+    arguments = training.arguments("folder", *options)
+    done = launch(training.EXAMPLES / "train.py", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert "Batch norms are not synchronized: torch does so on GPUs only" in done.stdout
+    state = training.checkpoint(tmp_path / "run")
+    assert state["iteration"] == len(state["losses"]) == 6
+    assert smp.from_pretrained(tmp_path / "run" / "best")(torch.rand(1, 3, 40, 40)).isfinite().all()
+    assert "The run is already finished" in launch(training.EXAMPLES / "train.py", *arguments).stdout
+
+
+@pytest.mark.slow
+def test_two_nodes_of_two_processes_train_together(folder, tmp_path):
+    options = ("--data_root", folder, "--batch_size", 8, "--accumulate", 2, "--crop_size", 64, "--iterations", 2)
+    arguments = training.arguments("folder", *options)
+    port = free_port()
+    env = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+    nodes = []
+    for node in range(2):  # each with a folder of its own: only the first writes
+        command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", 2, "--nproc-per-node", 2]
+        command += ["--rdzv-backend", "static", "--node-rank", node, "--master-addr", "127.0.0.1"]
+        command += ["--master-port", port, training.EXAMPLES / "train.py"]
+        command += [*arguments, "--out", tmp_path / f"node{node}"]
+        nodes.append(subprocess.Popen(list(map(str, command)), env=env, stderr=subprocess.PIPE, text=True))
+    errors = [node.communicate(timeout=300)[1] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], errors
+    assert training.checkpoint(tmp_path / "node0")["iteration"] == 2
+    assert not (tmp_path / "node1" / "checkpoint.pt").exists()
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_two_gpus_train_with_synchronized_batch_norms(folder, tmp_path):
+    options = ("--data_root", folder, "--out", tmp_path / "run", "--batch_size", 4)
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", 2, training.EXAMPLES / "train.py"]
+    command += training.arguments("folder", *options)
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "not synchronized" not in done.stdout

@@ -1,0 +1,42 @@
+"""Trainings of seconds: train.py with a narrow model, few iterations and a data folder in miniature."""
+
+import sys
+from pathlib import Path
+
+import torch
+
+import train
+from segmentation.recipe import TrainSettings
+
+EXAMPLES = Path(train.__file__).parent
+RECIPES = EXAMPLES / "recipes"
+SMALL = {"encoder": "tu-test_mscan", "decoder_channels": 32, "decoder_rank": 4}
+NARROW = (*(part for name, value in SMALL.items() for part in (f"--{name}", value)), "--init_from", "none")
+SHORT = ("--crop_size", 32, "--batch_size", 2, "--iterations", 6, "--warmup", 2, "--workers", 0, "--tracker", "none")
+QUICK = ("--eval_every", 3, "--save_every", 2, "--log_every", 1)
+EXACT = ("--deterministic",) if torch.cuda.is_available() else ()
+
+
+def arguments(recipe: str, *options: object) -> list[str]:
+    """What train.py is given to train a narrow model for a moment by `recipe`; later `options` replace earlier ones."""
+    return list(map(str, [RECIPES / f"{recipe}.yaml", *NARROW, *SHORT, *QUICK, *options]))
+
+
+def run(recipe: str, *options: object) -> None:
+    """Train in this process."""
+    train.main(arguments(recipe, *options))
+
+
+def command(recipe: str, *options: object) -> list[str]:
+    """The command that trains in a process of its own."""
+    return [sys.executable, str(EXAMPLES / "train.py"), *arguments(recipe, *options)]
+
+
+def narrow_settings(**settings: object) -> TrainSettings:
+    """Settings of the narrow model, from random weights unless `settings` say otherwise."""
+    return TrainSettings(**{**SMALL, "init_from": "none", **settings})
+
+
+def checkpoint(out: Path) -> dict:
+    """The checkpoint of the run in the folder `out`."""
+    return torch.load(out / "checkpoint.pt", map_location="cpu", weights_only=True)

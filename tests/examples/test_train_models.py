@@ -175,7 +175,8 @@ def test_the_report_says_which_weights_were_loaded(folder, tmp_path):
         value.add_(1)  # as training does, this changes what is constant at first too
     encoder.stem.norm1.reset_parameters()
     timm.models.save_for_hf(encoder, tmp_path / "test_mscan", model_config={"num_classes": encoder.num_classes})
-    settings = TrainSettings(**training.SMALL | {"encoder": f"tu-local-dir:{tmp_path / 'test_mscan'}"})
+    encoder_name = f"tu-local-dir:{tmp_path / 'test_mscan'}"
+    settings = training.narrow_settings(encoder=encoder_name, init_from="imagenet")
     model = models.build_model(settings, split, said.append)
     assert said[-1].splitlines()[1:] == [
         "  encoder: 214 of 218 tensors from imagenet; as initialized: encoder.model.stem.norm1.weight, "
@@ -196,7 +197,8 @@ def test_the_report_says_which_weights_were_loaded(folder, tmp_path):
 def test_the_report_leaves_the_weights_and_the_random_numbers_as_they_were(folder, tmp_path):
     split = layouts.open_split("folder", folder, "train")
     timm.models.save_for_hf(timm.create_model("test_mscan"), tmp_path / "test_mscan", model_config={})
-    settings = TrainSettings(**training.SMALL | {"encoder": f"tu-local-dir:{tmp_path / 'test_mscan'}"})
+    encoder_name = f"tu-local-dir:{tmp_path / 'test_mscan'}"
+    settings = training.narrow_settings(encoder=encoder_name, init_from="imagenet")
     torch.manual_seed(0)
     expected, after = models.create_model(settings, 3, True).state_dict(), torch.rand(1)
     torch.manual_seed(0)

@@ -16,11 +16,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import miniatures
 import step_traffic
 import train
+import training
 from pretended_cuda import WaitCounter, fake, fake_autocast
 from segmentation import evaluation, layouts
 from segmentation.autocasting import _CastAll, reduce_casts
 from segmentation.models import with_synced_norms
-from segmentation.recipe import DataSettings, TrainSettings
+from segmentation.recipe import DataSettings
 from segmentation.stepping import compile_model, step_if
 from segnext_timm import UpsampledCrossEntropyLoss
 from segnext_timm.models import upsampled
@@ -188,13 +189,9 @@ def trainer(tmp_path, monkeypatch):
     miniatures.make("folder", tmp_path / "data", [0, 1, 2, 255])
 
     def make(**options):
-        settings = TrainSettings(
+        settings = training.narrow_settings(
             data_root=str(tmp_path / "data"),
             out=str(tmp_path / "run"),
-            encoder="tu-test_mscan",
-            decoder_channels=32,
-            decoder_rank=4,
-            init_from="none",
             crop_size=32,
             workers=0,
             tracker="none",

@@ -10,16 +10,15 @@ from segmentation.recipe import TrainSettings
 
 EXAMPLES = Path(train.__file__).parent
 RECIPES = EXAMPLES / "recipes"
-SMALL = {"encoder": "tu-test_mscan", "decoder_channels": 32, "decoder_rank": 4}
-NARROW = (*(part for name, value in SMALL.items() for part in (f"--{name}", value)), "--init_from", "none")
+NARROW = ("--encoder", "tu-test_mscan", "--decoder_channels", 32, "--decoder_rank", 4, "--init_from", "none")
 SHORT = ("--crop_size", 32, "--batch_size", 2, "--iterations", 6, "--warmup", 2, "--workers", 0, "--tracker", "none")
-QUICK = ("--eval_every", 3, "--save_every", 2, "--log_every", 1)
+OFTEN = ("--eval_every", 3, "--save_every", 2, "--log_every", 1)
 EXACT = ("--deterministic",) if torch.cuda.is_available() else ()
 
 
 def arguments(recipe: str, *options: object) -> list[str]:
-    """What train.py is given to train a narrow model for a moment by `recipe`; later `options` replace earlier ones."""
-    return list(map(str, [RECIPES / f"{recipe}.yaml", *NARROW, *SHORT, *QUICK, *options]))
+    """Arguments of train.py that train a narrow model for seconds; `options` replace those given before them."""
+    return list(map(str, [RECIPES / f"{recipe}.yaml", *NARROW, *SHORT, *OFTEN, *options]))
 
 
 def run(recipe: str, *options: object) -> None:
@@ -34,7 +33,8 @@ def command(recipe: str, *options: object) -> list[str]:
 
 def narrow_settings(**settings: object) -> TrainSettings:
     """Settings of the narrow model, from random weights unless `settings` say otherwise."""
-    return TrainSettings(**{**SMALL, "init_from": "none", **settings})
+    small = {"encoder": "tu-test_mscan", "decoder_channels": 32, "decoder_rank": 4, "init_from": "none"}
+    return TrainSettings(**small | settings)
 
 
 def checkpoint(out: Path) -> dict:

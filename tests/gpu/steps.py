@@ -177,6 +177,12 @@ def measure(step: Step, run: Run) -> dict[str, Any]:
         return {**row, "finite": finite}
 
 
+def backward_flops(gradient: torch.Size, x: torch.Size, weight: torch.Size, *args: Any, **kwargs: Any) -> int:
+    """Operations of a convolution's gradients. Torch's formula counts those of weights once for each group."""
+    needed = args[-1]  # gradients of input, weight and bias
+    return 2 * gradient.numel() * weight[1:].numel() * sum(needed[:2])
+
+
 def counted(once: Callable[[], Any]) -> dict[str, Any]:
     """GFLOPs of a call's products and convolutions, and gigabytes that its operations read and write.
 
@@ -187,8 +193,9 @@ def counted(once: Callable[[], Any]) -> dict[str, Any]:
 
     from benchmarking.ceilings import TrafficMode
 
+    formulas = {torch.ops.aten.convolution_backward: backward_flops}
     try:
-        with TrafficMode() as traffic, FlopCounterMode(display=False) as flops:
+        with TrafficMode() as traffic, FlopCounterMode(display=False, custom_mapping=formulas) as flops:
             once()
     except Exception as error:
         return {"not_counted": summary(error)}

@@ -217,6 +217,12 @@ def test_the_depthwise_convolutions_are_those_of_the_model():
     assert [case.side for case in listed[::8]] == [128, 64, 32, 16]
 
 
+def test_the_arithmetic_of_depthwise_convolutions_is_counted_once():
+    conv, x = torch.nn.Conv2d(8, 8, 3, padding=1, groups=8), torch.randn(2, 8, 4, 4, requires_grad=True)
+    found = steps.counted(lambda: conv(x).sum().backward())
+    assert found["gflops"] == pytest.approx(3 * 2 * 9 * x.numel() / 1e9)
+
+
 def test_the_most_important_steps_come_first():
     first = steps.plan(small=False)[:3]
     assert {(step.model, step.mode) for step in first} == {

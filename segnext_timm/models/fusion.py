@@ -43,7 +43,7 @@ def is_fused(model: nn.Module) -> bool:
     blocks with a `reparam_conv` (RepVGG, MobileOne, FastViT and others).
     """
     return any(
-        getattr(module, "fused", False) or getattr(module, "reparam_conv", None) is not None
+        getattr(module, "fused_for_inference", False) is True or getattr(module, "reparam_conv", None) is not None
         for module in model.modules()
     )
 
@@ -97,5 +97,5 @@ def fuse(model: nn.Module, inplace: bool = False) -> nn.Module:
         return model if inplace else copy.deepcopy(model)
     names = model.state_dict().keys()
     fused: Any = reparameterize_model(model, inplace=inplace)
-    fused.fused = fused.state_dict().keys() != names  # the only trace in some encoders
+    fused.fused_for_inference = fused.state_dict().keys() != names  # the only trace in some encoders
     return fused

@@ -62,15 +62,15 @@ class NMF2d(nn.Module):
         self.eval_steps = eval_steps
         self.one_step_gradient = one_step_gradient
         self.eps = eps
-        self.register_buffer("bases", torch.empty(1, channels, rank))
+        self.register_buffer("bases", torch.empty(1, channels, rank, dtype=torch.float32))
         self.reset_bases()
 
     @torch.jit.ignore
     def reset_bases(self, seed: int = 0) -> None:
         """Draw the evaluation bases: uniformly random columns of unit length, reproducible by seed."""
-        # always on the CPU, so that the bases do not depend on the device
+        # always on the CPU in float32, so that the bases depend neither on the device nor on a default type
         generator = torch.Generator(device="cpu").manual_seed(seed)
-        bases = torch.rand(self.bases.shape, generator=generator, device="cpu")
+        bases = torch.rand(self.bases.shape, generator=generator, dtype=torch.float32, device="cpu")
         self.bases.copy_(F.normalize(bases, dim=1))
 
     def _initial_bases(self, x: torch.Tensor) -> torch.Tensor:

@@ -225,7 +225,7 @@ class FusedMSCANBlock(nn.Module):
         affine2: Scale and shift (C,) of its second norm.
     """
 
-    fused = True
+    fused_for_inference = True
     shortcut: torch.Tensor
 
     def __init__(

@@ -1,6 +1,7 @@
 """Create published segmenters, and load segmenters by name, from folders and from the Hub."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,10 @@ from timm.models import adapt_input_conv
 
 from ..errors import CheckpointError
 from ..models import mscan  # noqa: F401  registers the backbones, which are created by name
-from ..models.model_info import tensor_digest
+from ..models.model_info import ModelInfo, tensor_digest
 from ..models.segnext import SegNeXt
 from .download import fetch
-from .lookup import check_segmenter, find_published, hub_lookup
+from .lookup import check_segmenter, find_published, hub_lookup, read_config
 from .published import SegmenterCfg, get_segmenter_cfg, list_segmenters
 from .recognition import Checkpoint, check_parameters, load_checkpoint
 
@@ -23,6 +24,7 @@ __all__ = ["SegmenterCfg", "create_segmenter", "get_segmenter_cfg", "list_segmen
 
 _logger = logging.getLogger(__name__)
 
+_WEIGHTS = "model.safetensors"
 # arguments that do not change the outputs in evaluation
 _TRAINING_ARGUMENTS = {
     "aux_params",
@@ -53,7 +55,13 @@ def create_segmenter(name: str, pretrained: bool = False, classes: int | None = 
         ValueError: If no segmenter has that name.
         CheckpointError: If the weights cannot be downloaded, are damaged, or do not fit the overrides.
     """
-    cfg = get_segmenter_cfg(name)
+    return _create_published(get_segmenter_cfg(name), pretrained, classes, overrides)
+
+
+def _create_published(
+    cfg: SegmenterCfg, pretrained: bool, classes: int | None, overrides: Mapping[str, Any], **source: Any
+) -> SegNeXt:
+    """Create a published segmenter: see :func:`create_segmenter`, and :func:`load_segmenter` for `source`."""
     same_classes = classes in (None, cfg.num_classes)
     untrue = set() if same_classes else {"label_names", "palette", "dataset", "results"}
     untrue |= set() if pretrained else {"url", "origin_url", "license", "results"}
@@ -68,22 +76,27 @@ def create_segmenter(name: str, pretrained: bool = False, classes: int | None = 
     }
     model = SegNeXt(**{**arguments, **overrides})
     if pretrained:
-        load_published(model, cfg, _published_file(cfg), same_classes)
+        load_published(model, cfg, _published_file(cfg, **source), same_classes)
         if not same_classes:
-            _logger.warning(
-                f"{cfg.name} has {cfg.num_classes} classes, but {classes} are requested: the last layer is not loaded."
-            )
+            _warn_of_classes(cfg.name, cfg.num_classes, classes)
     if "results" in model.pretrained_cfg:
         model.pretrained_cfg["results_digest"] = tensor_digest(model.segmentation_head[0].weight)
     return model
 
 
-def _published_file(cfg: SegmenterCfg) -> Path:
+def _warn_of_classes(name: str | Path, found: int, wanted: int | None) -> None:
+    _logger.warning(f"{name} has {found} classes, but {wanted} are requested: the last layer is not loaded.")
+
+
+def _published_file(
+    cfg: SegmenterCfg, revision: str | None = None, token: str | bool | None = None, cache_dir: str | Path | None = None
+) -> Path:
     """Download a published checkpoint: its safetensors on the Hub if there are any, else the publisher's file."""
     if cfg.hf_hub_id:
         with hub_lookup(cfg.hf_hub_id):
-            return Path(hf_hub_download(cfg.hf_hub_id, "model.safetensors"))
-    return fetch(cfg.url, sha256=cfg.sha256, file_name=cfg.cached_name)
+            file = hf_hub_download(cfg.hf_hub_id, _WEIGHTS, revision=revision, token=token, cache_dir=cache_dir)
+        return Path(file)
+    return fetch(cfg.url, cache_dir, sha256=cfg.sha256, file_name=cfg.cached_name)
 
 
 def load_published(model: SegNeXt, cfg: SegmenterCfg, path: Path, classifier: bool = True) -> Checkpoint:
@@ -127,37 +140,82 @@ def _load(model: SegNeXt, state_dict: dict[str, torch.Tensor], classifier: bool)
     model.load_state_dict(state_dict)
 
 
-def load_segmenter(name: str | Path) -> torch.nn.Module:
+def load_segmenter(
+    name: str | Path,
+    classes: int | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+) -> torch.nn.Module:
     """Load a trained segmentation model.
+
+    The file holds all weights: pretrained weights of the encoder are never downloaded.
 
     Args:
         name: One of :func:`list_segmenters`, a folder that `save_pretrained` or `convert` made, or the name of a
             repository on the Hugging Face Hub, of any architecture of smp. A folder goes before a published segmenter
             of the same name.
+        classes: Number of classes, those of the saved model by default. With another number, the last layer stays as
+            initialized.
+        revision: Branch, tag or commit of the repository on the Hub.
+        token: Token of the Hub. Default: the token of `hf auth login` or HF_TOKEN.
+        cache_dir: Folder of downloaded files. Default: the Hub's cache, or torch.hub's for files of other publishers.
 
     Returns:
         The model, in evaluation mode.
 
     Raises:
         FileNotFoundError: If no such segmenter, folder or repository exists.
+        PermissionError: If the Hub does not give the repository to the token.
         ConnectionError: If the Hub cannot be reached.
         CheckpointError: If the folder or repository holds something else, or its weights are damaged or do not fit.
     """
     check_segmenter(name)
-    text = str(name)
-    if find_published(name) is not None:
-        return create_segmenter(text, pretrained=True).eval()
-    try:
+    if (cfg := find_published(name)) is not None:
+        return _create_published(cfg, True, classes, {}, revision=revision, token=token, cache_dir=cache_dir).eval()
+    folder = Path(name)
+    if not folder.is_dir():
         with hub_lookup(name):
-            return smp.from_pretrained(text).eval()
+            source: dict[str, Any] = {"token": token, "cache_dir": cache_dir}
+            folder = Path(hf_hub_download(str(name), "config.json", revision=revision, **source)).parent
+            hf_hub_download(str(name), _WEIGHTS, revision=folder.name, **source)  # of the same commit
+    config = read_config(folder)
+    architecture = getattr(smp, str(config.get("_model_class")), None)
+    if not (isinstance(architecture, type) and issubclass(architecture, smp.base.SegmentationModel)):
+        what = config.get("_model_class") or config.get("architecture", "something else")
+        raise CheckpointError(f"{name}: holds {what}, not a segmentation model saved by smp or this package.")
+    model = _load_folder(architecture, folder, name)
+    model.config["encoder_weights"] = config.get("encoder_weights")  # what training began with, and images were for it
+    if classes not in (None, ModelInfo(model).num_classes):
+        _warn_of_classes(name, ModelInfo(model).num_classes, classes)
+        model = _with_classes(model, classes)
+    return model.eval()
+
+
+def _load_folder(architecture: Any, folder: Path, name: str | Path) -> Any:
+    """Load the model in a folder of smp; `name` is for messages."""
+    if not (folder / _WEIGHTS).is_file():
+        raise FileNotFoundError(f"{name}: has no {_WEIGHTS}. Save or convert the model again.")
+    try:
+        return architecture.from_pretrained(folder, encoder_weights=None)
     except SafetensorError as error:
-        raise CheckpointError(f"{name}: its model.safetensors is damaged ({error}). Get it again.") from None
-    except KeyError as error:
-        if error.args != ("_model_class",):
-            raise
-        raise CheckpointError(f"{name}: not a segmentation model saved by smp or this package.") from None
+        raise CheckpointError(f"{name}: its {_WEIGHTS} is damaged ({error}). Get it again.") from None
     except RuntimeError as error:
         if not str(error).startswith("Error(s) in loading state_dict"):
             raise
         reason = " ".join(str(error).splitlines()[1].split())
         raise CheckpointError(f"{name}: the weights do not fit its config.json. {reason[:300]}") from None
+
+
+def _with_classes(model: Any, classes: int | None) -> Any:
+    """Create a model like a loaded one, with another number of classes and all weights that do not depend on it."""
+    config = {key: value for key, value in model.config.items() if not key.startswith("_")}
+    if config.get("pretrained_cfg"):
+        of_classes = ("label_names", "palette", "dataset", "results", "results_digest")
+        config["pretrained_cfg"] = {k: v for k, v in config["pretrained_cfg"].items() if k not in of_classes}
+    other = type(model)(**{**config, "classes": classes, "encoder_weights": None})
+    other.config["encoder_weights"] = config["encoder_weights"]
+    own = other.state_dict()
+    weights = model.state_dict().items()
+    other.load_state_dict({name: x if x.shape == own[name].shape else own[name] for name, x in weights})
+    return other

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import torch
-import torch.nn as nn
 from torchvision.transforms.v2 import functional as TF
 
 from ..models.model_info import ModelInfo
@@ -29,7 +28,7 @@ class Calibration:
         held_out: Normalized images (B, C, H, W) that labels are compared on.
         labels: True labels (H, W) of each held-out image; None if unknown.
         num_classes: Number of labels.
-        threshold: Output above which a binary model predicts its class: of logits 0, of probabilities 0.5.
+        threshold: Output above which a binary model predicts its class.
     """
 
     images: list[np.ndarray]
@@ -102,8 +101,7 @@ def read_calibration(
     mean, std = info.normalization
     batch, channels, *size = input_size
     height, width = size
-    activated = not isinstance(info.activation, nn.Identity | None)
-    result = Calibration([], [], [] if label_files else None, max(info.num_classes, 2), 0.5 if activated else 0.0)
+    result = Calibration([], [], [] if label_files else None, max(info.num_classes, 2), info.threshold)
     for index, image in enumerate(images):
         pixels = TF.to_dtype(_cover(read_image(image, channels), (height, width)), torch.float32, scale=True)
         normalized = TF.normalize(pixels, list(mean), list(std))[None].expand(batch, -1, -1, -1).contiguous().numpy()

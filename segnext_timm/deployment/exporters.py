@@ -8,15 +8,16 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn as nn
+from segmentation_models_pytorch.base.modules import Clamp
 
 from .._atomic import replace_when_complete
 from ..errors import ExportError
 from ..models.fusion import fuse
-from ..models.model_info import ModelInfo, raw_logits, to_labels
+from ..models.model_info import ModelInfo, to_labels
 from ..models.segnext import SegNeXt
 from ..models.upsampled import portable_argmax
 from . import runtimes
@@ -204,20 +205,21 @@ class _Labels(nn.Module):
     def __init__(self, model: nn.Module, portable: bool = False) -> None:
         super().__init__()
         self.model = model
-        self.portable = portable
         info = ModelInfo(model)
-        self.threshold = info.threshold
-        self.drops_activation = info.keeps_order
-        if self.drops_activation and not isinstance(model, SegNeXt):
+        self.keeps_order = info.keeps_order
+        self.threshold = 0.5 if isinstance(info.activation, Clamp) else 0.0 if self.keeps_order else info.threshold
+        if self.keeps_order:
             head: Any = model.segmentation_head
             head[-1].activation = nn.Identity()
+        self.by_bands = isinstance(model, SegNeXt) and self.keeps_order and info.num_classes > 1
+        self.portable = portable
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        if isinstance(self.model, SegNeXt):
-            if self.portable and self.drops_activation and self.model.segmentation_head[0].out_channels > 1:
-                return portable_argmax(self.model.forward_logits(images), (images.shape[-2], images.shape[-1]))
-            return self.model.predict_labels(images)
-        return to_labels(_masks(self.model(images)), 1, self.threshold)
+        if not self.by_bands:
+            return to_labels(_masks(self.model(images)), 1, self.threshold)
+        if self.portable:
+            return portable_argmax(_masks(self.model(images, upsampling=1)), (images.shape[-2], images.shape[-1]))
+        return cast(SegNeXt, self.model).predict_labels(images)
 
 
 def _require_onnx() -> None:
@@ -360,8 +362,7 @@ def _check_onnx(path: Path, graph: nn.Module, images: torch.Tensor, tolerance: f
 @torch.no_grad()
 def _label_error(graph: _Labels, images: torch.Tensor, labels: torch.Tensor) -> float:
     """Compute by how much the logits of labels fall short of the largest logits, relative to their range."""
-    with raw_logits(graph.model):
-        logits = _masks(graph.model(images))
+    logits = _masks(graph.model(images))
     if logits.shape[1] == 1:
         logits = torch.cat([torch.full_like(logits, graph.threshold), logits], 1)
     short = logits.amax(1) - logits.gather(1, labels[:, None])[:, 0]

@@ -1,7 +1,9 @@
 """Facts that a segmentation model states: channels, classes, normalization, activation and size divisor."""
 
+import copy
 import functools
 import hashlib
+import inspect
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -9,6 +11,7 @@ from typing import Any, cast
 
 import torch
 import torch.nn as nn
+from segmentation_models_pytorch.base import SegmentationModel
 from segmentation_models_pytorch.base.modules import Activation, ArgMax, Clamp
 from segmentation_models_pytorch.encoders import get_preprocessing_params
 
@@ -24,15 +27,31 @@ def tensor_digest(x: torch.Tensor) -> str:
     return hashlib.sha256(x.detach().cpu().flatten().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()[:16]
 
 
+def _is_compiled(module: nn.Module) -> bool:
+    return "_orig_mod" in module._modules  # torch.compile's OptimizedModule, whose class takes a second to import
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Take a model out of `torch.compile`, DataParallel and DistributedDataParallel, which pass on its arguments."""
+    while True:
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif _is_compiled(model):
+            model = cast(nn.Module, model._orig_mod)
+        else:
+            return model
+
+
 class ModelInfo:
     """What a segmentation model states about itself: in its configuration, its `pretrained_cfg`, and its modules.
 
     Args:
-        model: Any model of smp, or another module that maps images (B, C, H, W) to logits of their size.
+        model: Any model of smp, or another module that maps images (B, C, H, W) to logits of their size. May be
+            wrapped: see :func:`unwrap`.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._model = model
+        self._model = model = unwrap(model)
         config, cfg = getattr(model, "config", None), getattr(model, "pretrained_cfg", None)
         self._config: Mapping[str, Any] = config if isinstance(config, Mapping) else {}
         self._cfg: Mapping[str, Any] = cfg if isinstance(cfg, Mapping) else {}
@@ -45,7 +64,9 @@ class ModelInfo:
     @property
     def num_classes(self) -> int:
         """Number of output channels; 150, an upper guess for memory, for models that are not smp's."""
-        return self._config.get("classes", 150)
+        head = getattr(self._model, "segmentation_head", None)
+        convs = [m for m in head.modules() if isinstance(m, nn.Conv2d)] if isinstance(head, nn.Module) else []
+        return convs[-1].out_channels if convs else self._config.get("classes", 150)
 
     @property
     def input_size(self) -> tuple[int, int]:
@@ -111,10 +132,19 @@ class ModelInfo:
         """Whether the labels of activated logits are those of the logits, pixel by pixel."""
         return isinstance(self.activation, _KEEPING_ORDER)
 
-    @property
+    @functools.cached_property
     def threshold(self) -> float:
-        """Logit above which a binary model predicts its class. A clamped output is a probability already."""
-        return 0.5 if isinstance(self.activation, Clamp) else 0.0
+        """Output above which a binary model predicts its class.
+
+        The middle of the activation's range, 0.5 for a sigmoid and 0 for a tanh; the output of a logit of 0 if the
+        range is not bounded, as without an activation.
+        """
+        if isinstance(self.activation, nn.Identity | None):
+            return 0.0  # also where the model is traced, and no output is known
+        activation = copy.deepcopy(self.activation).cpu().float()
+        with torch.no_grad():
+            low, middle, high = activation(torch.tensor([-1e4, 0.0, 1e4]).view(1, 1, 1, 3)).flatten().tolist()
+        return (low + high) / 2 if max(abs(low), abs(high)) < 100 else middle
 
 
 def to_labels(scores: torch.Tensor, dim: int, threshold: float) -> torch.Tensor:
@@ -140,43 +170,111 @@ def _encoder_normalization(encoder: str, weights: str) -> tuple[tuple[float, ...
     return mean, std
 
 
-@contextmanager
-def raw_logits(model: nn.Module) -> Iterator[None]:
-    """Make an smp model return logits instead of activated output, if its activation keeps their order."""
-    if not ModelInfo(model).keeps_order:
-        yield
-        return
-    last = cast(Any, model).segmentation_head[-1]
-    hook = last.register_forward_hook(lambda module, inputs, output: inputs[0])
-    try:
-        yield
-    finally:
-        hook.remove()
+class Segmenter:
+    """A segmentation model as predictions need it: called by `__call__`, for maps that can be resized and averaged.
+
+    smp's activations are left out where the model is called directly: a copy of the model and its head, which shares
+    all parts and hooks but the activation, is called in its place. The outputs of compiled and wrapped models, and of
+    activations that smp does not name, are taken as they are.
+
+    Args:
+        model: Any model of smp, or another module that maps images (B, C, H, W) to maps (B, classes, h, w), with or
+            without a second output.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.info = ModelInfo(model)
+        self.model = model
+        activation = self.info.activation
+        self._clamp = activation if isinstance(activation, Clamp) else None
+        self.gives_logits = isinstance(activation, nn.Identity | None)
+        if not self.gives_logits and self.info.keeps_order and _is_plain(model):
+            self.model, self.gives_logits = _without_activation(cast(SegmentationModel, model)), True
+        # log-probabilities are logits; the output of a tanh, from -1 to 1, is taken as one
+        self._gives_probabilities = not (self.gives_logits or isinstance(activation, nn.LogSoftmax | nn.Tanh))
+        takes_upsampling = "upsampling" in inspect.signature(unwrap(model).forward).parameters
+        self.gives_small_maps = self.gives_logits and takes_upsampling  # SegNeXt's logits, before they are resized
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """Compute maps (B, classes, h, w), of an eighth of the images' size for SegNeXt's logits.
+
+        Args:
+            images: Normalized images (B, C, H, W).
+
+        Raises:
+            ValueError: If the model returns something else.
+        """
+        output = self.model(images, upsampling=1) if self.gives_small_maps else self.model(images)
+        maps = output[0] if isinstance(output, tuple) else output  # without those of a classification head
+        if not isinstance(maps, torch.Tensor):
+            raise ValueError(f"The model returned a {type(maps).__name__}, not a tensor (B, classes, H, W).")
+        if maps.ndim != 4 or not maps.is_floating_point():
+            raise ValueError(
+                f"The model returned {str(maps.dtype).removeprefix('torch.')} {tuple(maps.shape)}, not scores (B, "
+                f"classes, H, W) of each pixel: it does not segment images, or not by scores."
+            )
+        return maps
+
+    def labels(self, scores: torch.Tensor, dim: int, probabilities: bool = False) -> torch.Tensor:
+        """Convert maps, or :meth:`probabilities`, to labels, int64, without the dimension `dim` of the classes."""
+        own = self._gives_probabilities or self._clamp is not None
+        return to_labels(scores, dim, self.info.threshold if own else 0.5 if probabilities else 0.0)
+
+    def probabilities(self, maps: torch.Tensor, dim: int) -> torch.Tensor:
+        """Compute probabilities from maps with the classes along `dim`.
+
+        The output of an activation that gives probabilities, else the softmax or, for one class, the sigmoid.
+        """
+        if self._gives_probabilities:
+            return maps
+        if self._clamp is not None:
+            return self._clamp(maps)
+        binary = maps.shape[dim] == 1 or isinstance(self.info.activation, nn.Sigmoid)
+        return maps.sigmoid() if binary else maps.softmax(dim)
 
 
-_MODES: dict[nn.Module, tuple[int, list[nn.Module]]] = {}  # running blocks, and modules that were in training mode
+def _is_plain(model: nn.Module) -> bool:
+    """Whether a call of an smp model runs its class's `forward`: not if it is compiled, or patched by accelerate."""
+    return isinstance(model, SegmentationModel) and model._compiled_call_impl is None and "forward" not in vars(model)
+
+
+def _without_activation(model: SegmentationModel) -> nn.Module:
+    """Copy a model and its head, with Identity for the activation; parts, parameters and hooks are shared."""
+
+    def copied(module: nn.Module, name: str, child: nn.Module) -> nn.Module:
+        new = object.__new__(type(module))
+        vars(new).update(vars(module), _modules={**module._modules, name: child}, training=False)
+        return new
+
+    head = cast(nn.Module, model.segmentation_head)
+    return copied(model, "segmentation_head", copied(head, list(head._modules)[-1], nn.Identity()))
+
+
+# Modules of running blocks: how many of them are running, and whether the module was in training mode
+_MODES: dict[nn.Module, tuple[int, bool]] = {}
 _MODES_LOCK = threading.Lock()
 
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put all modules into evaluation mode, and each back into its own mode when the last of several blocks ends.
+    """Put all modules into evaluation mode, and each back into its own mode when the last block that uses it ends.
 
-    Blocks may overlap in several threads.
+    Blocks may overlap, in several threads, with models that share modules. A model in evaluation mode is not changed.
     """
     with _MODES_LOCK:
-        blocks, training = _MODES.get(model, (0, []))
-        training = training + [module for module in model.modules() if module.training]
-        _MODES[model] = (blocks + 1, training)
-        for module in training:
+        # a compiled module shares the mode of the module in it
+        modules = [m for m in model.modules() if (m.training or m in _MODES) and not _is_compiled(m)]
+        states = [_MODES.get(module, (0, module.training)) for module in modules]
+        for module, (blocks, training) in zip(modules, states):
+            _MODES[module] = (blocks + 1, training)
             module.training = False
     try:
         yield
     finally:
         with _MODES_LOCK:
-            blocks, training = _MODES.pop(model)
-            if blocks > 1:
-                _MODES[model] = (blocks - 1, training)
-            else:
-                for module in training:
+            for module in modules:
+                blocks, training = _MODES.pop(module)
+                if blocks > 1:
+                    _MODES[module] = (blocks - 1, training)
+                elif training:
                     module.training = True

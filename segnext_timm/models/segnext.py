@@ -17,7 +17,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from huggingface_hub import CommitInfo, HfApi, ModelCard
-from segmentation_models_pytorch.base import ClassificationHead, SegmentationHead, SegmentationModel
+from segmentation_models_pytorch.base import ClassificationHead, SegmentationModel
 from segmentation_models_pytorch.base.hub_mixin import supports_config_loading
 from segmentation_models_pytorch.base.utils import is_torch_compiling
 from segmentation_models_pytorch.encoders import get_encoder, get_encoder_names
@@ -25,7 +25,8 @@ from segmentation_models_pytorch.encoders import get_encoder, get_encoder_names
 from ..hub.cards import HERE, segmenter_card
 from .fusion import check_not_fused
 from .hamburger import GroupNorm, Hamburger
-from .model_info import ModelInfo, evaluation_mode, tensor_digest, to_labels
+from .heads import describe_head, make_head
+from .model_info import ModelInfo, Segmenter, evaluation_mode, tensor_digest
 from .upsampled import resized_argmax
 
 _logger = logging.getLogger(__name__)
@@ -104,22 +105,6 @@ class LightHamDecoder(nn.Module):
         return self.dropout(x)
 
 
-class ResizingHead(SegmentationHead):
-    """smp's segmentation head of a 1×1 convolution; the caller gives the size that logits are resized to."""
-
-    def __init__(
-        self, in_channels: int, out_channels: int, activation: str | Callable[..., nn.Module] | None = None
-    ) -> None:
-        super().__init__(in_channels, out_channels, kernel_size=1, activation=activation, upsampling=1)
-
-    def forward(self, x: torch.Tensor, size: list[int] | None) -> torch.Tensor:
-        """Features (B, in_channels, h, w) to a map (B, out_channels, *size), or (B, out_channels, h, w) if None."""
-        x = self[0](x)
-        if size is not None:
-            x = F.interpolate(x, size=size, mode="bilinear", align_corners=False)
-        return self[2](x)
-
-
 class SegNeXt(SegmentationModel):
     """SegNeXt: convolutional attention in the encoder, matrix decomposition in the decoder.
 
@@ -155,6 +140,13 @@ class SegNeXt(SegmentationModel):
             Saved models load with 8.
         pretrained_cfg: What is known of the weights: see the property :attr:`pretrained_cfg`. Entries for another
             number of classes or channels are left out, with a warning.
+        head_params: Parameters of the segmentation head, None for the paper's 1×1 convolution:
+
+            - kernel_size (int): Kernel size of its convolution
+            - upsampling (int): Makes the head smp's `SegmentationHead`, with this upsampling
+
+            Saved for a model whose `segmentation_head` was replaced. The output of any head is resized to the images'
+            size.
         kwargs: Arguments of timm's encoder, such as `drop_path_rate=0.1`, or `output_stride`.
 
     Raises:
@@ -184,6 +176,7 @@ class SegNeXt(SegmentationModel):
         decoder_one_step_gradient: bool = False,
         upsampling: int = 8,
         pretrained_cfg: dict[str, Any] | None = None,
+        head_params: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__()
@@ -214,7 +207,7 @@ class SegNeXt(SegmentationModel):
             eval_steps=decoder_eval_steps,
             one_step_gradient=decoder_one_step_gradient,
         )
-        self.segmentation_head = ResizingHead(decoder_channels, classes, activation=activation)
+        self.segmentation_head = make_head(decoder_channels, classes, activation, head_params)
         if aux_params is not None:
             self.classification_head = ClassificationHead(in_channels=self.encoder.out_channels[-1], **aux_params)
         else:
@@ -239,7 +232,7 @@ class SegNeXt(SegmentationModel):
 
     @pretrained_cfg.setter
     def pretrained_cfg(self, cfg: Mapping[str, Any] | None) -> None:
-        _, misfits = _fit_pretrained_cfg(cfg or {}, self.segmentation_head[0].out_channels, self.in_channels)
+        _, misfits = _fit_pretrained_cfg(cfg or {}, ModelInfo(self).num_classes, self.in_channels)
         if misfits:
             raise ValueError(f"pretrained_cfg does not fit the model: {misfits}.")
         self.config["pretrained_cfg"] = dict(cfg or {})
@@ -252,7 +245,6 @@ class SegNeXt(SegmentationModel):
     @torch.jit.unused
     def check_input_shape(self, x: torch.Tensor) -> None:
         """Raise a ValueError unless `x` is a batch of images with the model's channels and 32×32 pixels or more."""
-        _check_upsampling(self.upsampling)
         if x.ndim != 4:
             raise ValueError(f"SegNeXt takes a batch of images (B, C, H, W), got a tensor of shape {tuple(x.shape)}.")
         if x.shape[1] != self.in_channels:
@@ -266,39 +258,42 @@ class SegNeXt(SegmentationModel):
                 f"(height×width). Resize or pad the images."
             )
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    def forward(
+        self, x: torch.Tensor, upsampling: int | None = None
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """Segment images.
 
         Args:
             x: Images of shape (B, in_channels, H, W), H and W at least 32.
+            upsampling: 8 or 1 for this call, in place of the attribute of this name.
 
         Returns:
             Logits, after `activation` if there is one, of shape (B, classes, H, W), or with `upsampling=1` (B, classes,
             H / 8, W / 8), rounded up; with `aux_params`, a tuple of these and the classification head's output.
         """
+        if upsampling is None:
+            upsampling = self.upsampling
         if not (torch.jit.is_scripting() or torch.jit.is_tracing() or is_torch_compiling()):
+            _check_upsampling(upsampling)
             self.check_input_shape(x)
         features = self.encoder(x)
-        size: list[int] | None = [x.shape[-2], x.shape[-1]] if self.upsampling != 1 else None
-        masks = self.segmentation_head(self.decoder(features), size)
+        size: list[int] | None = [x.shape[-2], x.shape[-1]] if upsampling != 1 else None
+        masks = self.decoder(features)
+        if hasattr(self.segmentation_head, "takes_size"):
+            masks = self.segmentation_head(masks, size)
+        else:  # a head of the user's
+            masks = self.segmentation_head(masks)
+            if size is not None:
+                masks = F.interpolate(masks, size=size, mode="bilinear", align_corners=False)
         if self.classification_head is not None:
             return masks, self.classification_head(features[-1])
         return masks
 
     @torch.jit.unused
-    def forward_logits(self, x: torch.Tensor) -> torch.Tensor:
-        """Compute logits before they are resized, of shape (B, classes, H / 8, W / 8), sizes rounded up.
-
-        Args:
-            x: Images of shape (B, in_channels, H, W), H and W at least 32.
-        """
-        if not (torch.jit.is_tracing() or is_torch_compiling()):
-            self.check_input_shape(x)
-        return self.segmentation_head[0](self.decoder(self.encoder(x)))
-
-    @torch.jit.unused
     def predict_labels(self, x: torch.Tensor) -> torch.Tensor:
         """Predict labels in evaluation mode, equal to `forward(x).argmax(1)`, without full-resolution logits.
+
+        Calls the model, so that its hooks fire, and a compiled model runs compiled.
 
         Args:
             x: Images of shape (B, in_channels, H, W), H and W at least 32.
@@ -309,15 +304,14 @@ class SegNeXt(SegmentationModel):
         Raises:
             ValueError: If the images do not fit the model.
         """
-        size, info = x.shape[-2:], ModelInfo(self)
+        segmenter = Segmenter(self)
         with torch.no_grad(), evaluation_mode(self):
-            logits = self.forward_logits(x)
-            if logits.shape[1] > 1 and info.keeps_order:
-                return resized_argmax(logits, size)
-            masks = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
-            if logits.shape[1] > 1 and info.activation is not None:
-                masks = info.activation(masks)
-            return to_labels(masks, 1, info.threshold)
+            maps = segmenter(x)
+            if segmenter.gives_logits and maps.shape[1] > 1:
+                return resized_argmax(maps, x.shape[-2:])
+            if maps.shape[-2:] != x.shape[-2:]:
+                maps = F.interpolate(maps, size=x.shape[-2:], mode="bilinear", align_corners=False)
+            return segmenter.labels(maps, 1)
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -350,9 +344,10 @@ class SegNeXt(SegmentationModel):
             kwargs: Other arguments of smp's `save_pretrained`.
 
         Raises:
-            ValueError: If the model is fused.
+            ValueError: If the model is fused, or its segmentation head was replaced by one that is not smp's.
         """
         check_not_fused(self)  # before anything is written, or removed
+        self.config.update(describe_head(self.segmentation_head, self.config.get("activation")))
         return super().save_pretrained(save_directory, *args, **kwargs)
 
     def push_to_hub(
@@ -377,9 +372,7 @@ class SegNeXt(SegmentationModel):
 
     def _save_pretrained(self, save_directory: Path) -> None:
         # entries may have been changed in place, unchecked, since it was set
-        fitting, misfits = _fit_pretrained_cfg(
-            self.pretrained_cfg, self.segmentation_head[0].out_channels, self.in_channels
-        )
+        fitting, misfits = _fit_pretrained_cfg(self.pretrained_cfg, ModelInfo(self).num_classes, self.in_channels)
         if fitting.get("results_digest") not in (None, tensor_digest(self.segmentation_head[0].weight)):
             del fitting["results"], fitting["results_digest"]
             misfits = ", ".join(filter(None, (misfits, "results of other weights")))

@@ -10,7 +10,6 @@ All resizing is bilinear with `align_corners=False`, as in `torch.nn.functional.
 import functools
 import logging
 from bisect import bisect_left
-from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -37,50 +36,10 @@ def _first_pixels(size: int, resized: int) -> list[int]:
     return [min(max(((2 * i + 1) * size - resized) // (2 * resized), 0), size - 1) for i in range(resized)]
 
 
-def _weights(
-    size: int, resized: int, like: torch.Tensor, part: slice = slice(None), kept: slice = slice(None)
-) -> torch.Tensor:
-    """Compute the matrix (resized, size) that resizes an axis, or a part of its rows and columns."""
-    pixels = torch.arange(size, dtype=like.dtype, device=like.device)[kept]
-    return (1 - (_source(size, resized, like)[part, None] - pixels).abs()).clamp(min=0)
-
-
-def resize_region(
-    read_source: Callable[[slice, slice], torch.Tensor],
-    source_size: tuple[int, int],
-    target_size: tuple[int, int],
-    rows: slice,
-    columns: slice,
-) -> torch.Tensor:
-    """Compute a region of maps resized to `target_size`, from the part of the maps that it needs.
-
-    Args:
-        read_source: Returns the given rows and columns of the maps, of shape (rows, columns, channels).
-        source_size: Height and width of the maps.
-        target_size: Height and width of the resized maps.
-        rows: Rows of the resized maps to compute.
-        columns: Columns of the resized maps to compute.
-
-    Returns:
-        The region, of shape (rows, columns, channels).
-    """
-    if source_size == target_size:
-        return read_source(rows, columns)
-    needed = [
-        slice(
-            max(int((part.start + 0.5) * side / resized - 0.5) - 1, 0),
-            min(int((part.stop - 0.5) * side / resized - 0.5) + 3, side),
-        )
-        for side, resized, part in zip(source_size, target_size, (rows, columns))
-    ]
-    source = read_source(*needed)
-    with torch.autocast(source.device.type, enabled=False):
-        down, across = (
-            _weights(side, resized, source, part, kept)
-            for side, resized, part, kept in zip(source_size, target_size, (rows, columns), needed)
-        )
-        wide = torch.matmul(across, source)
-        return torch.matmul(down, wide.flatten(1)).unflatten(1, wide.shape[1:])
+def _weights(size: int, resized: int, like: torch.Tensor) -> torch.Tensor:
+    """Compute the matrix (resized, size) that resizes an axis."""
+    pixels = torch.arange(size, dtype=like.dtype, device=like.device)
+    return (1 - (_source(size, resized, like)[:, None] - pixels).abs()).clamp(min=0)
 
 
 @functools.cache

@@ -4,10 +4,10 @@ A model's `pretrained_cfg` states how its images are normalized (`mean` and `std
 Without it, images are normalized as smp's preprocessing for the model's encoder does.
 
 Images of any size take bounded memory: logits of windows are kept at the decoder's size, and resized, averaged and
-compared one tile of the image at a time.
+compared one tile of the image at a time. How an image is processed depends on its size, the model and the options
+alone, so that its labels do too.
 """
 
-import os
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,15 +17,15 @@ import numpy as np
 import torch
 import torch.nn as nn
 from PIL import Image
-from segmentation_models_pytorch.base.modules import Clamp
 
-from ..models.model_info import ModelInfo, evaluation_mode, to_labels
+from ..models.model_info import ModelInfo, Segmenter, evaluation_mode
+from ..models.upsampled import resized_argmax
 from .images import read_image
-from .windows import PRECISIONS, Mode, Precision, PredictionPlan, WindowedLogits, autocast, pad_images
+from .windows import PRECISIONS, Mode, Precision, PredictionPlan, WindowedMaps
 
 ImageLike = str | Path | Image.Image | np.ndarray | torch.Tensor
 
-_WHOLE_BYTES = 2 << 30  # memory that mode "auto" allows a whole image
+_WHOLE_BYTES = 2 << 30  # memory that mode "auto" allows a whole image, and a batch of windows on a GPU
 _PIXEL_BYTES = 600  # memory per pixel of an image, without full-size maps of all classes
 _MAX_BATCH = 16  # of windows by default
 _TILE_BYTES = 1 << 27  # of one tile's scores
@@ -67,47 +67,24 @@ def fit(size: tuple[int, int], long: float, short: float, divisor: int = 1) -> t
 
 
 def _tiles_of_scores(
-    model: nn.Module, info: ModelInfo, image: torch.Tensor, plan: PredictionPlan, tile: int | None
+    segmenter: Segmenter, image: torch.Tensor, plan: PredictionPlan, tile: int | None
 ) -> Iterator[tuple[slice, slice, torch.Tensor]]:
     """Yield rows, columns and scores (rows, columns, classes) of each tile of an image, from the top down.
 
-    Scores are logits for a single pass, else mean probabilities.
+    Scores are the model's maps for a single pass, else mean probabilities.
     """
     size = _size_of(image)
-    passes = [WindowedLogits(model, info, image, resized, mirrored, plan) for resized, mirrored in plan.passes]
+    passes = [WindowedMaps(segmenter, image, resized, mirrored, plan) for resized, mirrored in plan.passes]
     steps = size if tile is None else (tile, tile)
     for top in range(0, size[0], steps[0]):
         for left in range(0, size[1], steps[1]):
             rows, columns = slice(top, min(top + steps[0], size[0])), slice(left, min(left + steps[1], size[1]))
-            scores = passes[0].resized(size, rows, columns)
+            scores = passes[0].read(rows, columns)
             if len(passes) > 1:
-                scores = _probabilities(scores, info.activation).div_(len(passes))
+                scores = segmenter.probabilities(scores, -1) / len(passes)
                 for other in passes[1:]:
-                    logits = other.resized(size, rows, columns)
-                    scores.add_(_probabilities(logits, info.activation).div_(len(passes)))
+                    scores += segmenter.probabilities(other.read(rows, columns), -1).div_(len(passes))
             yield rows, columns, scores
-
-
-def _probabilities(logits: torch.Tensor, activation: nn.Module | None) -> torch.Tensor:
-    """Compute probabilities (..., classes) by the model's own activation, or by softmax or sigmoid if it has none."""
-    if isinstance(activation, Clamp):
-        return activation(logits)
-    binary = logits.shape[-1] == 1 or isinstance(activation, nn.Sigmoid)
-    return logits.sigmoid() if binary else logits.softmax(-1)
-
-
-def _free_memory(device: torch.device) -> float:
-    """Return the free memory of a device in bytes; infinity if unknown."""
-    if device.type == "cuda" and torch.cuda.is_available():
-        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + cached
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        if hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
-            return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        return float("inf")
 
 
 def _resolve_windows(
@@ -126,8 +103,7 @@ def _resolve_windows(
 
 
 def _make_plan(
-    model: nn.Module,
-    info: ModelInfo,
+    segmenter: Segmenter,
     size: tuple[int, int],
     mode: Mode = "auto",
     window: int | tuple[int, int] | None = None,
@@ -152,6 +128,7 @@ def _make_plan(
         raise ValueError(f"scales must be positive, got {scales!r}")
     if batch is not None and batch < 1:
         raise ValueError(f"batch must be at least 1, got {batch}")
+    info = segmenter.info
     sides, steps = _resolve_windows(info, window, stride)
     known = len(info.normalization[0])
     if known != info.in_channels:
@@ -161,22 +138,16 @@ def _make_plan(
         )
     long, short = fit_in or (max(size), min(size))
     sizes = [fit(size, long * scale, short * scale, divisor) for scale in scales]
-    bytes_per_pixel = _PIXEL_BYTES + (0 if hasattr(model, "forward_logits") else 12 * info.num_classes)
+    bytes_per_pixel = _PIXEL_BYTES + (0 if segmenter.gives_small_maps else 12 * info.num_classes)
     if mode == "auto":
         needed = bytes_per_pixel * max(height * width for height, width in sizes)
-        mode = "whole" if needed <= min(_WHOLE_BYTES, _free_memory(_device_of(model)) / 2) else "slide"
+        mode = "whole" if needed <= _WHOLE_BYTES else "slide"
     if mode == "whole":
         sides = steps = (max(height for height, _ in sizes), max(width for _, width in sizes))
     if batch is None:
-        batch = _default_batch(_device_of(model), bytes_per_pixel * sides[0] * sides[1])
+        fitting = _WHOLE_BYTES // (bytes_per_pixel * sides[0] * sides[1])
+        batch = min(max(fitting, 1), _MAX_BATCH) if _device_of(segmenter.model).type == "cuda" else 1
     return PredictionPlan(mode, sides, steps, sizes, flip, precision, batch)
-
-
-def _default_batch(device: torch.device, window_bytes: int) -> int:
-    """Choose how many windows to process at once: what fits half of a GPU's free memory, one elsewhere."""
-    if device.type != "cuda":
-        return 1
-    return int(min(max(_free_memory(device) / 2 // window_bytes, 1), _MAX_BATCH))
 
 
 @torch.inference_mode()
@@ -190,19 +161,18 @@ def segment(model: nn.Module, image: torch.Tensor, **options: Any) -> torch.Tens
             multiples.
 
     Returns:
-        Scores of shape (classes, H, W), on the model's device: logits for a single pass, else the mean of the
-        probabilities.
+        Scores of shape (classes, H, W), on the model's device: the model's maps for a single pass, logits if it has no
+        other activation than smp's, else the mean of the probabilities.
     """
-    info = ModelInfo(model)
-    plan = _make_plan(model, info, _size_of(image), **options)
-    ((_, _, scores),) = _tiles_of_scores(model, info, _move(image, _device_of(model)), plan, tile=None)
+    segmenter = Segmenter(model)
+    plan = _make_plan(segmenter, _size_of(image), **options)
+    ((_, _, scores),) = _tiles_of_scores(segmenter, _move(image, _device_of(model)), plan, tile=None)
     return scores.permute(2, 0, 1)
 
 
 @torch.inference_mode()
 def _predict(
-    model: nn.Module,
-    info: ModelInfo,
+    segmenter: Segmenter,
     image: torch.Tensor,
     plan: PredictionPlan,
     tile: int | None,
@@ -211,23 +181,23 @@ def _predict(
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Compute labels (H, W), and probabilities (classes, H, W) if requested: see :func:`predict`."""
     size = _size_of(image)
-    image = _move(image, _device_of(model))
-    single = plan.mode == "whole" and plan.passes == [(size, False)]
-    predict_labels = getattr(model, "predict_labels", None)
-    if single and not probabilities and callable(predict_labels):  # no map of all classes at all
-        pixels = WindowedLogits(model, info, image, size, False, plan).crop(0, 0)
-        with autocast(image.device, plan.precision):
-            found = predict_labels(pad_images(pixels, info.size_divisor))[0, : size[0], : size[1]]
-        if progress is not None:
-            progress(1.0)
-        return found.cpu().numpy().astype(_label_type(info.num_classes)), None
+    image = _move(image, _device_of(segmenter.model))
+    known = segmenter.info.num_classes
+    if plan.mode == "whole" and plan.passes == [(size, False)] and not probabilities and segmenter.gives_small_maps:
+        windows = WindowedMaps(segmenter, image, size, False, plan)
+        logits = windows.run([(0, 0)])
+        if logits.shape[1] > 1:  # no map of all classes at all
+            found = resized_argmax(logits, windows.padded_window)[0, : size[0], : size[1]]
+            if progress is not None:
+                progress(1.0)
+            return found.cpu().numpy().astype(_label_type(known)), None
     if tile is None:
-        tile = min(max(int((_TILE_BYTES / 4 / info.num_classes) ** 0.5), 64), 4096)
+        tile = min(max(int((_TILE_BYTES / 4 / known) ** 0.5), 64), 4096)
     averaged = len(plan.passes) > 1
-    labels = np.empty(size, _label_type(info.num_classes))
+    labels = np.empty(size, _label_type(known))
     stored: np.ndarray | None = None
     done = 0
-    for rows, columns, scores in _tiles_of_scores(model, info, image, plan, tile):
+    for rows, columns, scores in _tiles_of_scores(segmenter, image, plan, tile):
         classes = scores.shape[-1]
         if done == 0:
             labels = labels.astype(_label_type(classes), copy=False)
@@ -235,9 +205,9 @@ def _predict(
                 stored = probabilities(classes)
             elif probabilities:
                 stored = np.empty((classes, *size), np.float32)
-        labels[rows, columns] = to_labels(scores, -1, 0.5 if averaged else info.threshold).cpu().numpy()
+        labels[rows, columns] = segmenter.labels(scores, -1, probabilities=averaged).cpu().numpy()
         if stored is not None:
-            shares = scores if averaged else _probabilities(scores, info.activation)
+            shares = scores if averaged else segmenter.probabilities(scores, -1)
             stored[:, rows, columns] = shares.permute(2, 0, 1).cpu().numpy()
         done += scores.shape[0] * scores.shape[1]
         if progress is not None:
@@ -262,14 +232,17 @@ def predict(
 ) -> Any:
     """Label every pixel of an image of any size.
 
+    Labels depend on the image, the model and the options alone. The model is called, so that its hooks fire and a
+    compiled model runs compiled.
+
     Args:
         model: A segmentation model. It runs in evaluation mode on its own device. Its `pretrained_cfg` states how its
-            images are normalized.
+            images are normalized. May be compiled, or wrapped by DataParallel.
         image: A file, a Pillow image, an array (H, W, C) or (H, W), or a tensor (C, H, W): uint8 from 0 to 255,
             uint16, or floating point from 0 to 1, not normalized. A list of these, an array (B, H, W, C) or a tensor
             (B, C, H, W) are several images.
         mode: Process the image "whole", or in sliding windows ("slide"), which needs less memory but gives the model
-            less context. "auto": whole if that takes less than 2 GB and less than half of the free memory.
+            less context. "auto": whole if that takes less than about 2 GB, whatever memory is free.
         window: Side, or height and width, of the windows in pixels. Default: the size of the images that the model was
             trained on, or 512.
         stride: Distance of the windows in pixels. Default: three quarters of their side.
@@ -279,7 +252,7 @@ def predict(
         probabilities: Also return probabilities, 4 bytes per class and pixel. Or a function that returns, for a number
             of classes, the array (classes, H, W) to write them to, which may be a memory-mapped file.
         precision: "bf16" and "fp16" run the model under autocast; "fp32" leaves it as it is.
-        batch: Number of windows per batch. Default: what fits half of a GPU's free memory, up to 16; 1 elsewhere.
+        batch: Number of windows per batch. Default: what takes less than about 2 GB, up to 16, on a GPU; 1 elsewhere.
         tile: Side in pixels of the tiles whose scores are computed at once. Affects memory, not the labels. Default:
             chosen by the number of classes.
         progress: Called with the completed fraction of the image, from 0 to 1.
@@ -290,11 +263,13 @@ def predict(
 
     Raises:
         FileNotFoundError: If a file does not exist.
-        ValueError: If an option is invalid, or an image cannot be read or does not fit the model.
+        ValueError: If an option is invalid, an image cannot be read or does not fit the model, or the model does not
+            return maps.
+        MemoryError, RuntimeError: If there is too little memory, with a hint.
     """
     if tile is not None and tile < 1:
         raise ValueError(f"tile must be at least 1, got {tile}")
-    info = ModelInfo(model)
+    segmenter = Segmenter(model)
     options: dict[str, Any] = {
         "mode": mode,
         "window": window,
@@ -307,15 +282,29 @@ def predict(
     }
 
     def predict_one(image: ImageLike) -> Any:
-        pixels = read_image(image, info.in_channels)
-        plan = _make_plan(model, info, _size_of(pixels), **options)
-        labels, stored = _predict(model, info, pixels, plan, tile, probabilities, progress)
+        pixels = read_image(image, segmenter.info.in_channels)
+        plan = _make_plan(segmenter, _size_of(pixels), **options)
+        try:
+            labels, stored = _predict(segmenter, pixels, plan, tile, probabilities, progress)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            height, width = _size_of(pixels)
+            raise type(error)(
+                f"Out of memory for an image of {height}×{width} pixels (height×width), processed in mode "
+                f"{plan.mode!r}. Use mode='slide', a smaller window or tile, or batch=1. ({error})"
+            ) from error
         return (labels, stored) if probabilities else labels
 
     with evaluation_mode(model):
         if isinstance(image, list | tuple) or (isinstance(image, np.ndarray | torch.Tensor) and image.ndim == 4):
             return [predict_one(one) for one in image]
         return predict_one(image)  # type: ignore[arg-type]  # a sequence that is not a list is refused there
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of Python or torch says that there is too little memory on a device or on the host."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def slow_precision(device: torch.device, precision: str) -> str | None:

@@ -1,17 +1,20 @@
-"""Logits of an image in overlapping windows, in bounded memory."""
+"""Maps of an image in overlapping windows, in bounded memory.
+
+The windows' maps are resized to the windows' size, averaged where windows overlap, and resized to the image's size. All
+of that is linear, and along each axis a sum of two or four taps: a pixel of the image is computed from a few pixels of
+the maps at once, with no map of the size in between.
+"""
 
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-import torch.nn as nn
 import torch.nn.functional as F
 from torchvision.transforms.v2 import functional as TF
 
-from ..models.model_info import ModelInfo, raw_logits
-from ..models.upsampled import resize_region
+from ..models.model_info import Segmenter
 
 Mode = Literal["auto", "whole", "slide"]
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -43,8 +46,55 @@ def _constants(values: Sequence[float], device: torch.device) -> torch.Tensor:
     return torch.cat([torch.full((1, 1, 1), value, dtype=torch.float32, device=device) for value in values])
 
 
-def _shift(part: slice, by: int) -> slice:
-    return slice(part.start + by, part.stop + by)
+@dataclass
+class Taps:
+    """Pixels that each of `n` pixels of an axis is a weighted sum of.
+
+    Attributes:
+        indices: Their indices, shape (n, taps), int64.
+        weights: Their weights, shape (n, taps), float32.
+    """
+
+    indices: torch.Tensor
+    weights: torch.Tensor
+
+
+def resizing_taps(size: int, resized: int, part: slice) -> Taps:
+    """Taps of bilinear resizing with `align_corners=False`, as in `torch.nn.functional.interpolate`.
+
+    Args:
+        size: Number of pixels of the axis.
+        resized: Their number after resizing.
+        part: Resized pixels to compute.
+    """
+    pixels = torch.arange(part.start, part.stop)
+    if size == resized:
+        return Taps(pixels[:, None], torch.ones(len(pixels), 1))
+    # in float32 like interpolate, with one rounding of the product and the sum: on large maps, a digit more matters
+    ratio = torch.tensor(float(size)) / resized
+    source = (ratio * (pixels.double() + 0.5) - 0.5).float().clamp(0, size - 1)
+    first = source.long()
+    share = source - first
+    return Taps(torch.stack([first, (first + 1).clamp(max=size - 1)], 1), torch.stack([1 - share, share], 1))
+
+
+def _combine(table: torch.Tensor, taps: Taps) -> torch.Tensor:
+    """Compute the sums that taps describe of the rows of a table (rows, columns)."""
+    indices, weights = (x.to(table.device, non_blocking=table.is_cuda) for x in (taps.indices, taps.weights))
+    if table.device.type in ("cpu", "cuda"):
+        return F.embedding_bag(indices, table, mode="sum", per_sample_weights=weights)
+    return torch.stack([table[indices[:, i]] * weights[:, i, None] for i in range(weights.shape[1])]).sum(0)
+
+
+def resample(maps: torch.Tensor, rows: Taps, columns: Taps) -> torch.Tensor:
+    """Resample maps (h, w, channels) to (len(rows), len(columns), channels)."""
+    for axis, taps in enumerate((rows, columns)):  # only the part that is needed
+        first, last = int(taps.indices.min()), int(taps.indices.max())
+        maps = maps.narrow(axis, first, last + 1 - first)
+        taps.indices -= first
+    height, width, channels = maps.shape
+    wide = _combine(maps.transpose(0, 1).reshape(width, -1), columns).view(-1, height, channels)
+    return _combine(wide.transpose(0, 1).reshape(height, -1), rows).view(-1, wide.shape[0], channels)
 
 
 @dataclass(frozen=True)
@@ -75,44 +125,37 @@ class PredictionPlan:
         return [(size, flip) for size in self.sizes for flip in ((False, True) if self.flip else (False,))]
 
 
-class WindowedLogits:
-    """Window-averaged logits of an image at one scale and flip, computed on demand.
+class WindowedMaps:
+    """Window-averaged maps of an image at one scale and flip, computed on demand.
 
-    Logits of windows are cached at the decoder's size. Regions should be read from the top down: :meth:`read` evicts
+    The model's maps of windows are cached as they are. Regions should be read from the top down: :meth:`read` evicts
     windows that end above its region, and the oldest windows when the cache is full. An evicted window is computed
     again if a later region needs it.
 
     Args:
-        model: The model, in evaluation mode.
-        info: What the model states about itself.
+        segmenter: The model, in evaluation mode.
         image: The image (C, H, W), uint8 or float32, on the model's device.
         size: Height and width that the image is resized to.
-        mirrored: Mirror the image, and its logits back.
+        mirrored: Mirror the image, and its maps back.
         plan: Windows, precision and batch.
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        info: ModelInfo,
-        image: torch.Tensor,
-        size: tuple[int, int],
-        mirrored: bool,
-        plan: PredictionPlan,
+        self, segmenter: Segmenter, image: torch.Tensor, size: tuple[int, int], mirrored: bool, plan: PredictionPlan
     ) -> None:
-        self.model: Any = model
-        self.info = info
+        self.segmenter = segmenter
         self.image = TF.resize(image, list(size), antialias=True) if size != tuple(image.shape[-2:]) else image
+        self.image_size = (image.shape[-2], image.shape[-1])
         self.size = size
         self.mirrored = mirrored
         self.window = (min(plan.window[0], size[0]), min(plan.window[1], size[1]))
         self.batch = plan.batch
         self.precision = plan.precision
-        self.dtype = next(model.parameters()).dtype
-        self.mean, self.std = (_constants(values, image.device) for values in info.normalization)
+        self.dtype = next(segmenter.model.parameters()).dtype
+        self.mean, self.std = (_constants(values, image.device) for values in segmenter.info.normalization)
         self.origins = [window_origins(*sides) for sides in zip(size, self.window, plan.stride)]
         self.padded_window = self.window
-        self._cache: dict[tuple[int, int], torch.Tensor] = {}  # logits (h, w, classes) by origin
+        self._cache: dict[tuple[int, int], torch.Tensor] = {}  # maps (h, w, classes) by origin
 
     def crop(self, top: int, left: int) -> torch.Tensor:
         """Compute the normalized pixels (1, C, h, w) of the window at an origin."""
@@ -121,15 +164,12 @@ class WindowedLogits:
         x = TF.to_dtype(x, torch.float32, scale=True).sub(self.mean).div_(self.std)[None]
         return (x.flip(-1) if self.mirrored else x).to(self.dtype)
 
-    def _run(self, origins: Sequence[tuple[int, int]]) -> None:
-        """Run the model on windows, and cache their logits."""
-        images = pad_images(torch.cat([self.crop(*origin) for origin in origins]), self.info.size_divisor)
+    def run(self, origins: Sequence[tuple[int, int]]) -> torch.Tensor:
+        """Run the model on windows: maps (windows, classes, h, w) of the padded windows."""
+        images = pad_images(torch.cat([self.crop(*origin) for origin in origins]), self.segmenter.info.size_divisor)
         self.padded_window = (images.shape[-2], images.shape[-1])
-        with autocast(images.device, self.precision), raw_logits(self.model):
-            logits = self.model.forward_logits(images) if hasattr(self.model, "forward_logits") else self.model(images)
-        logits = logits[0] if isinstance(logits, tuple) else logits  # without those of a classification head
-        for origin, maps in zip(origins, logits.float()):
-            self._cache[origin] = maps.permute(1, 2, 0).contiguous()
+        with autocast(images.device, self.precision):
+            return self.segmenter(images)
 
     def _evict(self, above: int) -> None:
         """Drop the windows that end above a row, then the oldest ones, until the rest fits the cache."""
@@ -138,54 +178,59 @@ class WindowedLogits:
         while sum(maps.nbytes for maps in self._cache.values()) > _CACHE_BYTES and len(self._cache) > self.batch:
             del self._cache[next(iter(self._cache))]
 
-    def _window_region(self, origin: tuple[int, int], rows: slice, columns: slice) -> torch.Tensor:
-        """Compute logits (rows, columns, classes) of a region of the image that lies in a cached window."""
-        maps = self._cache[origin]
+    def _window_taps(self, axis: int, origin: int, taps: Taps, source: int) -> tuple[slice, Taps]:
+        """Taps into one window's maps of the pixels that the window contributes to.
 
-        def read(rows: slice, columns: slice) -> torch.Tensor:
-            return maps[rows, columns]
+        Args:
+            axis: 0 for rows, 1 for columns.
+            origin: First pixel of the window.
+            taps: Taps of a region's pixels into the resized image.
+            source: Number of pixels of the window's maps.
 
-        source_size = (maps.shape[0], maps.shape[1])
-        return resize_region(
-            read, source_size, self.padded_window, _shift(rows, -origin[0]), _shift(columns, -origin[1])
-        )
+        Returns:
+            The part of the region that the window contributes to, and the taps of that part, weighted by the window's
+            share in the average.
+        """
+        side, pixels = self.window[axis], taps.indices
+        inside = (pixels >= origin) & (pixels < origin + side)
+        count = torch.zeros_like(pixels)
+        for start in self.origins[axis]:
+            count += (pixels >= start) & (pixels < start + side)
+        touched = inside.any(1).nonzero()[:, 0]
+        part = slice(int(touched[0]), int(touched[-1]) + 1)
+        share = (taps.weights * inside / count)[part, :, None]
+        inner = resizing_taps(source, self.padded_window[axis], slice(0, side))
+        local = (pixels[part] - origin).clamp(0, side - 1)
+        return part, Taps(inner.indices[local].flatten(1), (share * inner.weights[local]).flatten(1))
 
     def read(self, rows: slice, columns: slice) -> torch.Tensor:
-        """Compute logits (rows, columns, classes) of a region of the resized image."""
+        """Compute maps (rows, columns, classes) of a region of the image, at the image's size."""
+        taps = [resizing_taps(*sides) for sides in zip(self.size, self.image_size, (rows, columns))]
         if self.mirrored:
-            columns = slice(self.size[1] - columns.stop, self.size[1] - columns.start)
+            taps[1].indices = self.size[1] - 1 - taps[1].indices
         tops, lefts = (
-            [origin for origin in origins if origin < part.stop and origin + side > part.start]
-            for origins, side, part in zip(self.origins, self.window, (rows, columns))
+            [o for o in origins if o <= int(needed.indices.max()) and o + side > int(needed.indices.min())]
+            for origins, side, needed in zip(self.origins, self.window, taps)
         )
         needed = [(top, left) for top in tops for left in lefts]
         total: torch.Tensor | None = None
         for i in range(0, len(needed), self.batch):
             group = needed[i : i + self.batch]
             if missing := [origin for origin in group if origin not in self._cache]:
-                self._run(missing)
+                for origin, maps in zip(missing, self.run(missing).float()):
+                    self._cache[origin] = maps.permute(1, 2, 0).contiguous()
             for origin in group:
+                maps = self._cache[origin]
+                (down, row_taps), (across, column_taps) = (
+                    self._window_taps(axis, origin[axis], taps[axis], maps.shape[axis]) for axis in (0, 1)
+                )
+                part = resample(maps, row_taps, column_taps)
                 if len(needed) == 1:
-                    total = self._window_region(origin, rows, columns)
+                    total = part
                     break
-                inside = [
-                    slice(max(part.start, first), min(part.stop, first + side))
-                    for part, first, side in zip((rows, columns), origin, self.window)
-                ]
-                maps = self._window_region(origin, *inside)
                 if total is None:
-                    size = (rows.stop - rows.start, columns.stop - columns.start)
-                    total = maps.new_zeros((*size, maps.shape[2]))
-                total[_shift(inside[0], -rows.start), _shift(inside[1], -columns.start)] += maps
-            self._evict(rows.start)
+                    total = part.new_zeros(rows.stop - rows.start, columns.stop - columns.start, part.shape[2])
+                total[down, across] += part
+            self._evict(int(taps[0].indices.min()))
         assert total is not None  # windows cover the image
-        if len(needed) > 1:
-            for axis, (origins, side, part) in enumerate(zip((tops, lefts), self.window, (rows, columns))):
-                pixels = torch.arange(part.start, part.stop, device=total.device)
-                count = torch.stack([(pixels >= start) & (pixels < start + side) for start in origins]).sum(0)
-                total /= count[:, None] if axis else count[:, None, None]
-        return total.flip(1) if self.mirrored else total
-
-    def resized(self, size: tuple[int, int], rows: slice, columns: slice) -> torch.Tensor:
-        """Compute a region (rows, columns, classes) of the logits resized to `size`."""
-        return resize_region(self.read, self.size, size, rows, columns)
+        return total

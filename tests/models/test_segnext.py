@@ -204,13 +204,16 @@ def test_channels_last_images_stay_channels_last():
 # Output of the decoder's size, for the loss
 
 
-def test_upsampling_1_gives_the_decoder_s_logits_as_argument_or_attribute():
+def test_upsampling_1_gives_the_decoder_s_logits_as_argument_attribute_or_for_one_call():
     model, x = tiny(), images(2, 3, 70, 90)
     full = model(x)
+    of_one_call = model(x, upsampling=1)
+    assert torch.equal(model(x), full)
     model.upsampling = 1
     logits = model(x)
     assert logits.shape == (2, 5, 9, 12)
-    assert torch.equal(logits, model.forward_logits(x))
+    assert torch.equal(logits, of_one_call)
+    assert torch.equal(model(x, upsampling=8), full)
     assert torch.equal(tiny(upsampling=1)(x), logits)
     expected = torch.nn.functional.interpolate(logits, (70, 90), mode="bilinear", align_corners=False)
     torch.testing.assert_close(full, expected)

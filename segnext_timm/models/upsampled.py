@@ -16,7 +16,6 @@ from typing import Any
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from torch.autograd.function import once_differentiable
 
 _logger = logging.getLogger(__name__)
 
@@ -62,6 +61,7 @@ def _kernels(logits: torch.Tensor) -> Any:
     return kernels
 
 
+@torch.compiler.assume_constant_result  # torch.compile would trace the trial, and put it into its graph
 def _triton_runs(device: torch.device) -> bool:
     # nothing can be tried on a pretended GPU, or in the middle of a CUDA graph
     if not torch.cuda.is_available() or torch.cuda.is_current_stream_capturing():
@@ -214,13 +214,22 @@ def _is_integer_fraction(part: torch.Size, full: torch.Size) -> bool:
     return next(candidates, None) is not None
 
 
+def _check_sizes(logits: torch.Tensor, target: torch.Tensor) -> None:
+    if not _is_integer_fraction(logits.shape[-2:], target.shape[-2:]):
+        raise ValueError(
+            f"Logits of {tuple(logits.shape[-2:])} pixels (height, width) are not an integer fraction of labels of "
+            f"{tuple(target.shape[-2:])}. Are these the labels of another image?"
+        )
+
+
 class UpsampledCrossEntropyLoss(nn.Module):
     """Cross-entropy of logits resized to the labels' size, without holding the resized logits.
 
     Equals `CrossEntropyLoss(...)(interpolate(logits, labels.shape[1:], mode="bilinear"), labels)` and its gradient, in
     a fraction of the time and memory. Use it with `SegNeXt(upsampling=1)`, whose output has an eighth of the image's
     size; logits of the labels' own size work too. The loss is computed one band of rows at a time, or on CUDA by a
-    Triton kernel, in float32 even under autocast. It can be differentiated once.
+    Triton kernel, in float32 even under autocast or after `half()`. It can be differentiated once. torch.compile and
+    torch.export take it as one operator, `segnext_timm::upsampled_cross_entropy`.
 
     Args:
         weight: Weight of each class, shape (classes,); None for equal weights.
@@ -256,28 +265,33 @@ class UpsampledCrossEntropyLoss(nn.Module):
 
         Args:
             logits: Shape (B, classes, h, w), at an integer fraction of the labels' size, rounded up or down.
-            target: Labels of shape (B, H, W), int64.
+            target: Labels of shape (B, H, W), of any integer type.
 
         Returns:
             The loss: a scalar, or shape (B, H, W) with `reduction="none"`.
 
         Raises:
-            ValueError: If the shapes do not fit.
+            ValueError: If the shapes do not fit, or the labels are not integers.
         """
+        if target.dtype.is_floating_point or target.dtype.is_complex:
+            raise ValueError(
+                f"Labels must be integers, one class a pixel, got {target.dtype}. Convert class numbers by "
+                "`target.long()`, and maps of one probability a class by `target.argmax(1)`."
+            )
         if target.ndim != 3 or logits.ndim != 4 or target.shape[0] != logits.shape[0]:
             raise ValueError(
                 f"Logits (B, classes, h, w) need labels (B, H, W), got logits {tuple(logits.shape)} and labels "
                 f"{tuple(target.shape)}."
             )
-        if not _is_integer_fraction(logits.shape[-2:], target.shape[-2:]):
-            raise ValueError(
-                f"Logits of {tuple(logits.shape[-2:])} pixels (height, width) are not an integer fraction of labels of "
-                f"{tuple(target.shape[-2:])}. Are these the labels of another image?"
-            )
-        with torch.autocast(logits.device.type, enabled=False):
-            if self.reduction == "none":
-                maps = F.interpolate(_widen(logits), target.shape[-2:], mode="bilinear", align_corners=False)
-                weight = None if self.weight is None else self.weight.to(maps)
+        target = target.long()
+        # wide also in a criterion cast to half precision, where the sum of the pixels' weights would overflow
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        weight = None if self.weight is None else self.weight.to(logits.device, wide)
+        if self.reduction == "none":
+            if not torch.compiler.is_compiling():  # which would compile anew for each size
+                _check_sizes(logits, target)
+            with torch.autocast(logits.device.type, enabled=False):
+                maps = F.interpolate(logits.to(wide), target.shape[-2:], mode="bilinear", align_corners=False)
                 return F.cross_entropy(
                     maps,
                     target,
@@ -286,47 +300,71 @@ class UpsampledCrossEntropyLoss(nn.Module):
                     reduction="none",
                     label_smoothing=self.label_smoothing,
                 )
-            needs_gradient = logits.requires_grad and torch.is_grad_enabled()
-            loss = _ResizedCrossEntropy.apply(
-                logits, target, self.weight, self.ignore_index, self.label_smoothing, needs_gradient
-            )
+        needs_gradient = logits.requires_grad and torch.is_grad_enabled()
+        loss, _ = _cross_entropy(logits, target, weight, self.ignore_index, self.label_smoothing, needs_gradient)
         if self.reduction == "sum":
             return loss
         counts = target != self.ignore_index  # sums, since a boolean index would wait for a GPU
-        if self.weight is None:
+        if weight is None:
             return loss / counts.sum()
-        return loss / (self.weight[target.where(counts, 0)] * counts).sum()
+        return loss / (weight[target.where(counts, 0)] * counts).sum()
 
     def extra_repr(self) -> str:
         """Arguments that `repr` shows."""
         return f"ignore_index={self.ignore_index}, reduction={self.reduction!r}, label_smoothing={self.label_smoothing}"
 
 
-class _ResizedCrossEntropy(torch.autograd.Function):
-    """Loss summed over all pixels. The forward pass also computes the gradient while it holds the maps of a band."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        logits: torch.Tensor,
-        target: torch.Tensor,
-        weight: torch.Tensor | None,
-        ignore_index: int,
-        smoothing: float,
-        needs_gradient: bool,
-    ) -> torch.Tensor:
-        compute = kernels.cross_entropy if (kernels := _kernels(logits)) else _cross_entropy_by_bands
+# A custom operator, so that torch.compile sees its shapes and traces neither the bands nor the trial of Triton
+@torch.library.custom_op("segnext_timm::upsampled_cross_entropy", mutates_args=())
+def _cross_entropy(
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    weight: torch.Tensor | None,
+    ignore_index: int,
+    smoothing: float,
+    needs_gradient: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Compute the summed loss, and its gradient (B, h, w, classes) while the maps of a band are held; else (0,)."""
+    _check_sizes(logits, target)
+    compute = kernels.cross_entropy if (kernels := _kernels(logits)) else _cross_entropy_by_bands
+    with torch.autocast(logits.device.type, enabled=False):
         loss, gradient = compute(logits, target, weight, ignore_index, smoothing, needs_gradient)
-        if gradient is not None:
-            ctx.save_for_backward(gradient.permute(0, 3, 1, 2))
-            ctx.dtype = logits.dtype
-        return loss
+    return loss, loss.new_empty(0) if gradient is None else gradient
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        (gradient,) = ctx.saved_tensors
-        return (gradient * grad_output).to(ctx.dtype), None, None, None, None, None
+
+@_cross_entropy.register_fake
+def _new_loss_and_gradient(
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    weight: torch.Tensor | None,
+    ignore_index: int,
+    smoothing: float,
+    needs_gradient: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    batch, classes, height, width = logits.shape
+    loss = logits.new_empty((), dtype=torch.promote_types(logits.dtype, torch.float32))
+    return loss, loss.new_empty((batch, height, width, classes) if needs_gradient else (0,))
+
+
+def _save_gradient(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(output[1])
+    ctx.dtype = inputs[0].dtype
+
+
+def _scale_gradient(
+    ctx: Any, grad_loss: torch.Tensor, grad_gradient: torch.Tensor | None
+) -> tuple[torch.Tensor | None, ...]:
+    if grad_gradient is not None:
+        raise RuntimeError(
+            "UpsampledCrossEntropyLoss can be differentiated once, and this differentiates its gradient. Use "
+            "CrossEntropyLoss on resized logits."
+        )
+    (gradient,) = ctx.saved_tensors
+    return (gradient.permute(0, 3, 1, 2) * grad_loss).to(ctx.dtype), None, None, None, None, None
+
+
+_cross_entropy.register_autograd(_scale_gradient, setup_context=_save_gradient)
 
 
 def _cross_entropy_by_bands(
@@ -338,14 +376,13 @@ def _cross_entropy_by_bands(
     needs_gradient: bool,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Compute the summed loss, and its gradient (B, h, w, classes), one band of rows at a time."""
-    logits_nhwc = _widen(logits.detach()).permute(0, 2, 3, 1)  # (B, h, w, classes)
+    logits_nhwc = _widen(logits).permute(0, 2, 3, 1)  # (B, h, w, classes)
     batch, height, width, classes = logits_nhwc.shape
     rows, columns = _weights(height, target.shape[1], logits_nhwc), _weights(width, target.shape[2], logits_nhwc)
     above = _first_pixels(height, target.shape[1])
-    weight = None if weight is None else weight.to(logits_nhwc)
     smoothing_weight = logits_nhwc.new_full((classes,), smoothing / classes)  # share of each class
     smoothing_weight = smoothing_weight if weight is None else smoothing_weight * weight
-    gradient = torch.empty_like(logits_nhwc) if needs_gradient else None
+    gradient = logits_nhwc.new_empty(logits_nhwc.shape) if needs_gradient else None
     loss = logits_nhwc.new_zeros(())
     step = _rows_at_once(target.shape[2], classes, logits.device)
     for i in range(batch):

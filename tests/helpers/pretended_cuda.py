@@ -15,8 +15,10 @@ from unittest import mock
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _pop_mode, _push_mode
 from torch.utils._pytree import tree_leaves, tree_map
+
+from segnext_timm.models import upsampled
 
 aten = torch.ops.aten
 _ROOT = Path(__file__).parents[2]
@@ -68,6 +70,25 @@ def fake_autocast(dtype: torch.dtype | None) -> Iterator[None]:
             torch.clear_autocast_cache()
 
 
+class _Inside(TorchDispatchMode):
+    """See the operators inside the loss, which is one custom operator, as if it were not."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.segnext_timm.upsampled_cross_entropy.default:
+            with _pushed(self):
+                return upsampled._cross_entropy._init_fn(*args, **(kwargs or {}))
+        return self.see(func, args, kwargs or {})
+
+
+@contextmanager
+def _pushed(mode: TorchDispatchMode) -> Iterator[None]:
+    _push_mode(mode)
+    try:
+        yield
+    finally:
+        _pop_mode()
+
+
 def _caller() -> str:
     """Name the innermost line of this repository outside this file."""
     frames = [frame for frame in traceback.extract_stack() if str(_ROOT) in frame.filename]
@@ -75,7 +96,7 @@ def _caller() -> str:
     return f"{Path(frames[-1].filename).name}: {frames[-1].line}" if frames else "?"
 
 
-class WaitCounter(TorchDispatchMode):
+class WaitCounter(_Inside):
     """Count what would wait for a GPU, by operator or method and by line.
 
     On fake tensors only those on "cuda" count; with `everywhere`, those on the CPU do too, as if they were on a GPU.
@@ -116,8 +137,7 @@ class WaitCounter(TorchDispatchMode):
     def counts(self, tensors: list[object]) -> bool:
         return any(isinstance(t, torch.Tensor) and (self.everywhere or t.device.type == "cuda") for t in tensors)
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
+    def see(self, func, args, kwargs):
         if self.counts(tree_leaves((args, kwargs))):
             indices = tree_leaves(args[1]) if func in (aten.index.Tensor, aten.index_put_.default) else []
             if func in _WAITING or any(getattr(index, "dtype", None) in (torch.bool, torch.uint8) for index in indices):
@@ -133,7 +153,7 @@ class WaitCounter(TorchDispatchMode):
             self.note(f"copy from {source.type} to {target.type}")
 
 
-class Traffic(TorchDispatchMode):
+class Traffic(_Inside):
     """Count operators, and the bytes that they read and write, by operator. Views and metadata are free."""
 
     def __init__(self) -> None:
@@ -141,8 +161,8 @@ class Traffic(TorchDispatchMode):
         self.bytes: Counter[str] = Counter()
         self.count: Counter[str] = Counter()
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        output = func(*args, **(kwargs or {}))
+    def see(self, func, args, kwargs):
+        output = func(*args, **kwargs)
         name = str(func)
         if not func.is_view and not name.startswith("prim") and "empty" not in name:
             tensors = [t for t in tree_leaves((args, kwargs, output)) if isinstance(t, torch.Tensor)]

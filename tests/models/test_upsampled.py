@@ -1,6 +1,13 @@
+import copy
+import pickle
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._dynamo.backends.common import aot_autograd
+from torch._dynamo.testing import CompileCounterWithBackend
 
 import label_memory
 from segnext_timm import UpsampledCrossEntropyLoss
@@ -136,6 +143,168 @@ def test_the_loss_is_a_module_that_moves_and_saves_its_class_weights():
     assert loss.double().weight.dtype == torch.float64
     assert list(loss.state_dict()) == ["weight"]
     assert "ignore_index=255" in repr(loss)
+
+
+REDUCTIONS = ["mean", "sum", "none"]
+
+
+@pytest.fixture
+def compiles():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def labeled(shape, dtype=torch.float32):
+    """Logits that need a gradient, and labels of which some are 255."""
+    batch, classes, height, width = shape
+    target = torch.randint(0, classes, (batch, 8 * height, 8 * width), generator=torch.Generator().manual_seed(1))
+    target[:, :2] = 255
+    return logits(shape).to(dtype).requires_grad_(), target
+
+
+def assert_same_loss_and_gradient(loss, expected, x, tolerance=1e-5):
+    torch.testing.assert_close(loss, expected, rtol=tolerance, atol=tolerance)
+    gradient, exact = (torch.autograd.grad(value.sum() * 3, x)[0] for value in (loss, expected))
+    assert gradient.dtype == exact.dtype
+    assert (gradient - exact).abs().max() <= tolerance * exact.abs().max()
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("logits_dtype", [torch.float32, torch.float64, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_class_weights_in_half_precision_are_used_in_full(dtype, logits_dtype, reduction, smoothing):
+    x, target = labeled((1, 3, 36, 36), logits_dtype)  # 80,000 pixels: more than float16 counts
+    options = {"ignore_index": 255, "reduction": reduction, "label_smoothing": smoothing}
+    criterion = torch.nn.Sequential(UpsampledCrossEntropyLoss(torch.tensor([0.3, 1.0, 1.7]), **options)).to(dtype)[0]
+    wide = x.to(torch.promote_types(logits_dtype, torch.float32))
+    expected = F.cross_entropy(resized(wide, target.shape[1:]), target, criterion.weight.to(wide), **options)
+    loss = criterion(x, target)
+    assert loss.dtype == wide.dtype
+    assert_same_loss_and_gradient(loss, expected, x, 1e-3 if logits_dtype == torch.float16 else 1e-5)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.int8, torch.int16, torch.int32, torch.bool],
+    ids=str,
+)
+def test_labels_of_every_integer_type_are_those_of_int64(dtype, weighted, reduction):
+    x, target = labeled((2, 6, 4, 4))
+    target = target.clamp(max=5).to(dtype)
+    criterion = UpsampledCrossEntropyLoss(torch.arange(1.0, 7) if weighted else None, reduction=reduction)
+    assert torch.equal(criterion(x, target), criterion(x, target.long()))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16])
+def test_the_ignored_label_is_that_of_any_integer_type(dtype):
+    x, target = labeled((2, 6, 4, 4))
+    expected = F.cross_entropy(resized(x, target.shape[1:]), target, ignore_index=255)
+    torch.testing.assert_close(UpsampledCrossEntropyLoss(ignore_index=255)(x, target.to(dtype)), expected)
+
+
+def test_labels_that_are_not_integers_are_refused():
+    x, target = labeled((2, 6, 4, 4))
+    with pytest.raises(ValueError, match=r"must be integers.*got torch.float32. Convert .*target.long\(\)"):
+        UpsampledCrossEntropyLoss(ignore_index=255)(x, target.float())
+
+
+def test_a_gradient_is_not_differentiated_once_more():
+    x, target = labeled((2, 6, 4, 4))
+    loss = UpsampledCrossEntropyLoss(ignore_index=255)(x, target)
+    (gradient,) = torch.autograd.grad(loss, x, create_graph=True)
+    with pytest.raises(RuntimeError, match="can be differentiated once"):
+        (loss + gradient.square().sum()).backward()
+
+
+@pytest.mark.parametrize("arguments", [{}, {"weight": torch.arange(1.0, 7), "label_smoothing": 0.1}])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_the_compiled_loss_and_its_gradient_are_the_eager_ones(compiles, reduction, arguments):
+    criterion = UpsampledCrossEntropyLoss(ignore_index=255, reduction=reduction, **arguments)
+    compiled = torch.compile(criterion, fullgraph=True, backend="aot_eager")
+    for shape in ((2, 6, 4, 5), (2, 6, 5, 7)):
+        x, target = labeled(shape)
+        assert_same_loss_and_gradient(compiled(x, target), criterion(x, target), x)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x, target), criterion(x, target))
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_sizes_after_the_first_share_a_compiled_loss(compiles, reduction):
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(UpsampledCrossEntropyLoss(reduction=reduction), fullgraph=True, backend=counter)
+    for side in (4, 5, 9, 31):
+        compiled(logits((2, 6, side, side + 1)), torch.zeros(2, 8 * side, 8 * side + 8, dtype=torch.long))
+    assert counter.frame_count == 2
+
+
+def test_a_compiled_loss_holds_no_full_size_logits(compiles):
+    sizes = []
+
+    def record(graph, inputs):
+        values = (node.meta.get("val") for node in graph.graph.nodes)
+        sizes.extend(value.numel() for value in values if isinstance(value, torch.Tensor))
+        return graph
+
+    x, target = labeled((2, 20, 4, 4))
+    criterion = UpsampledCrossEntropyLoss(torch.ones(20), ignore_index=255, label_smoothing=0.1)
+    torch.compile(criterion, fullgraph=True, backend=aot_autograd(fw_compiler=record))(x, target).backward()
+    assert x.numel() <= max(sizes) <= max(x.numel(), target.numel())
+
+
+def test_a_compiled_step_is_the_eager_one(compiles):
+    model, criterion = torch.nn.Conv2d(3, 6, 8, 8), UpsampledCrossEntropyLoss(torch.arange(1.0, 7), ignore_index=255)
+
+    def step(images, target):
+        with torch.autocast("cpu", torch.bfloat16):
+            return criterion(model(images), target)
+
+    images, (_, target) = torch.randn(2, 3, 32, 40), labeled((2, 6, 4, 5))
+    loss = torch.compile(step, fullgraph=True, backend="aot_eager")(images, target)
+    assert loss.dtype == torch.float32
+    assert_same_loss_and_gradient(loss, step(images, target), model.weight)
+
+
+def test_an_exported_loss_takes_any_size():
+    height, width = (torch.export.Dim(name, min=2, max=100) for name in ("height", "width"))
+    sizes = ({2: height, 3: width}, {1: 8 * height, 2: 8 * width})
+    criterion = UpsampledCrossEntropyLoss(torch.arange(1.0, 7), ignore_index=255)
+    program = torch.export.export(criterion, labeled((2, 6, 4, 5)), dynamic_shapes=sizes).module()
+    x, target = labeled((2, 6, 7, 3))
+    assert_same_loss_and_gradient(program(x, target), criterion(x, target), x)
+
+
+def test_a_compiled_loss_refuses_what_the_eager_one_does(compiles):
+    x, target = logits((1, 6, 4, 4)), torch.zeros(1, 32, 64, dtype=torch.long)
+    compiled = torch.compile(UpsampledCrossEntropyLoss(), fullgraph=True, backend="aot_eager")
+    with pytest.raises(ValueError, match="labels of another image"):
+        compiled(x, target)
+    with pytest.raises((IndexError, RuntimeError), match="out of bounds"):
+        compiled(x, torch.full((1, 32, 32), 6))
+
+
+def test_the_loss_is_copied_and_pickled():
+    x, target = labeled((2, 6, 4, 4))
+    criterion = UpsampledCrossEntropyLoss(torch.arange(1.0, 7), ignore_index=255)
+    for other in (copy.deepcopy(criterion), pickle.loads(pickle.dumps(criterion))):
+        assert torch.equal(other(x, target), criterion(x, target))
+
+
+@pytest.mark.slow
+def test_the_module_can_be_loaded_again():
+    code = """if True:
+        import importlib, torch
+        from segnext_timm.models import upsampled
+        x, target = torch.zeros(1, 2, 2, 2, requires_grad=True), torch.zeros(1, 8, 8, dtype=torch.long)
+        before = upsampled.UpsampledCrossEntropyLoss()
+        for criterion in (before, importlib.reload(upsampled).UpsampledCrossEntropyLoss(), before):
+            criterion(x, target).backward()
+    """
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.timed

@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._dynamo.testing import EagerAndRecordGraphs
 
 from segnext_timm import UpsampledCrossEntropyLoss
 from segnext_timm.models import upsampled
@@ -111,6 +112,34 @@ def test_operators_have_fake_implementations():
     torch.library.opcheck(operators._cell_cross_entropy, (source, labels, None, 255, 0.0, False), test_utils=checks)
     torch.library.opcheck(operators._gather_corners, (torch.randn(4, 4, 5), 1, 3, 3), test_utils=checks)
     torch.library.opcheck(operators._resized_argmax, (source, 6, 6), test_utils=checks)
+
+
+def test_the_compiled_loss_is_that_of_the_kernels(use_kernels):
+    torch._dynamo.reset()
+    graphs = EagerAndRecordGraphs()
+    logits, labels = inputs(5, (2, 2), (8, 12))
+    criterion, losses = UpsampledCrossEntropyLoss(ignore_index=255), []
+    for function in (criterion, torch.compile(criterion, fullgraph=True, backend=graphs)):
+        leaf = logits.float().requires_grad_()
+        loss = function(leaf, labels)
+        losses.append((loss, *torch.autograd.grad(loss, leaf)))
+    torch.testing.assert_close(*losses)
+    called = [str(node.target) for node in graphs.graphs[0].graph.nodes if "segnext_timm" in str(node.target)]
+    assert called == ["segnext_timm.upsampled_cross_entropy.default"]
+
+
+def test_the_compiler_does_not_trace_the_trial_of_triton(monkeypatch):
+    torch._dynamo.reset()
+    upsampled._try_triton.cache_clear()
+    # a GPU for the trial alone: the compiler would initialize one
+    monkeypatch.setattr("torch.cuda.is_available", lambda: sys._getframe(1).f_globals["__name__"] == upsampled.__name__)
+    monkeypatch.setattr("torch.cuda.is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (9, 0))
+    graphs = EagerAndRecordGraphs()
+    compiled = torch.compile(lambda x: x + upsampled._triton_runs(x.device), fullgraph=True, backend=graphs)
+    assert compiled(torch.zeros(1)) == 1
+    assert upsampled._try_triton.cache_info().misses == 1
+    assert len([node for node in graphs.graphs[0].graph.nodes if node.op == "call_function"]) == 1
 
 
 COMPILE = """

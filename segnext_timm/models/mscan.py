@@ -721,10 +721,11 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: MSCAN) -> dict[str, 
         {name: value for name, value in state_dict.items() if name not in adaptable},
         {name: value for name, value in expected.items() if name not in adaptable},
     )
-    wants_classifier = model.num_classes > 0 and model.num_classes == getattr(model, "pretrained_cfg", {}).get(
-        "num_classes"
-    )
-    if wants_classifier and "head.fc.weight" not in state_dict:
+    cfg = getattr(model, "pretrained_cfg", {})
+    if "head.fc.weight" in state_dict:
+        if len(state_dict["head.fc.weight"]) == model.num_classes:
+            cfg["num_classes"] = model.num_classes  # else timm drops the classifier of a user's own file
+    elif model.num_classes > 0 and model.num_classes == cfg.get("num_classes"):
         _logger.warning("The checkpoint has no classifier: only the backbone was loaded, the classifier stays random.")
     return state_dict
 

@@ -178,6 +178,7 @@ def _load_torch(path: Path, zipped: bool) -> Any:
         if zipped and not path.name.endswith(".safetensors"):
             # memory-mapped, so that the optimizer state of a training checkpoint is never read
             return torch.load(path, mmap=True, **options)
+        content.seek(0)
         return torch.load(content, mmap=False, **options)
 
 

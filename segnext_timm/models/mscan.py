@@ -53,6 +53,7 @@ from ..checkpoints.recognition import (
     add_batch_counts,
     backbone_name_to_native,
     backbone_to_native,
+    check_alone,
     check_parameters,
     describe_mscan,
 )
@@ -707,7 +708,8 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: MSCAN) -> dict[str, 
         CheckpointError: If the checkpoint is of another variant, or if parameters other than the classifier's are
             missing or unknown. timm loads what fits where the number of classes differs.
     """
-    state_dict = backbone_to_native(state_dict)
+    checkpoint, state_dict = state_dict, backbone_to_native(state_dict)
+    check_alone(checkpoint, state_dict)
     add_batch_counts(state_dict)
     expected = model.state_dict()
     found, wanted = describe_mscan(state_dict), describe_mscan(expected)

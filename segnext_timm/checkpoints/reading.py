@@ -1,42 +1,34 @@
 """Read checkpoint files of PyTorch, Jittor, Paddle and safetensors without executing code from them.
 
-Loading a pickle can execute code. These readers prevent that: PyTorch files are loaded with `weights_only=True`, other
-pickles by an unpickler that admits only numpy arrays and plain containers.
+Loading a pickle can execute code. One unpickler prevents that: it admits arrays, tensors, plain containers and what
+training checkpoints keep beside them, by name.
 """
 
+import _compat_pickle
+import argparse
 import hashlib
 import io
+import mmap
+import os
 import pickle
-import re
 import shutil
+import types
 import zipfile
-from collections import OrderedDict
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import numpy as np
 import torch
 import torch.hub
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import _weights_only_unpickler
 
 from ..errors import CheckpointError
 
 
-def _admitted_globals() -> dict[str, Any]:
-    """Build the table of names that a pickle may use: numpy's arrays, scalars, and the functions that restore them."""
-    admitted = {"collections.OrderedDict": OrderedDict, "numpy.ndarray": np.ndarray, "numpy.dtype": np.dtype}
-    array, scalar = np.zeros(1), np.float64(0)
-    # numpy's own functions, under their names before and since version 2
-    functions: tuple[tuple[str, Any], ...] = (
-        ("multiarray", array.__reduce__()[0]),
-        ("multiarray", scalar.__reduce__()[0]),
-        ("numeric", array.__reduce_ex__(5)[0]),
-    )
-    for module, function in functions:
-        for core in ("core", "_core"):
-            admitted[f"numpy.{core}.{module}.{function.__name__}"] = function
-    return admitted
+class _Forbidden(pickle.UnpicklingError):
+    """A pickle wants to do what could execute code; the message names it, as in "execute os.system"."""
 
 
 def _encode(text: str, encoding: str) -> bytes:
@@ -56,10 +48,7 @@ class _HistoryBuffer:
 def _history_method(owner: type, name: str) -> None:
     """Stand-in for `getattr`, with which that log refers to its own methods."""
     if owner is not _HistoryBuffer:
-        raise pickle.UnpicklingError(f"weights_only: GLOBAL builtins.getattr of {owner}")
-
-
-_ADMITTED = _admitted_globals()
+        raise _Forbidden("execute builtins.getattr")
 
 
 def _jittor_var(array: Any) -> Any:
@@ -69,22 +58,81 @@ def _jittor_var(array: Any) -> Any:
     return array
 
 
-class _Forbidden(pickle.UnpicklingError):
-    """A pickle refers to something that could execute code."""
+def _admitted_globals() -> dict[str, Any]:
+    """Build the table of names that a pickle may use: those of torch's `weights_only`, numpy's, and a few more."""
+    # torch checks the indices of sparse tensors only where it unpickles itself, and weights never have any
+    admitted = {k: v for k, v in _weights_only_unpickler._get_allowed_globals().items() if "sparse" not in k}
+    admitted |= {
+        "_codecs.encode": _encode,
+        "argparse.Namespace": argparse.Namespace,  # the arguments of timm's training script
+        "builtins.getattr": _history_method,
+        "jittor.Var": _jittor_var,
+        "jittor_core.Var": _jittor_var,
+        "mmengine.logging.history_buffer.HistoryBuffer": _HistoryBuffer,
+        "numpy.dtype": np.dtype,
+        "numpy.ndarray": np.ndarray,
+    }
+    array, scalar = np.zeros(1), np.float64(0)
+    # numpy's own functions, under their names before and since version 2
+    functions: tuple[tuple[str, Any], ...] = (
+        ("multiarray", array.__reduce__()[0]),
+        ("multiarray", scalar.__reduce__()[0]),
+        ("numeric", array.__reduce_ex__(5)[0]),
+    )
+    for module, function in functions:
+        for core in ("core", "_core"):
+            admitted[f"numpy.{core}.{module}.{function.__name__}"] = function
+    return admitted
 
 
-class _ArrayUnpickler(pickle.Unpickler):
-    """Unpickler that restores only numpy arrays and plain containers."""
+_ADMITTED = _admitted_globals()
+
+
+def _admitted_by_user() -> dict[str, Any]:
+    """What the user has admitted for `torch.load`, by name."""
+    entries = torch.serialization.get_safe_globals()
+    named = (e if isinstance(e, tuple) else (e, f"{e.__module__}.{e.__qualname__}") for e in entries)
+    return {name: value for value, name in named}
+
+
+_Base: Any = pickle._Unpickler  # unlike pickle.Unpickler, it lets single steps be replaced
+
+
+class _Unpickler(_Base):
+    """Unpickler that restores only what the table, or the user, admits."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("_codecs", "encode"):
-            return _encode
-        if (module, name) in (("jittor", "Var"), ("jittor_core", "Var")):
-            return _jittor_var
+        # names of Python 2, which torch.save writes
+        moved = _compat_pickle.IMPORT_MAPPING.get(module, module), name
+        module, name = _compat_pickle.NAME_MAPPING.get((module, name), moved)
+        admitted = _ADMITTED
+        if f"{module}.{name}" not in admitted and module not in ("os", "posix", "nt", "sys"):  # as torch.load
+            admitted = _admitted_by_user()
         try:
-            return _ADMITTED[f"{module}.{name}"]
+            return admitted[f"{module}.{name}"]
         except KeyError:
-            raise _Forbidden(f"{module}.{name}") from None
+            raise _Forbidden(f"execute {module}.{name}") from None
+
+    def load_build(self) -> None:
+        """Set an object's attributes; those of a class or a function would stay changed in this process."""
+        target = self.stack[-2]
+        if isinstance(target, type | types.FunctionType | types.BuiltinFunctionType):
+            raise _Forbidden(f"change {target.__module__}.{target.__qualname__}")
+        super().load_build()
+
+    def load_binpersid(self) -> None:
+        """Find a storage; for a module, torch would compare its source code, and write differences to a file."""
+        if self.stack[-1][:1] != ("storage",):
+            raise _Forbidden("compare source code")
+        super().load_binpersid()
+
+    # without names by number, which need not pass find_class
+    dispatch = {k: v for k, v in _Base.dispatch.items() if k not in pickle.EXT1 + pickle.EXT2 + pickle.EXT4}
+    dispatch |= {pickle.BUILD[0]: load_build, pickle.BINPERSID[0]: load_binpersid}
+
+
+def _load_pickle(file: IO[bytes], **options: Any) -> Any:
+    return _Unpickler(file, **options).load()
 
 
 def _check_jittor_sum(path: Path) -> None:
@@ -107,16 +155,31 @@ def _check_jittor_sum(path: Path) -> None:
         raise pickle.UnpicklingError("its checksum does not match")
 
 
+_PICKLE_MODULE = types.SimpleNamespace(__name__=__name__, Unpickler=_Unpickler, load=_load_pickle)
+
+
 def _load_torch(path: Path, zipped: bool) -> Any:
-    dtypes = [type(np.dtype(code)) for code in "?bhilqBHILQefd"]
-    globals_ = [(value, name) for name, value in _ADMITTED.items()]
-    history: list[Any] = [
-        (_HistoryBuffer, "mmengine.logging.history_buffer.HistoryBuffer"),
-        (_history_method, "builtins.getattr"),
-    ]
-    with torch.serialization.safe_globals([*globals_, *dtypes, *history]):
-        # memory-mapped, so that the optimizer state of a training checkpoint is never read
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    if os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "0").lower() in ("1", "y", "yes", "true"):
+        raise CheckpointError(
+            f"{path}: not read, because TORCH_FORCE_WEIGHTS_ONLY_LOAD is set, which rules out the unpickler of this "
+            f"package. Unset it: no code in the file is executed in any case."
+        )
+    options: dict[str, Any] = {"map_location": "cpu", "weights_only": False, "pickle_module": _PICKLE_MODULE}
+    # Without its descriptor, torch does not take a file for a tar, which it would unpack; without its name, not for
+    # safetensors.
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        content = cast(IO[bytes], mapped)
+        # what torch.load itself asks, by the same reader, before it hands a file to torch.jit.load
+        if zipped and "constants.pkl" in torch._C.PyTorchFileReader(content).get_all_records():
+            raise CheckpointError(
+                f"{path}: a TorchScript program, not a checkpoint: loading it could execute code. Ask for the weights "
+                f"alone, which torch.save(module.state_dict(), 'weights.pth') saves."
+            )
+        if zipped and not path.name.endswith(".safetensors"):
+            # memory-mapped, so that the optimizer state of a training checkpoint is never read
+            return torch.load(path, mmap=True, **options)
+        content.seek(0)
+        return torch.load(content, mmap=False, **options)
 
 
 _MAX_BYTES = 2 << 30  # of the contents of a smaller zip file; the largest published checkpoint has 0.2 GB
@@ -179,10 +242,6 @@ def _paddle_name(archive: zipfile.ZipFile) -> str | None:
     return names[0] if len(names) == 1 else None
 
 
-def _load_pickle(file: IO[bytes]) -> Any:
-    return _ArrayUnpickler(file).load()
-
-
 _TORCH_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"  # the number that PyTorch's files before the zip format begin with
 
 
@@ -232,13 +291,13 @@ def read_checkpoint(path: str | Path) -> Any:
     except CheckpointError:
         raise
     except _Forbidden as error:
-        raise CheckpointError(_forbidden(path, str(error))) from None
+        raise CheckpointError(
+            f"{path}: refused, because loading it would {error}, which weights never need. No code was executed. "
+            f"Get the file from its publisher, or ask them for safetensors."
+        ) from None
     except SafetensorError as error:
         raise CheckpointError(f"{path}: a damaged safetensors file ({error}). Download it again.") from None
     except Exception as error:  # torch, pickle and numpy raise anything on damaged bytes
-        named = re.search(r"(?:GLOBAL|callable|class) [`']?([\w.]+)", str(error))
-        if isinstance(error, pickle.UnpicklingError) and "weights_only" in str(error) and named:
-            raise CheckpointError(_forbidden(path, named[1])) from None
         if head.startswith((_ZIP_MAGIC, b"\x80")):
             reason = str(error).split("\n")[0].split(". ")[0] or type(error).__name__
             raise CheckpointError(f"{path}: damaged or cut short ({reason}). Download it again.") from None
@@ -253,10 +312,3 @@ def check_pytorch_file(path: str | Path) -> None:
     origin = {".pkl": "Jittor", _PADDLE_SUFFIX: "Paddle", ".zip": "Paddle"}.get(Path(path).suffix)
     if origin:
         raise CheckpointError(f"{path}: timm cannot read {origin} files. Convert it with `segnext-timm convert`.")
-
-
-def _forbidden(path: Path, name: str) -> str:
-    return (
-        f"{path}: refused, because loading it would execute {name}, which weights never need. No code was executed. "
-        f"Get the file from its publisher, or ask them for safetensors."
-    )

@@ -130,7 +130,21 @@ def _paddle_to_mmseg(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor
 
 _EMA_KEYS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")  # timm's, timm's, mmengine's, JSeg's
 # of DistributedDataParallel, torch.compile and Lightning, whose modules call the network "model"
-_WRAPPERS = ("module.", "_orig_mod.", "model.")
+_WRAPPERS = r"((?:module\.|_orig_mod\.|model\.)*)"
+# the network's first layers, in every spelling
+_STEM = rf"{_WRAPPERS}(?:backbone\.|{re.escape(_ENCODER)})?(?:stem|patch_embed1)\."
+
+
+def _unnest(checkpoint: Mapping[str, Any], ema: bool) -> tuple[Mapping[str, Any], bool]:
+    """Find the state dict in a checkpoint, and whether averages are still to be taken out of it."""
+    if ema:
+        nested = next((checkpoint[key] for key in _EMA_KEYS if isinstance(checkpoint.get(key), Mapping)), None)
+        if nested is not None:
+            return _unnest(nested, False)
+    for key in ("state_dict", "model", "module"):
+        if isinstance(checkpoint.get(key), Mapping):
+            return _unnest(checkpoint[key], ema)
+    return checkpoint, ema
 
 
 def extract_state_dict(checkpoint: Mapping[str, Any], ema: bool = False) -> dict[str, torch.Tensor]:
@@ -146,21 +160,13 @@ def extract_state_dict(checkpoint: Mapping[str, Any], ema: bool = False) -> dict
     Raises:
         CheckpointError: If `ema` is set and the checkpoint holds no moving average.
     """
-    if ema:
-        nested = next((checkpoint[key] for key in _EMA_KEYS if isinstance(checkpoint.get(key), Mapping)), None)
-        if nested is not None:
-            return extract_state_dict(nested)
-    for key in ("state_dict", "model", "module"):
-        if isinstance(checkpoint.get(key), Mapping):
-            return extract_state_dict(checkpoint[key], ema)
+    checkpoint, ema = _unnest(checkpoint, ema)
     tensors = {}
     for name, value in checkpoint.items():
-        while str(name).startswith(_WRAPPERS):
-            name = name.split(".", 1)[1]
         if isinstance(value, np.ndarray) and value.dtype != object:
             value = torch.from_numpy(value if value.flags.writeable else value.copy())
         if isinstance(value, torch.Tensor):
-            tensors[str(name)] = value
+            tensors[re.sub(f"^{_WRAPPERS}", "", str(name))] = value
     # mmcv keeps averages beside the weights, under the weight's name with underscores for dots
     names = {name: f"ema_{name.replace('.', '_')}" for name in tensors}
     averages = {name: tensors[average] for name, average in names.items() if average in tensors}
@@ -169,6 +175,28 @@ def extract_state_dict(checkpoint: Mapping[str, Any], ema: bool = False) -> dict
     tensors = {name: value for name, value in tensors.items() if not name.startswith("ema_")}
     tensors |= averages if ema else {}
     return _paddle_to_mmseg(tensors) if any(name.endswith("._mean") for name in tensors) else tensors
+
+
+def check_alone(checkpoint: Mapping[str, Any], state_dict: Mapping[str, torch.Tensor], ema: bool = False) -> None:
+    """Check that a module saved nothing beside its network, such as the weights of a loss, or metrics.
+
+    Args:
+        checkpoint: A checkpoint as :func:`extract_state_dict` takes it.
+        state_dict: Tensors that were taken from it.
+        ema: See :func:`extract_state_dict`.
+
+    Raises:
+        CheckpointError: If `state_dict` has such entries.
+    """
+    names = [str(name) for name in _unnest(checkpoint, ema)[0]]
+    prefix = next((stem[1] for stem in (re.match(_STEM, name) for name in names) if stem), "")
+    beside = [n for n in names if not n.startswith(prefix) and re.sub(f"^{_WRAPPERS}", "", n) in state_dict]
+    if beside:
+        more = f" and {len(beside) - 5} more" if len(beside) > 5 else ""
+        raise CheckpointError(
+            f"has entries beside the network, whose names begin with {prefix!r}: {', '.join(beside[:5])}{more}. Save "
+            f"the network alone, with torch.save(module.{prefix}state_dict(), 'weights.pth'), and use that file."
+        )
 
 
 # Renaming
@@ -432,6 +460,7 @@ def recognize(content: Any, rank: int | None = None, ema: bool = False) -> Check
         state_dict = tensors if spelling == "native" else segmenter_to_native(tensors)
     else:
         state_dict = backbone
+    check_alone(content, state_dict, ema)
     for name, value in state_dict.items():
         if value.is_floating_point() and not value.isfinite().all():
             raise CheckpointError(

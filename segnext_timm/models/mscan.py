@@ -53,6 +53,7 @@ from ..checkpoints.recognition import (
     add_batch_counts,
     backbone_name_to_native,
     backbone_to_native,
+    check_alone,
     check_parameters,
     describe_mscan,
 )
@@ -707,7 +708,8 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: MSCAN) -> dict[str, 
         CheckpointError: If the checkpoint is of another variant, or if parameters other than the classifier's are
             missing or unknown. timm loads what fits where the number of classes differs.
     """
-    state_dict = backbone_to_native(state_dict)
+    checkpoint, state_dict = state_dict, backbone_to_native(state_dict)
+    check_alone(checkpoint, state_dict)
     add_batch_counts(state_dict)
     expected = model.state_dict()
     found, wanted = describe_mscan(state_dict), describe_mscan(expected)
@@ -721,10 +723,11 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: MSCAN) -> dict[str, 
         {name: value for name, value in state_dict.items() if name not in adaptable},
         {name: value for name, value in expected.items() if name not in adaptable},
     )
-    wants_classifier = model.num_classes > 0 and model.num_classes == getattr(model, "pretrained_cfg", {}).get(
-        "num_classes"
-    )
-    if wants_classifier and "head.fc.weight" not in state_dict:
+    cfg = getattr(model, "pretrained_cfg", {})
+    if "head.fc.weight" in state_dict:
+        if len(state_dict["head.fc.weight"]) == model.num_classes:
+            cfg["num_classes"] = model.num_classes  # else timm drops the classifier of a user's own file
+    elif model.num_classes > 0 and model.num_classes == cfg.get("num_classes"):
         _logger.warning("The checkpoint has no classifier: only the backbone was loaded, the classifier stays random.")
     return state_dict
 

@@ -1,5 +1,6 @@
 """Folders for timm, smp and mmsegmentation, and their way to the Hub and back."""
 
+import argparse
 import logging
 import shutil
 import signal
@@ -12,6 +13,7 @@ import segmentation_models_pytorch as smp
 import timm
 import torch
 from huggingface_hub import ModelCard
+from timm.utils import CheckpointSaver, ModelEmaV3
 
 import convert_memory
 from random_checkpoints import backbone_shapes, random_state_dict, segmenter_shapes, write
@@ -270,3 +272,82 @@ def test_a_paddleseg_file_becomes_a_folder_that_smp_loads(tmp_path, segmenter):
 def test_a_byte_order_mark_is_no_part_of_a_class_name(tmp_path):
     (tmp_path / "names.txt").write_text("road\nsky\n", encoding="utf-8-sig")
     assert conversion._read_labels(tmp_path / "names.txt") == (("road", "sky"), None)
+
+
+# What trainers write
+
+
+@pytest.fixture(scope="module")
+def timm_run(tmp_path_factory):
+    """A folder of checkpoints as timm's train.py writes them, the model, and its moving average."""
+    folder = tmp_path_factory.mktemp("run")
+    model = timm.create_model("test_mscan", num_classes=3)
+    average = ModelEmaV3(timm.create_model("test_mscan", num_classes=3))
+    saver = CheckpointSaver(
+        model,
+        torch.optim.AdamW(model.parameters()),
+        args=argparse.Namespace(model="test_mscan", lr=0.1, mean=None),
+        model_ema=average,
+        checkpoint_dir=str(folder),
+        recovery_dir=str(folder),
+    )
+    saver.save_checkpoint(0, metric=1.0)
+    saver.save_recovery(0, 5)
+    return folder, model, average.module
+
+
+@pytest.mark.parametrize("ema", [False, True])
+@pytest.mark.parametrize("name", ["model_best", "last", "checkpoint-0", "recovery-0-5"])
+def test_what_timm_s_training_writes_is_converted(tmp_path, timm_run, name, ema):
+    folder, model, average = timm_run
+    convert(folder / f"{name}.pth.tar", tmp_path / "out", ema=ema)
+    converted = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True)
+    assert equal(converted.state_dict(), (average if ema else model).state_dict())
+
+
+def test_what_timm_s_training_writes_is_loaded_with_its_classifier(timm_run):
+    folder, _, average = timm_run  # of files with an average, timm takes that
+    overlay = {"file": str(folder / "model_best.pth.tar")}
+    loaded = timm.create_model("test_mscan", num_classes=3, pretrained=True, pretrained_cfg_overlay=overlay)
+    assert equal(loaded.state_dict(), average.state_dict())
+    other = timm.create_model("test_mscan", num_classes=4, pretrained=True, pretrained_cfg_overlay=overlay)
+    assert torch.equal(other.stem.conv1.weight, average.stem.conv1.weight)
+
+
+BESIDE = {"criterion.weight": torch.ones(3), "loss_fn.weight": torch.ones(3), "train_iou.confmat": torch.ones(3, 3)}
+
+
+def lightning_checkpoint(path, network, prefix="model."):
+    state_dict = {**BESIDE, **{prefix + name: value for name, value in network.state_dict().items()}}
+    torch.save({"state_dict": state_dict, "callbacks": {}, "pytorch-lightning_version": "2.5.0"}, path)
+
+
+@pytest.mark.parametrize("prefix", ["model.", "model._orig_mod."])
+@pytest.mark.parametrize(
+    "create", [lambda: narrow(), lambda: timm.create_model("test_mscan")], ids=["segmenter", "backbone"]
+)
+def test_losses_and_metrics_beside_the_network_are_named_with_the_way_to_go_on(tmp_path, create, prefix):
+    path = tmp_path / "last.ckpt"
+    lightning_checkpoint(path, create(), prefix)
+    with pytest.raises(CheckpointError) as error:
+        convert(path, tmp_path / "out")
+    message = str(error.value)
+    assert message.startswith(f"{path}: has entries beside the network")
+    assert all(name in message for name in BESIDE)
+    assert f"torch.save(module.{prefix}state_dict(), 'weights.pth')" in message
+    assert "\n" not in message
+
+
+def test_losses_beside_a_backbone_given_to_timm_are_named(tmp_path):
+    lightning_checkpoint(tmp_path / "last.ckpt", timm.create_model("test_mscan"))
+    overlay = {"file": str(tmp_path / "last.ckpt")}
+    with pytest.raises(CheckpointError, match=r"has entries beside the network.*criterion\.weight"):
+        timm.create_model("test_mscan", pretrained=True, pretrained_cfg_overlay=overlay)
+
+
+def test_an_unknown_parameter_inside_the_network_is_an_unknown_parameter(tmp_path):
+    network = narrow()
+    state_dict = {f"model.{name}": value for name, value in network.state_dict().items()}
+    torch.save({"state_dict": state_dict | {"model.extra.weight": torch.ones(1)}}, tmp_path / "x.ckpt")
+    with pytest.raises(CheckpointError, match=r"has the unknown extra\.weight: incomplete, or of a changed network"):
+        convert(tmp_path / "x.ckpt", tmp_path / "out")

@@ -1,15 +1,19 @@
+import argparse
 import hashlib
 import http.server
 import io
 import os
 import pickle
 import sys
+import tarfile
 import threading
 import time
 import tracemalloc
 import types
 import zipfile
-from collections import OrderedDict
+from collections import Counter, OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import PurePosixPath
 
 import numpy as np
 import pytest
@@ -78,7 +82,8 @@ def training_checkpoint(history_buffer, path):
     torch.save(content, path)
 
 
-def test_training_checkpoints_of_mmengine_are_read(tmp_path, monkeypatch):
+@pytest.fixture
+def mmengine_checkpoint(tmp_path, monkeypatch):
     class HistoryBuffer:  # pickled as mmengine's is, with references to its own methods
         def __init__(self):
             self._log_history, self._count_history = np.array([0.5, 0.25]), np.array([1, 1])
@@ -94,7 +99,11 @@ def test_training_checkpoints_of_mmengine_are_read(tmp_path, monkeypatch):
     sys.modules[HistoryBuffer.__module__].HistoryBuffer = HistoryBuffer
     training_checkpoint(HistoryBuffer(), tmp_path / "iter_2.pth")
     monkeypatch.undo()
-    assert torch.equal(read_checkpoint(tmp_path / "iter_2.pth")["state_dict"]["a.weight"], WEIGHTS["a.weight"])
+    return tmp_path / "iter_2.pth"
+
+
+def test_training_checkpoints_of_mmengine_are_read(mmengine_checkpoint):
+    assert torch.equal(read_checkpoint(mmengine_checkpoint)["state_dict"]["a.weight"], WEIGHTS["a.weight"])
 
 
 @pytest.mark.slow
@@ -413,3 +422,168 @@ def test_a_zip_bomb_of_10_gb_takes_little_memory_and_time(tmp_path):
     with pytest.raises(CheckpointError, match=r"bomb\.zip: refused, because its contents unpack to 10\.7 GB"):
         read_checkpoint(path)
     assert time.monotonic() - start < 5
+
+
+# Torch's other formats, and its allow-list
+
+
+class Admitted:
+    """A class that a user admits."""
+
+
+class Later:
+    """A class that a user admits while files are read."""
+
+
+@pytest.fixture
+def allow_list():
+    """The user's entries in torch's allow-list, as they were before and will be afterwards."""
+    before = torch.serialization.get_safe_globals()
+    yield before
+    torch.serialization.clear_safe_globals()
+    torch.serialization.add_safe_globals(before)
+
+
+def test_threads_read_files_at_once_and_leave_torch_s_allow_list_alone(tmp_path, mmengine_checkpoint, allow_list):
+    files = [mmengine_checkpoint, tmp_path / "zip.pth", tmp_path / "legacy.pth", tmp_path / "x.pkl"]
+    content = {**ARRAYS, "args": argparse.Namespace(lr=0.1), "step": np.int64(3)}
+    torch.save(content, files[1])
+    legacy(content, files[2])
+    save_jittor(files[3], ARRAYS)
+    start = threading.Barrier(9)
+
+    def read(path):
+        start.wait()
+        for _ in range(20):
+            read_checkpoint(path)
+
+    with ThreadPoolExecutor(8) as threads:
+        results = [threads.submit(read, path) for path in files * 2]
+        start.wait()
+        torch.serialization.add_safe_globals([Later])
+        for result in results:
+            result.result()
+    assert set(torch.serialization.get_safe_globals()) == {*allow_list, Later}
+
+
+@pytest.mark.parametrize("writer", [torch.save, legacy])
+def test_what_the_user_has_admitted_for_torch_is_read(tmp_path, writer, allow_list):
+    own = Admitted()
+    own.note = "mine"
+    writer({**WEIGHTS, "own": own}, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match=r"would execute [\w.]*test_reading\.Admitted"):
+        read_checkpoint(tmp_path / "x.pth")
+    with torch.serialization.safe_globals([Admitted]):
+        assert read_checkpoint(tmp_path / "x.pth")["own"].note == "mine"
+    with torch.serialization.safe_globals([(Admitted, f"{Admitted.__module__}.Admitted")]):
+        assert read_checkpoint(tmp_path / "x.pth")["own"].note == "mine"
+
+
+@pytest.mark.parametrize("writer", [torch.save, legacy])
+def test_what_torch_reads_as_weights_is_read(tmp_path, writer):
+    content = {
+        "dtype": torch.bfloat16,
+        "size": torch.Size([1, 2]),
+        "device": torch.device("cpu"),
+        "layout": torch.strided,
+        "counter": Counter("aab"),
+        "set": {1, 2},
+        "bytes": b"\xff",
+        "bytearray": bytearray(b"x"),
+        "complex": 1j,
+    }
+    tensors = {
+        "parameter": torch.nn.Parameter(torch.ones(2)),
+        "half": torch.ones(2, dtype=torch.bfloat16),
+        "view": torch.arange(6)[::2],
+    }
+    if writer is torch.save:
+        tensors["uint16"] = torch.ones(2, dtype=torch.uint16)  # torch writes older files of it that it cannot read
+    writer({**content, **tensors}, tmp_path / "x.pth")
+    read = read_checkpoint(tmp_path / "x.pth")
+    assert {name: read[name] for name in content} == content
+    for name, tensor in tensors.items():
+        assert type(read[name]) is type(tensor)
+        assert torch.equal(read[name], tensor)
+
+
+def test_a_pytorch_file_named_as_safetensors_is_read(tmp_path):
+    torch.save(WEIGHTS, tmp_path / "x.safetensors")
+    assert torch.equal(read_checkpoint(tmp_path / "x.safetensors")["b"], WEIGHTS["b"])
+
+
+def test_what_lies_in_training_arguments_is_named_if_it_is_refused(tmp_path):
+    torch.save({"state_dict": WEIGHTS, "args": argparse.Namespace(out=PurePosixPath("x"))}, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match=r"x\.pth: refused, because loading it would execute pathlib.*PosixPath"):
+        read_checkpoint(tmp_path / "x.pth")
+
+
+def test_a_torchscript_program_is_refused(tmp_path):
+    torch.jit.script(torch.nn.Linear(1, 1)).save(tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match=r"x\.pth: a TorchScript program, not a checkpoint: .*state_dict\(\)"):
+        read_checkpoint(tmp_path / "x.pth")
+
+
+def test_a_tar_that_passes_for_a_checkpoint_is_not_unpacked(tmp_path, monkeypatch):
+    """PyTorch's oldest files are tars; this one has the mark of later ones in the name of its first member."""
+    mark = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19".decode("latin1")
+    with tarfile.open(tmp_path / "x.pth", "w", format=tarfile.GNU_FORMAT, encoding="latin1") as archive:
+        for name in (mark, "storages"):
+            archive.addfile(tarfile.TarInfo(name))
+    unpacked = []
+    monkeypatch.setattr(tarfile.TarFile, "extract", lambda self, name, **kwargs: unpacked.append(name))
+    with pytest.raises(CheckpointError, match=r"x\.pth: not a checkpoint"):
+        read_checkpoint(tmp_path / "x.pth")
+    assert unpacked == []
+
+
+@pytest.mark.parametrize(
+    ("target", "attribute"),
+    [
+        ("collections\nCounter", "most_common"),
+        ("argparse\nNamespace", "__eq__"),
+        ("torch._utils\n_rebuild_parameter", "__doc__"),
+        ("torch.storage\nUntypedStorage", "cpu"),
+        ("numpy\nndarray", "x"),
+        ("mmengine.logging.history_buffer\nHistoryBuffer", "x"),
+    ],
+)
+@pytest.mark.parametrize("writer", ["pickle", "zip"])
+def test_a_pickle_cannot_change_what_it_may_use(tmp_path, target, attribute, writer):
+    """A state of attributes for a class or a function itself would outlive the reading."""
+    code = b"c" + target.encode() + b"\n(N" + pickle.dumps({attribute: 1}, 0)[:-1] + b"tb."
+    if writer == "pickle":
+        (tmp_path / "x.pth").write_bytes(b"\x80\x02" + code)
+    else:
+        torch.save({}, tmp_path / "good.pth")
+        with zipfile.ZipFile(tmp_path / "good.pth") as good, zipfile.ZipFile(tmp_path / "x.pth", "w") as bad:
+            for name in good.namelist():
+                bad.writestr(name, b"\x80\x02" + code if name.endswith("data.pkl") else good.read(name))
+    with pytest.raises(CheckpointError, match=r"x\.pth: refused, because loading it would change [\w.]+, which"):
+        read_checkpoint(tmp_path / "x.pth")
+
+
+class Patched(torch.nn.Module):
+    """A module for which torch writes a patch where its source code differs from that in a file."""
+
+    dump_patches = True
+
+
+def test_reading_compares_no_source_code_and_writes_no_patch(tmp_path, monkeypatch):
+    legacy(Patched(), tmp_path / "x.pth")
+    content = (tmp_path / "x.pth").read_bytes()
+    (tmp_path / "x.pth").write_bytes(content.replace(b"dump_patches = True", b"dump_patches = 1   "))
+    monkeypatch.chdir(tmp_path)
+    with (
+        torch.serialization.safe_globals([Patched]),
+        pytest.raises(CheckpointError, match=r"x\.pth: refused, because loading it would compare source code"),
+    ):
+        read_checkpoint(tmp_path / "x.pth")
+    assert [file.name for file in tmp_path.iterdir()] == ["x.pth"]
+
+
+def test_a_setting_of_torch_that_rules_out_this_reader_is_named(tmp_path, monkeypatch):
+    torch.save(WEIGHTS, tmp_path / "x.pth")
+    monkeypatch.setenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
+    with pytest.raises(CheckpointError, match=r"x\.pth: not read, because TORCH_FORCE_WEIGHTS_ONLY_LOAD is set"):
+        read_checkpoint(tmp_path / "x.pth")

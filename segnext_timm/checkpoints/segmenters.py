@@ -12,7 +12,7 @@ from timm.models import adapt_input_conv
 
 from ..errors import CheckpointError
 from ..models import mscan  # noqa: F401  registers the backbones, which are created by name
-from ..models.model_info import tensor_digest
+from ..models.model_info import weights_digest
 from ..models.segnext import SegNeXt
 from .download import fetch
 from .lookup import check_segmenter, find_published, hub_lookup
@@ -74,7 +74,7 @@ def create_segmenter(name: str, pretrained: bool = False, classes: int | None = 
                 f"{cfg.name} has {cfg.num_classes} classes, but {classes} are requested: the last layer is not loaded."
             )
     if "results" in model.pretrained_cfg:
-        model.pretrained_cfg["results_digest"] = tensor_digest(model.segmentation_head[0].weight)
+        model.pretrained_cfg["results_digest"] = weights_digest(model)
     return model
 
 

@@ -22,10 +22,11 @@ from segmentation_models_pytorch.base.hub_mixin import supports_config_loading
 from segmentation_models_pytorch.base.utils import is_torch_compiling
 from segmentation_models_pytorch.encoders import get_encoder, get_encoder_names
 
-from ..hub.cards import HERE, segmenter_card
+from .._atomic import fill_when_complete
+from ..hub.cards import HERE, read_card, segmenter_card, update_card
 from .fusion import check_not_fused
 from .hamburger import GroupNorm, Hamburger
-from .model_info import ModelInfo, evaluation_mode, tensor_digest, to_labels
+from .model_info import ModelInfo, evaluation_mode, to_labels, true_results, weights_digest
 from .upsampled import resized_argmax
 
 _logger = logging.getLogger(__name__)
@@ -344,6 +345,8 @@ class SegNeXt(SegmentationModel):
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> str | None:
         """Save weights, configuration and a model card. Takes smp's arguments.
 
+        A card that was edited by hand keeps its text: only the results in its front matter follow.
+
         Args:
             save_directory: Folder to write. It is also pushed with `push_to_hub=True` and `repo_id`.
             args: Other arguments of smp's `save_pretrained`.
@@ -353,7 +356,16 @@ class SegNeXt(SegmentationModel):
             ValueError: If the model is fused.
         """
         check_not_fused(self)  # before anything is written, or removed
-        return super().save_pretrained(save_directory, *args, **kwargs)
+        folder, config = Path(save_directory), kwargs.pop("config", None)
+        push, repo_id = kwargs.pop("push_to_hub", False), kwargs.pop("repo_id", None) or folder.name
+        about = dict(kwargs.pop("model_card_kwargs", None) or {})
+        about |= {name: kwargs.pop(name) for name in ("dataset", "metrics") if name in kwargs}
+        with fill_when_complete(folder, last="config.json") as new:
+            super().save_pretrained(new, *args, config=config, model_card_kwargs=about)
+            if (old := read_card(folder / "README.md")) is not None:
+                card = update_card(old, ModelCard.load(new / "README.md"))
+                (new / "README.md").write_bytes(card.encode())
+        return self.push_to_hub(repo_id, config=config, model_card_kwargs=about, **kwargs) if push else None
 
     def push_to_hub(
         self, repo_id: str, *, model_card_kwargs: dict[str, Any] | None = None, **kwargs: Any
@@ -380,10 +392,10 @@ class SegNeXt(SegmentationModel):
         fitting, misfits = _fit_pretrained_cfg(
             self.pretrained_cfg, self.segmentation_head[0].out_channels, self.in_channels
         )
-        if fitting.get("results_digest") not in (None, tensor_digest(self.segmentation_head[0].weight)):
-            del fitting["results"], fitting["results_digest"]
+        true = true_results(fitting, self)
+        if "results" in fitting and "results" not in true:
             misfits = ", ".join(filter(None, (misfits, "results of other weights")))
-        self.config["pretrained_cfg"] = fitting
+        self.config["pretrained_cfg"] = true
         if misfits:
             _logger.warning(f"pretrained_cfg: left out {misfits}.")
         super()._save_pretrained(save_directory)
@@ -405,9 +417,12 @@ class SegNeXt(SegmentationModel):
                 name, add to those in `pretrained_cfg`; `repo_id`, the Hub repository in the card's code (default: the
                 folder of the card).
         """
-        fields = {"dataset": kwargs["dataset"]} if kwargs.get("dataset") else {}
-        config = self.config | {"_model_class": type(self).__name__}
-        return segmenter_card(config, kwargs.get("metrics"), kwargs.get("repo_id") or HERE, **fields)
+        given = {name: kwargs[name] for name in ("dataset", "metrics") if kwargs.get(name)}
+        if "metrics" in given:
+            given["results_digest"] = weights_digest(self)
+        info = true_results(self.pretrained_cfg, self)
+        config = self.config | {"_model_class": type(self).__name__, "pretrained_cfg": info}
+        return segmenter_card(config, repo=kwargs.get("repo_id") or HERE, **given)
 
 
 def _check_upsampling(upsampling: int) -> None:

@@ -11,7 +11,7 @@ from timm.layers import convert_sync_batchnorm
 from segnext_timm import SegNeXt, create_segmenter
 from segnext_timm.checkpoints.lookup import find_published
 from segnext_timm.checkpoints.segmenters import get_segmenter_cfg, load_segmenter
-from segnext_timm.models.model_info import tensor_digest
+from segnext_timm.models.model_info import weights_digest
 from segnext_timm.variants import VARIANTS as SIZES
 
 from .data import Split
@@ -182,7 +182,7 @@ def note_results(model: SegNeXt, split: Split, scores: Scores) -> None:
     """Store a split's mIoU in the model, which saves it as long as the weights do not change."""
     result = {"dataset": split.name, "split": "val", "metric": "mIoU", "value": round(100 * scores.miou, 2)}
     model.pretrained_cfg["results"] = [{**result, "setting": "single scale"}]
-    model.pretrained_cfg["results_digest"] = tensor_digest(model.segmentation_head[0].weight)
+    model.pretrained_cfg["results_digest"] = weights_digest(model)
 
 
 def training_facts(settings: TrainSettings, iteration: int) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from timm.models import adapt_input_conv
 
 from ..errors import CheckpointError
 from ..models import mscan  # noqa: F401  registers the backbones, which are created by name
-from ..models.model_info import ModelInfo, tensor_digest
+from ..models.model_info import ModelInfo, weights_digest
 from ..models.segnext import SegNeXt
 from .download import fetch
 from .lookup import check_segmenter, find_published, hub_lookup, read_config
@@ -80,7 +80,7 @@ def _create_published(
         if not same_classes:
             _warn_of_classes(cfg.name, cfg.num_classes, classes)
     if "results" in model.pretrained_cfg:
-        model.pretrained_cfg["results_digest"] = tensor_digest(model.segmentation_head[0].weight)
+        model.pretrained_cfg["results_digest"] = weights_digest(model)
     return model
 
 

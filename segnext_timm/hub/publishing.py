@@ -23,7 +23,7 @@ from ..errors import HubError
 from ..models import mscan
 from ..variants import VARIANTS
 from .cards import PAPER, backbone_card
-from .folder import CARD, MODEL_FILES, read_model_config, save_backbone
+from .folder import CARD, MODEL_FILES, WEIGHTS, read_model_config, save_backbone, with_digest
 from .push import add_results, hub_errors, push_to_hub
 
 
@@ -169,7 +169,7 @@ def _write_backbone(published: Published, folder: Path) -> None:
     }
     facts: dict[str, Any] = {"dataset": "ImageNet-1k", "license": ORIGINS[BACKBONE_TAGS[tag]].license}
     facts |= {"results": [result]} if tag == "in1k" else {}
-    backbone_card(read_model_config(folder), **facts).save(folder / CARD)
+    backbone_card(read_model_config(folder), **with_digest(facts, folder / WEIGHTS)).save(folder / CARD)
 
 
 def hub_ids_patch(releases: Iterable[Release]) -> str:

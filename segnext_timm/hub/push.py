@@ -10,17 +10,27 @@ from typing import Any
 import torch
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, ModelCard, get_token
 from huggingface_hub.utils import HfHubHTTPError
-from safetensors import safe_open
 from segmentation_models_pytorch.base import SegmentationModel
 from timm.models import FeatureInfo
 
 from .._atomic import replace_when_complete
 from ..errors import HubError
 from ..models.fusion import check_not_fused
-from ..models.model_info import HEAD_WEIGHT, tensor_digest
+from ..models.model_info import true_results, weights_digest
 from ..models.segnext import SegNeXt
-from .cards import info_key, parse_smp_card, point_to_repo
-from .folder import CARD, CONFIG, MODEL_FILES, PICKLE_SUFFIXES, WEIGHTS, model_card, read_model_config, save_backbone
+from .cards import given_facts, info_key, is_generated, parse_smp_card, point_to_repo, read_card, update_card
+from .folder import (
+    CARD,
+    CONFIG,
+    MODEL_FILES,
+    PICKLE_SUFFIXES,
+    WEIGHTS,
+    model_card,
+    read_model_config,
+    read_true_config,
+    save_backbone,
+    with_digest,
+)
 
 
 def _unwrap(model: torch.nn.Module) -> torch.nn.Module:
@@ -138,9 +148,10 @@ def push_to_hub(
             `license`, `description`, `label_names`, `training` (a dictionary of facts: recipe, seed, ...), `base_model`
             (an id on the Hub), and `results`, a list of dictionaries with `dataset`, `metric` ("mIoU"), `value` (in
             percent) and, if known, `split`, `setting`, `command`, `source` (a URL) and `source_name`.
-            Default: a folder's own card; for a model, the repository keeps its card if it has one. The card states a
-            license only if it is given here or in `pretrained_cfg`; timm's license for its published weights is not
-            taken over for other weights.
+            Default: a folder's own card; for a model, the repository's card if somebody wrote or edited it, whose text
+            stays and whose results in the front matter follow. A generated card is written anew; facts that were given
+            for it before are kept, results only of the same weights. The card states a license only if it is given here
+            or in `pretrained_cfg`; timm's license for its published weights is not taken over for other weights.
         extra_files: Whether to also push other files in the folder: True, False, or a function that gets their names
             and decides. Pickles are never pushed.
         token: Token of the Hub. Default: the token of `hf auth login` or HF_TOKEN.
@@ -153,12 +164,14 @@ def push_to_hub(
         ValueError: If a folder holds other files and `extra_files` is None; if the model is fused; or if `private` is
             set and the repository is public.
         TypeError: If the model is not a timm or smp model.
+        CheckpointError: If the folder is not a model folder, or holds results and its weights are damaged.
         ConnectionError: If the Hub cannot be reached.
         HubError: If the Hub refuses the request for another reason.
     """
     api = HfApi(token=token, library_name="segnext-timm")
     with _folder_of(model_or_folder) as folder:
         files = _files_to_push(folder, extra_files)
+        config, changed = read_true_config(folder)
         if not (token or get_token()):
             raise PermissionError("There is no token for the Hub: log in with `hf auth login`, or set HF_TOKEN.")
         with hub_errors(repo_id):
@@ -167,18 +180,24 @@ def push_to_hub(
                 raise ValueError(f"{repo_id} exists and is public: make it private on the Hub, or choose another name.")
             if revision and not create_pr and not revision.startswith("refs/"):
                 api.create_branch(repo_id, branch=revision, exist_ok=True)
-            is_model = isinstance(model_or_folder, torch.nn.Module)
-            keep_card = is_model and card is None and api.file_exists(repo_id, CARD, revision=revision)
-            operations = [
-                CommitOperationAdd(path.as_posix(), str(folder / path)) for path in files if str(path) != CARD
-            ]
-            if not keep_card:
-                text = _card_text(folder, repo_id, card)
-                operations.append(CommitOperationAdd(CARD, text.encode()))
+            if isinstance(card, ModelCard):
+                text = point_to_repo(str(card), repo_id)
+            elif not isinstance(model_or_folder, torch.nn.Module):
+                text = _folder_card(folder, config, changed, repo_id, card)
+            else:
+                exists = api.file_exists(repo_id, CARD, revision=revision)
+                old = read_card(Path(api.hf_hub_download(repo_id, CARD, revision=revision))) if exists else None
+                text = _model_card(folder, config, repo_id, card, old)
+            content = {CARD: text.encode()}
+            if changed:
+                content[CONFIG] = json.dumps(config, indent=2, sort_keys=True).encode()
+            sent = [path.as_posix() for path in files if str(path) not in content]
+            operations = [CommitOperationAdd(path, str(folder / path)) for path in sent]
+            operations += [CommitOperationAdd(path, data) for path, data in content.items()]
             return api.create_commit(
                 repo_id,
                 operations,
-                commit_message=commit_message or f"Push {_title(read_model_config(folder))}",
+                commit_message=commit_message or f"Push {_title(config)}",
                 revision=revision,
                 create_pr=create_pr,
             )
@@ -188,48 +207,77 @@ def _title(config: Mapping[str, Any]) -> str:
     return config.get("architecture") or f"{config.get('_model_class')} on {config['encoder_name'].removeprefix('tu-')}"
 
 
-def _card_text(folder: Path, repo_id: str, card: ModelCard | Mapping[str, Any] | None) -> str:
-    if isinstance(card, ModelCard):
-        return point_to_repo(str(card), repo_id)
-    if card is None and (folder / CARD).is_file():
-        text = (folder / CARD).read_text(encoding="utf-8")
-        if (said := parse_smp_card(text)) is None:
-            return point_to_repo(text, repo_id)
-        card = said
-    return str(model_card(read_model_config(folder), repo_id, card))
+def _folder_card(
+    folder: Path, config: Mapping[str, Any], changed: bool, repo_id: str, card: Mapping[str, Any] | None
+) -> str:
+    """Write the card to push with a folder: the folder's own, or one of `card` and the facts of a generated one.
+
+    Args:
+        folder: The folder.
+        config: Its configuration, without results of other weights.
+        changed: Whether it had such results.
+        repo_id: Id of the repository on the Hub.
+        card: Facts that override the configuration.
+    """
+    old = read_card(folder / CARD)
+    facts = true_results(given_facts(old or ""), folder / WEIGHTS)
+    if old is not None and card is None and not is_generated(old):
+        if (said := parse_smp_card(old)) is None:
+            return point_to_repo(update_card(old, model_card(config)) if changed else old, repo_id)
+        facts = said
+    return str(model_card(config, repo_id, with_digest({**facts, **(card or {})}, folder / WEIGHTS)))
+
+
+def _model_card(
+    folder: Path, config: Mapping[str, Any], repo_id: str, card: Mapping[str, Any] | None, old: str | None
+) -> str:
+    """Write the card to push with a model.
+
+    Args:
+        folder: Temporary folder of the model.
+        config: Its configuration, without results of other weights.
+        repo_id: Id of the repository on the Hub.
+        card: Facts that override the configuration.
+        old: The repository's card.
+    """
+    facts = true_results(given_facts(old or ""), folder / WEIGHTS)
+    # what the model itself states is newer than what was said of the model that it replaces
+    stated = {**config, **(config.get("pretrained_cfg") or {}), **(config.get("_pretrained_cfg") or {})}
+    stated["license"] = model_card(config).data.to_dict().get("license")  # timm's is not of these weights
+    facts = {key: value for key, value in facts.items() if not stated.get(key)}
+    if len(facts.get("label_names") or ()) != config.get("classes", config.get("num_classes")):
+        facts.pop("label_names", None)
+    new = model_card(config, repo_id, with_digest({**facts, **(card or {})}, folder / WEIGHTS))
+    return update_card(old, new) if old is not None and card is None else str(new)
 
 
 def add_results(folder: str | Path, results: Sequence[Mapping[str, Any]]) -> None:
     """Write evaluation results to the configuration and the card of a model folder.
 
-    Replaces results of the same data set, split, metric and setting. In a card that was edited by hand, only the front
-    matter changes.
+    Replaces results of the same data set, split, metric and setting, and leaves out results of other weights than those
+    in the folder. In a card that was edited by hand, only the front matter changes.
 
     Args:
         folder: A folder that `convert` or `save_pretrained` made.
         results: Results as in the `card` of :func:`push_to_hub`.
     """
     folder = Path(folder)
-    config = read_model_config(folder)
-    before = str(model_card(config))
+    (config, _), old = read_true_config(folder), read_card(folder / CARD)
+    facts = true_results(given_facts(old or ""), folder / WEIGHTS)
 
     def key(result: Mapping[str, Any]) -> tuple[Any, ...]:
         return tuple(result.get(name) for name in ("dataset", "split", "metric", "setting"))
 
     info = config[info_key(config)] = config.get(info_key(config)) or {}
+    known = facts.pop("results", None) or info.get("results") or ()
     replaced = {key(result) for result in results}
-    info["results"] = [r for r in info.get("results") or () if key(r) not in replaced] + [dict(r) for r in results]
-    info.pop("results_digest", None)
-    with safe_open(folder / WEIGHTS, "pt") as weights:
-        if HEAD_WEIGHT in weights.keys():  # noqa: SIM118  (not a dictionary)
-            info["results_digest"] = tensor_digest(weights.get_tensor(HEAD_WEIGHT))
-    after: Any = model_card(config)
-    path = folder / CARD
-    if path.is_file() and path.read_text(encoding="utf-8").strip() != before.strip():
-        card: Any = ModelCard.load(path)
-        card.data.model_name = card.data.model_name or after.data.model_name
-        card.data.eval_results, card.data.metrics = after.data.eval_results, after.data.metrics
-        after = card
-    for name, text in ((CONFIG, json.dumps(config, indent=2, sort_keys=True)), (CARD, str(after))):
-        with replace_when_complete(folder / name) as new:
-            new.write_text(text, encoding="utf-8")
+    info["results"] = [r for r in known if key(r) not in replaced] + [dict(r) for r in results]
+    info["results_digest"] = weights_digest(folder / WEIGHTS)
+    new = model_card(config, fields=facts)
+    files = {
+        CONFIG: json.dumps(config, indent=2, sort_keys=True),
+        CARD: str(new) if old is None else update_card(old, new),
+    }
+    for name, text in files.items():
+        with replace_when_complete(folder / name) as path:
+            path.write_bytes(text.encode())

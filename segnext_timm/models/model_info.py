@@ -5,26 +5,74 @@ import functools
 import hashlib
 import inspect
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 import torch.nn as nn
+from safetensors import SafetensorError, safe_open
 from segmentation_models_pytorch.base import SegmentationModel
 from segmentation_models_pytorch.base.modules import Activation, ArgMax, Clamp
 from segmentation_models_pytorch.encoders import get_preprocessing_params
 
+from ..errors import CheckpointError
 from ..label_sets import Color, voc_palette
 
 # Per pixel, these keep the order of the logits; smp's argmax gives the largest of them
 _KEEPING_ORDER = (nn.Identity, nn.Sigmoid, nn.Softmax, nn.LogSoftmax, nn.Tanh, Clamp, ArgMax)
-HEAD_WEIGHT = "segmentation_head.0.weight"  # of every model of smp
 
 
-def tensor_digest(x: torch.Tensor) -> str:
-    """The first 16 digits of the sha256 of a tensor's bytes."""
-    return hashlib.sha256(x.detach().cpu().flatten().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()[:16]
+def weights_digest(weights: nn.Module | Mapping[str, torch.Tensor] | Path) -> str:
+    """Compute a digest of all weights and statistics that predictions depend on.
+
+    It is the same on every device and in every memory format. Floating point values are rounded to float16, so that a
+    model keeps its digest when it is stored in float16 or float64. Counters of batches and smp's classification head
+    are left out, because masks do not depend on them.
+
+    Args:
+        weights: A model, its state dict, or a safetensors file, which is read tensor by tensor.
+
+    Returns:
+        The first 16 digits of a sha256.
+
+    Raises:
+        CheckpointError: If the file is damaged.
+    """
+    if isinstance(weights, Path):
+        try:
+            with safe_open(weights, "pt") as file:
+                return _digest(file.keys(), file.get_tensor)
+        except SafetensorError as error:
+            raise CheckpointError(f"{weights}: the file is damaged ({error}). Get it again.") from None
+    tensors = weights.state_dict() if isinstance(weights, nn.Module) else weights
+    return _digest(tensors, tensors.__getitem__)
+
+
+def _digest(names: Iterable[str], get: Callable[[str], torch.Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(names):
+        if name.endswith("num_batches_tracked") or name.startswith("classification_head."):
+            continue
+        x = get(name).detach()
+        digest.update(f"{name} {tuple(x.shape)}\n".encode())
+        x = x.to(torch.float16) if x.is_floating_point() else x
+        digest.update(np.ascontiguousarray(x.cpu().numpy()).data)
+    return digest.hexdigest()[:16]
+
+
+def true_results(info: Mapping[str, Any], weights: nn.Module | Path) -> dict[str, Any]:
+    """Return facts about weights without results of other weights; results without a digest are kept.
+
+    Args:
+        info: Facts as in `pretrained_cfg`.
+        weights: The weights that the facts are told of: a model or a safetensors file.
+    """
+    if info.get("results_digest") is None or info["results_digest"] == weights_digest(weights):
+        return dict(info)
+    return {key: value for key, value in info.items() if key not in ("results", "metrics", "results_digest")}
 
 
 def _is_compiled(module: nn.Module) -> bool:

@@ -22,11 +22,12 @@ from segmentation_models_pytorch.base.hub_mixin import supports_config_loading
 from segmentation_models_pytorch.base.utils import is_torch_compiling
 from segmentation_models_pytorch.encoders import get_encoder, get_encoder_names
 
-from ..hub.cards import HERE, segmenter_card
+from .._atomic import fill_when_complete
+from ..hub.cards import HERE, read_card, segmenter_card, update_card
 from .fusion import check_not_fused
 from .hamburger import GroupNorm, Hamburger
 from .heads import describe_head, make_head
-from .model_info import ModelInfo, Segmenter, evaluation_mode, tensor_digest
+from .model_info import ModelInfo, Segmenter, evaluation_mode, true_results, weights_digest
 from .upsampled import resized_argmax
 
 _logger = logging.getLogger(__name__)
@@ -338,6 +339,8 @@ class SegNeXt(SegmentationModel):
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> str | None:
         """Save weights, configuration and a model card. Takes smp's arguments.
 
+        A card that was edited by hand keeps its text: only the results in its front matter follow.
+
         Args:
             save_directory: Folder to write. It is also pushed with `push_to_hub=True` and `repo_id`.
             args: Other arguments of smp's `save_pretrained`.
@@ -346,9 +349,19 @@ class SegNeXt(SegmentationModel):
         Raises:
             ValueError: If the model is fused, or its segmentation head was replaced by one that is not smp's.
         """
-        check_not_fused(self)  # before anything is written, or removed
-        self.config.update(describe_head(self.segmentation_head, self.config.get("activation")))
-        return super().save_pretrained(save_directory, *args, **kwargs)
+        self._update_config()  # before anything is written, or removed
+        # a copy, in which smp's own name of the class does not come and go with other threads' saves
+        config = kwargs.pop("config", None) or {**self.config, "_model_class": type(self).__name__}
+        folder = Path(save_directory)
+        push, repo_id = kwargs.pop("push_to_hub", False), kwargs.pop("repo_id", None) or folder.name
+        about = dict(kwargs.pop("model_card_kwargs", None) or {})
+        about |= {name: kwargs.pop(name) for name in ("dataset", "metrics") if name in kwargs}
+        with fill_when_complete(folder, last="config.json") as new:
+            super().save_pretrained(new, *args, config=config, model_card_kwargs=about)
+            if (old := read_card(folder / "README.md")) is not None:
+                card = update_card(old, ModelCard.load(new / "README.md"))
+                (new / "README.md").write_bytes(card.encode())
+        return self.push_to_hub(repo_id, config=config, model_card_kwargs=about, **kwargs) if push else None
 
     def push_to_hub(
         self, repo_id: str, *, model_card_kwargs: dict[str, Any] | None = None, **kwargs: Any
@@ -361,25 +374,30 @@ class SegNeXt(SegmentationModel):
             kwargs: Other arguments of smp's `push_to_hub`.
 
         Raises:
-            ValueError: If the model is fused.
+            ValueError: If the model is fused, or its segmentation head was replaced by one that is not smp's.
         """
-        check_not_fused(self)
+        self._update_config()
         if "/" not in repo_id:  # the Hub completes the name with the token's user
             api, private = HfApi(token=kwargs.get("token")), kwargs.get("private")
             repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         card_kwargs = {**(model_card_kwargs or {}), "repo_id": repo_id}
         return super().push_to_hub(repo_id, model_card_kwargs=card_kwargs, **kwargs)
 
-    def _save_pretrained(self, save_directory: Path) -> None:
-        # entries may have been changed in place, unchecked, since it was set
+    def _update_config(self) -> None:
+        """Make the configuration that of the model as it is, whose head and facts may have been changed in place.
+
+        Raises:
+            ValueError: If no configuration describes the model.
+        """
+        check_not_fused(self)
+        self.config.update(describe_head(self.segmentation_head, self.config.get("activation")))
         fitting, misfits = _fit_pretrained_cfg(self.pretrained_cfg, ModelInfo(self).num_classes, self.in_channels)
-        if fitting.get("results_digest") not in (None, tensor_digest(self.segmentation_head[0].weight)):
-            del fitting["results"], fitting["results_digest"]
+        true = true_results(fitting, self)
+        if "results" in fitting and "results" not in true:
             misfits = ", ".join(filter(None, (misfits, "results of other weights")))
-        self.config["pretrained_cfg"] = fitting
+        self.config["pretrained_cfg"] = true
         if misfits:
             _logger.warning(f"pretrained_cfg: left out {misfits}.")
-        super()._save_pretrained(save_directory)
 
     @classmethod
     def _from_pretrained(cls, **kwargs: Any) -> "SegNeXt":
@@ -398,9 +416,12 @@ class SegNeXt(SegmentationModel):
                 name, add to those in `pretrained_cfg`; `repo_id`, the Hub repository in the card's code (default: the
                 folder of the card).
         """
-        fields = {"dataset": kwargs["dataset"]} if kwargs.get("dataset") else {}
-        config = self.config | {"_model_class": type(self).__name__}
-        return segmenter_card(config, kwargs.get("metrics"), kwargs.get("repo_id") or HERE, **fields)
+        given = {name: kwargs[name] for name in ("dataset", "metrics") if kwargs.get(name)}
+        if "metrics" in given:
+            given["results_digest"] = weights_digest(self)
+        info = true_results(self.pretrained_cfg, self)
+        config = self.config | {"_model_class": type(self).__name__, "pretrained_cfg": info}
+        return segmenter_card(config, repo=kwargs.get("repo_id") or HERE, **given)
 
 
 def _check_upsampling(upsampling: int) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -300,6 +301,117 @@ segnext_timm.push_to_hub(folder / "fpn", "writer/edited")
     assert card.data.license is None and card.data.datasets == ["scenes"]
     assert 'smp.from_pretrained("writer/x")' in card.text and "| IoU |  | 0.5 |" in card.text
     assert server.repos["writer/edited"].branches["main"]["README.md"].endswith(b"My words.")
+
+
+def pushed(server, name):
+    """Configuration, card and text of both, as they are on the Hub."""
+    files = {path: content.decode("utf-8", "replace") for path, content in server.repos[name].branches["main"].items()}
+    texts = files["config.json"], files["README.md"]
+    return json.loads(texts[0]), ModelCard(texts[1]), "".join(texts)
+
+
+@pytest.mark.parametrize("edited", [False, True])
+def test_results_of_replaced_weights_are_not_pushed(hub, tmp_path, edited):
+    server, run = hub
+    models = {
+        "segmenter": (narrow(), narrow()),
+        "backbone": (timm.create_model("test_mscan"), timm.create_model("test_mscan")),
+    }
+    for name, pair in models.items():
+        for number, model in enumerate(pair):
+            with segnext_timm.hub.push._folder_of(model) as folder:
+                shutil.copytree(folder, tmp_path / f"{name}{number}")
+        segnext_timm.add_results(tmp_path / f"{name}0", [{"dataset": "x", "metric": "mIoU", "value": 71.34}])
+        shutil.copy(tmp_path / f"{name}1" / "model.safetensors", tmp_path / f"{name}0")
+        if edited:
+            path = tmp_path / f"{name}0" / "README.md"
+            path.write_text(path.read_text().replace("71.34", "measured") + "My words.", encoding="utf-8")
+    before = {file: file.read_bytes() for file in tmp_path.glob("*0/*")}
+    done = run("""
+for name in ("segmenter", "backbone"):
+    segnext_timm.push_to_hub(folder / f"{name}0", f"writer/{name}")
+""")
+    assert done.stderr.count("left out results of other weights") == 2
+    for name in models:
+        config, card, text = pushed(server, f"writer/{name}")
+        assert "results" not in str(config) and card.data.eval_results is None and "71.34" not in text
+        assert card.text.endswith("My words.") == edited
+    assert {file: file.read_bytes() for file in tmp_path.glob("*0/*")} == before
+
+
+def test_a_model_pushed_over_another_does_not_keep_its_card(hub):
+    server, run = hub
+    run("""
+result = {"dataset": "x", "metric": "mIoU", "value": 71.34}
+names = {"label_names": ["a", "b", "c"]}
+one, two = narrow(pretrained_cfg=names | {"results": [result]}), narrow(pretrained_cfg={"label_names": ["d", "e", "f"]})
+for name in ("generated", "edited"):
+    segnext_timm.push_to_hub(one, f"writer/{name}")
+card = ModelCard.load("writer/edited")
+card.text = "My words."
+HfApi().upload_file(path_or_fileobj=str(card).encode(), path_in_repo="README.md", repo_id="writer/edited")
+for name in ("generated", "edited"):
+    segnext_timm.push_to_hub(two, f"writer/{name}")
+""")
+    _, card, text = pushed(server, "writer/generated")
+    assert "0 d, 1 e, 2 f" in text and "0 a" not in text and "71.34" not in text
+    assert 'smp.from_pretrained("writer/generated")' in text
+    _, card, text = pushed(server, "writer/edited")
+    assert card.text == "My words." and card.data.eval_results is None
+
+
+def test_facts_given_for_a_card_outlive_the_next_push_and_results_only_with_their_weights(hub):
+    server, run = hub
+    run("""
+model = narrow()
+result = {"dataset": "x", "metric": "mIoU", "value": 71.34}
+for name in ("same", "other"):
+    facts = {"license": "mit", "dataset": "streets", "results": [result]}
+    segnext_timm.push_to_hub(model, f"writer/{name}", card=facts)
+segnext_timm.push_to_hub(model, "writer/same")
+segnext_timm.push_to_hub(model, "writer/same", card={"description": "A model that sees."})
+torch.nn.init.zeros_(model.encoder.model.stem.conv1.weight)
+segnext_timm.push_to_hub(model, "writer/other")
+backbone = timm.create_model("mscan_t", num_classes=3)
+segnext_timm.push_to_hub(backbone, "writer/backbone", card={"license": "mit", "label_names": ["a", "b", "c"]})
+segnext_timm.push_to_hub(backbone, "writer/backbone")
+assert "0 a, 1 b" in ModelCard.load("writer/backbone").text
+backbone.reset_classifier(2)
+segnext_timm.push_to_hub(backbone, "writer/backbone")
+""")
+    for name in ("same", "other"):
+        _, card, text = pushed(server, f"writer/{name}")
+        assert card.data.license == "mit" and card.data.datasets == ["streets"]
+        assert bool(card.data.eval_results) == ("| 71.34 |" in text) == (name == "same")
+        assert ("71.34" in text) == (name == "same")
+        assert ("A model that sees." in text) == (name == "same")
+    _, card, text = pushed(server, "writer/backbone")
+    assert card.data.license == "mit" and "0 a, 1 b" not in text
+
+
+def test_a_unet_with_results_of_other_weights_is_pushed_without_them(hub):
+    server, run = hub
+    done = run("""
+model = smp.Unet("tu-test_mscan", encoder_weights=None)
+model.save_pretrained(folder / "unet")
+segnext_timm.add_results(folder / "unet", [{"dataset": "x", "metric": "mIoU", "value": 71.34}])
+import json
+model.pretrained_cfg = json.loads((folder / "unet" / "config.json").read_text())["_pretrained_cfg"]
+segnext_timm.push_to_hub(model, "writer/same")
+torch.nn.init.zeros_(model.encoder.model.stem.conv1.weight)
+segnext_timm.push_to_hub(model, "writer/other")
+""")
+    assert "| 71.34 |" in pushed(server, "writer/same")[2]
+    assert "71.34" not in pushed(server, "writer/other")[2]
+    assert done.stderr.count("left out results of other weights") == 1
+
+
+def test_damaged_weights_with_results_are_not_pushed(tmp_path):
+    narrow().save_pretrained(tmp_path)
+    segnext_timm.add_results(tmp_path, [{"dataset": "x", "metric": "mIoU", "value": 71.34}])
+    (tmp_path / "model.safetensors").write_bytes(b"x")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: the file is damaged"):
+        push_to_hub(tmp_path, "writer/x", token="hf_writer")
 
 
 def test_a_model_keeps_what_is_known_of_its_weights(tmp_path):

@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 import segmentation_models_pytorch as smp
 import torch
+from huggingface_hub import ModelCard
 from torch.utils.flop_counter import FlopCounterMode
 
 import segnext_timm
 import training_memory
 from random_checkpoints import FILES, VARIANTS, accept_cached, backbone_shapes, random_state_dict
-from segnext_timm import LightHamDecoder, SegNeXt, UpsampledCrossEntropyLoss, create_segmenter, fuse
+from segnext_timm import LightHamDecoder, SegNeXt, UpsampledCrossEntropyLoss, add_results, create_segmenter, fuse
+from segnext_timm.models.model_info import weights_digest
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -398,6 +400,149 @@ def test_the_card_says_how_to_load_the_model(tmp_path):
     assert "import segnext_timm" in card
     assert "scenes" in card
     assert json.loads((tmp_path / "config.json").read_text())["_model_class"] == "SegNeXt"
+
+
+RESULT = {"dataset": "scenes", "metric": "mIoU", "value": 71.34}
+
+
+def measured(folder, **kwargs):
+    """A model whose results were added to its folder."""
+    tiny(**kwargs).save_pretrained(folder)
+    add_results(folder, [RESULT])
+    return smp.from_pretrained(folder)
+
+
+def results_in(folder):
+    """Whether configuration, front matter and text of a saved model state the result."""
+    info = json.loads((folder / "config.json").read_text())["pretrained_cfg"]
+    card = ModelCard.load(folder / "README.md")
+    return ["results" in info, bool(card.data.eval_results), "71.34" in card.text]
+
+
+@torch.no_grad()
+def zero_encoder(model):
+    for parameter in model.encoder.parameters():
+        parameter.zero_()
+
+
+def change_statistics(model):
+    next(m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)).running_var.mul_(2)
+
+
+CHANGES = {
+    "encoder": zero_encoder,
+    "statistics": change_statistics,
+    "decoder": lambda model: model.decoder.apply(reset),
+    "bases": lambda model: model.decoder.hamburger.nmf.bases.mul_(2),
+    "bias": lambda model: torch.nn.init.ones_(model.segmentation_head[0].bias),
+}
+
+
+def reset(module):
+    if hasattr(module, "reset_parameters"):
+        module.reset_parameters()
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_model_is_saved_without_results_of_other_weights(tmp_path, caplog, change):
+    model = measured(tmp_path / "one")
+    change(model)
+    model.save_pretrained(tmp_path / "two")
+    assert results_in(tmp_path / "two") == [False] * 3
+    assert "left out results of other weights" in caplog.text
+
+
+WAYS = {
+    "half": lambda model: model.half().float(),
+    "double": lambda model: model.double().float(),
+    "saved in half": lambda model: model.half(),
+    "channels_last": lambda model: model.to(memory_format=torch.channels_last),
+    "training mode": lambda model: model.train(),
+    "counters": lambda model: [m.num_batches_tracked.add_(1) for m in model.modules() if hasattr(m, "running_var")],
+    "image classifier": lambda model: model.classification_head.apply(reset),
+}
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_results_stay_while_masks_are_the_same(tmp_path, caplog, way):
+    model = measured(tmp_path / "one", aux_params={"classes": 2})
+    way(model)
+    model.save_pretrained(tmp_path / "two")
+    assert results_in(tmp_path / "two") == [True] * 3
+    assert not caplog.records
+
+
+def test_the_digest_of_a_file_and_of_its_model_are_equal_and_change_nothing(tmp_path):
+    model = tiny(decoder_channels=64).to(memory_format=torch.channels_last).train()
+    model.save_pretrained(tmp_path)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    digests = {weights_digest(tmp_path / "model.safetensors"), weights_digest(model), weights_digest(before)}
+    assert len(digests) == 1 and len(digests.pop()) == 16
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert model.training and model.decoder.align.weight.requires_grad
+
+
+def test_results_that_a_user_stated_without_a_digest_are_kept(tmp_path):
+    model = tiny()
+    model.pretrained_cfg["results"] = [RESULT]
+    zero_encoder(model)
+    model.save_pretrained(tmp_path)
+    assert results_in(tmp_path) == [True] * 3
+
+
+def test_a_digest_without_results_does_not_keep_a_model_from_being_saved(tmp_path, caplog):
+    model = measured(tmp_path)
+    del model.pretrained_cfg["results"]
+    zero_encoder(model)
+    model.save_pretrained(tmp_path)
+    assert results_in(tmp_path) == [False] * 3
+    assert not caplog.records
+
+
+def test_a_card_never_states_results_of_other_weights(tmp_path):
+    model = measured(tmp_path)
+    assert "71.34" in str(model.generate_model_card())
+    zero_encoder(model)
+    assert "71.34" not in str(model.generate_model_card())
+
+
+def test_a_generated_card_is_rewritten_when_another_model_is_saved(tmp_path):
+    measured(tmp_path, pretrained_cfg={"label_names": list("abcde"), "license": "mit"})
+    tiny(pretrained_cfg={"label_names": list("vwxyz")}).save_pretrained(tmp_path, metrics={"mIoU": 0.25})
+    card = ModelCard.load(tmp_path / "README.md")
+    assert results_in(tmp_path) == [False] * 3
+    assert "0 v, 1 w" in card.text and "0 a, 1 b" not in card.text and "| 0.25 |" in card.text
+    assert card.data.license is None
+    tiny().save_pretrained(tmp_path)
+    assert "| 0.25 |" not in ModelCard.load(tmp_path / "README.md").text
+
+
+def test_an_edited_card_keeps_its_words_when_another_model_is_saved(tmp_path):
+    measured(tmp_path)
+    card = ModelCard.load(tmp_path / "README.md")
+    card.text = "My words.\n"
+    card.data.license = "cc-by-4.0"
+    card.save(tmp_path / "README.md")
+    tiny().save_pretrained(tmp_path)
+    kept = ModelCard.load(tmp_path / "README.md")
+    assert (kept.text, kept.data.license) == ("My words.\n", "cc-by-4.0")
+    assert kept.data.eval_results is None and kept.data.metrics is None
+
+
+def test_a_card_in_a_user_s_own_form_stays_as_it_is(tmp_path):
+    (tmp_path / "README.md").write_bytes(b"Mine,\r\nall of it. ")
+    tiny().save_pretrained(tmp_path)
+    assert (tmp_path / "README.md").read_bytes() == b"Mine,\r\nall of it. "
+
+
+def test_a_save_that_fails_leaves_the_saved_model_as_it_was(tmp_path):
+    measured(tmp_path)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    model = tiny()
+    model.pretrained_cfg["description"] = object()  # cannot be written
+    with pytest.raises(TypeError):
+        model.save_pretrained(tmp_path)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
 def test_predictions_are_equal_in_two_processes_alone_or_in_a_batch(tmp_path):

@@ -11,7 +11,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import label_memory
 from segnext_timm import UpsampledCrossEntropyLoss
-from segnext_timm.models.upsampled import _resized_argmax_graph, resize_region, resized_argmax
+from segnext_timm.models.upsampled import _resized_argmax_graph, resized_argmax
 
 # shapes of logits, sizes of labels: eight times as large, odd, one row or column, the same, smaller
 SHAPES = [
@@ -322,26 +322,3 @@ def test_cuda_gives_the_labels_and_the_loss_of_the_cpu():
     torch.testing.assert_close(
         UpsampledCrossEntropyLoss()(x.cuda(), target.cuda()).cpu(), UpsampledCrossEntropyLoss()(x, target)
     )
-
-
-@pytest.mark.parametrize(
-    ("full", "size"), [((7, 9), (56, 72)), ((7, 9), (50, 61)), ((40, 30), (17, 90)), ((1, 1), (8, 8))]
-)
-def test_a_piece_of_resized_maps_is_that_piece_of_them(full, size):
-    maps = torch.randn(1, 5, *full)
-    expected = F.interpolate(maps, size, mode="bilinear", align_corners=False)[0].permute(1, 2, 0)
-    asked = []
-
-    def part(rows, columns):
-        asked.append((rows, columns))
-        return maps[0].permute(1, 2, 0)[rows, columns]
-
-    for rows, columns in (
-        (slice(0, size[0]), slice(0, size[1])),
-        (slice(3, 8), slice(5, 6)),
-        (slice(7, 8), slice(0, 3)),
-    ):
-        piece = resize_region(part, full, size, rows, columns)
-        torch.testing.assert_close(piece, expected[rows, columns], rtol=1e-4, atol=1e-5)
-    if size[0] > full[0] > 1:  # no more than it needs
-        assert asked[1][0].stop - asked[1][0].start <= 5

@@ -148,7 +148,7 @@ def push_command(src: Path, repo: str, extra_files: bool | None, **options: Any)
     "export",
     epilog=_examples(
         "export segnext_b segnext_b.onnx --argmax",
-        "export my-segnext model.onnx --size 512 1024",
+        "export my-segnext model.onnx --size 512x1024",
         "export my-segnext model.pt2 --dynamic",
         "export my-segnext model.onnx --precision int8 --calibration photos/",
     ),
@@ -158,7 +158,7 @@ def push_command(src: Path, repo: str, extra_files: bool | None, **options: Any)
 @click.option(
     "--size",
     type=SizeType(32),
-    metavar="HEIGHT [WIDTH]",
+    metavar="HEIGHT[xWIDTH]",
     help="Size of the images in pixels; one number for a square.  [default: as trained, or 512]",
 )
 @click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Images per batch.")
@@ -201,7 +201,7 @@ def export_command(model: str, file: Path, size: tuple[int, int] | None, batch: 
     step = info.size_divisor
     if shape[2] % step or shape[3] % step:
         raise click.BadParameter(
-            f"this model takes multiples of {step}, got {shape[2]} {shape[3]}.", param_hint="--size"
+            f"this model takes multiples of {step}, got {shape[2]}x{shape[3]}.", param_hint="--size"
         )
     click.echo(f"Exporting for images {'like ' if options['dynamic'] else ''}{shape} ...")
     export(segmenter, file, shape, **options)
@@ -295,13 +295,13 @@ _PREDICT_OPTIONS = (
     click.option(
         "--window",
         type=SizeType(32),
-        metavar="HEIGHT [WIDTH]",
+        metavar="HEIGHT[xWIDTH]",
         help="Size of the windows in pixels; one number for a square.  [default: as trained, or 512]",
     ),
     click.option(
         "--stride",
         type=SizeType(1),
-        metavar="HEIGHT [WIDTH]",
+        metavar="HEIGHT[xWIDTH]",
         help="Distance of the windows in pixels.  [default: 3/4 of their size]",
     ),
     click.option(
@@ -316,8 +316,8 @@ _PREDICT_OPTIONS = (
     click.option(
         "--fit",
         "fit_in",
-        type=SizeType(1),
-        metavar="LONG [SHORT]",
+        type=SizeType(1, "long by short side", "2048x1024"),
+        metavar="LONG[xSHORT]",
         help="First resize images to fit maximum side lengths in pixels; one number for both.",
     ),
     click.option(

@@ -311,10 +311,11 @@ def test_convert_fills_an_empty_folder_and_replaces_no_other(checkpoint, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("size", "shape"), [(("--size", "64", "32"), (1, 3, 64, 32)), (("--size", "64"), (1, 3, 64, 64))]
+    ("size", "shape"),
+    [("64x32", (1, 3, 64, 32)), ("64X32", (1, 3, 64, 32)), ("64×32", (1, 3, 64, 32)), ("64", (1, 3, 64, 64))],
 )
-def test_sizes_are_height_and_width_or_one_number_for_a_square(folder, tmp_path, size, shape):
-    done = run("export", folder, *size, tmp_path / "model.pt2")
+def test_sizes_are_height_by_width_or_one_number_for_a_square(folder, tmp_path, size, shape):
+    done = run("export", folder, "--size", size, tmp_path / "model.pt2")
     assert f"Exporting for images {shape} ..." in done.output, done.output
 
 
@@ -340,7 +341,7 @@ def test_mistakes_end_in_one_line(checkpoint, tmp_path):
         (("convert", checkpoint, tmp_path / "out", "--rank", "0"), "0 is not in the range x>=1"),
         (("push", tmp_path / "none", "user/repo"), "no such folder"),
         (("export", tmp_path / "none", tmp_path / "x.onnx"), "not a folder, not a Hub repository"),
-        (("export", "segnext_t", tmp_path / "x.onnx", "--size", "16", "16"), "16 is not in the range x>=32"),
+        (("export", "segnext_t", tmp_path / "x.onnx", "--size", "16x16"), "16 is not in the range x>=32"),
     ):
         done = run(*arguments)
         assert done.exit_code != 0
@@ -357,7 +358,13 @@ def test_arguments_are_checked_before_anything_is_downloaded_or_loaded(empty_cac
     for arguments, message in (
         (("export", "segnext_t", tmp_path / "x.txt"), "x.txt: the name of an exported model ends in .onnx, .pt2, "),
         (("export", "segnext_t", tmp_path), "is a directory."),
-        (("export", "segnext_t", tmp_path / "x.pt2", "--size", "a"), "'a' is not a size: give two numbers of pixels"),
+        (
+            ("export", "segnext_t", tmp_path / "x.pt2", "--size", "512,512"),
+            "'512,512' is not a size: give pixels, such as 512, or height by width, such as 512x1024.",
+        ),
+        ((*predict, "--window", "64 64"), "'64 64' is not a size: give pixels"),
+        ((*predict, "--stride", "-8"), "'-8' is not a size: give pixels"),
+        ((*predict, "--fit", "2048x"), "or long by short side, such as 2048x1024."),
         ((*predict, "--window", "64", "--stride", "99"), "stride must be from 1 to the window's side, got (99, 99)"),
         ((*predict, "--scales", "1,0"), "'1,0' is not a list of positive numbers, such as 0.5,1,1.5."),
         ((*predict, "--scales", "1,inf"), "is not a list of positive numbers"),
@@ -402,6 +409,15 @@ def test_a_mistyped_folder_suggests_the_nearest_one(folder, tmp_path):
     assert done.output.splitlines()[-1].endswith(f"it has no config.json. Did you mean {str(tmp_path / 'run/best')!r}?")
 
 
+def test_a_folder_named_as_a_number_is_predicted_after_a_size(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("123").mkdir()
+    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save("123/a.png")
+    done = run("predict", folder, "--window", "512", "123", "-o", "out", "--device", "cpu")
+    assert done.exit_code == 0, done.output
+    assert Path("out/a.png").is_file()
+
+
 def test_a_model_folder_goes_before_a_published_model_of_its_name(folder, tmp_path, monkeypatch, empty_cache):
     monkeypatch.chdir(tmp_path)
     folder.rename("segnext_t")
@@ -413,9 +429,9 @@ def test_a_model_folder_goes_before_a_published_model_of_its_name(folder, tmp_pa
 
 def test_sizes_that_the_model_cannot_take_are_named(tmp_path):
     smp.Linknet("resnet18", encoder_weights=None, classes=2).save_pretrained(tmp_path / "linknet")
-    done = run("export", tmp_path / "linknet", tmp_path / "x.pt2", "--size", "64", "50")
+    done = run("export", tmp_path / "linknet", tmp_path / "x.pt2", "--size", "64x50")
     assert done.exit_code == 2
-    assert done.stderr.splitlines()[-1].endswith("this model takes multiples of 32, got 64 50.")
+    assert done.stderr.splitlines()[-1].endswith("this model takes multiples of 32, got 64x50.")
 
 
 def test_memory_that_does_not_suffice_is_said_with_what_to_do():

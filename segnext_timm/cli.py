@@ -43,6 +43,16 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 _FUSE_HELP = "Fold norms and layer scales into convolutions first: faster, same output."
 
 
+class _LogHandler(logging.Handler):
+    """Print messages to what is standard error at the time, which changes in tests."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        click.echo(self.format(record), err=True)
+
+
+_LOG_HANDLER = _LogHandler()  # for this package alone: other libraries print their own messages
+
+
 def _examples(*lines: str) -> str:
     """Format the examples at the end of a command's help, one per line."""
     return "\n".join(["\b", "Examples:", *(f"  segnext-timm {line}" for line in lines)])
@@ -53,8 +63,9 @@ def _examples(*lines: str) -> str:
 @click.option("--traceback", is_flag=True, help="Show the traceback of errors.")
 def main(traceback: bool) -> None:
     """SegNeXt for timm, segmentation-models-pytorch and the Hugging Face Hub."""
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("segnext_timm").setLevel(logging.INFO)
+    logger = logging.getLogger("segnext_timm")
+    logger.addHandler(_LOG_HANDLER)  # once, however often the command is called
+    logger.setLevel(logging.INFO)
 
 
 @main.command("models", epilog=_examples("models", "models --dataset cityscapes --origin paddleseg", "models --json"))

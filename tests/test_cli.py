@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import logging
 import os
 import shutil
 import statistics
@@ -407,6 +408,27 @@ def test_a_mistyped_folder_suggests_the_nearest_one(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "run" / "best")
     done = run("export", tmp_path / "run", tmp_path / "x.pt2")
     assert done.output.splitlines()[-1].endswith(f"it has no config.json. Did you mean {str(tmp_path / 'run/best')!r}?")
+
+
+def test_messages_are_printed_once_however_often_the_command_runs():
+    log = logging.getLogger("segnext_timm.anywhere")
+
+    @main.command("log")
+    def command():
+        log.info("a message")
+
+    try:
+        outputs = [run("log") for _ in range(3)]
+    finally:
+        del main.commands["log"]
+    assert [done.stderr for done in outputs] == ["a message\n"] * 3
+
+
+def test_the_command_leaves_the_loggers_of_others_alone():
+    code = "import logging; from segnext_timm.cli import main; main(['models'], standalone_mode=False); "
+    code += "assert not logging.getLogger().handlers; logging.getLogger('other').error('once')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == "once\n"
 
 
 def test_a_folder_named_as_a_number_is_predicted_after_a_size(folder, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@ import dataclasses
 import json
 import logging
 import os
+import re
 import shutil
 import stat
 import statistics
@@ -17,11 +18,13 @@ import segmentation_models_pytorch as smp
 import timm
 import torch
 from click.testing import CliRunner
+from huggingface_hub import get_hf_file_metadata
 from PIL import Image
 
 import hub_server
 from segnext_timm import __version__, create_segmenter, load_segmenter
 from segnext_timm._cli_types import Group, out_of_memory
+from segnext_timm.checkpoints.lookup import hub_lookup
 from segnext_timm.checkpoints.published import ORIGINS
 from segnext_timm.cli import main
 from segnext_timm.errors import CheckpointError, ExportError, HubError
@@ -30,6 +33,7 @@ from segnext_timm.variants import VARIANTS
 
 COMMAND = Path(sys.executable).with_name("segnext-timm")
 QUICK = [("--help",), ("--version",), ("models",), ("predict", "--help")]
+CONFIG_REQUEST = "HEAD /user/model/resolve/main/config.json"
 HEAVY = {"torch", "torchvision", "timm", "segmentation_models_pytorch", "numpy", "PIL", "huggingface_hub"}
 
 
@@ -60,6 +64,23 @@ def empty_cache(tmp_path, monkeypatch):
     """An empty place for downloads."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache"
+
+
+def contents(folder):
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+@pytest.fixture
+def hub(tmp_path):
+    """A Hub, and the command run in `tmp_path` with that Hub and an empty cache."""
+    with hub_server.serve() as server:
+        env = os.environ | {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1"}
+
+        def run(*arguments):
+            return subprocess.run([COMMAND, *arguments], env=env, cwd=tmp_path, capture_output=True, text=True)
+
+        server.run = run
+        yield server
 
 
 def imported(command):
@@ -285,10 +306,6 @@ def test_info_describes_repositories_on_the_hub_without_their_weights(folder, tm
         missing = info("user/none")
         assert (missing.returncode, len(missing.stderr.splitlines())) == (1, 1)
         assert "user/none: no such folder, and no such repository on the Hub" in missing.stderr
-        shutil.copytree(folder, tmp_path / "runs" / "quickstart")
-        command = [COMMAND, "info", "runs/quikstart"]
-        mistyped = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
-        assert mistyped.stderr.endswith("hf auth login. Did you mean 'runs/quickstart'?\n")
 
 
 def test_convert_says_what_it_found_and_how_to_load_it(checkpoint, tmp_path):
@@ -409,6 +426,88 @@ def test_a_mistyped_folder_suggests_the_nearest_one(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "run" / "best")
     done = run("export", tmp_path / "run", tmp_path / "x.pt2")
     assert done.output.splitlines()[-1].endswith(f"it has no config.json. Did you mean {str(tmp_path / 'run/best')!r}?")
+
+
+@pytest.mark.parametrize("command", ["info", "predict", "export"])
+def test_a_mistyped_model_in_a_folder_here_is_told_without_asking_the_hub(hub, folder, tmp_path, command):
+    shutil.copytree(folder, tmp_path / "runs" / "best")
+    rest = {"info": (), "predict": (folder, "-o", "out"), "export": ("x.pt2",)}[command]
+    done = hub.run(command, "runs/bset", *rest)
+    message = "runs/bset: the folder runs has no bset, so the Hub is not asked. Did you mean 'runs/best'?\n"
+    assert done.stderr.endswith(message)
+    assert done.returncode == (1 if command == "info" else 2)
+    assert hub.requests == []
+
+
+def test_load_segmenter_does_not_ask_the_hub_for_a_model_in_a_folder_here(tmp_path, monkeypatch):
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("socket.socket.connect", None)
+    with pytest.raises(FileNotFoundError, match=r"^runs/bset: the folder runs has no bset, so the Hub is not asked\.$"):
+        load_segmenter(Path("runs/bset"))
+
+
+def test_info_asks_the_hub_if_the_prefix_says_so(hub, folder, tmp_path):
+    (tmp_path / "user").mkdir()
+    hub.repos["user/model"] = hub_server.Repo(branches={"main": contents(folder)})
+    assert json.loads(hub.run("info", "hf-hub:user/model", "--json").stdout)["name"] == "user/model"
+
+
+def test_info_reads_a_repository_in_the_cache_without_the_hub(hub, folder, tmp_path):
+    hub.repos["user/model"] = hub_server.Repo(branches={"main": contents(folder)})
+    found = json.loads(hub.run("info", "user/model", "--json").stdout)
+    hub.fault = (503, "", "overloaded")
+    asked = len(hub.requests)
+    again = json.loads(hub.run("info", "user/model", "--json").stdout)
+    assert again == found | {"parameters": None}
+    assert [request for request in hub.requests[asked:] if "config.json" in request] == [CONFIG_REQUEST]
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ((503, "", ""), "user/model: the Hub cannot answer now (status 503). Try again later."),
+        ((429, "", ""), "user/model: the Hub cannot answer now (status 429). Try again later."),
+        (None, "user/model: no such folder, not in the Hub's cache, and the Hub cannot be reached."),
+    ],
+)
+def test_a_hub_that_does_not_answer_is_asked_once_and_told_in_one_line(hub, fault, message):
+    hub.fault = fault
+    done = hub.run("info", "user/model")
+    assert done.stderr == f"Error: {message}\n"
+    assert done.returncode == 1
+    assert [request for request in hub.requests if "/resolve/" in request] == [CONFIG_REQUEST]
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "message"),
+    [
+        (
+            (403, "GatedRepo", "Access to model user/model is restricted"),
+            PermissionError,
+            "this repository is gated. Accept its terms at https://huggingface.co/user/model, and log in",
+        ),
+        ((401, "GatedRepo", "You must be authenticated"), PermissionError, "this repository is gated. Accept"),
+        ((403, "", "Access to this resource is disabled."), PermissionError, "this repository on the Hub is disabled."),
+        ((404, "RevisionNotFound", "Invalid rev id: v9"), FileNotFoundError, "on the Hub has no revision 'v9'."),
+        (
+            (401, "", "Invalid credentials in Authorization header"),
+            PermissionError,
+            "the Hub refused the token. Log in",
+        ),
+        ((403, "", "Forbidden"), PermissionError, "the token may not read this repository on the Hub. Take one"),
+        ((404, "RepoNotFound", "Repository not found"), FileNotFoundError, "no such repository on the Hub."),
+        ((404, "EntryNotFound", "Entry not found"), FileNotFoundError, "holds no model of smp or timm."),
+        ((400, "", "what?"), HubError, "the Hub refused the request (status 400): "),
+    ],
+)
+def test_what_the_hub_refuses_is_told_as_what_it_is(hub, fault, error, message):
+    hub.fault = fault
+    url = f"{hub.url}/user/model/resolve/v9/config.json"
+    with pytest.raises(error, match=f"^user/model: .*{re.escape(message)}") as caught, hub_lookup("user/model", "v9"):
+        get_hf_file_metadata(url)
+    assert type(caught.value) is error
+    assert "\n" not in str(caught.value)
 
 
 def test_messages_are_printed_once_however_often_the_command_runs():

@@ -453,10 +453,11 @@ def test_info_asks_the_hub_if_the_prefix_says_so(hub, folder, tmp_path):
     assert json.loads(hub.run("info", "hf-hub:user/model", "--json").stdout)["name"] == "user/model"
 
 
-def test_info_reads_a_repository_in_the_cache_without_the_hub(hub, folder, tmp_path):
+@pytest.mark.parametrize("fault", [(503, "", "overloaded"), None])
+def test_info_reads_a_repository_in_the_cache_without_the_hub(hub, folder, fault):
     hub.repos["user/model"] = hub_server.Repo(branches={"main": contents(folder)})
     found = json.loads(hub.run("info", "user/model", "--json").stdout)
-    hub.fault = (503, "", "overloaded")
+    hub.fault = fault
     asked = len(hub.requests)
     again = json.loads(hub.run("info", "user/model", "--json").stdout)
     assert again == found | {"parameters": None}

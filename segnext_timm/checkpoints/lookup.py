@@ -120,10 +120,16 @@ def hub_config(
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 
     with hub_lookup(repo, revision):
-        if not isinstance(try_to_load_from_cache(repo, "config.json", cache_dir, revision), str):
+        cached = try_to_load_from_cache(repo, "config.json", cache_dir, revision)
+        if not isinstance(cached, str):
             # without a file in the cache, hf_hub_download asks a Hub that does not answer seven times
             get_hf_file_metadata(hf_hub_url(repo, "config.json", revision=revision), token=token)
-        return Path(hf_hub_download(repo, "config.json", revision=revision, token=token, cache_dir=cache_dir))
+        try:
+            return Path(hf_hub_download(repo, "config.json", revision=revision, token=token, cache_dir=cache_dir))
+        except Exception as error:
+            if isinstance(cached, str) and is_no_connection(error):  # a broken one, which huggingface_hub raises
+                return Path(cached)
+            raise
 
 
 @contextmanager

@@ -6,7 +6,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-from .checkpoints.lookup import find_published, hub_lookup, is_hub_id, read_config, unknown_model
+from .checkpoints.lookup import (
+    find_published,
+    hub_config,
+    is_hub_id,
+    is_no_connection,
+    names_repository,
+    read_config,
+    unknown_model,
+)
 from .checkpoints.published import (
     BACKBONE_TAGS,
     MULTI_SCALE,
@@ -109,6 +117,7 @@ def describe_model(name: str) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: If there is no such model.
+        PermissionError: If the Hub does not give it to this user.
         ConnectionError: If the Hub cannot be reached.
         CheckpointError: If the folder's files are damaged.
     """
@@ -137,7 +146,7 @@ def describe_model(name: str) -> dict[str, Any]:
         parameters = _count_parameters(weights) if weights.is_file() else None
         return _described(name, read_config(path), parameters, weights if weights.is_file() else None)
     repo = name.removeprefix("hf-hub:").removeprefix("hf_hub:")
-    if is_hub_id(repo) and not name.startswith("local-dir:"):
+    if names_repository(name) or (repo != name and is_hub_id(repo)):  # with timm's prefix, the Hub is meant
         return _describe_repo(repo)
     raise FileNotFoundError(unknown_model(name, [*list_segmenters(), *backbones]))
 
@@ -165,18 +174,25 @@ def _describe_backbone(variant: Variant, tag: str) -> dict[str, Any]:
 
 
 def _describe_repo(repo: str) -> dict[str, Any]:
-    from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
+    folder = hub_config(repo).parent
+    weights = folder / _WEIGHTS
+    if weights.is_file():  # the cache has the weights of this commit
+        return _described(repo, read_config(folder), _count_parameters(weights), weights)
+    return _described(repo, read_config(folder), _count_parameters_on_hub(repo, folder.name), None)
+
+
+def _count_parameters_on_hub(repo: str, revision: str) -> int | None:
+    """Count the parameters of a repository's weights from their header; None if the Hub does not give it."""
+    from huggingface_hub import HfApi
     from huggingface_hub.errors import NotASafetensorsRepoError
 
-    with hub_lookup(repo):
-        config = read_config(Path(hf_hub_download(repo, "config.json")).parent)
-        try:
-            tensors = HfApi().parse_safetensors_file_metadata(repo, _WEIGHTS).tensors
-            parameters = _sum_of({name: (info.dtype, info.shape) for name, info in tensors.items()})
-        except (OSError, NotASafetensorsRepoError):  # the rest is known without the weights
-            parameters = None
-    cached = try_to_load_from_cache(repo, _WEIGHTS)
-    return _described(repo, config, parameters, Path(cached) if isinstance(cached, str) else None)
+    try:
+        tensors = HfApi().parse_safetensors_file_metadata(repo, _WEIGHTS, revision=revision).tensors
+    except Exception as error:
+        if not (isinstance(error, OSError | NotASafetensorsRepoError) or is_no_connection(error)):
+            raise
+        return None
+    return _sum_of({name: (info.dtype, info.shape) for name, info in tensors.items()})
 
 
 def _count_parameters(file: Path) -> int:

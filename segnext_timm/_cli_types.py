@@ -6,6 +6,7 @@ exit status 2.
 
 import math
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,24 +39,8 @@ def _is_the_users(error: Exception) -> bool:
     return isinstance(error, ValueError | OSError | HubError | ExportError) and not isinstance(error, BrokenPipeError)
 
 
-class Command(click.Command):
-    """A subcommand whose sizes may be two numbers, HEIGHT WIDTH, or one for a square."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        sizes = {name for option in self.params if isinstance(option.type, SizeType) for name in option.opts}
-        joined: list[str] = []  # click's options have a fixed number of values
-        for arg in args:
-            if len(joined) > 1 and joined[-2] in sizes and joined[-1].isdecimal() and arg.isdecimal():
-                joined[-1] += f" {arg}"
-            else:
-                joined.append(arg)
-        return super().parse_args(ctx, joined)
-
-
 class Group(click.Group):
     """A command group that ends with one line on users' errors and on Ctrl-C."""
-
-    command_class = Command
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -125,22 +110,22 @@ class DataType(click.ParamType):
 
 
 class SizeType(click.ParamType):
-    """Two numbers of pixels, or one for both; see :class:`Command`."""
+    """Two sides in pixels, such as 512x1024, or one number for both."""
 
     name = "size"
 
-    def __init__(self, least: int) -> None:
-        self.least = least
+    def __init__(self, least: int, sides: str = "height by width", example: str = "512x1024") -> None:
+        self.least, self.sides, self.example = least, sides, example
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
         if isinstance(value, tuple):
             return value
-        try:
-            sides = [int(part) for part in value.split()]
-            first, second = sides * 2 if len(sides) == 1 else sides
-        except ValueError:
-            self.fail(f"{value!r} is not a size: give two numbers of pixels, or one for both.", param, ctx)
+        found = re.fullmatch("([0-9]+)(?:[xX×]([0-9]+))?", value)
+        if found is None:
+            hint = f"give pixels, such as 512, or {self.sides}, such as {self.example}."
+            self.fail(f"{value!r} is not a size: {hint}", param, ctx)
         limit = click.IntRange(min=self.least)
+        first, second = int(found[1]), int(found[2] or found[1])
         return limit.convert(first, param, ctx), limit.convert(second, param, ctx)
 
 

@@ -43,6 +43,16 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 _FUSE_HELP = "Fold norms and layer scales into convolutions first: faster, same output."
 
 
+class _LogHandler(logging.Handler):
+    """Print messages to what is standard error at the time, which changes in tests."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        click.echo(self.format(record), err=True)
+
+
+_LOG_HANDLER = _LogHandler()  # for this package alone: other libraries print their own messages
+
+
 def _examples(*lines: str) -> str:
     """Format the examples at the end of a command's help, one per line."""
     return "\n".join(["\b", "Examples:", *(f"  segnext-timm {line}" for line in lines)])
@@ -53,8 +63,9 @@ def _examples(*lines: str) -> str:
 @click.option("--traceback", is_flag=True, help="Show the traceback of errors.")
 def main(traceback: bool) -> None:
     """SegNeXt for timm, segmentation-models-pytorch and the Hugging Face Hub."""
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("segnext_timm").setLevel(logging.INFO)
+    logger = logging.getLogger("segnext_timm")
+    logger.addHandler(_LOG_HANDLER)  # once, however often the command is called
+    logger.setLevel(logging.INFO)
 
 
 @main.command("models", epilog=_examples("models", "models --dataset cityscapes --origin paddleseg", "models --json"))
@@ -148,7 +159,7 @@ def push_command(src: Path, repo: str, extra_files: bool | None, **options: Any)
     "export",
     epilog=_examples(
         "export segnext_b segnext_b.onnx --argmax",
-        "export my-segnext model.onnx --size 512 1024",
+        "export my-segnext model.onnx --size 512x1024",
         "export my-segnext model.pt2 --dynamic",
         "export my-segnext model.onnx --precision int8 --calibration photos/",
     ),
@@ -158,7 +169,7 @@ def push_command(src: Path, repo: str, extra_files: bool | None, **options: Any)
 @click.option(
     "--size",
     type=SizeType(32),
-    metavar="HEIGHT [WIDTH]",
+    metavar="HEIGHT[xWIDTH]",
     help="Size of the images in pixels; one number for a square.  [default: as trained, or 512]",
 )
 @click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Images per batch.")
@@ -201,7 +212,7 @@ def export_command(model: str, file: Path, size: tuple[int, int] | None, batch: 
     step = info.size_divisor
     if shape[2] % step or shape[3] % step:
         raise click.BadParameter(
-            f"this model takes multiples of {step}, got {shape[2]} {shape[3]}.", param_hint="--size"
+            f"this model takes multiples of {step}, got {shape[2]}x{shape[3]}.", param_hint="--size"
         )
     click.echo(f"Exporting for images {'like ' if options['dynamic'] else ''}{shape} ...")
     export(segmenter, file, shape, **options)
@@ -295,13 +306,13 @@ _PREDICT_OPTIONS = (
     click.option(
         "--window",
         type=SizeType(32),
-        metavar="HEIGHT [WIDTH]",
+        metavar="HEIGHT[xWIDTH]",
         help="Size of the windows in pixels; one number for a square.  [default: as trained, or 512]",
     ),
     click.option(
         "--stride",
         type=SizeType(1),
-        metavar="HEIGHT [WIDTH]",
+        metavar="HEIGHT[xWIDTH]",
         help="Distance of the windows in pixels.  [default: 3/4 of their size]",
     ),
     click.option(
@@ -316,8 +327,8 @@ _PREDICT_OPTIONS = (
     click.option(
         "--fit",
         "fit_in",
-        type=SizeType(1),
-        metavar="LONG [SHORT]",
+        type=SizeType(1, "long by short side", "2048x1024"),
+        metavar="LONG[xSHORT]",
         help="First resize images to fit maximum side lengths in pixels; one number for both.",
     ),
     click.option(

@@ -1,7 +1,10 @@
 import dataclasses
 import json
+import logging
 import os
+import re
 import shutil
+import stat
 import statistics
 import subprocess
 import sys
@@ -15,11 +18,13 @@ import segmentation_models_pytorch as smp
 import timm
 import torch
 from click.testing import CliRunner
+from huggingface_hub import get_hf_file_metadata
 from PIL import Image
 
 import hub_server
 from segnext_timm import __version__, create_segmenter, load_segmenter
 from segnext_timm._cli_types import Group, out_of_memory
+from segnext_timm.checkpoints.lookup import hub_lookup
 from segnext_timm.checkpoints.published import ORIGINS
 from segnext_timm.cli import main
 from segnext_timm.errors import CheckpointError, ExportError, HubError
@@ -28,6 +33,7 @@ from segnext_timm.variants import VARIANTS
 
 COMMAND = Path(sys.executable).with_name("segnext-timm")
 QUICK = [("--help",), ("--version",), ("models",), ("predict", "--help")]
+CONFIG_REQUEST = "HEAD /user/model/resolve/main/config.json"
 HEAVY = {"torch", "torchvision", "timm", "segmentation_models_pytorch", "numpy", "PIL", "huggingface_hub"}
 
 
@@ -58,6 +64,23 @@ def empty_cache(tmp_path, monkeypatch):
     """An empty place for downloads."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache"
+
+
+def contents(folder):
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+@pytest.fixture
+def hub(tmp_path):
+    """A Hub, and the command run in `tmp_path` with that Hub and an empty cache."""
+    with hub_server.serve() as server:
+        env = os.environ | {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1"}
+
+        def run(*arguments):
+            return subprocess.run([COMMAND, *arguments], env=env, cwd=tmp_path, capture_output=True, text=True)
+
+        server.run = run
+        yield server
 
 
 def imported(command):
@@ -283,10 +306,6 @@ def test_info_describes_repositories_on_the_hub_without_their_weights(folder, tm
         missing = info("user/none")
         assert (missing.returncode, len(missing.stderr.splitlines())) == (1, 1)
         assert "user/none: no such folder, and no such repository on the Hub" in missing.stderr
-        shutil.copytree(folder, tmp_path / "runs" / "quickstart")
-        command = [COMMAND, "info", "runs/quikstart"]
-        mistyped = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
-        assert mistyped.stderr.endswith("hf auth login. Did you mean 'runs/quickstart'?\n")
 
 
 def test_convert_says_what_it_found_and_how_to_load_it(checkpoint, tmp_path):
@@ -311,10 +330,11 @@ def test_convert_fills_an_empty_folder_and_replaces_no_other(checkpoint, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("size", "shape"), [(("--size", "64", "32"), (1, 3, 64, 32)), (("--size", "64"), (1, 3, 64, 64))]
+    ("size", "shape"),
+    [("64x32", (1, 3, 64, 32)), ("64X32", (1, 3, 64, 32)), ("64×32", (1, 3, 64, 32)), ("64", (1, 3, 64, 64))],
 )
-def test_sizes_are_height_and_width_or_one_number_for_a_square(folder, tmp_path, size, shape):
-    done = run("export", folder, *size, tmp_path / "model.pt2")
+def test_sizes_are_height_by_width_or_one_number_for_a_square(folder, tmp_path, size, shape):
+    done = run("export", folder, "--size", size, tmp_path / "model.pt2")
     assert f"Exporting for images {shape} ..." in done.output, done.output
 
 
@@ -340,7 +360,7 @@ def test_mistakes_end_in_one_line(checkpoint, tmp_path):
         (("convert", checkpoint, tmp_path / "out", "--rank", "0"), "0 is not in the range x>=1"),
         (("push", tmp_path / "none", "user/repo"), "no such folder"),
         (("export", tmp_path / "none", tmp_path / "x.onnx"), "not a folder, not a Hub repository"),
-        (("export", "segnext_t", tmp_path / "x.onnx", "--size", "16", "16"), "16 is not in the range x>=32"),
+        (("export", "segnext_t", tmp_path / "x.onnx", "--size", "16x16"), "16 is not in the range x>=32"),
     ):
         done = run(*arguments)
         assert done.exit_code != 0
@@ -357,7 +377,13 @@ def test_arguments_are_checked_before_anything_is_downloaded_or_loaded(empty_cac
     for arguments, message in (
         (("export", "segnext_t", tmp_path / "x.txt"), "x.txt: the name of an exported model ends in .onnx, .pt2, "),
         (("export", "segnext_t", tmp_path), "is a directory."),
-        (("export", "segnext_t", tmp_path / "x.pt2", "--size", "a"), "'a' is not a size: give two numbers of pixels"),
+        (
+            ("export", "segnext_t", tmp_path / "x.pt2", "--size", "512,512"),
+            "'512,512' is not a size: give pixels, such as 512, or height by width, such as 512x1024.",
+        ),
+        ((*predict, "--window", "64 64"), "'64 64' is not a size: give pixels"),
+        ((*predict, "--stride", "-8"), "'-8' is not a size: give pixels"),
+        ((*predict, "--fit", "2048x"), "or long by short side, such as 2048x1024."),
         ((*predict, "--window", "64", "--stride", "99"), "stride must be from 1 to the window's side, got (99, 99)"),
         ((*predict, "--scales", "1,0"), "'1,0' is not a list of positive numbers, such as 0.5,1,1.5."),
         ((*predict, "--scales", "1,inf"), "is not a list of positive numbers"),
@@ -402,6 +428,167 @@ def test_a_mistyped_folder_suggests_the_nearest_one(folder, tmp_path):
     assert done.output.splitlines()[-1].endswith(f"it has no config.json. Did you mean {str(tmp_path / 'run/best')!r}?")
 
 
+@pytest.mark.parametrize("command", ["info", "predict", "export"])
+def test_a_mistyped_model_in_a_folder_here_is_told_without_asking_the_hub(hub, folder, tmp_path, command):
+    shutil.copytree(folder, tmp_path / "runs" / "best")
+    rest = {"info": (), "predict": (folder, "-o", "out"), "export": ("x.pt2",)}[command]
+    done = hub.run(command, "runs/bset", *rest)
+    message = "runs/bset: the folder runs has no bset, so the Hub is not asked. Did you mean 'runs/best'?\n"
+    assert done.stderr.endswith(message)
+    assert done.returncode == (1 if command == "info" else 2)
+    assert hub.requests == []
+
+
+def test_load_segmenter_does_not_ask_the_hub_for_a_model_in_a_folder_here(tmp_path, monkeypatch):
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("socket.socket.connect", None)
+    with pytest.raises(FileNotFoundError, match=r"^runs/bset: the folder runs has no bset, so the Hub is not asked\.$"):
+        load_segmenter(Path("runs/bset"))
+
+
+def test_info_asks_the_hub_if_the_prefix_says_so(hub, folder, tmp_path):
+    (tmp_path / "user").mkdir()
+    hub.repos["user/model"] = hub_server.Repo(branches={"main": contents(folder)})
+    assert json.loads(hub.run("info", "hf-hub:user/model", "--json").stdout)["name"] == "user/model"
+
+
+@pytest.mark.parametrize("fault", [(503, "", "overloaded"), None])
+def test_info_reads_a_repository_in_the_cache_without_the_hub(hub, folder, fault):
+    hub.repos["user/model"] = hub_server.Repo(branches={"main": contents(folder)})
+    found = json.loads(hub.run("info", "user/model", "--json").stdout)
+    hub.fault = fault
+    asked = len(hub.requests)
+    again = json.loads(hub.run("info", "user/model", "--json").stdout)
+    assert again == found | {"parameters": None}
+    assert [request for request in hub.requests[asked:] if "config.json" in request] == [CONFIG_REQUEST]
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ((503, "", ""), "user/model: the Hub cannot answer now (status 503). Try again later."),
+        ((429, "", ""), "user/model: the Hub cannot answer now (status 429). Try again later."),
+        (None, "user/model: no such folder, not in the Hub's cache, and the Hub cannot be reached."),
+    ],
+)
+def test_a_hub_that_does_not_answer_is_asked_once_and_told_in_one_line(hub, fault, message):
+    hub.fault = fault
+    done = hub.run("info", "user/model")
+    assert done.stderr == f"Error: {message}\n"
+    assert done.returncode == 1
+    assert [request for request in hub.requests if "/resolve/" in request] == [CONFIG_REQUEST]
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "message"),
+    [
+        (
+            (403, "GatedRepo", "Access to model user/model is restricted"),
+            PermissionError,
+            "this repository is gated. Accept its terms at https://huggingface.co/user/model, and log in",
+        ),
+        ((401, "GatedRepo", "You must be authenticated"), PermissionError, "this repository is gated. Accept"),
+        ((403, "", "Access to this resource is disabled."), PermissionError, "this repository on the Hub is disabled."),
+        ((404, "RevisionNotFound", "Invalid rev id: v9"), FileNotFoundError, "on the Hub has no revision 'v9'."),
+        (
+            (401, "", "Invalid credentials in Authorization header"),
+            PermissionError,
+            "the Hub refused the token. Log in",
+        ),
+        ((403, "", "Forbidden"), PermissionError, "the token may not read this repository on the Hub. Take one"),
+        ((404, "RepoNotFound", "Repository not found"), FileNotFoundError, "no such repository on the Hub."),
+        ((404, "EntryNotFound", "Entry not found"), FileNotFoundError, "holds no model of smp or timm."),
+        ((400, "", "what?"), HubError, "the Hub refused the request (status 400): "),
+    ],
+)
+def test_what_the_hub_refuses_is_told_as_what_it_is(hub, fault, error, message):
+    hub.fault = fault
+    url = f"{hub.url}/user/model/resolve/v9/config.json"
+    with pytest.raises(error, match=f"^user/model: .*{re.escape(message)}") as caught, hub_lookup("user/model", "v9"):
+        get_hf_file_metadata(url)
+    assert type(caught.value) is error
+    assert "\n" not in str(caught.value)
+
+
+def test_messages_are_printed_once_however_often_the_command_runs():
+    log = logging.getLogger("segnext_timm.anywhere")
+
+    @main.command("log")
+    def command():
+        log.info("a message")
+
+    try:
+        outputs = [run("log") for _ in range(3)]
+    finally:
+        del main.commands["log"]
+    assert [done.stderr for done in outputs] == ["a message\n"] * 3
+
+
+def test_the_command_leaves_the_loggers_of_others_alone():
+    code = "import logging; from segnext_timm.cli import main; main(['models'], standalone_mode=False); "
+    code += "assert not logging.getLogger().handlers; logging.getLogger('other').error('once')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == "once\n"
+
+
+def test_a_folder_named_as_a_number_is_predicted_after_a_size(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("123").mkdir()
+    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save("123/a.png")
+    done = run("predict", folder, "--window", "512", "123", "-o", "out", "--device", "cpu")
+    assert done.exit_code == 0, done.output
+    assert Path("out/a.png").is_file()
+
+
+MODES = [(0o077, 0o600, 0o700), (0o022, 0o644, 0o755), (0o002, 0o664, 0o775)]
+
+
+@pytest.mark.parametrize(("umask", "file_mode", "folder_mode"), MODES)
+def test_results_have_the_modes_that_the_users_umask_gives(folder, checkpoint, tmp_path, umask, file_mode, folder_mode):
+    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(tmp_path / "a.png")
+    out = tmp_path / "results"
+    predict = [folder, tmp_path / "a.png", "-o", out / "labels", "--probabilities", "--areas", "--device", "cpu"]
+    code = "import sys; from segnext_timm.cli import main\n"
+    code += "for line in sys.argv[1:]: main(eval(line), standalone_mode=False)"
+    lines = [
+        ["predict", *predict],
+        ["convert", checkpoint, out / "model"],
+        ["convert", checkpoint, out / "model.pth", "--to", "mmseg"],
+        ["export", folder, out / "model.pt2", "--size", "32"],
+    ]
+    arguments = [repr(list(map(str, line))) for line in lines]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], umask=umask, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    modes = {path.relative_to(out).as_posix(): stat.S_IMODE(path.stat().st_mode) for path in out.rglob("*")}
+    folders = {"labels", "model"}
+    files = {"labels/a.png", "labels/a_overlay.jpg", "labels/a_probabilities.npy", "labels/areas.json"}
+    files |= {f"model/{name}" for name in ("model.safetensors", "config.json", "README.md")} | {
+        "model.pth",
+        "model.pt2",
+    }
+    assert modes == dict.fromkeys(folders, folder_mode) | dict.fromkeys(files, file_mode)
+
+
+@pytest.mark.parametrize(("umask", "file_mode", "folder_mode"), MODES)
+@pytest.mark.parametrize("writer", ["fill_when_complete", "replace_when_complete"])
+def test_what_a_library_writes_for_the_owner_only_gets_the_usual_modes(tmp_path, writer, umask, file_mode, folder_mode):
+    code = f"""
+import os, tempfile
+from pathlib import Path
+from segnext_timm._atomic import {writer} as writer
+with writer("out") as new:
+    new.mkdir(exist_ok=True)
+    inner = Path(tempfile.mkdtemp(dir=new)).rename(new / "inner")
+    for folder in (new, inner):
+        os.close(os.open(folder / "file", os.O_CREAT, 0o600))
+"""
+    subprocess.run([sys.executable, "-c", code], umask=umask, check=True, cwd=tmp_path)
+    modes = {path.relative_to(tmp_path).as_posix(): stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*")}
+    folders, files = ("out", "out/inner"), ("out/file", "out/inner/file")
+    assert modes == dict.fromkeys(folders, folder_mode) | dict.fromkeys(files, file_mode)
+
+
 def test_a_model_folder_goes_before_a_published_model_of_its_name(folder, tmp_path, monkeypatch, empty_cache):
     monkeypatch.chdir(tmp_path)
     folder.rename("segnext_t")
@@ -413,9 +600,9 @@ def test_a_model_folder_goes_before_a_published_model_of_its_name(folder, tmp_pa
 
 def test_sizes_that_the_model_cannot_take_are_named(tmp_path):
     smp.Linknet("resnet18", encoder_weights=None, classes=2).save_pretrained(tmp_path / "linknet")
-    done = run("export", tmp_path / "linknet", tmp_path / "x.pt2", "--size", "64", "50")
+    done = run("export", tmp_path / "linknet", tmp_path / "x.pt2", "--size", "64x50")
     assert done.exit_code == 2
-    assert done.stderr.splitlines()[-1].endswith("this model takes multiples of 32, got 64 50.")
+    assert done.stderr.splitlines()[-1].endswith("this model takes multiples of 32, got 64x50.")
 
 
 def test_memory_that_does_not_suffice_is_said_with_what_to_do():

@@ -10,7 +10,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from .._atomic import replace_when_complete
 from ..errors import CheckpointError
-from ..hub.folder import CONFIG, MODEL_FILES, PICKLE_SUFFIXES, WEIGHTS, read_model_config, save_backbone
+from ..hub.folder import MODEL_FILES, PICKLE_SUFFIXES, WEIGHTS, read_model_config, save_backbone
 from ..label_sets import LABEL_SETS
 from ..models.hamburger import NMF2d
 from ..models.segnext import SegNeXt
@@ -170,7 +170,6 @@ def convert(
             save_backbone(model, new, checkpoint.label_names)
         else:
             model.save_pretrained(new)
-        (new / WEIGHTS).chmod((new / CONFIG).stat().st_mode)  # safetensors writes for the owner only
     return checkpoint
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, HubError
 from ..variants import VARIANTS
 from .published import SegmenterCfg, find_segmenter, get_segmenter_cfg, list_segmenters
 
@@ -42,13 +42,18 @@ def is_hub_id(text: str) -> bool:
     return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", text) is not None
 
 
+def names_repository(text: str) -> bool:
+    """Whether a text that is no folder names a Hub repository: user/repo, unless a folder `user` is here."""
+    return is_hub_id(text) and not Path(text).parent.is_dir()
+
+
 def find_published(name: str | Path) -> SegmenterCfg | None:
     """Find the published segmenter of a name, unless a model folder of that name is here; None if there is none."""
     return None if (Path(name) / "config.json").is_file() else find_segmenter(str(name))
 
 
 def check_segmenter(name: str | Path) -> None:
-    """Check, without a network, that `name` is a published segmenter, a segmenter's folder, or has the form user/repo.
+    """Check, without a network, that `name` is a published segmenter, a segmenter's folder, or names a Hub repository.
 
     Raises:
         FileNotFoundError: If `name` is none of these. The message suggests the nearest published name.
@@ -62,7 +67,7 @@ def check_segmenter(name: str | Path) -> None:
         if "_model_class" not in config:
             what = config.get("architecture", "something else")
             raise CheckpointError(f"{name}: holds {what}, not a segmentation model saved by smp or this package.")
-    elif path.is_file() or not is_hub_id(text):
+    elif path.is_file() or not names_repository(text):
         backbone = next((v for v in VARIANTS.values() if text.split(".")[0] == v.backbone), None)
         if backbone is not None:
             near = get_segmenter_cfg(f"segnext_{backbone.key}").name
@@ -71,9 +76,12 @@ def check_segmenter(name: str | Path) -> None:
 
 
 def unknown_model(text: str, names: Sequence[str]) -> str:
-    """Error message for a name that is not published, not a folder, and not of the Hub's form."""
-    if Path(text).is_file():
+    """Error message for a name that is not published, not a folder, and not a Hub repository."""
+    path = Path(text)
+    if path.is_file():
         return f"{text}: a file, not a model folder. Convert it to a folder with `segnext-timm convert`."
+    if is_hub_id(text):
+        return f"{text}: the folder {path.parent} has no {path.name}, so the Hub is not asked.{similar_folder(text)}"
     found = difflib.get_close_matches(text, [*names, *(name.split(".")[0] for name in names)], n=1, cutoff=0.5)
     hint = f" Did you mean {found[0]!r}?" if found else " `segnext-timm models` lists the published models."
     hint = similar_folder(text) or hint
@@ -89,24 +97,110 @@ def similar_folder(name: str | Path) -> str:
     return f" Did you mean {str(parent / found[0])!r}?" if found else ""
 
 
-@contextmanager
-def hub_lookup(name: str | Path) -> Iterator[None]:
-    """Turn errors of a Hub lookup into one-line errors.
+def hub_config(
+    repo: str, revision: str | None = None, token: str | bool | None = None, cache_dir: str | Path | None = None
+) -> Path:
+    """Get the config.json of a Hub repository: from the Hub, or from the cache if the Hub does not answer.
+
+    The folder is that of a commit, which is the folder's name: with it as revision, other files are of the same commit.
+
+    Args:
+        repo: "user/repo".
+        revision: Branch, tag or commit. Default: main.
+        token: Token of the Hub. Default: the token of `hf auth login` or HF_TOKEN.
+        cache_dir: Folder to use instead of the Hub's cache.
+
+    Returns:
+        Path of the file in the cache.
 
     Raises:
-        FileNotFoundError: If there is no such repository, or no such file in it.
-        ConnectionError: If the Hub cannot be reached.
+        OSError: As of :func:`hub_lookup`.
+        HubError: As of :func:`hub_lookup`.
     """
-    from huggingface_hub.utils import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
+
+    with hub_lookup(repo, revision):
+        cached = try_to_load_from_cache(repo, "config.json", cache_dir, revision)
+        if not isinstance(cached, str):
+            # without a file in the cache, hf_hub_download asks a Hub that does not answer seven times
+            get_hf_file_metadata(hf_hub_url(repo, "config.json", revision=revision), token=token)
+        try:
+            return Path(hf_hub_download(repo, "config.json", revision=revision, token=token, cache_dir=cache_dir))
+        except Exception as error:
+            if isinstance(cached, str) and is_no_connection(error):  # a broken one, which huggingface_hub raises
+                return Path(cached)
+            raise
+
+
+@contextmanager
+def hub_lookup(name: str | Path, revision: str | None = None) -> Iterator[None]:
+    """Turn errors of a Hub lookup into one-line errors.
+
+    Args:
+        name: "user/repo".
+        revision: Branch, tag or commit, for the message.
+
+    Raises:
+        FileNotFoundError: If there is no such repository, no such revision of it, or no such file in it.
+        PermissionError: If the repository is gated or disabled, or the Hub refuses the token.
+        ConnectionError: If the Hub cannot be reached, or is overloaded.
+        HubError: If the Hub refuses the request for another reason.
+    """
+    from huggingface_hub.errors import (
+        DisabledRepoError,
+        EntryNotFoundError,
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     try:
         yield
+    except GatedRepoError:
+        raise PermissionError(
+            f"{name}: this repository is gated. Accept its terms at https://huggingface.co/{name}, and log in: "
+            f"hf auth login."
+        ) from None
     except RepositoryNotFoundError:
         raise FileNotFoundError(
             f"{name}: no such folder, and no such repository on the Hub. If it is private, log in: hf auth login."
-            f"{similar_folder(name)}"
         ) from None
-    except LocalEntryNotFoundError:
-        raise ConnectionError(f"{name}: no such folder, and the Hub cannot be reached.{similar_folder(name)}") from None
+    except RevisionNotFoundError:
+        what = "such revision" if revision is None else f"revision {revision!r}"
+        raise FileNotFoundError(f"{name}: this repository on the Hub has no {what}.") from None
+    except DisabledRepoError:
+        raise PermissionError(f"{name}: this repository on the Hub is disabled. Choose another one.") from None
+    except LocalEntryNotFoundError as error:
+        raise _no_answer(name, error.__cause__ or error) from None
     except EntryNotFoundError:
         raise FileNotFoundError(f"{name}: this repository on the Hub holds no model of smp or timm.") from None
+    except HfHubHTTPError as error:
+        raise _no_answer(name, error) from None
+    except Exception as error:
+        if not is_no_connection(error):
+            raise
+        raise _no_answer(name, error) from None
+
+
+def is_no_connection(error: BaseException) -> bool:
+    """Whether an error says that a server cannot be reached, in any of the libraries that huggingface_hub uses."""
+    return isinstance(error, ConnectionError) or type(error).__module__.startswith(("httpx", "httpcore", "requests"))
+
+
+def _no_answer(name: str | Path, error: BaseException) -> Exception:
+    """Error for a Hub that refuses a request or cannot be reached."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status is None:
+        offline = type(error).__name__ == "OfflineModeIsEnabled"
+        why = "HF_HUB_OFFLINE is set" if offline else "the Hub cannot be reached"
+        return ConnectionError(f"{name}: no such folder, not in the Hub's cache, and {why}.")
+    if status == 401:
+        return PermissionError(f"{name}: the Hub refused the token. Log in with `hf auth login`, or set HF_TOKEN.")
+    if status == 403:
+        return PermissionError(f"{name}: the token may not read this repository on the Hub. Take one that may.")
+    if status == 429 or status >= 500:
+        return ConnectionError(f"{name}: the Hub cannot answer now (status {status}). Try again later.")
+    reason = getattr(error, "server_message", None) or str(error).strip().splitlines()[-1]
+    return HubError(f"{name}: the Hub refused the request (status {status}): {reason}")

@@ -1,7 +1,8 @@
 """Read images from files and arrays as tensors."""
 
+import os
 import warnings
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,6 +10,7 @@ from PIL import Image, ImageOps
 
 from ..errors import ImageError
 
+_ARRAYS = "an array (H, W, C) or (H, W), or a tensor (C, H, W)"
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # of Pillow, by channels
 
 
@@ -31,7 +33,7 @@ def to_mode(image: Image.Image, channels: int) -> Image.Image:
     return image if image.mode == _MODES[channels] else image.convert(_MODES[channels])
 
 
-def _open(image: str | Path | Image.Image, channels: int) -> np.ndarray:
+def _open(image: str | os.PathLike[str] | Image.Image, channels: int) -> np.ndarray:
     """Read a file or a Pillow image as an upright array (H, W) or (H, W, channels) of uint8."""
     if isinstance(image, Image.Image):
         return np.array(to_mode(ImageOps.exif_transpose(image), channels))
@@ -44,13 +46,79 @@ def _open(image: str | Path | Image.Image, channels: int) -> np.ndarray:
             return np.array(to_mode(opened, channels))
 
 
-def read_image(image: str | Path | Image.Image | np.ndarray | torch.Tensor, channels: int = 3) -> torch.Tensor:
+def _read_file(image: str | os.PathLike[str] | Image.Image, channels: int) -> torch.Tensor:
+    """Read a file or a Pillow image as a tensor (channels, H, W) of uint8."""
+    try:
+        array = _open(image, channels)
+    except FileNotFoundError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{image}: {error} Raise PIL.Image.MAX_IMAGE_PIXELS if you trust the file.") from None
+    except Exception as error:  # Pillow's decoders raise many types of errors on damaged files
+        reason = "not an image file" if type(error).__name__ == "UnidentifiedImageError" else str(error)
+        raise ImageError(f"{image} cannot be read as an image: {reason}") from None
+    return torch.from_numpy(np.atleast_3d(array)).permute(2, 0, 1)
+
+
+def _as_array(image: Any) -> np.ndarray:
+    """Convert an array of any library to NumPy's; raise an ImageError for other objects."""
+    what, hint = f"an object of type {type(image).__name__}", ""
+    if image is None or isinstance(image, bool | int | float | complex):
+        what = repr(image)
+    elif isinstance(image, bytes | bytearray | memoryview):
+        what, hint = "the bytes of a file", ": pass PIL.Image.open(io.BytesIO(data))"
+    elif hasattr(image, "read") and hasattr(image, "seek"):
+        what, hint = "an open file", ": pass PIL.Image.open(file)"
+    elif isinstance(image, list | tuple):
+        what, hint = (f"a {type(image).__name__}", ": pass numbers as numpy.array(image, numpy.uint8)")
+    elif hasattr(image, "__array__") or hasattr(image, "__array_interface__"):
+        try:
+            return np.asarray(image)
+        except Exception as error:  # of any library
+            hint = f", which NumPy cannot convert: {error}"
+    raise ImageError(f"An image is a path, a Pillow image, {_ARRAYS}, got {what}{hint}.")
+
+
+def _take(image: Any) -> tuple[torch.Tensor, str]:
+    """Take the values of an array or a tensor.
+
+    Returns:
+        A tensor (C, H, W) of uint8, uint16 or floating point, and the type and shape of `image` in words.
+    """
+    if not isinstance(image, torch.Tensor):
+        array = _as_array(image)
+        found = f"{array.dtype} {array.shape}"
+        valid_shape, is_float = array.ndim in (2, 3) and array.size > 0, array.dtype.kind == "f"
+        valid_type = is_float or array.dtype.newbyteorder("=") in (np.uint8, np.uint16)
+    elif image.layout != torch.strided or image.is_nested:
+        raise ImageError(f"An image is {_ARRAYS}, got a sparse or nested tensor: pass image.to_dense().")
+    elif image.is_meta:
+        raise ImageError(f"An image is {_ARRAYS}, got a tensor on the meta device, which holds no values.")
+    else:
+        found = f"{str(image.dtype).removeprefix('torch.')} {tuple(image.shape)}"
+        valid_shape = image.ndim == 3 and image.numel() > 0
+        valid_type = image.is_floating_point() or image.dtype in (torch.uint8, torch.uint16)
+    if not valid_shape:
+        raise ImageError(f"An image is {_ARRAYS}, got {found}.")
+    if not valid_type:
+        raise ImageError(f"An image is uint8, uint16, or floating point from 0 to 1, got {found}.")
+    if isinstance(image, torch.Tensor):
+        return image.detach(), found
+    with np.errstate(over="ignore"):  # infinite values are refused later
+        # a copy, in the machine's order of bytes
+        array = np.atleast_3d(array).astype(np.float32 if is_float else array.dtype.newbyteorder("="))
+    return torch.from_numpy(array).permute(2, 0, 1), found
+
+
+def read_image(
+    image: str | os.PathLike[str] | Image.Image | np.ndarray | torch.Tensor, channels: int = 3
+) -> torch.Tensor:
     """Read an image as a tensor of shape (channels, H, W).
 
     Args:
         image: A file that Pillow reads, or a Pillow image: rotated by its EXIF data, without alpha, 16 bits reduced to
-            8. Or an array (H, W, C) or (H, W), or a tensor (C, H, W): uint8 from 0 to 255, uint16 from 0 to
-            65535, or floating point from 0 to 1.
+            8. Or an array (H, W, C) or (H, W), also another library's that NumPy converts, or a tensor (C, H, W): uint8
+            from 0 to 255, uint16 from 0 to 65535, or floating point from 0 to 1.
         channels: Number of channels to return. Gray is converted to color and color to gray; other numbers must match.
 
     Returns:
@@ -60,26 +128,9 @@ def read_image(image: str | Path | Image.Image | np.ndarray | torch.Tensor, chan
         FileNotFoundError: If there is no such file.
         ImageError: If a file cannot be read as an image, or its shape, type or values are invalid.
     """
-    if isinstance(image, str | Path | Image.Image):
-        try:
-            array = _open(image, channels)
-        except FileNotFoundError:
-            raise
-        except Image.DecompressionBombError as error:
-            raise ImageError(f"{image}: {error} Raise PIL.Image.MAX_IMAGE_PIXELS if you trust the file.") from None
-        except Exception as error:  # Pillow's decoders raise many types of errors on damaged files
-            reason = "not an image file" if type(error).__name__ == "UnidentifiedImageError" else str(error)
-            raise ImageError(f"{image} cannot be read as an image: {reason}") from None
-        tensor = torch.from_numpy(array)
-    else:
-        tensor = torch.as_tensor(np.array(image) if isinstance(image, np.ndarray) else image)
-    is_array = not isinstance(image, torch.Tensor)
-    if is_array and tensor.ndim == 2:
-        tensor = tensor[..., None]
-    tensor = tensor.permute(2, 0, 1) if is_array and tensor.ndim == 3 else tensor
-    found = f"{str(tensor.dtype).removeprefix('torch.')} {tuple(image.shape) if hasattr(image, 'shape') else ''}"
-    if tensor.ndim != 3 or tensor.numel() == 0:
-        raise ImageError(f"An image is an array (H, W, C) or (H, W), or a tensor (C, H, W), got {found}.")
+    if isinstance(image, str | os.PathLike | Image.Image):
+        return _read_file(image, channels).contiguous()
+    tensor, found = _take(image)
     if tensor.dtype == torch.uint16:
         tensor = tensor.float() / 65535
     if tensor.shape[0] == 1 and channels == 3:
@@ -89,11 +140,10 @@ def read_image(image: str | Path | Image.Image | np.ndarray | torch.Tensor, chan
         gray = (tensor * weights).sum(0, keepdim=True)
         tensor = gray.round().to(tensor.dtype) if tensor.dtype == torch.uint8 else gray
     if tensor.shape[0] != channels:
-        raise ImageError(f"The model takes images of {channels} channels, got {found}.")
+        hint = _axes_hint(tensor, channels, isinstance(image, torch.Tensor))
+        raise ImageError(f"The model takes images of {channels} channels, got {found}{hint}.")
     if tensor.dtype == torch.uint8:
         return tensor.contiguous()
-    if not tensor.is_floating_point():
-        raise ImageError(f"An image is uint8, uint16, or floating point from 0 to 1, got {found}.")
     tensor = tensor.float()
     if not (tensor.amin() >= 0 and tensor.amax() <= 1):  # NaN too
         raise ImageError(
@@ -101,3 +151,13 @@ def read_image(image: str | Path | Image.Image | np.ndarray | torch.Tensor, chan
             f"{tensor.amax():.3g}."
         )
     return tensor.contiguous()
+
+
+def _axes_hint(tensor: torch.Tensor, channels: int, given_as_tensor: bool) -> str:
+    """What to do if an image (C, H, W), given as an array or a tensor, has its channels on the other's axis."""
+    possible, count = {1, 3, 4, channels}, tensor.shape[2 if given_as_tensor else 1]
+    if tensor.shape[0] in possible or count not in possible or count > tensor.shape[0]:
+        return ""
+    if given_as_tensor:
+        return ": a tensor is (C, H, W), pass image.permute(2, 0, 1)"
+    return ": an array is (H, W, C), pass image.transpose(1, 2, 0)"

@@ -44,6 +44,7 @@ class Hub:
         collections: Models by the slug of a collection, "user/title".
         objects: Of LFS, by sha256.
         requests: Method and path of each request.
+        fault: Status, code and message to answer every request with; None to close the connection; False to serve.
     """
 
     def __init__(self) -> None:
@@ -51,6 +52,7 @@ class Hub:
         self.collections: dict[str, list[str]] = {}
         self.objects: dict[str, bytes] = {}
         self.requests: list[str] = []
+        self.fault: tuple[int, str, str] | bool | None = False
         self.url = ""
 
 
@@ -79,6 +81,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         path = url.path
         self.hub.requests.append(f"{self.command} {path}")
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if self.hub.fault is None:
+            self.close_connection = True
+            return None
+        if self.hub.fault:
+            return self._error(*self.hub.fault)
         token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
         if token not in ("", "hf_writer", "hf_reader"):
             return self._error(401, "", "Invalid credentials in Authorization header")

@@ -1,3 +1,6 @@
+import io
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -181,3 +184,126 @@ def test_files_of_floating_point_hold_values_from_0_to_1(tmp_path):
         ImageError, match=r"b\.tif cannot be read .*floating point hold values from 0 to 1, got 0\.0 to 200"
     ):
         read_image(tmp_path / "b.tif")
+
+
+KINDS = "An image is a path, a Pillow image, an array (H, W, C) or (H, W), or a tensor (C, H, W), got "
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (None, f"{KINDS}None."),
+        (7, f"{KINDS}7."),
+        (0.5, f"{KINDS}0.5."),
+        ({"a": 1}, f"{KINDS}an object of type dict."),
+        ([1, 2], f"{KINDS}a list: pass numbers as numpy.array(image, numpy.uint8)."),
+        ([[1, 2], [3]], f"{KINDS}a list: pass numbers as numpy.array(image, numpy.uint8)."),
+        ((), f"{KINDS}a tuple: pass numbers as numpy.array(image, numpy.uint8)."),
+        (b"abc", f"{KINDS}the bytes of a file: pass PIL.Image.open(io.BytesIO(data))."),
+        (bytearray(3), f"{KINDS}the bytes of a file: pass PIL.Image.open(io.BytesIO(data))."),
+        (memoryview(b"abc"), f"{KINDS}the bytes of a file: pass PIL.Image.open(io.BytesIO(data))."),
+        (io.BytesIO(b"abc"), f"{KINDS}an open file: pass PIL.Image.open(file)."),
+    ],
+)
+def test_what_is_neither_file_nor_array_is_named_with_what_to_pass(image, message):
+    with pytest.raises(ImageError, match=f"^{re.escape(message)}$"):
+        read_image(image)
+
+
+def test_an_open_file_is_named_with_what_to_pass(tmp_path):
+    Image.fromarray(noise(4, 4)).save(tmp_path / "x.png")
+    with (tmp_path / "x.png").open("rb") as file, pytest.raises(ImageError, match=r"pass PIL\.Image\.open\(file\)"):
+        read_image(file)
+
+
+@pytest.mark.parametrize(
+    ("image", "found"),
+    [
+        (np.zeros((4, 4, 3), object), "object (4, 4, 3)"),
+        (np.zeros((4, 4, 3), complex), "complex128 (4, 4, 3)"),
+        (np.full((4, 4, 3), "a"), "<U1 (4, 4, 3)"),
+        (np.zeros((4, 4), [("a", np.uint8)]), "[('a', 'u1')] (4, 4)"),
+        (torch.zeros(3, 4, 4, dtype=torch.complex64), "complex64 (3, 4, 4)"),
+        (torch.zeros(3, 4, 4, dtype=torch.bool), "bool (3, 4, 4)"),
+    ],
+)
+def test_arrays_of_other_types_are_named_with_the_types_allowed(image, found):
+    message = f"An image is uint8, uint16, or floating point from 0 to 1, got {found}."
+    with pytest.raises(ImageError, match=f"^{re.escape(message)}$"):
+        read_image(image)
+
+
+@pytest.mark.parametrize(
+    ("image", "found"),
+    [
+        (np.float32(0.5), "float32 ()"),
+        (np.zeros(3, np.uint8), "uint8 (3,)"),
+        (np.zeros((0, 4), np.uint8), "uint8 (0, 4)"),
+        (np.zeros((1, 4, 4, 3), np.uint8), "uint8 (1, 4, 4, 3)"),
+        (torch.zeros(3, 0, 4), "float32 (3, 0, 4)"),
+        (torch.tensor(1.0), "float32 ()"),
+        (torch.zeros(3, 4, 4).to_sparse(), "a sparse or nested tensor: pass image.to_dense()"),
+        (torch.zeros(3, 4, 4, device="meta"), "a tensor on the meta device, which holds no values"),
+    ],
+)
+def test_arrays_that_are_no_image_are_named_with_the_shapes_allowed(image, found):
+    with pytest.raises(ImageError, match=rf"an array \(H, W, C\) or .*, got {re.escape(found)}\.$"):
+        read_image(image)
+
+
+@pytest.mark.parametrize("count", [1, 3, 4])
+def test_a_tensor_with_its_channels_last_is_told_how_to_permute_it(count):
+    with pytest.raises(ImageError, match=r"a tensor is \(C, H, W\), pass image\.permute\(2, 0, 1\)\.$"):
+        read_image(torch.zeros(40, 60, count))
+
+
+@pytest.mark.parametrize("count", [1, 3, 4])
+def test_an_array_with_its_channels_first_is_told_how_to_transpose_it(count):
+    with pytest.raises(ImageError, match=r"an array is \(H, W, C\), pass image\.transpose\(1, 2, 0\)\.$"):
+        read_image(np.zeros((count, 40, 60), np.uint8))
+
+
+@pytest.mark.parametrize("image", [np.zeros((40, 60, 4), np.uint8), torch.zeros(6, 40, 60)])
+def test_other_channels_in_their_place_are_not_told_to_move(image):
+    with pytest.raises(ImageError, match=r"takes images of 3 channels, got \w+ \([\d, ]+\)\.$"):
+        read_image(image)
+
+
+@pytest.mark.parametrize("dtype", [">u2", ">f4", np.float16, np.longdouble])
+def test_arrays_of_every_order_of_bytes_and_precision_are_read(dtype):
+    array = noise(40, 60).astype(np.uint16)
+    array = (array * 257).astype(dtype) if np.dtype(dtype).kind == "u" else (array / 255).astype(dtype)
+    np.testing.assert_allclose(read(array), noise(40, 60) / 255, atol=1e-3)
+
+
+def test_infinite_values_are_refused():
+    with pytest.raises(ImageError, match="not normalized ones; got 0 to inf"):
+        read_image(np.array([[0, 1e300]]))
+
+
+class OfAnotherLibrary:
+    """An array as jax, pandas and xarray have it."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def __array__(self, dtype=None, copy=None):
+        if self.array is None:
+            raise RuntimeError("no values yet")
+        return self.array
+
+
+def test_arrays_of_other_libraries_are_read():
+    assert np.array_equal(read(OfAnotherLibrary(noise(40, 60))), noise(40, 60))
+
+
+def test_an_array_that_numpy_cannot_convert_is_named():
+    with pytest.raises(ImageError, match="type OfAnotherLibrary, which NumPy cannot convert: no values yet"):
+        read_image(OfAnotherLibrary(None))
+
+
+def test_a_tensor_that_requires_gradients_is_read_as_its_values():
+    image = torch.rand(3, 4, 5, requires_grad=True)
+    found = read_image(image)
+    assert not found.requires_grad
+    assert torch.equal(found, image.detach())

@@ -1,7 +1,7 @@
 """Build a static web page that segments photos in the browser: nothing leaves the visitor's machine.
 
     pip install "segnext-timm[export]"
-    segnext-timm export my-segnext model.onnx --size 512 512 --argmax --portable
+    segnext-timm export my-segnext model.onnx --size 512 --argmax --portable
     python examples/deployment/browser/build.py model.onnx site
     python -m http.server --directory site 8000
 

@@ -56,12 +56,12 @@ class Group(click.Group):
 @contextmanager
 def out_of_memory() -> Iterator[None]:
     """Turn an out-of-memory error into one line that says what to do."""
-    import torch
+    from .prediction.pipeline import is_out_of_memory
 
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        if is_out_of_memory(error):
             hint = "Out of memory: try --mode slide, a smaller --window or --tile, or --batch 1."
             raise click.ClickException(hint) from None
         raise

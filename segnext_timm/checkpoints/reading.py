@@ -306,9 +306,10 @@ def read_checkpoint(path: str | Path) -> Any:
         ) from None
 
 
-def check_pytorch_file(path: str | Path) -> None:
-    """Raise a CheckpointError, or FileNotFoundError, if timm cannot read a checkpoint file, and say why."""
-    read_checkpoint(path)
+def read_pytorch_file(path: str | Path) -> Any:
+    """Read a checkpoint file that timm can read too; else raise a CheckpointError, or FileNotFoundError, that says why."""
+    content = read_checkpoint(path)
     origin = {".pkl": "Jittor", _PADDLE_SUFFIX: "Paddle", ".zip": "Paddle"}.get(Path(path).suffix)
     if origin:
         raise CheckpointError(f"{path}: timm cannot read {origin} files. Convert it with `segnext-timm convert`.")
+    return content

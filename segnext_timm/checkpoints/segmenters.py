@@ -16,7 +16,7 @@ from ..models import mscan  # noqa: F401  registers the backbones, which are cre
 from ..models.model_info import ModelInfo, weights_digest
 from ..models.segnext import SegNeXt
 from .download import fetch
-from .lookup import check_segmenter, find_published, hub_lookup, read_config
+from .lookup import check_segmenter, find_published, hub_config, hub_lookup, read_config
 from .published import SegmenterCfg, get_segmenter_cfg, list_segmenters
 from .recognition import Checkpoint, check_parameters, load_checkpoint
 
@@ -93,7 +93,7 @@ def _published_file(
 ) -> Path:
     """Download a published checkpoint: its safetensors on the Hub if there are any, else the publisher's file."""
     if cfg.hf_hub_id:
-        with hub_lookup(cfg.hf_hub_id):
+        with hub_lookup(cfg.hf_hub_id, revision):
             file = hf_hub_download(cfg.hf_hub_id, _WEIGHTS, revision=revision, token=token, cache_dir=cache_dir)
         return Path(file)
     return fetch(cfg.url, cache_dir, sha256=cfg.sha256, file_name=cfg.cached_name)
@@ -168,6 +168,7 @@ def load_segmenter(
         FileNotFoundError: If no such segmenter, folder or repository exists.
         PermissionError: If the Hub does not give the repository to the token.
         ConnectionError: If the Hub cannot be reached.
+        HubError: If the Hub refuses the request for another reason.
         CheckpointError: If the folder or repository holds something else, or its weights are damaged or do not fit.
     """
     check_segmenter(name)
@@ -175,10 +176,9 @@ def load_segmenter(
         return _create_published(cfg, True, classes, {}, revision=revision, token=token, cache_dir=cache_dir).eval()
     folder = Path(name)
     if not folder.is_dir():
-        with hub_lookup(name):
-            source: dict[str, Any] = {"token": token, "cache_dir": cache_dir}
-            folder = Path(hf_hub_download(str(name), "config.json", revision=revision, **source)).parent
-            hf_hub_download(str(name), _WEIGHTS, revision=folder.name, **source)  # of the same commit
+        folder = hub_config(str(name), revision, token, cache_dir).parent
+        with hub_lookup(name, revision):  # of the same commit
+            hf_hub_download(str(name), _WEIGHTS, revision=folder.name, token=token, cache_dir=cache_dir)
     config = read_config(folder)
     architecture = getattr(smp, str(config.get("_model_class")), None)
     if not (isinstance(architecture, type) and issubclass(architecture, smp.base.SegmentationModel)):

@@ -48,7 +48,7 @@ from timm.models import (
 from timm.models._features import feature_take_indices
 
 from ..checkpoints.download import fetch
-from ..checkpoints.reading import check_pytorch_file, read_checkpoint
+from ..checkpoints.reading import read_checkpoint, read_pytorch_file
 from ..checkpoints.recognition import (
     add_batch_counts,
     backbone_name_to_native,
@@ -723,11 +723,10 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: MSCAN) -> dict[str, 
         {name: value for name, value in state_dict.items() if name not in adaptable},
         {name: value for name, value in expected.items() if name not in adaptable},
     )
-    cfg = getattr(model, "pretrained_cfg", {})
-    if "head.fc.weight" in state_dict:
-        if len(state_dict["head.fc.weight"]) == model.num_classes:
-            cfg["num_classes"] = model.num_classes  # else timm drops the classifier of a user's own file
-    elif model.num_classes > 0 and model.num_classes == cfg.get("num_classes"):
+    wants_classifier = model.num_classes > 0 and model.num_classes == getattr(model, "pretrained_cfg", {}).get(
+        "num_classes"
+    )
+    if wants_classifier and "head.fc.weight" not in state_dict:
         _logger.warning("The checkpoint has no classifier: only the backbone was loaded, the classifier stays random.")
     return state_dict
 
@@ -796,12 +795,21 @@ def _create_mscan(variant: str, pretrained: bool = False, **kwargs: Any) -> MSCA
     if kwargs.get("features_only", False):
         kwargs.setdefault("num_classes", 0)  # timm's wrapper drops the classifier anyway
     from_hub = cfg.source in ("hf-hub", "local-dir") or cfg.state_dict or cfg.hf_hub_id
+    from_file = bool(cfg.file) and not from_hub and not cfg.custom_load
+    if pretrained and from_file:
+        # names what is wrong with it; timm would drop a classifier that is not of the published number of classes
+        state_dict = backbone_to_native(read_pytorch_file(cfg.file))
+        stated = {
+            **(kwargs["pretrained_cfg"] if isinstance(kwargs.get("pretrained_cfg"), dict) else {}),
+            **(kwargs.get("pretrained_cfg_overlay") or {}),
+        }
+        if "head.fc.weight" in state_dict and "num_classes" not in stated:
+            overlay = {**(kwargs.get("pretrained_cfg_overlay") or {}), "num_classes": len(state_dict["head.fc.weight"])}
+            kwargs["pretrained_cfg_overlay"] = overlay
 
     def build(**model_args: Any) -> MSCAN:
         model = MSCAN(**model_args)  # wrong arguments end here, before any download
-        if pretrained and cfg.file and not from_hub and not cfg.custom_load:
-            check_pytorch_file(cfg.file)  # names what is wrong with it
-        elif pretrained and cfg.url and not from_hub:
+        if pretrained and cfg.url and not from_hub and not from_file:
             # timm then finds the file, whole and checked, in its cache
             url = str(cfg.url)
             fetch(url, kwargs.get("cache_dir"), sha256=PUBLISHED_SHA256.get(Path(urlparse(url).path).name))

@@ -19,7 +19,7 @@ import torch
 
 from ..errors import CheckpointError
 from ..variants import VARIANTS
-from .reading import read_checkpoint
+from .reading import ENCODER, check_alone, read_checkpoint, take_state_dict
 
 # Channels and depths of the published backbones (table 2 of the paper) and of the tests' narrow one
 _SIZES = {v.backbone: (v.dims, v.depths) for v in VARIANTS.values()}
@@ -80,7 +80,6 @@ _PADDLE_RULES = (
     ("_variance", "running_var"),
 )
 _SQUEEZE = "squeeze.conv.weight"  # one convolution over concatenated features; native: one convolution a feature
-_ENCODER = "encoder.model."  # where an smp model keeps an encoder of timm
 _BASES = "decoder.hamburger.nmf.bases"
 
 
@@ -128,75 +127,10 @@ def _paddle_to_mmseg(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor
     return renamed
 
 
-_EMA_KEYS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")  # timm's, timm's, mmengine's, JSeg's
-# of DistributedDataParallel, torch.compile and Lightning, whose modules call the network "model"
-_WRAPPERS = r"((?:module\.|_orig_mod\.|model\.)*)"
-# the network's first layers, in every spelling
-_STEM = rf"{_WRAPPERS}(?:backbone\.|{re.escape(_ENCODER)})?(?:stem|patch_embed1)\."
-
-
-def _unnest(checkpoint: Mapping[str, Any], ema: bool) -> tuple[Mapping[str, Any], bool]:
-    """Find the state dict in a checkpoint, and whether averages are still to be taken out of it."""
-    if ema:
-        nested = next((checkpoint[key] for key in _EMA_KEYS if isinstance(checkpoint.get(key), Mapping)), None)
-        if nested is not None:
-            return _unnest(nested, False)
-    for key in ("state_dict", "model", "module"):
-        if isinstance(checkpoint.get(key), Mapping):
-            return _unnest(checkpoint[key], ema)
-    return checkpoint, ema
-
-
 def extract_state_dict(checkpoint: Mapping[str, Any], ema: bool = False) -> dict[str, torch.Tensor]:
-    """Extract the state dict of a checkpoint, which may be nested as `state_dict`, `model` or `module`.
-
-    Args:
-        checkpoint: Tensors or arrays by name, or a dictionary that holds them beside other entries.
-        ema: Take the exponential moving average of the weights.
-
-    Returns:
-        Tensors by name, without the prefixes of wrappers.
-
-    Raises:
-        CheckpointError: If `ema` is set and the checkpoint holds no moving average.
-    """
-    checkpoint, ema = _unnest(checkpoint, ema)
-    tensors = {}
-    for name, value in checkpoint.items():
-        if isinstance(value, np.ndarray) and value.dtype != object:
-            value = torch.from_numpy(value if value.flags.writeable else value.copy())
-        if isinstance(value, torch.Tensor):
-            tensors[re.sub(f"^{_WRAPPERS}", "", str(name))] = value
-    # mmcv keeps averages beside the weights, under the weight's name with underscores for dots
-    names = {name: f"ema_{name.replace('.', '_')}" for name in tensors}
-    averages = {name: tensors[average] for name, average in names.items() if average in tensors}
-    if ema and not averages:
-        raise CheckpointError("the checkpoint has no moving average (EMA) of the weights: load the weights themselves.")
-    tensors = {name: value for name, value in tensors.items() if not name.startswith("ema_")}
-    tensors |= averages if ema else {}
+    """Extract a state dict with mmsegmentation's names for PaddleSeg's: see :func:`take_state_dict`."""
+    tensors = take_state_dict(checkpoint, ema)
     return _paddle_to_mmseg(tensors) if any(name.endswith("._mean") for name in tensors) else tensors
-
-
-def check_alone(checkpoint: Mapping[str, Any], state_dict: Mapping[str, torch.Tensor], ema: bool = False) -> None:
-    """Check that a module saved nothing beside its network, such as the weights of a loss, or metrics.
-
-    Args:
-        checkpoint: A checkpoint as :func:`extract_state_dict` takes it.
-        state_dict: Tensors that were taken from it.
-        ema: See :func:`extract_state_dict`.
-
-    Raises:
-        CheckpointError: If `state_dict` has such entries.
-    """
-    names = [str(name) for name in _unnest(checkpoint, ema)[0]]
-    prefix = next((stem[1] for stem in (re.match(_STEM, name) for name in names) if stem), "")
-    beside = [n for n in names if not n.startswith(prefix) and re.sub(f"^{_WRAPPERS}", "", n) in state_dict]
-    if beside:
-        more = f" and {len(beside) - 5} more" if len(beside) > 5 else ""
-        raise CheckpointError(
-            f"has entries beside the network, whose names begin with {prefix!r}: {', '.join(beside[:5])}{more}. Save "
-            f"the network alone, with torch.save(module.{prefix}state_dict(), 'weights.pth'), and use that file."
-        )
 
 
 # Renaming
@@ -219,7 +153,7 @@ def backbone_to_native(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]
         CheckpointError: If the checkpoint has no parameter of MSCAN.
     """
     state_dict = extract_state_dict(checkpoint)
-    for prefix in ("backbone.", _ENCODER):
+    for prefix in ("backbone.", ENCODER):
         if any(name.startswith(prefix) for name in state_dict):
             state_dict = {name.removeprefix(prefix): v for name, v in state_dict.items() if name.startswith(prefix)}
     if any(name.startswith(("stem.", "stages.", "stages_")) for name in state_dict):
@@ -254,7 +188,7 @@ def segmenter_to_native(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor
         )
     backbone = backbone_to_native(state_dict)
     # timm's feature extractors flatten the stages into themselves
-    native = {_ENCODER + re.sub(r"^stages\.", "stages_", name): value for name, value in backbone.items()}
+    native = {ENCODER + re.sub(r"^stages\.", "stages_", name): value for name, value in backbone.items()}
     widths = [backbone[f"stages.{i}.norm.weight"].shape[0] for i in (1, 2, 3)]
     for level, weight in enumerate(head.pop(_SQUEEZE).split(widths, dim=1)):
         native[f"decoder.squeeze.{level}.weight"] = weight.contiguous()
@@ -279,8 +213,8 @@ def native_to_mmseg(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.T
     for name, value in state_dict.items():
         if name == _BASES or re.fullmatch(r"decoder\.squeeze\.\d\.weight", name):
             continue
-        if name.startswith(_ENCODER):
-            renamed = _rename(name.removeprefix(_ENCODER).replace("stages_", "stages."), _BACKBONE_TO_MMSEG)
+        if name.startswith(ENCODER):
+            renamed = _rename(name.removeprefix(ENCODER).replace("stages_", "stages."), _BACKBONE_TO_MMSEG)
             renamed = renamed and f"backbone.{renamed}"
         elif squeeze:
             renamed = _rename(name, _DECODER_TO_MMSEG)
@@ -392,7 +326,7 @@ def _spelling(
     names = list(names)
     if any(str(name).endswith("._mean") for name in content):
         return "PaddleSeg"
-    if any(name.startswith(("stem.", _ENCODER)) for name in names):
+    if any(name.startswith(("stem.", ENCODER)) for name in names):
         return "native"
     return "the paper's code" if any(".mlp.dwconv.dwconv." in name for name in names) else "mmsegmentation"
 

@@ -88,15 +88,17 @@ def _warn_of_classes(name: str | Path, found: int, wanted: int | None) -> None:
     _logger.warning(f"{name} has {found} classes, but {wanted} are requested: the last layer is not loaded.")
 
 
-def _published_file(
-    cfg: SegmenterCfg, revision: str | None = None, token: str | bool | None = None, cache_dir: str | Path | None = None
-) -> Path:
-    """Download a published checkpoint: its safetensors on the Hub if there are any, else the publisher's file."""
+def _published_file(cfg: SegmenterCfg, **source: Any) -> Path:
+    """Download a published checkpoint: its safetensors on the Hub if there are any, else the publisher's file.
+
+    Args:
+        cfg: The segmenter.
+        source: Those of `revision`, `token` and `cache_dir` that are given: see :func:`load_segmenter`.
+    """
     if cfg.hf_hub_id:
-        with hub_lookup(cfg.hf_hub_id, revision):
-            file = hf_hub_download(cfg.hf_hub_id, _WEIGHTS, revision=revision, token=token, cache_dir=cache_dir)
-        return Path(file)
-    return fetch(cfg.url, cache_dir, sha256=cfg.sha256, file_name=cfg.cached_name)
+        with hub_lookup(cfg.hf_hub_id, source.get("revision")):
+            return Path(hf_hub_download(cfg.hf_hub_id, _WEIGHTS, **source))
+    return fetch(cfg.url, source.get("cache_dir"), sha256=cfg.sha256, file_name=cfg.cached_name)
 
 
 def load_published(model: SegNeXt, cfg: SegmenterCfg, path: Path, classifier: bool = True) -> Checkpoint:
@@ -173,7 +175,9 @@ def load_segmenter(
     """
     check_segmenter(name)
     if (cfg := find_published(name)) is not None:
-        return _create_published(cfg, True, classes, {}, revision=revision, token=token, cache_dir=cache_dir).eval()
+        given = {"revision": revision, "token": token, "cache_dir": cache_dir}
+        given = {key: value for key, value in given.items() if value is not None}
+        return _create_published(cfg, True, classes, {}, **given).eval()
     folder = Path(name)
     if not folder.is_dir():
         folder = hub_config(str(name), revision, token, cache_dir).parent
@@ -197,7 +201,7 @@ def _load_folder(architecture: Any, folder: Path, name: str | Path) -> Any:
     if not (folder / _WEIGHTS).is_file():
         raise FileNotFoundError(f"{name}: has no {_WEIGHTS}. Save or convert the model again.")
     try:
-        return architecture.from_pretrained(folder, encoder_weights=None)
+        return architecture.from_pretrained(folder, encoder_weights=None, strict=True)
     except SafetensorError as error:
         raise CheckpointError(f"{name}: its {_WEIGHTS} is damaged ({error}). Get it again.") from None
     except RuntimeError as error:

@@ -48,12 +48,11 @@ from timm.models import (
 from timm.models._features import feature_take_indices
 
 from ..checkpoints.download import fetch
-from ..checkpoints.reading import read_checkpoint, read_pytorch_file
+from ..checkpoints.reading import check_alone, read_checkpoint, read_pytorch_file
 from ..checkpoints.recognition import (
     add_batch_counts,
     backbone_name_to_native,
     backbone_to_native,
-    check_alone,
     check_parameters,
     describe_mscan,
 )
@@ -798,7 +797,7 @@ def _create_mscan(variant: str, pretrained: bool = False, **kwargs: Any) -> MSCA
     from_file = bool(cfg.file) and not from_hub and not cfg.custom_load
     if pretrained and from_file:
         # names what is wrong with it; timm would drop a classifier that is not of the published number of classes
-        state_dict = backbone_to_native(read_pytorch_file(cfg.file))
+        state_dict = backbone_to_native(read_pytorch_file(str(cfg.file)))
         stated = {
             **(kwargs["pretrained_cfg"] if isinstance(kwargs.get("pretrained_cfg"), dict) else {}),
             **(kwargs.get("pretrained_cfg_overlay") or {}),

@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torchvision.transforms.v2 import functional as TF
@@ -50,13 +51,15 @@ def _constants(values: Sequence[float], device: torch.device) -> torch.Tensor:
 class Taps:
     """Pixels that each of `n` pixels of an axis is a weighted sum of.
 
+    Arrays of numpy, since the host needs to know them before a GPU would.
+
     Attributes:
         indices: Their indices, shape (n, taps), int64.
         weights: Their weights, shape (n, taps), float32.
     """
 
-    indices: torch.Tensor
-    weights: torch.Tensor
+    indices: np.ndarray
+    weights: np.ndarray
 
 
 def resizing_taps(size: int, resized: int, part: slice) -> Taps:
@@ -67,20 +70,21 @@ def resizing_taps(size: int, resized: int, part: slice) -> Taps:
         resized: Their number after resizing.
         part: Resized pixels to compute.
     """
-    pixels = torch.arange(part.start, part.stop)
+    pixels = np.arange(part.start, part.stop)
     if size == resized:
-        return Taps(pixels[:, None], torch.ones(len(pixels), 1))
-    # in float32 like interpolate, with one rounding of the product and the sum: on large maps, a digit more matters
-    ratio = torch.tensor(float(size)) / resized
-    source = (ratio * (pixels.double() + 0.5) - 0.5).float().clamp(0, size - 1)
-    first = source.long()
-    share = source - first
-    return Taps(torch.stack([first, (first + 1).clamp(max=size - 1)], 1), torch.stack([1 - share, share], 1))
+        return Taps(pixels[:, None], np.ones((len(pixels), 1), np.float32))
+    # rounded to float32 where interpolate rounds: on large maps, a digit more matters
+    ratio = np.float64(np.float32(size) / np.float32(resized))
+    source = np.clip((ratio * (pixels + 0.5) - 0.5).astype(np.float32), 0, size - 1)
+    first = source.astype(np.int64)
+    share = source - first.astype(np.float32)
+    return Taps(np.stack([first, np.minimum(first + 1, size - 1)], 1), np.stack([1 - share, share], 1))
 
 
 def _combine(table: torch.Tensor, taps: Taps) -> torch.Tensor:
     """Compute the sums that taps describe of the rows of a table (rows, columns)."""
-    indices, weights = (x.to(table.device, non_blocking=table.is_cuda) for x in (taps.indices, taps.weights))
+    arrays = (torch.from_numpy(array) for array in (taps.indices, taps.weights))
+    indices, weights = (x.to(table.device, non_blocking=table.is_cuda) for x in arrays)
     if table.device.type in ("cpu", "cuda"):
         return F.embedding_bag(indices, table, mode="sum", per_sample_weights=weights)
     return torch.stack([table[indices[:, i]] * weights[:, i, None] for i in range(weights.shape[1])]).sum(0)
@@ -91,7 +95,7 @@ def resample(maps: torch.Tensor, rows: Taps, columns: Taps) -> torch.Tensor:
     for axis, taps in enumerate((rows, columns)):  # only the part that is needed
         first, last = int(taps.indices.min()), int(taps.indices.max())
         maps = maps.narrow(axis, first, last + 1 - first)
-        taps.indices -= first
+        taps.indices = taps.indices - first
     height, width, channels = maps.shape
     wide = _combine(maps.transpose(0, 1).reshape(width, -1), columns).view(-1, height, channels)
     return _combine(wide.transpose(0, 1).reshape(height, -1), rows).view(-1, wide.shape[0], channels)
@@ -193,15 +197,14 @@ class WindowedMaps:
         """
         side, pixels = self.window[axis], taps.indices
         inside = (pixels >= origin) & (pixels < origin + side)
-        count = torch.zeros_like(pixels)
-        for start in self.origins[axis]:
-            count += (pixels >= start) & (pixels < start + side)
-        touched = inside.any(1).nonzero()[:, 0]
+        count = sum((pixels >= start) & (pixels < start + side) for start in map(np.int64, self.origins[axis]))
+        touched = inside.any(1).nonzero()[0]
         part = slice(int(touched[0]), int(touched[-1]) + 1)
-        share = (taps.weights * inside / count)[part, :, None]
+        share = (taps.weights * inside / count)[part, :, None].astype(np.float32)
         inner = resizing_taps(source, self.padded_window[axis], slice(0, side))
-        local = (pixels[part] - origin).clamp(0, side - 1)
-        return part, Taps(inner.indices[local].flatten(1), (share * inner.weights[local]).flatten(1))
+        local = np.clip(pixels[part] - origin, 0, side - 1)
+        taps_of_window = (inner.indices[local], share * inner.weights[local])
+        return part, Taps(*(array.reshape(len(local), -1) for array in taps_of_window))
 
     def read(self, rows: slice, columns: slice) -> torch.Tensor:
         """Compute maps (rows, columns, classes) of a region of the image, at the image's size."""

@@ -9,6 +9,7 @@ import segmentation_models_pytorch as smp
 import torch
 from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError
+from safetensors.torch import load_model
 from timm.models import adapt_input_conv
 
 from ..errors import CheckpointError
@@ -25,6 +26,7 @@ __all__ = ["SegmenterCfg", "create_segmenter", "get_segmenter_cfg", "list_segmen
 _logger = logging.getLogger(__name__)
 
 _WEIGHTS = "model.safetensors"
+_OF_CLASSES = ("label_names", "palette", "dataset", "results", "results_digest")  # facts that go with the classes
 # arguments that do not change the outputs in evaluation
 _TRAINING_ARGUMENTS = {
     "aux_params",
@@ -63,7 +65,7 @@ def _create_published(
 ) -> SegNeXt:
     """Create a published segmenter: see :func:`create_segmenter`, and :func:`load_segmenter` for `source`."""
     same_classes = classes in (None, cfg.num_classes)
-    untrue = set() if same_classes else {"label_names", "palette", "dataset", "results"}
+    untrue = set() if same_classes else set(_OF_CLASSES)
     untrue |= set() if pretrained else {"url", "origin_url", "license", "results"}
     untrue |= {"results"} if overrides.keys() - _TRAINING_ARGUMENTS else set()
     arguments = {
@@ -184,24 +186,32 @@ def load_segmenter(
         with hub_lookup(name, revision):  # of the same commit
             hf_hub_download(str(name), _WEIGHTS, revision=folder.name, token=token, cache_dir=cache_dir)
     config = read_config(folder)
+    model = _load_folder(folder, config, name)
+    found = ModelInfo(model).num_classes
+    if classes not in (None, found):
+        _warn_of_classes(name, found, classes)
+        model = _with_classes(model, config, classes)
+    model.config["encoder_weights"] = config.get("encoder_weights")  # what the training began with
+    return model.eval()
+
+
+def _make(config: Mapping[str, Any], **changes: Any) -> Any:
+    """Create a model of smp from a configuration, without pretrained weights."""
+    arguments = {key: value for key, value in config.items() if not key.startswith("_")}
+    return getattr(smp, config["_model_class"])(**{**arguments, "encoder_weights": None, **changes})
+
+
+def _load_folder(folder: Path, config: Mapping[str, Any], name: str | Path) -> Any:
+    """Load the model in a folder of smp; `name` is for messages."""
     architecture = getattr(smp, str(config.get("_model_class")), None)
     if not (isinstance(architecture, type) and issubclass(architecture, smp.base.SegmentationModel)):
         what = config.get("_model_class") or config.get("architecture", "something else")
         raise CheckpointError(f"{name}: holds {what}, not a segmentation model saved by smp or this package.")
-    model = _load_folder(architecture, folder, name)
-    model.config["encoder_weights"] = config.get("encoder_weights")  # what training began with, and images were for it
-    if classes not in (None, ModelInfo(model).num_classes):
-        _warn_of_classes(name, ModelInfo(model).num_classes, classes)
-        model = _with_classes(model, classes)
-    return model.eval()
-
-
-def _load_folder(architecture: Any, folder: Path, name: str | Path) -> Any:
-    """Load the model in a folder of smp; `name` is for messages."""
     if not (folder / _WEIGHTS).is_file():
         raise FileNotFoundError(f"{name}: has no {_WEIGHTS}. Save or convert the model again.")
+    model = _make(config)
     try:
-        return architecture.from_pretrained(folder, encoder_weights=None, strict=True)
+        load_model(model, folder / _WEIGHTS)
     except SafetensorError as error:
         raise CheckpointError(f"{name}: its {_WEIGHTS} is damaged ({error}). Get it again.") from None
     except RuntimeError as error:
@@ -209,16 +219,13 @@ def _load_folder(architecture: Any, folder: Path, name: str | Path) -> Any:
             raise
         reason = " ".join(str(error).splitlines()[1].split())
         raise CheckpointError(f"{name}: the weights do not fit its config.json. {reason[:300]}") from None
+    return model
 
 
-def _with_classes(model: Any, classes: int | None) -> Any:
+def _with_classes(model: Any, config: Mapping[str, Any], classes: int | None) -> Any:
     """Create a model like a loaded one, with another number of classes and all weights that do not depend on it."""
-    config = {key: value for key, value in model.config.items() if not key.startswith("_")}
-    if config.get("pretrained_cfg"):
-        of_classes = ("label_names", "palette", "dataset", "results", "results_digest")
-        config["pretrained_cfg"] = {k: v for k, v in config["pretrained_cfg"].items() if k not in of_classes}
-    other = type(model)(**{**config, "classes": classes, "encoder_weights": None})
-    other.config["encoder_weights"] = config["encoder_weights"]
+    facts = {key: value for key, value in (config.get("pretrained_cfg") or {}).items() if key not in _OF_CLASSES}
+    other = _make(config, classes=classes, **({"pretrained_cfg": facts} if facts else {}))
     own = other.state_dict()
     weights = model.state_dict().items()
     other.load_state_dict({name: x if x.shape == own[name].shape else own[name] for name, x in weights})

@@ -28,7 +28,8 @@ ImageLike = str | Path | Image.Image | np.ndarray | torch.Tensor
 _WHOLE_BYTES = 2 << 30  # memory that mode "auto" allows a whole image, and a batch of windows on a GPU
 _PIXEL_BYTES = 600  # memory per pixel of an image, without full-size maps of all classes
 _MAX_BATCH = 16  # of windows by default
-_TILE_BYTES = 1 << 27  # of one tile's scores
+_CPU_TILE_BYTES = 1 << 24  # of one tile's scores: measured on a CPU with 32 MB of third-level cache
+_TILE_BYTES = 1 << 27  # of one tile's scores elsewhere
 
 
 def _label_type(classes: int) -> type[np.integer]:
@@ -192,7 +193,8 @@ def _predict(
                 progress(1.0)
             return found.cpu().numpy().astype(_label_type(known)), None
     if tile is None:
-        tile = min(max(int((_TILE_BYTES / 4 / known) ** 0.5), 64), 4096)
+        tile_bytes = _CPU_TILE_BYTES if image.device.type == "cpu" else _TILE_BYTES
+        tile = min(max(int((tile_bytes / 4 / known) ** 0.5), 64), 4096)
     averaged = len(plan.passes) > 1
     labels = np.empty(size, _label_type(known))
     stored: np.ndarray | None = None

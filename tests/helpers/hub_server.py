@@ -99,6 +99,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             if match and self.command in method:
                 arguments = {key: urllib.parse.unquote(value) for key, value in match.groupdict().items()}
                 repo = self.hub.repos.get(arguments.pop("repo", None))
+                repo = None if repo and repo.private and not token else repo
                 if repo is None and "(?P<repo>" in pattern:
                     return self._error(404, "RepoNotFound", "Repository not found")
                 if repo is not None:

@@ -85,9 +85,7 @@ def main() -> None:
             for options in ({"scales": [0.5]}, {"scales": [1]}, {"scales": [1.5]}, {"fit_in": [2048, 512]}):
                 scale = options.get("scales", [1])[0]
                 area = scale**2 if "scales" in options else min(2048 / width, 512 / height) ** 2
-                needed = (
-                    height * width * classes * 4 * (1 + (area if area != 1 else 0)) / 1e6 + 1500 * area * megapixels
-                )
+                needed = height * width * classes * 4 * (1 + (area if area != 1 else 0)) / 1e6 + 100 * area * megapixels
                 found, labels = {}, {}
                 with tempfile.TemporaryDirectory() as folder:
                     for way in ("predict", "plain"):

@@ -114,3 +114,16 @@ def test_the_factors_can_be_looked_at():
     assert bases.min() >= 0
     assert maps.min() >= 0
     torch.testing.assert_close(torch.einsum("bdr,brhw->bdhw", bases, maps), nmf(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_bases_are_those_of_float32_whatever_the_default_type(dtype):
+    expected = NMF2d(64, 16).bases
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        bases = NMF2d(64, 16).bases
+    finally:
+        torch.set_default_dtype(before)
+    assert bases.dtype == torch.float32
+    assert torch.equal(bases, expected)

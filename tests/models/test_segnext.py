@@ -314,6 +314,15 @@ def test_fused_models_of_any_encoder_are_not_saved(tmp_path, encoder_name):
         segnext_timm.push_to_hub(fused, "user/repo")
 
 
+def test_a_module_named_fused_does_not_make_a_model_fused(tmp_path):
+    model = tiny().eval()
+    model.fused = torch.nn.Identity()
+    model.save_pretrained(tmp_path)
+    assert (tmp_path / "model.safetensors").is_file()
+    with pytest.raises(ValueError, match="A fused model cannot be"):
+        fuse(model).save_pretrained(tmp_path)
+
+
 def test_labels_are_predicted_in_evaluation_mode_and_modes_stay():
     model, x = tiny(), images(1, 3, 64, 64)
     expected = model.predict_labels(x)

@@ -1,0 +1,267 @@
+"""Models as `predict` and `predict_labels` call them: their hooks, compilers, wrappers, activations and modes."""
+
+import functools
+import threading
+
+import numpy as np
+import pytest
+import segmentation_models_pytorch as smp
+import timm
+import torch
+from torch.nn import functional as F
+
+from segnext_timm import predict
+from segnext_timm.models.model_info import evaluation_mode
+from segnext_timm.prediction import pipeline
+from small_models import narrow
+
+CFG = {"mean": [0.5] * 3, "std": [0.25] * 3}
+
+
+def noise(height=64, width=96, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def segnext(classes=3, activation=None):
+    torch.manual_seed(0)
+    model = smp.SegNeXt(
+        "tu-test_mscan", encoder_weights=None, classes=classes, decoder_channels=32, activation=activation
+    )
+    return lively(model)
+
+
+def unet(classes=1, activation=None):
+    torch.manual_seed(0)
+    model = smp.Unet(
+        "tu-test_mscan", encoder_weights=None, classes=classes, decoder_channels=(16, 8, 8, 8, 8), activation=activation
+    )
+    return lively(model)
+
+
+def lively(model):
+    """Make a model's labels vary, and state its normalization."""
+    model.pretrained_cfg = dict(CFG)
+    torch.nn.init.normal_(model.segmentation_head[0].weight)
+    return model.eval()
+
+
+def normalized(image):
+    return ((torch.from_numpy(image).permute(2, 0, 1) / 255 - 0.5) / 0.25)[None]
+
+
+# What decides the labels
+
+
+def test_labels_do_not_depend_on_free_memory(monkeypatch):
+    model, image = segnext(), noise(100, 130)
+    expected = predict(model, image, window=48)
+    read_text = pipeline.Path.read_text
+
+    def starved(path, *args, **kwargs):
+        return "MemAvailable: 64 kB\n" if str(path) == "/proc/meminfo" else read_text(path, *args, **kwargs)
+
+    monkeypatch.setattr(pipeline.Path, "read_text", starved)
+    assert np.array_equal(predict(model, image, window=48), expected)
+    assert not np.array_equal(predict(model, image, window=48, mode="slide"), expected)
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError("no"), torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("can't allocate memory")]
+)
+def test_too_little_memory_is_told_with_what_to_do(error):
+    model = segnext()
+
+    def fail(module, inputs):
+        raise error
+
+    model.register_forward_pre_hook(fail)
+    with pytest.raises(
+        type(error), match=r"image of 64×96 pixels .* mode 'whole'\. Use mode='slide', a smaller window"
+    ):
+        predict(model, noise())
+
+
+# Hooks, compilers, wrappers
+
+
+@pytest.mark.parametrize("options", [{}, {"probabilities": True}, {"mode": "slide", "window": 48}, {"scales": (0.5,)}])
+@pytest.mark.parametrize("activation", [None, "sigmoid"])
+def test_hooks_of_a_model_fire_when_it_predicts(options, activation):
+    model, fired = segnext(activation=activation), []
+    model.register_forward_hook(lambda *args: fired.append(args))
+    predict(model, noise(), **options)
+    assert fired
+
+
+def test_hooks_of_a_model_fire_when_it_predicts_labels_and_decide_them():
+    model, x = segnext(), normalized(noise())
+    expected = model.predict_labels(x)
+    model.register_forward_hook(lambda module, inputs, output: -output)
+    assert not torch.equal(model.predict_labels(x), expected)
+    assert torch.equal(model.predict_labels(x), model(x).argmax(1))
+
+
+class Counter:
+    """A compiler that changes nothing and counts the runs of what it compiled."""
+
+    def __init__(self):
+        self.runs = 0
+
+    def __call__(self, graph, inputs):
+        def run(*args):
+            self.runs += 1
+            return graph(*args)
+
+        return run
+
+
+@pytest.mark.parametrize("activation", [None, "sigmoid", "softmax2d"])
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("classes", [1, 3])
+def test_compiled_models_run_compiled_and_predict_the_same(in_place, activation, classes):
+    if classes == 1 and activation == "softmax2d":
+        pytest.skip("the softmax of one class is 1")
+    torch._dynamo.reset()
+    model = segnext(classes, activation)
+    expected, counter = predict(model, noise()), Counter()
+    if in_place:
+        model.compile(backend=counter)
+        assert torch.equal(model.predict_labels(normalized(noise())), torch.from_numpy(expected)[None].long())
+        assert counter.runs
+        counter.runs = 0
+    else:
+        model = torch.compile(model, backend=counter)
+    labels, shares = predict(model, noise(), probabilities=True)
+    assert counter.runs
+    assert np.array_equal(labels, expected)
+    assert np.array_equal(predict(model, noise()), expected)
+    assert shares.shape == (classes, 64, 96)
+    assert shares.min() >= 0 and shares.max() <= 1
+
+
+@pytest.mark.parametrize("make", [segnext, functools.partial(unet, 3)])
+def test_models_in_data_parallel_predict_as_they_do_alone(make):
+    model = make()
+    for options in ({}, {"mode": "slide", "window": 48}, {"flip": True}):
+        found = predict(torch.nn.DataParallel(model), noise(), **options)
+        assert np.array_equal(found, predict(model, noise(), **options))
+
+
+def test_a_model_that_does_not_segment_is_told():
+    classifier = timm.create_model("test_mscan", num_classes=10)
+    with pytest.raises(ValueError, match=r"returned float32 \(1, 10\), not scores \(B, classes, H, W\) of each pixel"):
+        predict(classifier, noise())
+    features = timm.create_model("test_mscan", features_only=True)
+    features.pretrained_cfg = CFG
+    with pytest.raises(ValueError, match=r"returned a list, not a tensor \(B, classes, H, W\)"):
+        predict(features, noise())
+
+
+# Activations
+
+
+class Doubled(torch.nn.Module):
+    """A probability that smp does not know."""
+
+    def forward(self, x):
+        return x.sigmoid() * 0.999
+
+
+@pytest.mark.parametrize(
+    ("activation", "threshold"),
+    [
+        (torch.nn.Hardsigmoid, 0.5),
+        (Doubled, 0.4995),
+        (torch.nn.Softsign, 0.0),
+        (torch.nn.LogSigmoid, float(np.log(0.5))),
+        (functools.partial(torch.nn.Hardtanh, 0.0, 1.0), 0.5),
+        ("sigmoid", 0.5),
+        ("tanh", 0.0),
+        ("clamp", 0.5),
+    ],
+)
+@pytest.mark.parametrize("make", [unet, segnext])
+def test_a_binary_model_is_positive_above_the_middle_of_its_activation(make, activation, threshold):
+    model = make(classes=1, activation=activation)
+    image = noise()
+    with torch.no_grad():
+        logits = model.segmentation_head[0](model.decoder(model.encoder(normalized(image))))
+        model.segmentation_head[0].bias -= logits.median() - (threshold if activation == "clamp" else 0.0)
+        output = model(normalized(image))
+    expected = (output[0, 0] > threshold).numpy()
+    assert 0.05 < expected.mean() < 0.95
+    assert (predict(model, image) == expected).mean() > 0.999
+    for options in ({"scales": (1.0, 1.0)}, {"mode": "slide", "window": 96}):
+        assert (predict(model, image, **options) == expected).mean() > 0.999
+    if hasattr(model, "predict_labels"):
+        assert (model.predict_labels(normalized(image))[0].numpy() == expected).mean() > 0.999
+
+
+def test_probabilities_of_an_activation_that_smp_does_not_name_are_its_own():
+    model, image = unet(activation=torch.nn.Hardsigmoid), noise()
+    _, shares = predict(model, image, probabilities=True)
+    np.testing.assert_allclose(shares, model(normalized(image))[0].detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_returns_its_activated_output_while_another_thread_predicts():
+    model, image = unet(classes=3, activation="sigmoid"), noise()
+    x, seen = normalized(image), []
+    with torch.no_grad():
+        expected = model(x)
+        predict(model, image, progress=lambda share: seen.append(model(x)), mode="slide", window=48, tile=32)
+        stop = threading.Event()
+        worker = threading.Thread(target=lambda: [predict(model, image) for _ in range(30)] and stop.set())
+        worker.start()
+        while not stop.is_set():
+            seen.append(model(x))
+        worker.join()
+    assert all(torch.equal(output, expected) for output in seen)
+
+
+def test_predicting_changes_nothing_of_a_model():
+    model = segnext(activation="softmax2d")
+    before = {name: (module, dict(module._forward_hooks)) for name, module in model.named_modules()}
+    inside = []
+
+    def look(share):
+        inside.append({name: (module, dict(module._forward_hooks)) for name, module in model.named_modules()})
+
+    predict(model, noise(), progress=look, tile=32, probabilities=True)
+    assert inside
+    assert all(state == before for state in inside)
+
+
+# Modes
+
+
+@pytest.mark.parametrize("wrapper_ends_first", [False, True])
+def test_modes_of_a_wrapper_and_the_model_in_it_return_when_both_have_predicted(wrapper_ends_first):
+    model = narrow().train()
+    model.decoder.eval()
+    wrapper = torch.nn.Sequential(model)
+    modes = [module.training for module in wrapper.modules()]
+    blocks = [evaluation_mode(wrapper), evaluation_mode(model)]
+    for block in blocks:
+        block.__enter__()
+    first, second = blocks if wrapper_ends_first else blocks[::-1]
+    first.__exit__(None, None, None)
+    assert not any(module.training for module in model.modules())  # the other block still runs
+    second.__exit__(None, None, None)
+    assert [module.training for module in wrapper.modules()] == modes
+
+
+def test_modes_of_a_compiled_model_return():
+    model = narrow().train()
+    compiled = torch.compile(model, backend="eager")
+    with evaluation_mode(compiled), evaluation_mode(model):
+        assert not any(module.training for module in compiled.modules())
+    assert all(module.training for module in compiled.modules())
+
+
+def test_a_model_in_training_mode_predicts_alike_compiled_or_not():
+    model = segnext().train()
+    expected = predict(model, noise())
+    compiled = torch.compile(model, backend="eager")
+    assert np.array_equal(predict(compiled, noise()), expected)
+    assert all(module.training for module in model.modules())
+    assert F.mse_loss(model(normalized(noise())), model(normalized(noise()))) > 0  # training draws bases

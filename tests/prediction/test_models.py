@@ -10,6 +10,7 @@ import timm
 import torch
 from torch.nn import functional as F
 
+import stress
 from segnext_timm import predict
 from segnext_timm.models.model_info import evaluation_mode
 from segnext_timm.prediction import pipeline
@@ -265,3 +266,10 @@ def test_a_model_in_training_mode_predicts_alike_compiled_or_not():
     assert np.array_equal(predict(compiled, noise()), expected)
     assert all(module.training for module in model.modules())
     assert F.mse_loss(model(normalized(noise())), model(normalized(noise()))) > 0  # training draws bases
+
+
+@pytest.mark.slow
+def test_threads_that_use_the_same_models_get_the_answers_of_one():
+    answers, wrong = stress.main(30)
+    assert answers > 100
+    assert wrong == []

@@ -301,7 +301,7 @@ _PREDICT_OPTIONS = (
         type=click.Choice(["auto", "whole", "slide"]),
         default="auto",
         show_default=True,
-        help="Process images whole or in sliding windows; auto decides by size and memory.",
+        help="Process images whole or in sliding windows; auto decides by size.",
     ),
     click.option(
         "--window",
@@ -347,7 +347,7 @@ _PREDICT_OPTIONS = (
     click.option(
         "--batch",
         type=click.IntRange(min=1),
-        help="Windows per batch.  [default: what fits half of a GPU's free memory; 1 elsewhere]",
+        help="Windows per batch.  [default: what takes less than about 2 GB, up to 16, on a GPU; 1 elsewhere]",
     ),
     click.option(
         "--tile",

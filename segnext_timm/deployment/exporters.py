@@ -207,7 +207,7 @@ class _Labels(nn.Module):
         self.model = model
         info = ModelInfo(model)
         self.keeps_order = info.keeps_order
-        self.threshold = 0.5 if isinstance(info.activation, Clamp) else 0.0 if self.keeps_order else info.threshold
+        self.threshold = 0.0 if self.keeps_order and not isinstance(info.activation, Clamp) else info.threshold
         if self.keeps_order:
             head: Any = model.segmentation_head
             head[-1].activation = nn.Identity()

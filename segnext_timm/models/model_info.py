@@ -187,7 +187,7 @@ class ModelInfo:
         The middle of the activation's range, 0.5 for a sigmoid and 0 for a tanh; the output of a logit of 0 if the
         range is not bounded, as without an activation.
         """
-        if isinstance(self.activation, nn.Identity | None):
+        if isinstance(self.activation, nn.Identity | ArgMax | None):
             return 0.0  # also where the model is traced, and no output is known
         activation = copy.deepcopy(self.activation).cpu().float()
         with torch.no_grad():

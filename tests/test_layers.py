@@ -15,7 +15,7 @@ MAX_FUNCTION_LINES = 60  # without its docstring
 # dictionaries and stand alone: smp asks the model for its own.
 LAYERS = (
     ("_atomic", "data_sets", "errors", "hub.card_sections", "hub.cards", "label_sets", "variants"),
-    ("checkpoints.download", "checkpoints.reading", "checkpoints.recognition", "models"),
+    ("checkpoints.download", "checkpoints.reading", "checkpoints.recognition", "checkpoints.unpickler", "models"),
     ("checkpoints.lookup", "checkpoints.published", "checkpoints.segmenters", "prediction"),
     (
         "checkpoints.conversion",

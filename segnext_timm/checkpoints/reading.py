@@ -1,12 +1,10 @@
 """Read checkpoint files of PyTorch, Jittor, Paddle and safetensors without executing code from them.
 
-Loading a pickle can execute code. One unpickler prevents that: it admits arrays, tensors, plain containers and what
-training checkpoints keep beside them, by name. The state dict in what was read may be nested, wrapped, averaged, or
+Pickles are read by an unpickler that admits arrays, tensors, plain containers and what training checkpoints keep beside
+them, by name. The state dict in what was read may be nested, wrapped, averaged, or
 beside other things.
 """
 
-import _compat_pickle
-import argparse
 import hashlib
 import io
 import mmap
@@ -14,7 +12,6 @@ import os
 import pickle
 import re
 import shutil
-import types
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,117 +22,9 @@ import torch
 import torch.hub
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import _weights_only_unpickler
 
 from ..errors import CheckpointError
-
-
-class _Forbidden(pickle.UnpicklingError):
-    """A pickle wants to do what could execute code; the message names it, as in "execute os.system"."""
-
-
-def _encode(text: str, encoding: str) -> bytes:
-    """Restore bytes in pickles of protocol 2; `codecs.encode` itself would accept any codec."""
-    if encoding not in ("latin1", "latin-1"):
-        raise pickle.UnpicklingError(f"bytes in the encoding {encoding}")
-    return text.encode("latin1")
-
-
-class _HistoryBuffer:
-    """Stand-in for the log of losses in mmengine's training checkpoints."""
-
-    def __setstate__(self, state: Any) -> None:
-        pass
-
-
-def _history_method(owner: type, name: str) -> None:
-    """Stand-in for `getattr`, with which that log refers to its own methods."""
-    if owner is not _HistoryBuffer:
-        raise _Forbidden("execute builtins.getattr")
-
-
-def _jittor_var(array: Any) -> Any:
-    """Stand-in for `jittor.Var`, which newer versions of Jittor pickle with its one array."""
-    if not isinstance(array, np.ndarray):
-        raise pickle.UnpicklingError(f"a jittor.Var of a {type(array).__name__}")
-    return array
-
-
-def _admitted_globals() -> dict[str, Any]:
-    """Build the table of names that a pickle may use: those of torch's `weights_only`, numpy's, and a few more."""
-    # torch checks the indices of sparse tensors only where it unpickles itself, and weights never have any
-    admitted = {k: v for k, v in _weights_only_unpickler._get_allowed_globals().items() if "sparse" not in k}
-    admitted |= {
-        "_codecs.encode": _encode,
-        "argparse.Namespace": argparse.Namespace,  # the arguments of timm's training script
-        "builtins.getattr": _history_method,
-        "jittor.Var": _jittor_var,
-        "jittor_core.Var": _jittor_var,
-        "mmengine.logging.history_buffer.HistoryBuffer": _HistoryBuffer,
-        "numpy.dtype": np.dtype,
-        "numpy.ndarray": np.ndarray,
-    }
-    array, scalar = np.zeros(1), np.float64(0)
-    # numpy's own functions, under their names before and since version 2
-    functions: tuple[tuple[str, Any], ...] = (
-        ("multiarray", array.__reduce__()[0]),
-        ("multiarray", scalar.__reduce__()[0]),
-        ("numeric", array.__reduce_ex__(5)[0]),
-    )
-    for module, function in functions:
-        for core in ("core", "_core"):
-            admitted[f"numpy.{core}.{module}.{function.__name__}"] = function
-    return admitted
-
-
-_ADMITTED = _admitted_globals()
-
-
-def _admitted_by_user() -> dict[str, Any]:
-    """What the user has admitted for `torch.load`, by name."""
-    entries = torch.serialization.get_safe_globals()
-    named = (e if isinstance(e, tuple) else (e, f"{e.__module__}.{e.__qualname__}") for e in entries)
-    return {name: value for value, name in named}
-
-
-_Base: Any = pickle._Unpickler  # unlike pickle.Unpickler, it lets single steps be replaced
-
-
-class _Unpickler(_Base):
-    """Unpickler that restores only what the table, or the user, admits."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        # names of Python 2, which torch.save writes
-        moved = _compat_pickle.IMPORT_MAPPING.get(module, module), name
-        module, name = _compat_pickle.NAME_MAPPING.get((module, name), moved)
-        admitted = _ADMITTED
-        if f"{module}.{name}" not in admitted and module not in ("os", "posix", "nt", "sys"):  # as torch.load
-            admitted = _admitted_by_user()
-        try:
-            return admitted[f"{module}.{name}"]
-        except KeyError:
-            raise _Forbidden(f"execute {module}.{name}") from None
-
-    def load_build(self) -> None:
-        """Set an object's attributes; those of a class or a function would stay changed in this process."""
-        target = self.stack[-2]
-        if isinstance(target, type | types.FunctionType | types.BuiltinFunctionType):
-            raise _Forbidden(f"change {target.__module__}.{target.__qualname__}")
-        super().load_build()
-
-    def load_binpersid(self) -> None:
-        """Find a storage; for a module, torch would compare its source code, and write differences to a file."""
-        if self.stack[-1][:1] != ("storage",):
-            raise _Forbidden("compare source code")
-        super().load_binpersid()
-
-    # without names by number, which need not pass find_class
-    dispatch = {k: v for k, v in _Base.dispatch.items() if k not in pickle.EXT1 + pickle.EXT2 + pickle.EXT4}
-    dispatch |= {pickle.BUILD[0]: load_build, pickle.BINPERSID[0]: load_binpersid}
-
-
-def _load_pickle(file: IO[bytes], **options: Any) -> Any:
-    return _Unpickler(file, **options).load()
+from .unpickler import PICKLE_MODULE, ForbiddenError, load_pickle
 
 
 def _check_jittor_sum(path: Path) -> None:
@@ -158,16 +47,16 @@ def _check_jittor_sum(path: Path) -> None:
         raise pickle.UnpicklingError("its checksum does not match")
 
 
-_PICKLE_MODULE = types.SimpleNamespace(__name__=__name__, Unpickler=_Unpickler, load=_load_pickle)
-
-
 def _load_torch(path: Path, zipped: bool) -> Any:
     if os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "0").lower() in ("1", "y", "yes", "true"):
-        raise CheckpointError(
-            f"{path}: not read, because TORCH_FORCE_WEIGHTS_ONLY_LOAD is set, which rules out the unpickler of this "
-            f"package. Unset it: no code in the file is executed in any case."
-        )
-    options: dict[str, Any] = {"map_location": "cpu", "weights_only": False, "pickle_module": _PICKLE_MODULE}
+        try:  # torch takes no other unpickler then
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        except pickle.UnpicklingError as error:
+            raise CheckpointError(
+                f"{path}: TORCH_FORCE_WEIGHTS_ONLY_LOAD is set, and torch refuses the file. Unset it: this package "
+                f"executes no code either. ({' '.join(str(error).split())[:200]})"
+            ) from None
+    options: dict[str, Any] = {"map_location": "cpu", "weights_only": False, "pickle_module": PICKLE_MODULE}
     # Without its descriptor, torch does not take a file for a tar, which it would unpack; without its name, not for
     # safetensors.
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
@@ -283,17 +172,17 @@ def read_checkpoint(path: str | Path) -> Any:
                 if (name := _paddle_name(archive)) is None:
                     return _load_torch(path, zipped=True)
                 content = _read_member(archive, name)
-            return _load_pickle(content)
+            return load_pickle(content)
         if _TORCH_MAGIC in head[:16]:
             return _load_torch(path, zipped=False)
         if head[8:9] == b"{":
             return load_file(path)
         _check_jittor_sum(path)
         with path.open("rb") as file:
-            return _load_pickle(file)
+            return load_pickle(file)
     except CheckpointError:
         raise
-    except _Forbidden as error:
+    except ForbiddenError as error:
         raise CheckpointError(
             f"{path}: refused, because loading it would {error}, which weights never need. No code was executed. "
             f"Get the file from its publisher, or ask them for safetensors."
@@ -361,8 +250,10 @@ def take_state_dict(checkpoint: Mapping[str, Any], ema: bool = False) -> dict[st
     checkpoint, ema = _unnest(checkpoint, ema)
     tensors = {}
     for name, value in checkpoint.items():
-        if isinstance(value, np.ndarray) and value.dtype != object:
-            value = torch.from_numpy(value if value.flags.writeable else value.copy())
+        if isinstance(value, np.ndarray) and value.dtype.kind in "biufc" and value.dtype.itemsize <= 16:
+            value = torch.from_numpy(
+                np.require(value.astype(value.dtype.newbyteorder("="), copy=False), requirements="W")
+            )
         if isinstance(value, torch.Tensor):
             tensors[re.sub(f"^{_WRAPPERS}", "", str(name))] = value
     # mmcv keeps averages beside the weights, under the weight's name with underscores for dots

@@ -4,6 +4,8 @@ import http.server
 import io
 import os
 import pickle
+import struct
+import subprocess
 import sys
 import tarfile
 import threading
@@ -13,6 +15,7 @@ import types
 import zipfile
 from collections import Counter, OrderedDict
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -21,8 +24,9 @@ import torch
 from safetensors.torch import save_file
 
 from random_checkpoints import save_jittor
+from segnext_timm.checkpoints import unpickler
 from segnext_timm.checkpoints.download import fetch
-from segnext_timm.checkpoints.reading import check_whole, read_checkpoint
+from segnext_timm.checkpoints.reading import check_whole, read_checkpoint, take_state_dict
 from segnext_timm.errors import CheckpointError
 
 WEIGHTS = {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(3)}
@@ -582,8 +586,116 @@ def test_reading_compares_no_source_code_and_writes_no_patch(tmp_path, monkeypat
     assert [file.name for file in tmp_path.iterdir()] == ["x.pth"]
 
 
-def test_a_setting_of_torch_that_rules_out_this_reader_is_named(tmp_path, monkeypatch):
+def test_a_setting_of_torch_that_rules_out_other_unpicklers_leaves_weights_readable(tmp_path, monkeypatch):
     torch.save(WEIGHTS, tmp_path / "x.pth")
+    torch.save({"args": argparse.Namespace(lr=0.1)}, tmp_path / "args.pth")
     monkeypatch.setenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
-    with pytest.raises(CheckpointError, match=r"x\.pth: not read, because TORCH_FORCE_WEIGHTS_ONLY_LOAD is set"):
-        read_checkpoint(tmp_path / "x.pth")
+    assert torch.equal(read_checkpoint(tmp_path / "x.pth")["b"], WEIGHTS["b"])
+    with pytest.raises(CheckpointError, match=r"args\.pth: TORCH_FORCE_WEIGHTS_ONLY_LOAD is set, and torch refuses"):
+        read_checkpoint(tmp_path / "args.pth")
+
+
+# Pickles that would make torch or numpy read memory that is not theirs. Each is read in a process of its own.
+
+
+def word(text):
+    return b"X" + struct.pack("<I", len(text)) + text.encode()
+
+
+def number(value):
+    encoded = pickle.encode_long(value)
+    return b"\x8a" + bytes([len(encoded)]) + encoded
+
+
+DTYPE_OF_POINTERS = (
+    b"cnumpy\ndtype\n(" + word("V8") + b"\x89\x88tRq\x00("  # a copy of V8, then its state: a field of objects
+    b"K\x03" + word("|") + b"N(" + word("a") + b"t}" + word("a") + b"(cnumpy\ndtype\n" + word("O") + b"\x85RK\x00ts"
+    b"K\x08K\x01K\x00tb"
+)
+HOSTILE = {
+    "a tensor of an address": b"ctorch\nTensor\n)}" + word("cdata") + number(0x4141414141) + b"s\x92.",
+    "a float tensor of an address": b"ctorch\nFloatTensor\n)}" + word("cdata") + number(0x4141414141) + b"s\x92.",
+    "a storage with an allocator": b"ctorch.storage\nUntypedStorage\n("
+    + number(16)
+    + b"t}"
+    + word("allocator")
+    + number(0x4141414141)
+    + b"s\x92.",
+    "an array of forged pointers": b"cbuiltins\nset\n(cnumpy.core.numeric\n_frombuffer\n(C\x08@AAAAAAA"
+    + DTYPE_OF_POINTERS
+    + b"K\x01\x85"
+    + word("C")
+    + b"tRtR.",
+    "an array larger than its data": b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\x00\x85C\x01btR(K\x01"
+    + number(1 << 40)
+    + b"\x85cnumpy\ndtype\n("
+    + word("f4")
+    + b"\x89\x88tR\x89C\x04AAAAtb.",
+    "a tensor larger than nothing": b"ctorch._utils\n_rebuild_tensor_v2\n(NK\x00(M\xe8\x03t(K\x01t\x89NtR.",
+}
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("hostile", HOSTILE.values(), ids=HOSTILE)
+def test_pickles_that_forge_memory_are_refused(tmp_path, hostile, wrapped):
+    path = tmp_path / "x.pth"
+    if wrapped:
+        write_zip(path, b"\x80\x04" + hostile)
+    else:
+        path.write_bytes(b"\x80\x04" + hostile)
+    code = (
+        "import sys; from segnext_timm.checkpoints.reading import read_checkpoint\n"
+        "from segnext_timm.errors import CheckpointError\n"
+        "try:\n    print(read_checkpoint(sys.argv[1]))\nexcept CheckpointError as error:\n    print('refused', error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.split()[:1]) == (0, ["refused"]), done.stderr
+
+
+def write_zip(path, content):
+    """Write a file of torch whose pickle has another content."""
+    torch.save({}, path)
+    with zipfile.ZipFile(path) as good:
+        members = {name: good.read(name) for name in good.namelist()}
+    with zipfile.ZipFile(path, "w") as bad:
+        for name, data in members.items():
+            bad.writestr(name, content if name.endswith("data.pkl") else data)
+
+
+@pytest.mark.parametrize(
+    "step", [b"N}" + word("x") + b"K\x01s\x86b.", b"}" + word("_dtype") + b"K\x01sb.", b")\x81.", b")}\x92."]
+)
+def test_nothing_that_is_admitted_can_be_changed_or_made_otherwise(tmp_path, step):
+    def state():
+        return {name: (type(value), getattr(value, "__dict__", None)) for name, value in unpickler._ADMITTED.items()}
+
+    before = state()
+    for name in unpickler._ADMITTED:
+        module, _, attribute = name.rpartition(".")
+        (tmp_path / "x.pkl").write_bytes(b"\x80\x02c" + f"{module}\n{attribute}\n".encode() + step)
+        made = step == b")\x81." and name.rpartition(".")[2] in ("Namespace", "HistoryBuffer")
+        with nullcontext() if made else pytest.raises(CheckpointError):
+            read_checkpoint(tmp_path / "x.pkl")
+    assert {
+        name: (type(value), getattr(value, "__dict__", None)) for name, value in unpickler._ADMITTED.items()
+    } == before
+
+
+def test_reading_does_not_change_what_torch_itself_reads(tmp_path):
+    torch.save(WEIGHTS, tmp_path / "good.pth")
+    step = b"ctorch\nFloatStorage\n}" + word("_dtype") + b"ctorch\nfloat64\nsb."
+    for write in (lambda path: path.write_bytes(b"\x80\x02" + step), lambda path: write_zip(path, b"\x80\x02" + step)):
+        write(tmp_path / "x.pkl")
+        with pytest.raises(CheckpointError):
+            read_checkpoint(tmp_path / "x.pkl")
+    assert torch.equal(torch.load(tmp_path / "good.pth", weights_only=True)["b"], WEIGHTS["b"])
+
+
+def test_arrays_of_another_byte_order_and_of_text_are_read(tmp_path):
+    content = {"big": np.arange(6, dtype=">f4").reshape(2, 3), "text": np.array(["a", "bcd"]), "step": np.float32(2.5)}
+    for protocol in (2, 4, 5):
+        (tmp_path / "x.pkl").write_bytes(pickle.dumps(content, protocol))
+        found = read_checkpoint(tmp_path / "x.pkl")
+        assert all(np.array_equal(found[name], value) for name, value in content.items())
+        assert torch.equal(take_state_dict(found)["big"], torch.arange(6.0).reshape(2, 3))
+        assert take_state_dict(found).keys() == {"big"}

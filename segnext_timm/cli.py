@@ -307,7 +307,7 @@ _PREDICT_OPTIONS = (
         "--window",
         type=SizeType(32),
         metavar="HEIGHT[xWIDTH]",
-        help="Size of the windows in pixels; one number for a square.  [default: as trained, or 512]",
+        help="Size of the windows in pixels, for images processed in windows.  [default: as trained, or 512]",
     ),
     click.option(
         "--stride",

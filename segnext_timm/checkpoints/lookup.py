@@ -199,7 +199,9 @@ def _no_answer(name: str | Path, error: BaseException) -> Exception:
     if status == 401:
         return PermissionError(f"{name}: the Hub refused the token. Log in with `hf auth login`, or set HF_TOKEN.")
     if status == 403:
-        return PermissionError(f"{name}: the token may not read this repository on the Hub. Take one that may.")
+        return PermissionError(
+            f"{name}: the token may not read this repository on the Hub. Use a token with read access."
+        )
     if status == 429 or status >= 500:
         return ConnectionError(f"{name}: the Hub cannot answer now (status {status}). Try again later.")
     reason = getattr(error, "server_message", None) or str(error).strip().splitlines()[-1]

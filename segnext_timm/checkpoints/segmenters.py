@@ -169,12 +169,15 @@ def load_segmenter(
         The model, in evaluation mode.
 
     Raises:
+        ValueError: If `classes` is less than 1.
         FileNotFoundError: If no such segmenter, folder or repository exists.
         PermissionError: If the Hub does not give the repository to the token.
         ConnectionError: If the Hub cannot be reached.
         HubError: If the Hub refuses the request for another reason.
         CheckpointError: If the folder or repository holds something else, or its weights are damaged or do not fit.
     """
+    if classes is not None and classes < 1:
+        raise ValueError(f"classes must be at least 1, got {classes}")
     check_segmenter(name)
     if (cfg := find_published(name)) is not None:
         given = {"revision": revision, "token": token, "cache_dir": cache_dir}

@@ -206,12 +206,14 @@ class _Labels(nn.Module):
         super().__init__()
         self.model = model
         info = ModelInfo(model)
-        self.keeps_order = info.keeps_order
-        self.threshold = 0.0 if self.keeps_order and not isinstance(info.activation, Clamp) else info.threshold
-        if self.keeps_order:
-            head: Any = model.segmentation_head
-            head[-1].activation = nn.Identity()
-        self.by_bands = isinstance(model, SegNeXt) and self.keeps_order and info.num_classes > 1
+        is_segnext = isinstance(model, SegNeXt)
+        # another head than SegNeXt's own activates maps before they are resized
+        gives_logits = info.keeps_order and (not is_segnext or info.resizes_logits)
+        gives_logits = gives_logits or isinstance(info.activation, nn.Identity | None)
+        self.threshold = 0.0 if gives_logits and not isinstance(info.activation, Clamp) else info.threshold
+        if gives_logits and info.activation is not None:
+            cast(nn.Sequential, model.segmentation_head)[-1] = nn.Identity()
+        self.by_bands = is_segnext and gives_logits and info.num_classes > 1
         self.portable = portable
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:

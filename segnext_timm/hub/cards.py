@@ -7,6 +7,7 @@ facts from the configuration or its author, and says what is unknown.
 
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -36,6 +37,8 @@ from .card_sections import (
     table,
     training_section,
 )
+
+_logger = logging.getLogger(__name__)
 
 _PLACEHOLDER = "USER/REPO"  # from the documentation; replaced in cards that contain it
 _METRIC_IDS = {"mIoU": "mean_iou", "top-1": "accuracy", "top-5": "accuracy"}  # on hf.co/metrics
@@ -184,8 +187,13 @@ def point_to_repo(text: str, repo: str) -> str:
 
 
 def read_card(path: Path) -> str | None:
-    """Read a card with its line ends; None if there is none."""
-    return path.read_bytes().decode("utf-8-sig") if path.is_file() else None
+    """Read a card with its line ends, and with bytes that are no text; None if there is none."""
+    return path.read_bytes().decode("utf-8-sig", "surrogateescape") if path.is_file() else None
+
+
+def encode_card(text: str) -> bytes:
+    """Encode a card; bytes that :func:`read_card` found no text in stay as they were."""
+    return text.encode("utf-8", "surrogateescape")
 
 
 def sign(text: str) -> str:
@@ -202,7 +210,7 @@ def is_generated(text: str) -> bool:
 
 def _text_hash(text: str) -> str:
     lines = [line.rstrip() for line in text.splitlines()]
-    return hashlib.sha256("\n".join(lines).strip().encode()).hexdigest()[:16]
+    return hashlib.sha256(encode_card("\n".join(lines).strip())).hexdigest()[:16]
 
 
 def given_facts(text: str) -> dict[str, Any]:
@@ -212,7 +220,7 @@ def given_facts(text: str) -> dict[str, Any]:
 
 
 def update_card(text: str, new: ModelCard) -> str:
-    """Return the card that replaces the card of other weights or results.
+    """Merge a new card into an old one.
 
     Args:
         text: The old card. If somebody edited it, it keeps its text; results and metrics in its front matter follow.
@@ -220,7 +228,11 @@ def update_card(text: str, new: ModelCard) -> str:
     """
     if is_generated(text):
         return str(new)
-    card: Any = ModelCard(text, ignore_metadata_errors=True)
+    try:
+        card: Any = ModelCard(text, ignore_metadata_errors=True)
+    except Exception as error:  # whatever the parser of YAML raises
+        _logger.warning(f"The model card stays as it is, because its front matter cannot be read: {error}")
+        return text
     follows: Any = new.data
     if (card.data.eval_results or None, card.data.metrics) == (follows.eval_results, follows.metrics):
         return text

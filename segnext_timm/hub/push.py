@@ -16,9 +16,18 @@ from timm.models import FeatureInfo
 from .._atomic import replace_when_complete
 from ..errors import HubError
 from ..models.fusion import check_not_fused
-from ..models.model_info import true_results, weights_digest
+from ..models.model_info import true_results, unwrap, weights_digest
 from ..models.segnext import SegNeXt
-from .cards import given_facts, info_key, is_generated, parse_smp_card, point_to_repo, read_card, update_card
+from .cards import (
+    encode_card,
+    given_facts,
+    info_key,
+    is_generated,
+    parse_smp_card,
+    point_to_repo,
+    read_card,
+    update_card,
+)
 from .folder import (
     CARD,
     CONFIG,
@@ -33,13 +42,6 @@ from .folder import (
 )
 
 
-def _unwrap(model: torch.nn.Module) -> torch.nn.Module:
-    """Unwrap a model from DistributedDataParallel and torch.compile."""
-    while (inner := getattr(model, "_orig_mod", None) or getattr(model, "module", None)) is not None:
-        model = inner
-    return model
-
-
 @contextmanager
 def _folder_of(model_or_folder: torch.nn.Module | str | Path) -> Iterator[Path]:
     """Yield the folder, or a temporary folder of the model."""
@@ -51,7 +53,7 @@ def _folder_of(model_or_folder: torch.nn.Module | str | Path) -> Iterator[Path]:
         read_model_config(folder)
         yield folder
         return
-    model = _unwrap(model_or_folder)
+    model = unwrap(model_or_folder)
     check_not_fused(model)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -188,7 +190,7 @@ def push_to_hub(
                 exists = api.file_exists(repo_id, CARD, revision=revision)
                 old = read_card(Path(api.hf_hub_download(repo_id, CARD, revision=revision))) if exists else None
                 text = _model_card(folder, config, repo_id, card, old)
-            content = {CARD: text.encode()}
+            content = {CARD: encode_card(text)}
             if changed:
                 content[CONFIG] = json.dumps(config, indent=2, sort_keys=True).encode()
             sent = [path.as_posix() for path in files if str(path) not in content]
@@ -280,4 +282,4 @@ def add_results(folder: str | Path, results: Sequence[Mapping[str, Any]]) -> Non
     }
     for name, text in files.items():
         with replace_when_complete(folder / name) as path:
-            path.write_bytes(text.encode())
+            path.write_bytes(encode_card(text))

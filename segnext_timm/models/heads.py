@@ -1,4 +1,4 @@
-"""SegNeXt's segmentation head, and what a configuration says of it."""
+"""SegNeXt's segmentation head, and its description in a configuration."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -26,12 +26,12 @@ class ResizingHead(SegmentationHead):
         super().__init__(in_channels, out_channels, kernel_size=kernel_size, activation=activation, upsampling=1)
         self.takes_size = True
 
-    def forward(self, x: torch.Tensor, size: list[int] | None) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, size: list[int] | None, activated: bool = True) -> torch.Tensor:
         """Features (B, in_channels, h, w) to a map (B, out_channels, *size), or (B, out_channels, h, w) if None."""
         x = self[0](x)
         if size is not None:
             x = F.interpolate(x, size=size, mode="bilinear", align_corners=False)
-        return self[2](x)
+        return self[2](x) if activated else x
 
 
 def make_head(

@@ -173,12 +173,18 @@ class ModelInfo:
         """Final activation of an smp model, Identity if it has none; None for other models."""
         head = getattr(self._model, "segmentation_head", None)
         last = head[-1] if isinstance(head, nn.Sequential) and len(head) else None
-        return last.activation if isinstance(last, Activation) else None
+        is_activation = type(last).__module__ == nn.Sigmoid.__module__
+        return last.activation if isinstance(last, Activation) else last if is_activation else None
 
     @property
     def keeps_order(self) -> bool:
         """Whether the labels of activated logits are those of the logits, pixel by pixel."""
         return isinstance(self.activation, _KEEPING_ORDER)
+
+    @property
+    def resizes_logits(self) -> bool:
+        """Whether SegNeXt's own head applies the activation, after it resized the logits."""
+        return hasattr(getattr(self._model, "segmentation_head", None), "takes_size")
 
     @functools.cached_property
     def threshold(self) -> float:
@@ -221,9 +227,9 @@ def _encoder_normalization(encoder: str, weights: str) -> tuple[tuple[float, ...
 class Segmenter:
     """A segmentation model as predictions need it: called by `__call__`, for maps that can be resized and averaged.
 
-    smp's activations are left out where the model is called directly: a copy of the model and its head, which shares
-    all parts and hooks but the activation, is called in its place. The outputs of compiled and wrapped models, and of
-    activations that smp does not name, are taken as they are.
+    SegNeXt leaves its activation out when it is asked to. Of smp's other models, a copy of the model and its head that
+    shares all parts and hooks, but not the activation, is called; hooks of these two modules get the copy. The outputs
+    of these models when they are compiled or wrapped, and of activations that smp does not name, are taken as they are.
 
     Args:
         model: Any model of smp, or another module that maps images (B, C, H, W) to maps (B, classes, h, w), with or
@@ -236,12 +242,16 @@ class Segmenter:
         activation = self.info.activation
         self._clamp = activation if isinstance(activation, Clamp) else None
         self.gives_logits = isinstance(activation, nn.Identity | None)
-        if not self.gives_logits and self.info.keeps_order and _is_plain(model):
+        self._options: dict[str, Any] = {}
+        is_segnext = "activated" in inspect.signature(unwrap(model).forward).parameters
+        if is_segnext and self.info.keeps_order and self.info.resizes_logits:
+            self.gives_logits, self._options = True, {"activated": False}
+        elif not is_segnext and not self.gives_logits and self.info.keeps_order and _is_plain(model):
             self.model, self.gives_logits = _without_activation(cast(SegmentationModel, model)), True
         # log-probabilities are logits; the output of a tanh, from -1 to 1, is taken as one
         self._gives_probabilities = not (self.gives_logits or isinstance(activation, nn.LogSoftmax | nn.Tanh))
-        takes_upsampling = "upsampling" in inspect.signature(unwrap(model).forward).parameters
-        self.gives_small_maps = self.gives_logits and takes_upsampling  # SegNeXt's logits, before they are resized
+        self.gives_small_maps = self.gives_logits and is_segnext  # logits before they are resized
+        self._options |= {"upsampling": 1} if self.gives_small_maps else {}
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """Compute maps (B, classes, h, w), of an eighth of the images' size for SegNeXt's logits.
@@ -252,7 +262,7 @@ class Segmenter:
         Raises:
             ValueError: If the model returns something else.
         """
-        output = self.model(images, upsampling=1) if self.gives_small_maps else self.model(images)
+        output = self.model(images, **self._options)
         maps = output[0] if isinstance(output, tuple) else output  # without those of a classification head
         if not isinstance(maps, torch.Tensor):
             raise ValueError(f"The model returned a {type(maps).__name__}, not a tensor (B, classes, H, W).")
@@ -282,8 +292,11 @@ class Segmenter:
 
 
 def _is_plain(model: nn.Module) -> bool:
-    """Whether a call of an smp model runs its class's `forward`: not if it is compiled, or patched by accelerate."""
-    return isinstance(model, SegmentationModel) and model._compiled_call_impl is None and "forward" not in vars(model)
+    """Whether calls of an smp model and its head run their classes' `forward`, uncompiled and not patched."""
+    return isinstance(model, SegmentationModel) and all(
+        module._compiled_call_impl is None and not vars(module).keys() & {"forward", "_orig_mod"}
+        for module in (model, cast(nn.Module, model.segmentation_head))
+    )
 
 
 def _without_activation(model: SegmentationModel) -> nn.Module:

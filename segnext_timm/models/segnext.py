@@ -23,7 +23,7 @@ from segmentation_models_pytorch.base.utils import is_torch_compiling
 from segmentation_models_pytorch.encoders import get_encoder, get_encoder_names
 
 from .._atomic import fill_when_complete
-from ..hub.cards import HERE, read_card, segmenter_card, update_card
+from ..hub.cards import HERE, encode_card, read_card, segmenter_card, update_card
 from .fusion import check_not_fused
 from .hamburger import GroupNorm, Hamburger
 from .heads import describe_head, make_head
@@ -260,13 +260,14 @@ class SegNeXt(SegmentationModel):
             )
 
     def forward(
-        self, x: torch.Tensor, upsampling: int | None = None
+        self, x: torch.Tensor, upsampling: int | None = None, activated: bool = True
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """Segment images.
 
         Args:
             x: Images of shape (B, in_channels, H, W), H and W at least 32.
             upsampling: 8 or 1 for this call, in place of the attribute of this name.
+            activated: Apply `activation`. Without effect on a head that replaced the model's own.
 
         Returns:
             Logits, after `activation` if there is one, of shape (B, classes, H, W), or with `upsampling=1` (B, classes,
@@ -281,7 +282,7 @@ class SegNeXt(SegmentationModel):
         size: list[int] | None = [x.shape[-2], x.shape[-1]] if upsampling != 1 else None
         masks = self.decoder(features)
         if hasattr(self.segmentation_head, "takes_size"):
-            masks = self.segmentation_head(masks, size)
+            masks = self.segmentation_head(masks, size, activated)
         else:  # a head of the user's
             masks = self.segmentation_head(masks)
             if size is not None:
@@ -294,7 +295,8 @@ class SegNeXt(SegmentationModel):
     def predict_labels(self, x: torch.Tensor) -> torch.Tensor:
         """Predict labels in evaluation mode, equal to `forward(x).argmax(1)`, without full-resolution logits.
 
-        Calls the model, so that its hooks fire, and a compiled model runs compiled.
+        Calls the model, so that its hooks fire. A model compiled in place, by `model.compile()`, runs compiled; the
+        method of `torch.compile(model)` is that of the model in it.
 
         Args:
             x: Images of shape (B, in_channels, H, W), H and W at least 32.
@@ -360,7 +362,7 @@ class SegNeXt(SegmentationModel):
             super().save_pretrained(new, *args, config=config, model_card_kwargs=about)
             if (old := read_card(folder / "README.md")) is not None:
                 card = update_card(old, ModelCard.load(new / "README.md"))
-                (new / "README.md").write_bytes(card.encode())
+                (new / "README.md").write_bytes(encode_card(card))
         return self.push_to_hub(repo_id, config=config, model_card_kwargs=about, **kwargs) if push else None
 
     def push_to_hub(
@@ -395,6 +397,8 @@ class SegNeXt(SegmentationModel):
         true = true_results(fitting, self)
         if "results" in fitting and "results" not in true:
             misfits = ", ".join(filter(None, (misfits, "results of other weights")))
+        if true.get("results") and "results_digest" not in true:
+            true["results_digest"] = weights_digest(self)
         self.config["pretrained_cfg"] = true
         if misfits:
             _logger.warning(f"pretrained_cfg: left out {misfits}.")

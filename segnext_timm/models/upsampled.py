@@ -279,10 +279,13 @@ class UpsampledCrossEntropyLoss(nn.Module):
                 "`target.long()`, and maps of one probability a class by `target.argmax(1)`."
             )
         if target.ndim != 3 or logits.ndim != 4 or target.shape[0] != logits.shape[0]:
+            hint = " Use `target.squeeze(1)`." if target.ndim == 4 and target.shape[1] == 1 else ""
             raise ValueError(
                 f"Logits (B, classes, h, w) need labels (B, H, W), got logits {tuple(logits.shape)} and labels "
-                f"{tuple(target.shape)}."
+                f"{tuple(target.shape)}.{hint}"
             )
+        if self.weight is not None and self.weight.numel() != logits.shape[1]:
+            raise ValueError(f"There are {self.weight.numel()} class weights for logits of {logits.shape[1]} classes.")
         target = target.long()
         # wide also in a criterion cast to half precision, where the sum of the pixels' weights would overflow
         wide = torch.promote_types(logits.dtype, torch.float32)

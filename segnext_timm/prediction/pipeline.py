@@ -8,8 +8,10 @@ compared one tile of the image at a time. How an image is processed depends on i
 alone, so that its labels do too.
 """
 
+import math
 import platform
 from collections.abc import Callable, Iterator, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +38,14 @@ def _label_type(classes: int) -> type[np.integer]:
     return np.uint8 if classes <= 256 else np.int32
 
 
-def _pair(value: int | Sequence[int]) -> tuple[int, int]:
-    height, width = (value, value) if isinstance(value, int) else value
-    return height, width
+def _pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:
+    """Read an option of one or two whole numbers of pixels from 1 on."""
+    sides: Any = (value, value) if isinstance(value, Integral) else value
+    try:
+        first, second = (int(side) for side in sides if isinstance(side, Integral) and int(side) > 0)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be a number of pixels from 1 on, or two of them, got {value!r}") from None
+    return first, second
 
 
 def _size_of(image: torch.Tensor) -> tuple[int, int]:
@@ -96,9 +103,9 @@ def _resolve_windows(
     Raises:
         ValueError: If the stride is not from 1 to the window's side.
     """
-    height, width = _pair(window or info.input_size)
-    steps = (max(height * 3 // 4, 1), max(width * 3 // 4, 1)) if stride is None else _pair(stride)
-    if min(height, width, *steps) < 1 or steps[0] > height or steps[1] > width:
+    height, width = info.input_size if window is None else _pair("window", window)
+    steps = (max(height * 3 // 4, 1), max(width * 3 // 4, 1)) if stride is None else _pair("stride", stride)
+    if steps[0] > height or steps[1] > width:
         raise ValueError(f"stride must be from 1 to the window's side, got {steps} of {(height, width)}")
     return (height, width), steps
 
@@ -111,7 +118,7 @@ def _make_plan(
     stride: int | tuple[int, int] | None = None,
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
-    fit_in: tuple[int, int] | None = None,
+    fit_in: int | tuple[int, int] | None = None,
     divisor: int = 1,
     precision: Precision = "fp32",
     batch: int | None = None,
@@ -125,8 +132,8 @@ def _make_plan(
         raise ValueError(f"mode must be 'auto', 'whole' or 'slide', got {mode!r}")
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
-    if not scales or min(scales) <= 0:
-        raise ValueError(f"scales must be positive, got {scales!r}")
+    if not isinstance(scales, Sequence) or not scales or not all(0 < scale < math.inf for scale in scales):
+        raise ValueError(f"scales must be positive numbers, such as (0.5, 1.0), got {scales!r}")
     if batch is not None and batch < 1:
         raise ValueError(f"batch must be at least 1, got {batch}")
     info = segmenter.info
@@ -137,7 +144,7 @@ def _make_plan(
             f"The model takes {info.in_channels} channels, and its mean and std have {known}: put those of your "
             f'images, of values from 0 to 1, into model.pretrained_cfg["mean"] and ["std"].'
         )
-    long, short = fit_in or (max(size), min(size))
+    long, short = (max(size), min(size)) if fit_in is None else _pair("fit_in", fit_in)
     sizes = [fit(size, long * scale, short * scale, divisor) for scale in scales]
     bytes_per_pixel = _PIXEL_BYTES + (0 if segmenter.gives_small_maps else 12 * info.num_classes)
     if mode == "auto":
@@ -225,7 +232,7 @@ def predict(
     stride: int | tuple[int, int] | None = None,
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
-    fit_in: tuple[int, int] | None = None,
+    fit_in: int | tuple[int, int] | None = None,
     probabilities: bool | Callable[[int], np.ndarray] = False,
     precision: Precision = "fp32",
     batch: int | None = None,
@@ -245,12 +252,13 @@ def predict(
             (B, C, H, W) are several images.
         mode: Process the image "whole", or in sliding windows ("slide"), which needs less memory but gives the model
             less context. "auto": whole if that takes less than about 2 GB, whatever memory is free.
-        window: Side, or height and width, of the windows in pixels. Default: the size of the images that the model was
-            trained on, or 512.
+        window: Side, or height and width, of the windows in pixels, if the image is processed in windows. Default: the
+            size of the images that the model was trained on, or 512.
         stride: Distance of the windows in pixels. Default: three quarters of their side.
         scales: Factors of the image's size, one pass each; the probabilities are averaged.
         flip: Add a pass on the mirrored image for each scale.
-        fit_in: Maximum side lengths (long, short): the image is first resized to fit them, keeping its aspect ratio.
+        fit_in: Maximum side lengths, a pair (long, short) or one number for both: the image is first resized, up or
+            down, until it reaches one of them, keeping its aspect ratio.
         probabilities: Also return probabilities, 4 bytes per class and pixel. Or a function that returns, for a number
             of classes, the array (classes, H, W) to write them to, which may be a memory-mapped file.
         precision: "bf16" and "fp16" run the model under autocast; "fp32" leaves it as it is.
@@ -267,10 +275,15 @@ def predict(
         FileNotFoundError: If a file does not exist.
         ValueError: If an option is invalid, an image cannot be read or does not fit the model, or the model does not
             return maps.
+        TypeError: If the model is not a module.
         MemoryError, RuntimeError: If there is too little memory, with a hint.
     """
     if tile is not None and tile < 1:
         raise ValueError(f"tile must be at least 1, got {tile}")
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"predict takes a model, got a {type(model).__name__}: load one by segnext_timm.load_segmenter."
+        )
     segmenter = Segmenter(model)
     options: dict[str, Any] = {
         "mode": mode,
@@ -292,7 +305,8 @@ def predict(
             if not is_out_of_memory(error):
                 raise
             height, width = _size_of(pixels)
-            raise type(error)(
+            kinds = (MemoryError, torch.OutOfMemoryError, RuntimeError)
+            raise next(kind for kind in kinds if isinstance(error, kind))(
                 f"Out of memory for an image of {height}×{width} pixels (height×width), processed in mode "
                 f"{plan.mode!r}. Use mode='slide', a smaller window or tile, or batch=1. ({error})"
             ) from error

@@ -47,7 +47,7 @@ def _constants(values: Sequence[float], device: torch.device) -> torch.Tensor:
     return torch.cat([torch.full((1, 1, 1), value, dtype=torch.float32, device=device) for value in values])
 
 
-@dataclass
+@dataclass(frozen=True)
 class Taps:
     """Pixels that each of `n` pixels of an axis is a weighted sum of.
 
@@ -92,13 +92,14 @@ def _combine(table: torch.Tensor, taps: Taps) -> torch.Tensor:
 
 def resample(maps: torch.Tensor, rows: Taps, columns: Taps) -> torch.Tensor:
     """Resample maps (h, w, channels) to (len(rows), len(columns), channels)."""
+    needed = []
     for axis, taps in enumerate((rows, columns)):  # only the part that is needed
         first, last = int(taps.indices.min()), int(taps.indices.max())
         maps = maps.narrow(axis, first, last + 1 - first)
-        taps.indices = taps.indices - first
+        needed.append(Taps(taps.indices - first, taps.weights))
     height, width, channels = maps.shape
-    wide = _combine(maps.transpose(0, 1).reshape(width, -1), columns).view(-1, height, channels)
-    return _combine(wide.transpose(0, 1).reshape(height, -1), rows).view(-1, wide.shape[0], channels)
+    wide = _combine(maps.transpose(0, 1).reshape(width, -1), needed[1]).view(-1, height, channels)
+    return _combine(wide.transpose(0, 1).reshape(height, -1), needed[0]).view(-1, wide.shape[0], channels)
 
 
 @dataclass(frozen=True)
@@ -210,7 +211,7 @@ class WindowedMaps:
         """Compute maps (rows, columns, classes) of a region of the image, at the image's size."""
         taps = [resizing_taps(*sides) for sides in zip(self.size, self.image_size, (rows, columns))]
         if self.mirrored:
-            taps[1].indices = self.size[1] - 1 - taps[1].indices
+            taps[1] = Taps(self.size[1] - 1 - taps[1].indices, taps[1].weights)
         tops, lefts = (
             [o for o in origins if o <= int(needed.indices.max()) and o + side > int(needed.indices.min())]
             for origins, side, needed in zip(self.origins, self.window, taps)

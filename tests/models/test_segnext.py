@@ -657,3 +657,21 @@ def test_bad_arguments_are_named(arguments, message):
 def test_bad_images_are_named(shape, message):
     with pytest.raises(ValueError, match=message):
         tiny()(images(*shape))
+
+
+@pytest.mark.parametrize("card", [b"---\nMy notes: a: b\n---\n# Mine\n", b"# Mine \xff\n"])
+def test_a_card_that_cannot_be_read_does_not_keep_a_model_from_being_saved(card, tmp_path):
+    (tmp_path / "README.md").write_bytes(card)
+    tiny().save_pretrained(tmp_path)
+    assert (tmp_path / "model.safetensors").is_file()
+    assert (tmp_path / "README.md").read_bytes() == card
+
+
+def test_results_without_a_digest_get_that_of_the_weights_that_are_saved_with_them(tmp_path):
+    results = [{"dataset": "mine", "metric": "mIoU", "value": 71.3}]
+    model = tiny(pretrained_cfg={"results": results})
+    model.save_pretrained(tmp_path / "a")
+    assert smp.from_pretrained(tmp_path / "a").pretrained_cfg["results"] == results
+    torch.nn.init.zeros_(model.decoder.align.weight)
+    model.save_pretrained(tmp_path / "b")
+    assert "results" not in smp.from_pretrained(tmp_path / "b").pretrained_cfg

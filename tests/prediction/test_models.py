@@ -66,19 +66,31 @@ def test_labels_do_not_depend_on_free_memory(monkeypatch):
     assert not np.array_equal(predict(model, image, window=48, mode="slide"), expected)
 
 
+def of_numpy():
+    """The error of an array that is too large, whose class takes other arguments than Python's."""
+    try:
+        return np.empty(1 << 59)
+    except MemoryError as error:
+        return error
+
+
 @pytest.mark.parametrize(
-    "error", [MemoryError("no"), torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("can't allocate memory")]
+    ("error", "raised"),
+    [
+        (MemoryError("no"), MemoryError),
+        (of_numpy(), MemoryError),
+        (torch.OutOfMemoryError("CUDA out of memory."), torch.OutOfMemoryError),
+        (RuntimeError("can't allocate memory"), RuntimeError),
+    ],
 )
-def test_too_little_memory_is_told_with_what_to_do(error):
+def test_too_little_memory_is_told_with_what_to_do(error, raised):
     model = segnext()
 
     def fail(module, inputs):
         raise error
 
     model.register_forward_pre_hook(fail)
-    with pytest.raises(
-        type(error), match=r"image of 64×96 pixels .* mode 'whole'\. Use mode='slide', a smaller window"
-    ):
+    with pytest.raises(raised, match=r"image of 64×96 pixels .* mode 'whole'\. Use mode='slide', a smaller window"):
         predict(model, noise())
 
 
@@ -148,10 +160,53 @@ def test_models_in_data_parallel_predict_as_they_do_alone(make):
         assert np.array_equal(found, predict(model, noise(), **options))
 
 
+@pytest.mark.parametrize("make", [unet, segnext])
+def test_a_compiled_head_does_not_change_the_labels(make):
+    model = make(classes=1, activation="sigmoid")
+    expected = predict(model, noise())
+    assert 0 < expected.mean() < 1
+    model.segmentation_head.compile(backend="eager")
+    assert np.array_equal(predict(model, noise()), expected)
+
+
+@pytest.mark.parametrize("activation", [None, "sigmoid", "softmax2d"])
+def test_hooks_of_a_segnext_get_the_model_itself(activation):
+    model, seen = segnext(activation=activation), []
+    model.register_forward_hook(lambda module, *args: seen.append(module))
+    model.segmentation_head.register_forward_hook(lambda module, *args: seen.append(module))
+    predict(model, noise())
+    model.predict_labels(normalized(noise()))
+    assert {id(module) for module in seen} == {id(model), id(model.segmentation_head)}
+
+
+@pytest.mark.parametrize("options", [{}, {"scales": (1.0, 1.0)}])
+@pytest.mark.parametrize("make", [unet, segnext])
+def test_an_activation_of_torch_at_the_end_of_a_head_counts(make, options):
+    model = make(classes=1)
+    model.segmentation_head = torch.nn.Sequential(model.segmentation_head[0], torch.nn.Sigmoid())
+    expected = (model(normalized(noise()))[0, 0] > 0.5).numpy()
+    assert 0 < expected.mean() < 1
+    assert (predict(model, noise(), **options) == expected).mean() > 0.999
+
+
+@pytest.mark.parametrize("activation", ["softmax2d", "tanh", "sigmoid", "logsoftmax", None])
+@pytest.mark.filterwarnings("ignore:Implicit dimension choice")  # of smp's logsoftmax
+@torch.no_grad()
+def test_labels_with_another_head_are_the_greatest_of_the_output(activation):
+    model, x = segnext(), normalized(noise(71, 97))
+    torch.manual_seed(1)
+    model.segmentation_head = smp.base.SegmentationHead(32, 3, activation=activation, upsampling=2).eval()
+    torch.nn.init.normal_(model.segmentation_head[0].weight)
+    labels, output = model.predict_labels(x), model(x)
+    assert torch.equal(output.gather(1, labels[:, None])[:, 0], output.amax(1))
+
+
 def test_a_model_that_does_not_segment_is_told():
     classifier = timm.create_model("test_mscan", num_classes=10)
     with pytest.raises(ValueError, match=r"returned float32 \(1, 10\), not scores \(B, classes, H, W\) of each pixel"):
         predict(classifier, noise())
+    with pytest.raises(TypeError, match=r"predict takes a model, got a str: load one by segnext_timm\.load_segmenter"):
+        predict("segnext_b", noise())
     features = timm.create_model("test_mscan", features_only=True)
     features.pretrained_cfg = CFG
     with pytest.raises(ValueError, match=r"returned a list, not a tensor \(B, classes, H, W\)"):

@@ -327,6 +327,12 @@ def test_a_binary_model_tells_yes_from_no():
     assert np.array_equal(labels, (logits > 0).numpy())
 
 
+def test_sizes_are_whole_numbers_of_any_kind(model):
+    expected = predict(model, noise(60, 80), mode="slide", window=(48, 48), fit_in=(70, 70))
+    found = predict(model, noise(60, 80), mode="slide", window=np.int64(48), fit_in=70)
+    assert np.array_equal(found, expected)
+
+
 def test_models_that_need_divisible_sizes_get_them():
     model = smp.Unet("tu-test_mscan", encoder_weights=None, classes=3, decoder_channels=(16, 8, 8, 8, 8)).eval()
     assert predict(model, noise(45, 70)).shape == (45, 70)
@@ -348,6 +354,13 @@ def test_invalid_options_and_images_raise_errors_that_name_them(model):
         ({"mode": "slide", "window": 32, "stride": 33}, r"stride must be from 1 to the window's side, got \(33, 33\)"),
         ({"scales": ()}, "scales must be positive"),
         ({"scales": (0.0,)}, "scales must be positive"),
+        ({"scales": 1.0}, "scales must be positive numbers, such as"),
+        ({"scales": (float("nan"),)}, "scales must be positive"),
+        ({"window": 0}, "window must be a number of pixels from 1 on, or two of them, got 0"),
+        ({"window": "64"}, "window must be a number of pixels"),
+        ({"window": (64, 96, 3)}, "window must be a number of pixels"),
+        ({"stride": (-3, 4)}, "stride must be a number of pixels"),
+        ({"fit_in": (0, 0)}, "fit_in must be a number of pixels"),
         ({"precision": "int8"}, "precision must be one of fp32, bf16, fp16, got 'int8'"),
         ({"batch": 0}, "batch must be at least 1"),
         ({"tile": 0}, "tile must be at least 1"),

@@ -59,7 +59,7 @@ def fill_when_complete(folder: str | Path, last: str | None = None) -> Iterator[
 
 
 def _give_usual_modes(paths: Iterable[Path], work: Path) -> None:
-    """Give files and folders the modes of new ones; some libraries write for the owner only.
+    """Give files and folders the modes of new ones, whatever those they replace had; some libraries write for one user.
 
     Args:
         paths: Files, and folders with all that is in them.

@@ -245,8 +245,11 @@ def take_state_dict(checkpoint: Mapping[str, Any], ema: bool = False) -> dict[st
         Tensors by name, without the prefixes of wrappers.
 
     Raises:
-        CheckpointError: If `ema` is set and the checkpoint holds no moving average.
+        CheckpointError: If the checkpoint holds nothing by name, or `ema` is set and it holds no moving average.
     """
+    if not isinstance(checkpoint, Mapping):
+        what = type(checkpoint).__name__
+        raise CheckpointError(f"a {what} instead of parameters by name. Check that it is the right file.")
     checkpoint, ema = _unnest(checkpoint, ema)
     tensors = {}
     for name, value in checkpoint.items():

@@ -373,10 +373,6 @@ def recognize(content: Any, rank: int | None = None, ema: bool = False) -> Check
     Raises:
         CheckpointError: If it is not MSCAN or SegNeXt, not of a published size, or contains NaN or infinity.
     """
-    if not isinstance(content, Mapping):
-        raise CheckpointError(
-            f"a {type(content).__name__} instead of parameters by name. Check that it is the right file."
-        )
     if rank is not None and rank < 1:
         raise CheckpointError(f"rank must be at least 1, got {rank}.")
     tensors = extract_state_dict(content, ema)

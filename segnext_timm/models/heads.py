@@ -68,6 +68,6 @@ def describe_head(head: nn.Module, activation: str | None) -> dict[str, Any]:
             is_default = params == {"kernel_size": 1}
             return {"classes": head[0].out_channels, "activation": name, "head_params": None if is_default else params}
     raise ValueError(
-        f"The configuration cannot describe this segmentation head, so that no saved model would load:\n{head}\nUse "
-        f"segmentation_models_pytorch.base.SegmentationHead(in_channels, classes, kernel_size, activation, upsampling)."
+        f"The configuration cannot describe this segmentation head, a {type(head).__name__}, so that no saved model "
+        f"would load. Use segmentation_models_pytorch.base.SegmentationHead, uncompiled."
     )

@@ -68,7 +68,7 @@ def true_results(info: Mapping[str, Any], weights: nn.Module | Path) -> dict[str
 
     Args:
         info: Facts as in `pretrained_cfg`.
-        weights: The weights that the facts are told of: a model or a safetensors file.
+        weights: The weights that the facts describe: a model or a safetensors file.
     """
     if info.get("results_digest") is None or info["results_digest"] == weights_digest(weights):
         return dict(info)
@@ -172,6 +172,7 @@ class ModelInfo:
     def activation(self) -> nn.Module | None:
         """Final activation of an smp model, Identity if it has none; None for other models."""
         head = getattr(self._model, "segmentation_head", None)
+        head = unwrap(head) if isinstance(head, nn.Module) else None
         last = head[-1] if isinstance(head, nn.Sequential) and len(head) else None
         is_activation = type(last).__module__ == nn.Sigmoid.__module__
         return last.activation if isinstance(last, Activation) else last if is_activation else None
@@ -243,7 +244,7 @@ class Segmenter:
         self._clamp = activation if isinstance(activation, Clamp) else None
         self.gives_logits = isinstance(activation, nn.Identity | None)
         self._options: dict[str, Any] = {}
-        is_segnext = "activated" in inspect.signature(unwrap(model).forward).parameters
+        is_segnext = _takes_activated(unwrap(model))
         if is_segnext and self.info.keeps_order and self.info.resizes_logits:
             self.gives_logits, self._options = True, {"activated": False}
         elif not is_segnext and not self.gives_logits and self.info.keeps_order and _is_plain(model):
@@ -289,6 +290,13 @@ class Segmenter:
             return self._clamp(maps)
         binary = maps.shape[dim] == 1 or isinstance(self.info.activation, nn.Sigmoid)
         return maps.sigmoid() if binary else maps.softmax(dim)
+
+
+def _takes_activated(model: nn.Module) -> bool:
+    try:
+        return "activated" in inspect.signature(model.forward).parameters
+    except ValueError:  # a model of torch.jit
+        return False
 
 
 def _is_plain(model: nn.Module) -> bool:

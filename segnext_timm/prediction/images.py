@@ -50,6 +50,8 @@ def _read_file(image: str | os.PathLike[str] | Image.Image, channels: int) -> to
     """Read a file or a Pillow image as a tensor (channels, H, W) of uint8."""
     try:
         array = _open(image, channels)
+    except IsADirectoryError:
+        raise ImageError(f"{image} is a folder: pass its files, or use `segnext-timm predict`.") from None
     except FileNotFoundError:
         raise
     except Image.DecompressionBombError as error:

@@ -529,3 +529,19 @@ def test_weights_of_another_variant_are_named_in_every_format(seed_origin, tag, 
     seed_origin(file, dialect, variant="s")
     with pytest.raises(CheckpointError, match="These are weights of mscan_s, but the model is mscan_t"):
         timm.create_model(f"mscan_t.{tag}", pretrained=True)
+
+
+def test_a_file_without_names_is_told(tmp_path):
+    torch.save([torch.ones(2)], tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match="a list instead of parameters by name"):
+        timm.create_model("test_mscan", pretrained=True, pretrained_cfg_overlay={"file": str(tmp_path / "x.pth")})
+
+
+@pytest.mark.parametrize(("stated", "kept"), [({}, True), ({"num_classes": -1}, False), ({"num_classes": 3}, True)])
+def test_a_classifier_of_a_user_s_own_file_is_loaded_unless_another_number_of_classes_is_stated(tmp_path, stated, kept):
+    model = timm.create_model("test_mscan", num_classes=3)
+    torch.save(model.state_dict(), tmp_path / "x.pth")
+    overlay = {"file": str(tmp_path / "x.pth"), **stated}
+    loaded = timm.create_model("test_mscan", num_classes=3, pretrained=True, pretrained_cfg_overlay=dict(overlay))
+    assert torch.equal(loaded.head.fc.weight, model.head.fc.weight) == kept
+    assert torch.equal(loaded.stem.conv1.weight, model.stem.conv1.weight)

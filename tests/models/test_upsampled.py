@@ -206,6 +206,14 @@ def test_the_ignored_label_is_that_of_any_integer_type(dtype):
     torch.testing.assert_close(UpsampledCrossEntropyLoss(ignore_index=255)(x, target.to(dtype)), expected)
 
 
+def test_labels_with_a_channel_and_weights_of_other_classes_are_told():
+    x = torch.randn(2, 3, 4, 4)
+    with pytest.raises(ValueError, match=r"got logits .* and labels \(2, 1, 32, 32\)\. Use `target\.squeeze\(1\)`"):
+        UpsampledCrossEntropyLoss()(x, torch.zeros(2, 1, 32, 32, dtype=torch.long))
+    with pytest.raises(ValueError, match="There are 4 class weights for logits of 3 classes"):
+        UpsampledCrossEntropyLoss(weight=torch.ones(4))(x, torch.zeros(2, 32, 32, dtype=torch.long))
+
+
 def test_labels_that_are_not_integers_are_refused():
     x, target = labeled((2, 6, 4, 4))
     with pytest.raises(ValueError, match=r"must be integers.*got torch.float32. Convert .*target.long\(\)"):

@@ -307,3 +307,8 @@ def test_a_tensor_that_requires_gradients_is_read_as_its_values():
     found = read_image(image)
     assert not found.requires_grad
     assert torch.equal(found, image.detach())
+
+
+def test_a_folder_is_told_from_a_damaged_file(tmp_path):
+    with pytest.raises(ImageError, match="is a folder: pass its files, or use `segnext-timm predict`"):
+        read_image(tmp_path)

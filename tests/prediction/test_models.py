@@ -165,8 +165,22 @@ def test_a_compiled_head_does_not_change_the_labels(make):
     model = make(classes=1, activation="sigmoid")
     expected = predict(model, noise())
     assert 0 < expected.mean() < 1
-    model.segmentation_head.compile(backend="eager")
+    head = model.segmentation_head
+    model.segmentation_head = torch.compile(head, backend="eager")
     assert np.array_equal(predict(model, noise()), expected)
+    model.segmentation_head = head
+    head.compile(backend="eager")
+    assert np.array_equal(predict(model, noise()), expected)
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+@pytest.mark.filterwarnings("ignore:.*deprecated:FutureWarning", "ignore::torch.jit.TracerWarning")
+def test_traced_and_exported_models_predict_as_they_do_themselves(classes):
+    model, x = segnext(classes), normalized(noise())
+    expected = predict(model, noise())
+    for other in (torch.jit.trace(model, x), torch.jit.script(model), torch.export.export(model, (x,)).module()):
+        other.pretrained_cfg = dict(CFG)
+        assert np.array_equal(predict(other, noise()), expected)
 
 
 @pytest.mark.parametrize("activation", [None, "sigmoid", "softmax2d"])

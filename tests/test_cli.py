@@ -496,7 +496,7 @@ def test_a_hub_that_does_not_answer_is_asked_once_and_told_in_one_line(hub, faul
             PermissionError,
             "the Hub refused the token. Log in",
         ),
-        ((403, "", "Forbidden"), PermissionError, "the token may not read this repository on the Hub. Take one"),
+        ((403, "", "Forbidden"), PermissionError, "the token may not read this repository on the Hub. Use a token"),
         ((404, "RepoNotFound", "Repository not found"), FileNotFoundError, "no such repository on the Hub."),
         ((404, "EntryNotFound", "Entry not found"), FileNotFoundError, "holds no model of smp or timm."),
         ((400, "", "what?"), HubError, "the Hub refused the request (status 400): "),

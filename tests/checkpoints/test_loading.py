@@ -34,7 +34,12 @@ def run(code, tmp_path, **env):
 
 @pytest.mark.parametrize(
     ("make", "encoder"),
-    [(smp.Unet, "tu-mscan_t"), (smp.FPN, "tu-resnet18"), (smp.Unet, "resnet18"), (smp.SegNeXt, "tu-mscan_t")],
+    [
+        (smp.Unet, "tu-mscan_t"),
+        pytest.param(smp.FPN, "tu-resnet18", marks=pytest.mark.slow),
+        pytest.param(smp.Unet, "resnet18", marks=pytest.mark.slow),
+        pytest.param(smp.SegNeXt, "tu-mscan_t", marks=pytest.mark.slow),
+    ],
 )
 def test_a_saved_model_loads_without_a_network_and_remembers_what_it_began_with(make, encoder, tmp_path):
     model = make(encoder, encoder_weights=None, classes=2)

@@ -541,7 +541,11 @@ def test_a_folder_named_as_a_number_is_predicted_after_a_size(folder, tmp_path, 
     assert Path("out/a.png").is_file()
 
 
-MODES = [(0o077, 0o600, 0o700), (0o022, 0o644, 0o755), (0o002, 0o664, 0o775)]
+MODES = [
+    (0o077, 0o600, 0o700),
+    pytest.param(0o022, 0o644, 0o755, marks=pytest.mark.slow),
+    pytest.param(0o002, 0o664, 0o775, marks=pytest.mark.slow),
+]
 
 
 @pytest.mark.parametrize(("umask", "file_mode", "folder_mode"), MODES)

@@ -51,7 +51,8 @@ def _read_file(image: str | os.PathLike[str] | Image.Image, channels: int) -> to
     try:
         array = _open(image, channels)
     except IsADirectoryError:
-        raise ImageError(f"{image} is a folder: pass its files, or use `segnext-timm predict`.") from None
+        reason = "it is a folder. Pass its files, or use `segnext-timm predict`."
+        raise ImageError(f"{image} cannot be read as an image: {reason}") from None
     except FileNotFoundError:
         raise
     except Image.DecompressionBombError as error:

@@ -310,5 +310,5 @@ def test_a_tensor_that_requires_gradients_is_read_as_its_values():
 
 
 def test_a_folder_is_told_from_a_damaged_file(tmp_path):
-    with pytest.raises(ImageError, match="is a folder: pass its files, or use `segnext-timm predict`"):
+    with pytest.raises(ImageError, match=r"it is a folder\. Pass its files, or use `segnext-timm predict`"):
         read_image(tmp_path)

@@ -46,8 +46,12 @@ class _DType:
         if self.dtype.kind not in "biufcSU":
             raise ForbiddenError(f"make a numpy.dtype of {code}")
 
-    def resolve(self) -> np.dtype:
-        return self.dtype.newbyteorder(self.order)  # type: ignore[arg-type]  # checked when it is set
+
+def _resolve(dtype: Any) -> np.dtype:
+    """Return the type that a stand-in stands for."""
+    if not isinstance(dtype, _DType):
+        raise ForbiddenError(f"make an array of a {type(dtype).__name__}")
+    return dtype.dtype.newbyteorder(dtype.order)  # type: ignore[arg-type]  # checked when it is set
 
 
 class _HistoryBuffer:
@@ -81,22 +85,24 @@ def _empty_array(*args: Any) -> np.ndarray:
 
 def _fill_array(array: np.ndarray, state: Any) -> None:
     _, shape, dtype, fortran, data = state
-    resolved = dtype.resolve()
+    resolved = _resolve(dtype)
     if len(data) != math.prod(shape) * resolved.itemsize or min(shape, default=0) < 0:
         raise pickle.UnpicklingError("an array of another size than its data")
     array.__setstate__((1, tuple(shape), resolved, bool(fortran), bytes(data)))  # type: ignore[arg-type]
 
 
-def _array_of_buffer(data: Any, dtype: _DType, shape: Any, order: str) -> np.ndarray:
-    return np.frombuffer(bytes(data), dtype.resolve()).reshape(shape, order="F" if order == "F" else "C")
+def _array_of_buffer(data: Any, dtype: Any, shape: Any, order: str) -> np.ndarray:
+    return np.frombuffer(bytes(data), _resolve(dtype)).reshape(shape, order="F" if order == "F" else "C")
 
 
-def _scalar(dtype: _DType, data: bytes) -> Any:
-    return np.frombuffer(bytes(data), dtype.resolve())[0]
+def _scalar(dtype: Any, data: bytes) -> Any:
+    return np.frombuffer(bytes(data), _resolve(dtype))[0]
 
 
 def _tensor(storage: Any, offset: int, size: Any, stride: Any, *others: Any) -> torch.Tensor:
     """Restore a tensor, as `torch._utils._rebuild_tensor_v2` and `_v3` do; without hooks and without gradient."""
+    if not isinstance(storage, torch.storage.TypedStorage):
+        raise ForbiddenError(f"make a tensor of a {type(storage).__name__}")
     dtype = next((other for other in others if isinstance(other, torch.dtype)), None)
     tensor = torch.empty(0, dtype=dtype or storage.dtype)
     return tensor.set_(storage._untyped_storage, offset, tuple(size), tuple(stride))

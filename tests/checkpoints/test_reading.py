@@ -655,6 +655,31 @@ def test_pickles_that_forge_memory_are_refused(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+class MadeOf:
+    """Pickled as what `function` makes of `arguments`."""
+
+    def __init__(self, function, *arguments):
+        self.made = function, arguments
+
+    def __reduce__(self):
+        return self.made
+
+
+@pytest.mark.parametrize("memory", [torch.arange(8.0), argparse.Namespace(dtype=torch.float32, _untyped_storage=3)])
+def test_a_tensor_is_made_of_a_storage_only(tmp_path, memory):
+    hostile = MadeOf(torch._utils._rebuild_tensor_v2, memory, 0, (2,), (1,), False, OrderedDict())
+    torch.save({"a": hostile}, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match=r"refused, because loading it would make a tensor of a \w+"):
+        read_checkpoint(tmp_path / "x.pth")
+
+
+def test_an_array_is_made_of_a_type_only(tmp_path):
+    scalar = np.float64(0).__reduce__()[0]
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps({"a": MadeOf(scalar, argparse.Namespace(order="="), b"12345678")}, 2))
+    with pytest.raises(CheckpointError, match="refused, because loading it would make an array of a Namespace"):
+        read_checkpoint(tmp_path / "x.pkl")
+
+
 def write_zip(path, content):
     """Write a file of torch whose pickle has another content."""
     torch.save({}, path)

@@ -21,7 +21,7 @@ from segmentation.layouts import open_split
 from segmentation.metrics import Scores
 from segmentation.pictures import draw_confusion, draw_iou
 from segmentation.recipe import RECIPE, EvalSettings, SettingsError, mixed_precision, parse, run
-from segnext_timm.checkpoints.segmenters import load_segmenter
+from segnext_timm.checkpoints.loading import load_segmenter
 from segnext_timm.hub.push import add_results
 from segnext_timm.prediction.pipeline import slow_precision
 

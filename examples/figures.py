@@ -32,7 +32,7 @@ from segmentation import scenes
 from segmentation.diagrams import draw_architecture
 from segmentation.pictures import BLUE, GRAY, INK, LIGHT, add_legend, new_figure, save, set_title
 from segnext_timm import SegNeXt, overlay, predict
-from segnext_timm.checkpoints.segmenters import load_segmenter
+from segnext_timm.checkpoints.loading import load_segmenter
 from segnext_timm.models.model_info import ModelInfo
 from segnext_timm.prediction.images import read_image
 

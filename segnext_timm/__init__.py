@@ -9,17 +9,17 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .checkpoints.catalog import list_segmenters
     from .checkpoints.conversion import convert
-    from .checkpoints.published import list_segmenters
-    from .checkpoints.segmenters import create_segmenter, load_segmenter
+    from .checkpoints.loading import create_segmenter, load_segmenter
     from .deployment.exporters import export
     from .errors import CheckpointError
     from .hub.push import add_results, push_to_hub
     from .models.fusion import fuse
     from .models.hamburger import Hamburger, NMF2d
+    from .models.losses import UpsampledCrossEntropyLoss
     from .models.mscan import MSCAN
     from .models.segnext import LightHamDecoder, SegNeXt
-    from .models.upsampled import UpsampledCrossEntropyLoss
     from .prediction.drawing import class_areas, overlay
     from .prediction.pipeline import predict
 
@@ -55,15 +55,15 @@ _HOMES = {
     "LightHamDecoder": "models.segnext",
     "NMF2d": "models.hamburger",
     "SegNeXt": "models.segnext",
-    "UpsampledCrossEntropyLoss": "models.upsampled",
+    "UpsampledCrossEntropyLoss": "models.losses",
     "add_results": "hub.push",
     "class_areas": "prediction.drawing",
     "convert": "checkpoints.conversion",
-    "create_segmenter": "checkpoints.segmenters",
+    "create_segmenter": "checkpoints.loading",
     "export": "deployment.exporters",
     "fuse": "models.fusion",
-    "list_segmenters": "checkpoints.published",
-    "load_segmenter": "checkpoints.segmenters",
+    "list_segmenters": "checkpoints.catalog",
+    "load_segmenter": "checkpoints.loading",
     "overlay": "prediction.drawing",
     "predict": "prediction.pipeline",
     "push_to_hub": "hub.push",

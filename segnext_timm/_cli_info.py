@@ -6,6 +6,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
+from .checkpoints.catalog import (
+    BACKBONE_TAGS,
+    MULTI_SCALE,
+    ORIGINS,
+    SINGLE_SCALE,
+    cached_file,
+    get_segmenter_cfg,
+    list_segmenters,
+)
 from .checkpoints.lookup import (
     find_published,
     hub_config,
@@ -14,15 +23,6 @@ from .checkpoints.lookup import (
     names_repository,
     read_config,
     unknown_model,
-)
-from .checkpoints.published import (
-    BACKBONE_TAGS,
-    MULTI_SCALE,
-    ORIGINS,
-    SINGLE_SCALE,
-    cached_file,
-    get_segmenter_cfg,
-    list_segmenters,
 )
 from .variants import VARIANTS, Variant
 

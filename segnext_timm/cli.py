@@ -30,7 +30,7 @@ from ._cli_types import (
     StoppedError,
     out_of_memory,
 )
-from .checkpoints.published import ORIGINS
+from .checkpoints.catalog import ORIGINS
 from .label_sets import LABEL_SETS
 
 if TYPE_CHECKING:

@@ -34,7 +34,7 @@ def test_no_module_bears_the_name_of_a_public_one():
 
 
 @pytest.mark.parametrize(
-    "use", ["segnext_timm.checkpoints.segmenters", "from segnext_timm.checkpoints.segmenters import load_segmenter"]
+    "use", ["segnext_timm.checkpoints.loading", "from segnext_timm.checkpoints.loading import load_segmenter"]
 )
 def test_the_first_use_in_the_command_registers_every_model(use):
     code = f"""

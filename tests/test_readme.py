@@ -19,7 +19,7 @@ import hub_server
 import weights_table
 from random_checkpoints import ACCEPT_CACHED, FILES, backbone_shapes, random_state_dict, segmenter_shapes
 from run_blocks import blocks
-from segnext_timm.checkpoints.published import get_segmenter_cfg
+from segnext_timm.checkpoints.catalog import get_segmenter_cfg
 from segnext_timm.cli import main
 
 ROOT = Path(__file__).parents[1]

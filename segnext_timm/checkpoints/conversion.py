@@ -14,7 +14,7 @@ from ..hub.folder import MODEL_FILES, PICKLE_SUFFIXES, WEIGHTS, read_model_confi
 from ..label_sets import LABEL_SETS
 from ..models.hamburger import NMF2d
 from ..models.segnext import SegNeXt
-from .recognition import Checkpoint, check_parameters, load_checkpoint, native_to_mmseg
+from .dialects import Checkpoint, check_parameters, load_checkpoint, native_to_mmseg
 
 
 def _read_labels(source: str | Path | Sequence[str] | None) -> tuple[tuple[str, ...] | None, tuple | None]:

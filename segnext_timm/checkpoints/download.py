@@ -12,7 +12,7 @@ import torch.hub
 
 from .._atomic import replace_when_complete
 from ..errors import CheckpointError
-from .reading import check_whole
+from .formats import check_whole
 
 _logger = logging.getLogger(__name__)
 

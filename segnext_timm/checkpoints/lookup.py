@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import CheckpointError, HubError
 from ..variants import VARIANTS
-from .published import SegmenterCfg, find_segmenter, get_segmenter_cfg, list_segmenters
+from .catalog import SegmenterCfg, find_segmenter, get_segmenter_cfg, list_segmenters
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from ..models.segnext import SegNeXt
-from .recognition import native_to_mmseg
+from .dialects import native_to_mmseg
 
 
 def is_installed() -> bool:

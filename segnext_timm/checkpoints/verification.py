@@ -28,12 +28,12 @@ from ..models.segnext import SegNeXt
 from ..prediction.images import read_image
 from ..prediction.pipeline import predict, segment
 from ..variants import VARIANTS
+from .catalog import SINGLE_SCALE, SegmenterCfg, get_segmenter_cfg, list_backbones, list_segmenters, published_name
+from .dialects import load_checkpoint
 from .download import fetch, file_sha256
-from .published import SINGLE_SCALE, SegmenterCfg, get_segmenter_cfg, list_backbones, list_segmenters, published_name
-from .recognition import load_checkpoint
+from .loading import create_segmenter, load_published
 from .reference import is_installed as reference_is_installed
 from .reference import reference_logits
-from .segmenters import create_segmenter, load_published
 
 TOLERANCE = 0.1  # in mIoU points, between the measured and the published result
 _LOGIT_TOLERANCE = 1e-4  # relative to the largest logit of mmsegmentation's model

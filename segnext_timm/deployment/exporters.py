@@ -17,9 +17,9 @@ from segmentation_models_pytorch.base.modules import Clamp
 from .._atomic import replace_when_complete
 from ..errors import ExportError
 from ..models.fusion import fuse
+from ..models.losses import portable_argmax
 from ..models.model_info import ModelInfo, to_labels
 from ..models.segnext import SegNeXt
-from ..models.upsampled import portable_argmax
 from . import runtimes
 from .calibration import Calibration, Image, read_calibration
 from .precision import PRECISIONS, Precision, half_copy

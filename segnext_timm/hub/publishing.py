@@ -14,10 +14,10 @@ import timm
 from huggingface_hub import HfApi
 
 from .._atomic import replace_when_complete
-from ..checkpoints import published as published_module
+from ..checkpoints import catalog
+from ..checkpoints.catalog import BACKBONE_TAGS, HUB_IDS, ORIGINS
 from ..checkpoints.download import fetch
-from ..checkpoints.published import BACKBONE_TAGS, HUB_IDS, ORIGINS
-from ..checkpoints.segmenters import create_segmenter
+from ..checkpoints.loading import create_segmenter
 from ..checkpoints.verification import Published, get_published, read_report
 from ..errors import HubError
 from ..models import mscan
@@ -180,7 +180,7 @@ def hub_ids_patch(releases: Iterable[Release]) -> str:
     patches = []
     for module, edit in (
         (mscan, lambda line: _with_backbone_id(line, backbones)),
-        (published_module, lambda line: _with_segmenter_ids(line, segmenters)),
+        (catalog, lambda line: _with_segmenter_ids(line, segmenters)),
     ):
         path = Path(inspect.getfile(module))
         name = f"segnext_timm/{path.parent.name}/{path.name}"
@@ -203,6 +203,6 @@ def _with_segmenter_ids(line: str, repos: Mapping[str, str]) -> str:
     if not line.startswith("HUB_IDS: dict[str, str] = {") or not repos:
         return line
     if not line.rstrip().endswith("}"):
-        raise HubError("HUB_IDS in published.py is not on one line: add the repositories by hand.")
+        raise HubError("HUB_IDS in catalog.py is not on one line: add the repositories by hand.")
     items = "".join(f'    "{name}": "{repo}",\n' for name, repo in sorted(repos.items()))
     return f"HUB_IDS: dict[str, str] = {{\n{items}}}\n"

@@ -47,15 +47,15 @@ from timm.models import (
 )
 from timm.models._features import feature_take_indices
 
-from ..checkpoints.download import fetch
-from ..checkpoints.reading import check_alone, read_checkpoint, read_pytorch_file
-from ..checkpoints.recognition import (
+from ..checkpoints.dialects import (
     add_batch_counts,
     backbone_name_to_native,
     backbone_to_native,
     check_parameters,
     describe_mscan,
 )
+from ..checkpoints.download import fetch
+from ..checkpoints.formats import check_alone, read_checkpoint, read_pytorch_file
 from ..errors import CheckpointError
 from ..variants import VARIANTS
 from .fusion import affine_of, fold_after, fold_before

@@ -27,8 +27,8 @@ from ..hub.cards import HERE, encode_card, read_card, segmenter_card, update_car
 from .fusion import check_not_fused
 from .hamburger import GroupNorm, Hamburger
 from .heads import describe_head, make_head
+from .losses import resized_argmax
 from .model_info import ModelInfo, Segmenter, evaluation_mode, true_results, weights_digest
-from .upsampled import resized_argmax
 
 _logger = logging.getLogger(__name__)
 

@@ -20,8 +20,8 @@ import torch
 import torch.nn as nn
 from PIL import Image
 
+from ..models.losses import resized_argmax
 from ..models.model_info import ModelInfo, Segmenter, evaluation_mode
-from ..models.upsampled import resized_argmax
 from .images import read_image
 from .windows import PRECISIONS, Mode, Precision, PredictionPlan, WindowedMaps
 

@@ -20,7 +20,7 @@ import convert_memory
 from random_checkpoints import backbone_shapes, random_state_dict, segmenter_shapes, write
 from segnext_timm import CheckpointError, NMF2d, convert
 from segnext_timm.checkpoints import conversion
-from segnext_timm.checkpoints.recognition import backbone_to_native, segmenter_to_native
+from segnext_timm.checkpoints.dialects import backbone_to_native, segmenter_to_native
 from segnext_timm.label_sets import LABEL_SETS
 from small_models import narrow
 

@@ -1,126 +1,169 @@
-"""`load_segmenter`: from folders and from the Hub, with other classes, without a network for what a folder holds."""
-
-import os
-import subprocess
-import sys
+import logging
+import socket
 from pathlib import Path
+from urllib.parse import urlparse
 
 import pytest
 import segmentation_models_pytorch as smp
 import torch
+from huggingface_hub import ModelCard
+from timm.models import adapt_input_conv
 
-import hub_server
-from segnext_timm import CheckpointError, load_segmenter
-from small_models import narrow
+from random_checkpoints import VARIANTS, random_state_dict, segmenter_shapes
+from segnext_timm import CheckpointError, NMF2d, create_segmenter, list_segmenters
+from segnext_timm.checkpoints.catalog import get_segmenter_cfg
+from segnext_timm.checkpoints.dialects import segmenter_to_native
+from segnext_timm.hub.push import add_results
+from segnext_timm.label_sets import LABEL_SETS
 
-NO_NETWORK = """
-import socket
-def refuse(*args, **kwargs):
-    raise OSError("the network was used")
-socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
-"""
+PUBLISHED = {
+    # published mIoU, single and multi-scale, and the end of the file's name
+    "t": (41.50, 42.59, "20230210_140244-05bd8466.pth"),
+    "s": (44.16, 45.81, "20230214_113014-43013668.pth"),
+    "b": (48.03, 49.68, "20230209_172053-b6f6c70c.pth"),
+    "l": (50.99, 52.10, "20230209_172055-19b14b63.pth"),
+}
 
 
-def images():
-    return torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+@pytest.fixture(scope="module")
+def weights():
+    return random_state_dict(segmenter_shapes("t", 150))
 
 
-def run(code, tmp_path, **env):
-    env = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "TORCH_HOME": str(tmp_path / "torch"), **env}
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """Put a checkpoint under a published name in an empty cache."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+
+    def seed(name, checkpoint):
+        path = tmp_path / "hub" / "checkpoints" / Path(urlparse(get_segmenter_cfg(name).url).path).name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(checkpoint, path)
+
+    return seed
+
+
+def test_the_published_segmenters_are_listed_with_what_is_known_of_them():
+    names = [f"segnext_{v}.mmseg_ade20k" for v in PUBLISHED]
+    assert list_segmenters("*mmseg*") == names
+    assert list_segmenters("segnext_l.mmseg*") == names[-1:]
+    for variant, (single, multi, end) in PUBLISHED.items():
+        cfg = get_segmenter_cfg(f"segnext_{variant}")
+        folder = f"segnext_mscan-{variant}_1x16_512x512_adamw_160k_ade20k"
+        assert cfg.url == f"https://download.openmmlab.com/mmsegmentation/v0.5/segnext/{folder}/{folder}_{end}"
+        assert tuple(cfg.miou.values()) == (single, multi)
+        assert (cfg.decoder_channels, cfg.decoder_rank) == (VARIANTS[variant][3], 16)
+        assert [r["value"] for r in cfg.results] == [single, multi]
+        assert all(r["source"].startswith("https://") for r in cfg.results)
+        info = cfg.pretrained_cfg
+        assert (info["mean"], info["std"]) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+        assert (len(info["label_names"]), len(info["palette"])) == (150, 150)
+
+
+@pytest.mark.parametrize("nest", [dict, lambda s: {"state_dict": s, "meta": {"epoch": 1}}])
+def test_published_weights_load_by_name(cache, caplog, weights, nest):
+    cache("segnext_t", nest(weights))
+    model = create_segmenter("segnext_t.mmseg_ade20k", pretrained=True)
+    state_dict = model.state_dict()
+    assert torch.equal(state_dict.pop("decoder.hamburger.nmf.bases"), NMF2d(256, 16).bases)
+    native = segmenter_to_native(weights)
+    assert all(torch.equal(state_dict[name], value) for name, value in native.items())
+    assert model.pretrained_cfg["label_names"] == list(LABEL_SETS["ade20k"].classes)
+    assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
+
+
+def test_another_number_of_classes_keeps_all_but_the_last_layer_and_says_so(cache, caplog, weights):
+    cache("segnext_t", weights)
+    model = create_segmenter("segnext_t", pretrained=True, classes=4)
+    assert torch.equal(model.decoder.align.weight, weights["decode_head.align.conv.weight"])
+    assert model.segmentation_head[0].weight.shape == (4, 256, 1, 1)
+    assert model.segmentation_head[0].weight.std().item() == pytest.approx(0.01, rel=0.2)
+    assert "label_names" not in model.pretrained_cfg
+    (record,) = [r for r in caplog.records if r.levelno >= logging.WARNING]
+    assert "150 classes, but 4 are requested: the last layer is not loaded" in record.message
+
+
+def card_results(folder):
+    return [result.metric_value for result in ModelCard.load(folder / "README.md").data.eval_results or ()]
+
+
+def test_published_results_survive_save_pretrained_until_the_weights_change(cache, caplog, tmp_path, weights):
+    cache("segnext_t", weights)
+    create_segmenter("segnext_t", pretrained=True, drop_path_rate=0.1).save_pretrained(tmp_path / "a")
+    model = smp.from_pretrained(tmp_path / "a")
+    model.save_pretrained(tmp_path / "b")
+    for name in ("a", "b"):
+        assert card_results(tmp_path / name) == list(get_segmenter_cfg("segnext_t").miou.values())
+    assert not caplog.records
+    torch.nn.init.zeros_(model.segmentation_head[0].weight)
+    model.save_pretrained(tmp_path / "trained")
+    assert card_results(tmp_path / "trained") == []
+    assert "left out results of other weights" in caplog.text
+    add_results(tmp_path / "trained", [{"dataset": "mine", "metric": "mIoU", "value": 12.5}])
+    smp.from_pretrained(tmp_path / "trained").save_pretrained(tmp_path / "again")
+    assert card_results(tmp_path / "again") == [12.5]
 
 
 @pytest.mark.parametrize(
-    ("make", "encoder"),
-    [
-        (smp.Unet, "tu-mscan_t"),
-        pytest.param(smp.FPN, "tu-resnet18", marks=pytest.mark.slow),
-        pytest.param(smp.Unet, "resnet18", marks=pytest.mark.slow),
-        pytest.param(smp.SegNeXt, "tu-mscan_t", marks=pytest.mark.slow),
-    ],
+    "arguments",
+    [{"pretrained": False}, {"pretrained": True, "classes": 4}, {"pretrained": True, "decoder_eval_steps": 9}],
 )
-def test_a_saved_model_loads_without_a_network_and_remembers_what_it_began_with(make, encoder, tmp_path):
-    model = make(encoder, encoder_weights=None, classes=2)
-    model.config["encoder_weights"] = "imagenet"  # as it is when made with these weights
-    model.save_pretrained(tmp_path / "m")
-    code = NO_NETWORK + (
-        "from segnext_timm import load_segmenter\n"
-        "model = load_segmenter('m')\n"
-        "model.save_pretrained('again')\n"
-        "print(model.config['encoder_weights'], load_segmenter('again').config['encoder_weights'], model.training)"
+def test_a_changed_model_claims_no_published_results(cache, weights, arguments):
+    cache("segnext_t", weights)
+    info = create_segmenter("segnext_t", **arguments).pretrained_cfg
+    assert "results" not in info
+    assert ("license" in info) == ("origin_url" in info) == arguments["pretrained"]
+
+
+def test_overrides_reach_the_model(cache, weights):
+    cache("segnext_t", weights)
+    model = create_segmenter(
+        "segnext_t", pretrained=True, in_channels=6, decoder_rank=24, drop_path_rate=0.1, aux_params={"classes": 2}
     )
-    assert run(code, tmp_path).split() == ["imagenet", "imagenet", "False"]
+    stem = model.encoder.model.stem.conv1.weight
+    assert torch.equal(stem, adapt_input_conv(6, weights["backbone.patch_embed1.proj.0.weight"]))
+    assert torch.equal(model.decoder.hamburger.nmf.bases, NMF2d(256, 24).bases)
+    assert model.encoder.model.stages_3.blocks[-1].drop_path1.drop_prob == pytest.approx(0.1)
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("make", [narrow, lambda: smp.Unet("tu-test_mscan", encoder_weights=None, classes=3)])
-def test_another_number_of_classes_keeps_all_weights_but_the_last_layer_s(make, tmp_path, caplog):
-    model = make().eval()
-    model.save_pretrained(tmp_path)
-    loaded = load_segmenter(tmp_path, classes=7)
-    assert loaded(images()).shape == (1, 7, 64, 64)
-    assert not loaded.training
-    own, before = loaded.state_dict(), model.state_dict()
-    assert own.keys() == before.keys()
-    changed = {name for name in own if own[name].shape != before[name].shape}
-    assert changed == {"segmentation_head.0.weight", "segmentation_head.0.bias"}
-    assert all(torch.equal(own[name], before[name]) for name in own.keys() - changed)
-    assert "has 3 classes, but 7 are requested: the last layer is not loaded" in caplog.text
-    assert loaded.config["classes"] == 7
+def test_the_table_of_segmenters_counts_as_the_models_do():
+    sizes = {(cfg.variant.key, cfg.decoder_channels): cfg for cfg in map(get_segmenter_cfg, list_segmenters())}
+    assert len(sizes) == 6
+    for cfg in sizes.values():
+        with torch.device("meta"):
+            model = create_segmenter(cfg.name)
+        assert cfg.parameters == sum(p.numel() for p in model.parameters())
 
 
-def test_facts_about_the_classes_before_go_with_them(tmp_path, caplog):
-    facts = {
-        "label_names": list("abc"),
-        "dataset": "mine",
-        "results": [{"dataset": "mine", "metric": "mIoU", "value": 1}],
-    }
-    narrow(pretrained_cfg={**facts, "license": "mit", "mean": [0.5] * 3, "std": [0.5] * 3}).save_pretrained(tmp_path)
-    assert load_segmenter(tmp_path, classes=7).pretrained_cfg.keys() == {"license", "mean", "std"}
-    assert load_segmenter(tmp_path, classes=3).pretrained_cfg.keys() >= facts.keys()
-    assert len(caplog.records) == 1
+def test_the_real_segnext_b_is_accepted_though_its_name_lies(cache):
+    """Its name ends in b6f6c70c, its recorded sha256 begins with 647a0cda."""
+    recorded = "647a0cda7678a35396689a4f8e9fddc33a088d8b539195d0dc97485ab8640ef1"
+    assert [get_segmenter_cfg(f"segnext_{v}").sha256 for v in "tsbl"] == [None, None, recorded, None]
+    cache("segnext_b", {"state_dict": {}})
+    with pytest.raises(CheckpointError, match=rf"b6f6c70c\.pth: its sha256 is \w+, but .* is {recorded}"):
+        create_segmenter("segnext_b", pretrained=True)
 
 
-def test_a_folder_of_another_architecture_than_smp_s_is_named(tmp_path):
-    narrow().save_pretrained(tmp_path)
-    config = tmp_path / "config.json"
-    config.write_text(config.read_text().replace('"SegNeXt"', '"Segmenter3D"'), encoding="utf-8")
-    with pytest.raises(CheckpointError, match="holds Segmenter3D, not a segmentation model"):
-        load_segmenter(tmp_path)
-    (tmp_path / "model.safetensors").unlink()
-    config.write_text(config.read_text().replace('"Segmenter3D"', '"SegNeXt"'), encoding="utf-8")
-    with pytest.raises(FileNotFoundError, match=r"has no model\.safetensors"):
-        load_segmenter(tmp_path)
+def test_without_pretrained_nothing_is_fetched(cache, tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError(f"opened a connection: {args}")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
+    model = create_segmenter("segnext_t")
+    assert not (tmp_path / "hub").exists()
+    assert model.segmentation_head[0].out_channels == 150
 
 
-def test_revision_token_and_cache_folder_reach_the_hub(tmp_path):
-    folders = []
-    for seed in (0, 1):
-        torch.manual_seed(seed)
-        folders.append(tmp_path / str(seed))
-        narrow().save_pretrained(folders[-1])
-    with hub_server.serve() as hub:
-        repo = hub.repos["user/repo"] = hub_server.Repo(private=True)
-        for branch, folder in zip(("main", "other"), folders):
-            repo.branches[branch] = {file.name: file.read_bytes() for file in folder.iterdir()}
-        code = (
-            "from segnext_timm import load_segmenter\n"
-            "token = {'token': 'hf_reader', 'cache_dir': 'cache'}\n"
-            "for revision in (None, 'other'):\n"
-            "    model = load_segmenter('user/repo', revision=revision, **token)\n"
-            "    print(model.segmentation_head[0].weight.sum().item())\n"
-            "print(load_segmenter('user/repo', classes=9, **token).config['classes'])\n"
-            "try:\n"
-            "    load_segmenter('user/repo', cache_dir='cache2')\n"
-            "except FileNotFoundError as error:\n"
-            "    print(error)"
-        )
-        main, other, classes, *refused = run(code, tmp_path, HF_ENDPOINT=hub.url, HF_TOKEN="").splitlines()
-    sums = [load_segmenter(folder).segmentation_head[0].weight.sum().item() for folder in folders]
-    assert [float(main), float(other)] == pytest.approx(sums)
-    assert classes == "9"
-    assert "no such repository on the Hub. If it is private, log in" in refused[0]
-    assert (tmp_path / "cache" / "models--user--repo").is_dir()
-    assert not list(Path(tmp_path, "hf").glob("hub/models*"))
+def test_unknown_names_and_weights_that_do_not_fit_raise_errors_that_say_so(cache, weights):
+    with pytest.raises(ValueError, match=r"Unknown segmenter 'segnext_x'. Did you mean 'segnext_"):
+        create_segmenter("segnext_x")
+    cache("segnext_t", weights)
+    with pytest.raises(CheckpointError, match=r"05bd8466\.pth: has the wrong shape in .*decoder\."):
+        create_segmenter("segnext_t", pretrained=True, decoder_channels=128)
+    cache("segnext_s", weights)
+    with pytest.raises(CheckpointError, match=r"43013668\.pth: weights of mscan_t, not of mscan_s"):
+        create_segmenter("segnext_s", pretrained=True)
+    cache("segnext_t", {"conv1.weight": torch.zeros(1)})
+    with pytest.raises(CheckpointError, match=r"05bd8466\.pth: not a checkpoint of MSCAN"):
+        create_segmenter("segnext_t", pretrained=True)

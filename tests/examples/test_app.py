@@ -19,7 +19,7 @@ from PIL import Image
 import segnext_timm
 from page_pictures import chromium, frames, legend_colors, served
 from segnext_timm import cli
-from segnext_timm.checkpoints.published import get_segmenter_cfg
+from segnext_timm.checkpoints.catalog import get_segmenter_cfg
 from segnext_timm.prediction.drawing import class_areas, share_text
 
 pytestmark = pytest.mark.slow

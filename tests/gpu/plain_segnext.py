@@ -223,7 +223,7 @@ class PlainSegNeXt(nn.Module):
 
 def plain_copy(model: nn.Module, drop_path: float = 0.1) -> PlainSegNeXt:
     """Create the plain model of the size, the weights and the mode of a `segnext_timm.SegNeXt` on an MSCAN."""
-    from segnext_timm.checkpoints.recognition import native_to_mmseg
+    from segnext_timm.checkpoints.dialects import native_to_mmseg
 
     stages = [module for name, module in model.encoder.model.named_children() if name.startswith("stages")]
     dims = list(model.encoder.out_channels[-len(stages) :])

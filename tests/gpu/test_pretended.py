@@ -24,7 +24,7 @@ from segmentation.models import with_synced_norms
 from segmentation.recipe import DataSettings
 from segmentation.stepping import compile_model, step_if
 from segnext_timm import UpsampledCrossEntropyLoss
-from segnext_timm.models import upsampled
+from segnext_timm.models import losses
 from segnext_timm.models.hamburger import GroupNorm
 from segnext_timm.models.model_info import evaluation_mode
 from segnext_timm.prediction.pipeline import segment
@@ -57,7 +57,7 @@ def is_channels_last(tensor):
 @pytest.mark.parametrize("triton", [True, False])
 def test_forward_pass_and_loss_stay_on_the_device_without_a_wait(mode, dtype, triton, monkeypatch):
     if not triton:
-        monkeypatch.setattr(upsampled, "_triton_kernels", lambda: None)
+        monkeypatch.setattr(losses, "_triton_kernels", lambda: None)
     model = pretended(mode, training=True, upsampling=1)
     loss_function = UpsampledCrossEntropyLoss(ignore_index=255)
     with mode, fake_autocast(dtype), WaitCounter() as counter:
@@ -89,7 +89,7 @@ def test_channels_last_is_kept_from_the_stem_to_the_logits(mode, dtype, training
 @pytest.mark.parametrize("triton", [True, False])
 def test_labels_are_predicted_without_a_wait(mode, triton, monkeypatch):
     if not triton:
-        monkeypatch.setattr(upsampled, "_triton_kernels", lambda: None)
+        monkeypatch.setattr(losses, "_triton_kernels", lambda: None)
     model = pretended(mode)
     with mode, WaitCounter() as counter:
         labels = model.predict_labels(images(2, 3, 64, 96))

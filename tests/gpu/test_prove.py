@@ -18,7 +18,7 @@ from plain_segnext import plain_copy
 
 from random_checkpoints import random_state_dict, segmenter_shapes
 from segnext_timm import create_segmenter
-from segnext_timm.checkpoints.recognition import segmenter_to_native
+from segnext_timm.checkpoints.dialects import segmenter_to_native
 
 SCRIPT = Path(prove.__file__)
 SETTINGS = {"device": "cpu", "small": True, "minutes": 1, "date": "today"}

@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from random_checkpoints import random_state_dict, segmenter_shapes, write
-from segnext_timm.checkpoints import published
+from segnext_timm.checkpoints import catalog
 
 DIALECTS = {"mmseg": "mmseg", "authors": "paper", "jseg": "jittor", "paddleseg": "paddle"}
 
@@ -64,14 +64,14 @@ def serve():
 
 def weights_of(name, seed=0):
     """Random weights of a published segmenter, in mmsegmentation's names."""
-    cfg = published.get_segmenter_cfg(name)
+    cfg = catalog.get_segmenter_cfg(name)
     shapes = segmenter_shapes(cfg.variant.key, cfg.num_classes, channels=cfg.decoder_channels)
     return random_state_dict(shapes, seed)
 
 
 def file_of(name, state_dict, folder):
     """Contents of a published file with these weights, in its origin's names, container and protocol."""
-    path = write(Path(folder) / "published", state_dict, DIALECTS[published.get_segmenter_cfg(name).origin])
+    path = write(Path(folder) / "published", state_dict, DIALECTS[catalog.get_segmenter_cfg(name).origin])
     content = path.read_bytes()
     path.unlink()
     return content
@@ -87,10 +87,10 @@ def offer(files, name, content, setitem, sha256=None):
         setitem: `monkeypatch.setitem`.
         sha256: Known sha256: None for unknown, "right" for that of the content, or digits.
     """
-    cfg = published._CFGS[name]
+    cfg = catalog._CFGS[name]
     parts = urlsplit(cfg.url)
     path = parts.path + (f"?{parts.query}" if parts.query else "")
     files.contents[path] = content
     digest = hashlib.sha256(content).hexdigest() if sha256 == "right" else sha256
-    setitem(published._CFGS, name, dataclasses.replace(cfg, url=files.url + path, sha256=digest, size=None))
+    setitem(catalog._CFGS, name, dataclasses.replace(cfg, url=files.url + path, sha256=digest, size=None))
     return path

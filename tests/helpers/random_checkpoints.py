@@ -220,7 +220,7 @@ def accept_cached(setitem: Callable = operator.setitem) -> None:
     Args:
         setitem: Sets an item of a dictionary: `monkeypatch.setitem` in a test, which sets it back.
     """
-    from segnext_timm.checkpoints import published as segmenters
+    from segnext_timm.checkpoints import catalog as segmenters
     from segnext_timm.models import mscan
 
     cached = {file.name: file for file in (Path(torch.hub.get_dir()) / "checkpoints").iterdir()}

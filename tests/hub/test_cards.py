@@ -103,7 +103,7 @@ def test_the_authors_request_stands_where_their_weights_are_inside(tmp_path):
     fine_tuned = segmenter_card(config | {"encoder_weights": "imagenet"})
     assert request in fine_tuned.text and "The encoder was fine-tuned from" in fine_tuned.text
     assert fine_tuned.data.license is None
-    published = segnext_timm.checkpoints.published.get_segmenter_cfg("segnext_t.mmseg_ade20k").pretrained_cfg
+    published = segnext_timm.checkpoints.catalog.get_segmenter_cfg("segnext_t.mmseg_ade20k").pretrained_cfg
     card = segmenter_card(config | {"pretrained_cfg": published})
     assert request in card.text and card.data.license == "apache-2.0"
     assert request not in segmenter_card(config | {"encoder_name": "resnet18", "encoder_weights": "imagenet"}).text

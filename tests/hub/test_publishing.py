@@ -19,7 +19,7 @@ import published_server
 import segnext_timm
 from random_checkpoints import backbone_shapes, random_state_dict, write
 from segnext_timm.checkpoints import verification
-from segnext_timm.checkpoints.published import get_segmenter_cfg
+from segnext_timm.checkpoints.catalog import get_segmenter_cfg
 from segnext_timm.cli import main
 from segnext_timm.hub.publishing import Release, hub_ids_patch
 
@@ -83,7 +83,7 @@ def test_the_patch_makes_the_package_load_from_the_hub(tmp_path):
     shutil.copytree(Path(segnext_timm.__file__).parent, tmp_path / "segnext_timm")
     subprocess.run(["git", "apply", "-"], input=patch, text=True, cwd=tmp_path, check=True)
     code = (
-        "import segnext_timm, timm; from segnext_timm.checkpoints.published import get_segmenter_cfg as get; "
+        "import segnext_timm, timm; from segnext_timm.checkpoints.catalog import get_segmenter_cfg as get; "
         "print(segnext_timm.__file__, get('segnext_b').hf_hub_id, *(timm.get_pretrained_cfg(n).hf_hub_id for n in "
         "('mscan_t.in1k', 'mscan_t.jseg_in1k', 'mscan_b.in1k')))"
     )

@@ -14,7 +14,7 @@ import json, statistics, sys, time
 from pathlib import Path
 import torch
 from segnext_timm import create_segmenter
-from segnext_timm.models.upsampled import resized_argmax
+from segnext_timm.models.losses import resized_argmax
 
 def held(name):
     status = Path("/proc/self/status").read_text()

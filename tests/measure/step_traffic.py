@@ -21,7 +21,8 @@ sys.path += [str(Path(__file__).parents[2] / folder) for folder in ("examples", 
 from pretended_cuda import Traffic, cuda_autocast_on_cpu, fake
 from segmentation.autocasting import reduce_casts
 from segnext_timm import UpsampledCrossEntropyLoss, create_segmenter
-from segnext_timm.models import upsampled, upsampled_triton
+from segnext_timm.kernels import cells
+from segnext_timm.models import losses
 from segnext_timm.models.hamburger import GroupNorm
 
 BANDWIDTH = 3.35e12  # bytes per second, NVIDIA's data sheet of the H100 SXM
@@ -36,7 +37,7 @@ def count(variant: str, batch: int, plain: bool = False) -> tuple[Traffic, Traff
         reduce_casts(model)
     loss_function = UpsampledCrossEntropyLoss(ignore_index=255, reduction="sum")
     norm = torch.nn.GroupNorm.forward if plain else GroupNorm._normalize_channels_last
-    kernels = mock.patch.object(upsampled, "_kernels", lambda logits: upsampled_triton)
+    kernels = mock.patch.object(losses, "_kernels", lambda logits: cells)
     step, loss_part = Traffic(), Traffic()
     with FakeTensorMode() as mode, mock.patch.object(GroupNorm, "forward", norm), kernels:
         fake(model, mode, "cpu")

@@ -22,7 +22,7 @@ import segmentation_models_pytorch as smp
 import torch
 
 from segnext_timm import load_segmenter, predict
-from segnext_timm.checkpoints.reading import read_checkpoint
+from segnext_timm.checkpoints.formats import read_checkpoint
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 from random_checkpoints import backbone_shapes, random_state_dict

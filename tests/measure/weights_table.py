@@ -14,7 +14,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from segnext_timm import SegNeXt
-from segnext_timm.checkpoints.published import (
+from segnext_timm.checkpoints.catalog import (
     BACKBONE_TAGS,
     MULTI_SCALE,
     ORIGINS,

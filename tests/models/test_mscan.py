@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import segnext_timm.models.mscan
 from random_checkpoints import FILES, accept_cached, backbone_shapes, random_state_dict, write
-from segnext_timm.checkpoints.recognition import backbone_to_native
+from segnext_timm.checkpoints.dialects import backbone_to_native
 from segnext_timm.errors import CheckpointError
 
 GOLDEN = Path(__file__).parents[1] / "golden"

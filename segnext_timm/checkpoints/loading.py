@@ -16,10 +16,10 @@ from ..errors import CheckpointError
 from ..models import mscan  # noqa: F401  registers the backbones, which are created by name
 from ..models.model_info import ModelInfo, weights_digest
 from ..models.segnext import SegNeXt
+from .catalog import SegmenterCfg, get_segmenter_cfg, list_segmenters
+from .dialects import Checkpoint, check_parameters, load_checkpoint
 from .download import fetch
 from .lookup import check_segmenter, find_published, hub_config, hub_lookup, read_config
-from .published import SegmenterCfg, get_segmenter_cfg, list_segmenters
-from .recognition import Checkpoint, check_parameters, load_checkpoint
 
 __all__ = ["SegmenterCfg", "create_segmenter", "get_segmenter_cfg", "list_segmenters", "load_segmenter"]
 

@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from random_checkpoints import save_jittor
 from segnext_timm.checkpoints import unpickler
 from segnext_timm.checkpoints.download import fetch
-from segnext_timm.checkpoints.reading import check_whole, read_checkpoint, take_state_dict
+from segnext_timm.checkpoints.formats import check_whole, read_checkpoint, take_state_dict
 from segnext_timm.errors import CheckpointError
 
 WEIGHTS = {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(3)}
@@ -475,7 +475,7 @@ def test_what_the_user_has_admitted_for_torch_is_read(tmp_path, writer, allow_li
     own = Admitted()
     own.note = "mine"
     writer({**WEIGHTS, "own": own}, tmp_path / "x.pth")
-    with pytest.raises(CheckpointError, match=r"would execute [\w.]*test_reading\.Admitted"):
+    with pytest.raises(CheckpointError, match=r"would execute [\w.]*test_formats\.Admitted"):
         read_checkpoint(tmp_path / "x.pth")
     with torch.serialization.safe_globals([Admitted]):
         assert read_checkpoint(tmp_path / "x.pth")["own"].note == "mine"
@@ -642,7 +642,7 @@ def test_pickles_that_forge_memory_are_refused(tmp_path):
         files[-2].write_bytes(b"\x80\x04" + hostile)
         write_zip(files[-1], b"\x80\x04" + hostile)
     code = (
-        "import sys; from segnext_timm.checkpoints.reading import read_checkpoint\n"
+        "import sys; from segnext_timm.checkpoints.formats import read_checkpoint\n"
         "from segnext_timm.errors import CheckpointError\n"
         "for path in sys.argv[1:]:\n"
         "    try:\n"

@@ -1,6 +1,6 @@
 """Published segmenters: where they are, what they are, how they were evaluated, and their published results.
 
-Imports nothing heavy. :mod:`segnext_timm.checkpoints.segmenters` creates the models.
+Imports nothing heavy. :mod:`segnext_timm.checkpoints.loading` creates the models.
 """
 
 import difflib

@@ -45,10 +45,10 @@ def _weights(size: int, resized: int, like: torch.Tensor) -> torch.Tensor:
 def _triton_kernels() -> Any:
     """The module of Triton kernels; None if Triton is not installed."""
     try:
-        from . import upsampled_triton
+        from ..kernels import cells
     except ImportError:
         return None
-    return upsampled_triton
+    return cells
 
 
 def _kernels(logits: torch.Tensor) -> Any:

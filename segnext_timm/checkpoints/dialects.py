@@ -19,7 +19,7 @@ import torch
 
 from ..errors import CheckpointError
 from ..variants import VARIANTS
-from .reading import ENCODER, check_alone, read_checkpoint, take_state_dict
+from .formats import ENCODER, check_alone, read_checkpoint, take_state_dict
 
 # Channels and depths of the published backbones (table 2 of the paper) and of the tests' narrow one
 _SIZES = {v.backbone: (v.dims, v.depths) for v in VARIANTS.values()}
@@ -384,7 +384,7 @@ def recognize(content: Any, rank: int | None = None, ema: bool = False) -> Check
     if architecture not in _SIZES:
         raise CheckpointError(
             f"{architecture}, which is not one of {', '.join(_SIZES)}: create it with timm.create_model('mscan_t', "
-            f"dims=…, depths=…) and load what segnext_timm.checkpoints.recognition.backbone_to_native returns."
+            f"dims=…, depths=…) and load what segnext_timm.checkpoints.dialects.backbone_to_native returns."
         )
     if segmenter:
         state_dict = tensors if spelling == "native" else segmenter_to_native(tensors)

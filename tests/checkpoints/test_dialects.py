@@ -14,7 +14,7 @@ from random_checkpoints import (
     write,
     zero_state_dict,
 )
-from segnext_timm.checkpoints.recognition import (
+from segnext_timm.checkpoints.dialects import (
     backbone_to_native,
     check_parameters,
     extract_state_dict,

@@ -9,9 +9,9 @@ import torch
 
 import published_server
 from segnext_timm import create_segmenter, list_segmenters, load_segmenter
-from segnext_timm.checkpoints import published
-from segnext_timm.checkpoints.published import BACKBONE_TAGS, ORIGINS, get_segmenter_cfg, list_backbones, published_name
-from segnext_timm.checkpoints.recognition import segmenter_to_native
+from segnext_timm.checkpoints import catalog
+from segnext_timm.checkpoints.catalog import BACKBONE_TAGS, ORIGINS, get_segmenter_cfg, list_backbones, published_name
+from segnext_timm.checkpoints.dialects import segmenter_to_native
 
 TENSORS = {  # with the batch norms' counters, and without
     "t": (550, 519),
@@ -153,14 +153,14 @@ def test_a_published_model_on_the_hub_is_loaded_from_there(tmp_path, monkeypatch
     folder = tmp_path / "model"
     model = create_segmenter("segnext_t.jseg_isaid")
     model.save_pretrained(folder)
-    monkeypatch.setitem(published.HUB_IDS, "segnext_t.jseg_isaid", "user/segnext_t.jseg_isaid")
+    monkeypatch.setitem(catalog.HUB_IDS, "segnext_t.jseg_isaid", "user/segnext_t.jseg_isaid")
     asked = []
 
     def download(repo, name):
         asked.append((repo, name))
         return str(folder / name)
 
-    monkeypatch.setattr("segnext_timm.checkpoints.segmenters.hf_hub_download", download)
+    monkeypatch.setattr("segnext_timm.checkpoints.loading.hf_hub_download", download)
     loaded = create_segmenter("segnext_t.jseg_isaid", pretrained=True)
     assert asked == [("user/segnext_t.jseg_isaid", "model.safetensors")]
     assert torch.equal(loaded.segmentation_head[0].weight, model.segmentation_head[0].weight)

@@ -11,7 +11,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import label_memory
 from segnext_timm import UpsampledCrossEntropyLoss
-from segnext_timm.models.upsampled import _resized_argmax_graph, resized_argmax
+from segnext_timm.models.losses import _resized_argmax_graph, resized_argmax
 
 # shapes of logits, sizes of labels: eight times as large, odd, one row or column, the same, smaller
 SHAPES = [
@@ -63,7 +63,7 @@ def test_bands_of_several_rows_give_the_same_labels(monkeypatch):
     x = logits((2, 6, 9, 13), smooth=3)
     expected = resized_argmax(x, (71, 99))
     for budget in (1, 4 * 99 * 6 * 25, 1 << 30):
-        monkeypatch.setattr("segnext_timm.models.upsampled._CPU_BYTES", budget)
+        monkeypatch.setattr("segnext_timm.models.losses._CPU_BYTES", budget)
         assert torch.equal(resized_argmax(x, (71, 99)), expected)
 
 
@@ -92,7 +92,7 @@ def test_bands_of_several_rows_give_the_same_loss(monkeypatch):
     x, target = logits((2, 6, 9, 13)).requires_grad_(), torch.randint(0, 6, (2, 71, 99))
     expected = F.cross_entropy(resized(x, (71, 99)), target)
     for budget in (1, 4 * 99 * 6 * 25, 1 << 30):
-        monkeypatch.setattr("segnext_timm.models.upsampled._CPU_BYTES", budget)
+        monkeypatch.setattr("segnext_timm.models.losses._CPU_BYTES", budget)
         torch.testing.assert_close(UpsampledCrossEntropyLoss()(x, target), expected)
 
 
@@ -305,10 +305,10 @@ def test_the_loss_is_copied_and_pickled():
 def test_the_module_can_be_loaded_again():
     code = """if True:
         import importlib, torch
-        from segnext_timm.models import upsampled
+        from segnext_timm.models import losses
         x, target = torch.zeros(1, 2, 2, 2, requires_grad=True), torch.zeros(1, 8, 8, dtype=torch.long)
-        before = upsampled.UpsampledCrossEntropyLoss()
-        for criterion in (before, importlib.reload(upsampled).UpsampledCrossEntropyLoss(), before):
+        before = losses.UpsampledCrossEntropyLoss()
+        for criterion in (before, importlib.reload(losses).UpsampledCrossEntropyLoss(), before):
             criterion(x, target).backward()
     """
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch._dynamo.testing import EagerAndRecordGraphs
 
 from segnext_timm import UpsampledCrossEntropyLoss
-from segnext_timm.models import upsampled
+from segnext_timm.models import losses
 
 pytest.importorskip("triton")
-from segnext_timm.models import upsampled_triton
+from segnext_timm.kernels import cells
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter is for machines without CUDA")
 CASES = [  # classes, size, resized, smoothing, whether classes have weights
@@ -36,7 +36,7 @@ CASES = [  # classes, size, resized, smoothing, whether classes have weights
 
 @pytest.fixture
 def use_kernels(monkeypatch):
-    monkeypatch.setattr(upsampled, "_kernels", lambda logits: upsampled_triton)
+    monkeypatch.setattr(losses, "_kernels", lambda logits: cells)
 
 
 def inputs(classes, size, resized):
@@ -95,19 +95,19 @@ def test_pixels_that_are_all_ignored_have_no_loss(use_kernels):
 def test_labels_are_those_of_resized_logits(use_kernels, classes, size, resized, smoothing, weighted):
     logits, _ = inputs(classes, size, resized)
     expected = F.interpolate(logits, resized, mode="bilinear", align_corners=False).argmax(1)
-    assert torch.equal(upsampled.resized_argmax(logits.float(), resized), expected)
+    assert torch.equal(losses.resized_argmax(logits.float(), resized), expected)
 
 
 def test_a_logit_that_is_not_a_number_is_the_largest(use_kernels):
     logits = torch.zeros(1, 4, 3, 3)
     logits[0, 2, 1, 1] = float("nan")
-    assert upsampled.resized_argmax(logits, (3, 3))[0, 1, 1] == 2
+    assert losses.resized_argmax(logits, (3, 3))[0, 1, 1] == 2
 
 
 def test_operators_have_fake_implementations():
     source, labels = torch.randn(1, 3, 3, 5), torch.randint(0, 5, (1, 6, 6))
     checks = ("test_schema", "test_faketensor")
-    operators = upsampled_triton
+    operators = cells
     torch.library.opcheck(operators._cell_cross_entropy, (source, labels, None, 255, 0.1, True), test_utils=checks)
     torch.library.opcheck(operators._cell_cross_entropy, (source, labels, None, 255, 0.0, False), test_utils=checks)
     torch.library.opcheck(operators._gather_corners, (torch.randn(4, 4, 5), 1, 3, 3), test_utils=checks)
@@ -130,15 +130,15 @@ def test_the_compiled_loss_is_that_of_the_kernels(use_kernels):
 
 def test_the_compiler_does_not_trace_the_trial_of_triton(monkeypatch):
     torch._dynamo.reset()
-    upsampled._try_triton.cache_clear()
+    losses._try_triton.cache_clear()
     # a GPU for the trial alone: the compiler would initialize one
-    monkeypatch.setattr("torch.cuda.is_available", lambda: sys._getframe(1).f_globals["__name__"] == upsampled.__name__)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: sys._getframe(1).f_globals["__name__"] == losses.__name__)
     monkeypatch.setattr("torch.cuda.is_current_stream_capturing", lambda: False)
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (9, 0))
     graphs = EagerAndRecordGraphs()
-    compiled = torch.compile(lambda x: x + upsampled._triton_runs(x.device), fullgraph=True, backend=graphs)
+    compiled = torch.compile(lambda x: x + losses._triton_runs(x.device), fullgraph=True, backend=graphs)
     assert compiled(torch.zeros(1)) == 1
-    assert upsampled._try_triton.cache_info().misses == 1
+    assert losses._try_triton.cache_info().misses == 1
     assert len([node for node in graphs.graphs[0].graph.nodes if node.op == "call_function"]) == 1
 
 
@@ -146,7 +146,7 @@ COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from segnext_timm.models import upsampled_triton as kernels
+from segnext_timm.kernels import cells as kernels
 
 def compile(kernel, pointers, constants):
     launch = kernels._launch({classes})

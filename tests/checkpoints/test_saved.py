@@ -1,0 +1,126 @@
+"""`load_segmenter`: from folders and from the Hub, with other classes, without a network for what a folder holds."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import segmentation_models_pytorch as smp
+import torch
+
+import hub_server
+from segnext_timm import CheckpointError, load_segmenter
+from small_models import narrow
+
+NO_NETWORK = """
+import socket
+def refuse(*args, **kwargs):
+    raise OSError("the network was used")
+socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
+"""
+
+
+def images():
+    return torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+def run(code, tmp_path, **env):
+    env = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "TORCH_HOME": str(tmp_path / "torch"), **env}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    ("make", "encoder"),
+    [
+        (smp.Unet, "tu-mscan_t"),
+        pytest.param(smp.FPN, "tu-resnet18", marks=pytest.mark.slow),
+        pytest.param(smp.Unet, "resnet18", marks=pytest.mark.slow),
+        pytest.param(smp.SegNeXt, "tu-mscan_t", marks=pytest.mark.slow),
+    ],
+)
+def test_a_saved_model_loads_without_a_network_and_remembers_what_it_began_with(make, encoder, tmp_path):
+    model = make(encoder, encoder_weights=None, classes=2)
+    model.config["encoder_weights"] = "imagenet"  # as it is when made with these weights
+    model.save_pretrained(tmp_path / "m")
+    code = NO_NETWORK + (
+        "from segnext_timm import load_segmenter\n"
+        "model = load_segmenter('m')\n"
+        "model.save_pretrained('again')\n"
+        "print(model.config['encoder_weights'], load_segmenter('again').config['encoder_weights'], model.training)"
+    )
+    assert run(code, tmp_path).split() == ["imagenet", "imagenet", "False"]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("make", [narrow, lambda: smp.Unet("tu-test_mscan", encoder_weights=None, classes=3)])
+def test_another_number_of_classes_keeps_all_weights_but_the_last_layer_s(make, tmp_path, caplog):
+    model = make().eval()
+    model.save_pretrained(tmp_path)
+    loaded = load_segmenter(tmp_path, classes=7)
+    assert loaded(images()).shape == (1, 7, 64, 64)
+    assert not loaded.training
+    own, before = loaded.state_dict(), model.state_dict()
+    assert own.keys() == before.keys()
+    changed = {name for name in own if own[name].shape != before[name].shape}
+    assert changed == {"segmentation_head.0.weight", "segmentation_head.0.bias"}
+    assert all(torch.equal(own[name], before[name]) for name in own.keys() - changed)
+    assert "has 3 classes, but 7 are requested: the last layer is not loaded" in caplog.text
+    assert loaded.config["classes"] == 7
+
+
+def test_facts_about_the_classes_before_go_with_them(tmp_path, caplog):
+    facts = {
+        "label_names": list("abc"),
+        "dataset": "mine",
+        "results": [{"dataset": "mine", "metric": "mIoU", "value": 1}],
+    }
+    narrow(pretrained_cfg={**facts, "license": "mit", "mean": [0.5] * 3, "std": [0.5] * 3}).save_pretrained(tmp_path)
+    assert load_segmenter(tmp_path, classes=7).pretrained_cfg.keys() == {"license", "mean", "std"}
+    assert load_segmenter(tmp_path, classes=3).pretrained_cfg.keys() >= facts.keys()
+    assert len(caplog.records) == 1
+
+
+def test_a_folder_of_another_architecture_than_smp_s_is_named(tmp_path):
+    narrow().save_pretrained(tmp_path)
+    config = tmp_path / "config.json"
+    config.write_text(config.read_text().replace('"SegNeXt"', '"Segmenter3D"'), encoding="utf-8")
+    with pytest.raises(CheckpointError, match="holds Segmenter3D, not a segmentation model"):
+        load_segmenter(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    config.write_text(config.read_text().replace('"Segmenter3D"', '"SegNeXt"'), encoding="utf-8")
+    with pytest.raises(FileNotFoundError, match=r"has no model\.safetensors"):
+        load_segmenter(tmp_path)
+
+
+def test_revision_token_and_cache_folder_reach_the_hub(tmp_path):
+    folders = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        folders.append(tmp_path / str(seed))
+        narrow().save_pretrained(folders[-1])
+    with hub_server.serve() as hub:
+        repo = hub.repos["user/repo"] = hub_server.Repo(private=True)
+        for branch, folder in zip(("main", "other"), folders):
+            repo.branches[branch] = {file.name: file.read_bytes() for file in folder.iterdir()}
+        code = (
+            "from segnext_timm import load_segmenter\n"
+            "token = {'token': 'hf_reader', 'cache_dir': 'cache'}\n"
+            "for revision in (None, 'other'):\n"
+            "    model = load_segmenter('user/repo', revision=revision, **token)\n"
+            "    print(model.segmentation_head[0].weight.sum().item())\n"
+            "print(load_segmenter('user/repo', classes=9, **token).config['classes'])\n"
+            "try:\n"
+            "    load_segmenter('user/repo', cache_dir='cache2')\n"
+            "except FileNotFoundError as error:\n"
+            "    print(error)"
+        )
+        main, other, classes, *refused = run(code, tmp_path, HF_ENDPOINT=hub.url, HF_TOKEN="").splitlines()
+    sums = [load_segmenter(folder).segmentation_head[0].weight.sum().item() for folder in folders]
+    assert [float(main), float(other)] == pytest.approx(sums)
+    assert classes == "9"
+    assert "no such repository on the Hub. If it is private, log in" in refused[0]
+    assert (tmp_path / "cache" / "models--user--repo").is_dir()
+    assert not list(Path(tmp_path, "hf").glob("hub/models*"))

@@ -61,8 +61,16 @@ ORIGINS = {
     ),
 }
 
-# Tags of the published ImageNet backbones in timm, and their origins. Only the first has a classifier.
-BACKBONE_TAGS = {"in1k": "mmseg", "jseg_in1k": "jseg", "paddleseg_in1k": "paddleseg"}
+# Tag of the published ImageNet backbones in timm, and their origin
+BACKBONE_TAGS = {"in1k": "mmseg"}
+# The sha256 of each backbone's file, or its first digits. Those of T, S and B are recorded by Intel's Geti, which pins
+# them; of L only the digits in its name are known.
+BACKBONE_SHA256 = {
+    "mscan_t.in1k": "119e8c9f4479cb5ed7906c26adc3c9fe722d5c5fff63651549669bff941d11c4",
+    "mscan_s.in1k": "f33ccdf2fc0afb78a39a44645eb8436891b95b1d3d9b48c1d9ace85936740a18",
+    "mscan_b.in1k": "3ab7d2301876e41fdd3950e59cdce44e18ebcc36a4cf7a4f5f0817d14f381c9b",
+    "mscan_l.in1k": "cef260d4",
+}
 
 
 @dataclass(frozen=True)

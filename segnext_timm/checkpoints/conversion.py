@@ -13,8 +13,9 @@ from ..errors import CheckpointError
 from ..hub.folder import MODEL_FILES, PICKLE_SUFFIXES, WEIGHTS, read_model_config, save_backbone
 from ..label_sets import LABEL_SETS
 from ..models.hamburger import NMF2d
+from ..models.mscan import check_parameters
 from ..models.segnext import SegNeXt
-from .dialects import Checkpoint, check_parameters, load_checkpoint, native_to_mmseg
+from .dialects import Checkpoint, load_checkpoint, native_to_mmseg
 
 
 def _read_labels(source: str | Path | Sequence[str] | None) -> tuple[tuple[str, ...] | None, tuple | None]:

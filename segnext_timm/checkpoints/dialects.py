@@ -3,8 +3,8 @@
 Weights are published under two spellings. The authors' code (https://github.com/Visual-Attention-Network/SegNeXt) and
 its Jittor version (https://github.com/uyzhang/JSeg) call the MLP's depthwise convolution `mlp.dwconv.dwconv`;
 mmsegmentation calls it `mlp.dwconv`. Either spelling can occur in any file, so the names in the file decide, not its
-origin. One table of rules translates both spellings to native names, and native names back to mmsegmentation's.
-PaddleSeg (https://github.com/PaddlePaddle/PaddleSeg) uses other names and shapes in places: another table translates
+origin. The names of the backbone are those in :mod:`segnext_timm.models.mscan`.
+PaddleSeg (https://github.com/PaddlePaddle/PaddleSeg) uses other names and shapes in places: a table here translates
 them to mmsegmentation's first.
 """
 
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from ..errors import CheckpointError
+from ..models.mscan import PUBLISHED_NAMES, backbone_to_native, rename
 from ..variants import VARIANTS
 from .formats import ENCODER, check_alone, read_checkpoint, take_state_dict
 
@@ -27,35 +28,8 @@ _SIZES["test_mscan"] = ((16, 24, 32, 48), (1, 1, 2, 1))
 # Rank of the matrix decomposition in the paper's code; in mmsegmentation's configurations it is 16 throughout
 _PAPER_RANKS = {v.backbone: v.decoder_rank for v in VARIANTS.values()} | {"test_mscan": 16}
 
-# Published module or parameter name, native name. `{i}` counts stages from 0 and `{i1}` from 1, `{j}` counts blocks,
-# `{k}` the branches of the attention, `{n}` and `{n1}` the two strips of a branch from 0 and from 1. What follows the
-# name (`.weight`, `.running_mean`, ...) is kept. The first rule that matches a published name applies, and the last
-# rule that matches a native name: of two published spellings, the later one is mmsegmentation's.
-_BACKBONE_RULES = (
-    ("patch_embed1.proj.0", "stem.conv1"),
-    ("patch_embed1.proj.1", "stem.norm1"),
-    ("patch_embed1.proj.3", "stem.conv2"),
-    ("patch_embed1.proj.4", "stem.norm2"),
-    ("patch_embed{i1}.proj", "stages.{i}.downsample.conv"),
-    ("patch_embed{i1}.norm", "stages.{i}.downsample.norm"),
-    ("block{i1}.{j}.norm1", "stages.{i}.blocks.{j}.norm1"),
-    ("block{i1}.{j}.attn.proj_1", "stages.{i}.blocks.{j}.attn.proj_in"),
-    ("block{i1}.{j}.attn.spatial_gating_unit.conv0", "stages.{i}.blocks.{j}.attn.msca.dwconv"),
-    ("block{i1}.{j}.attn.spatial_gating_unit.conv{k}_{n1}", "stages.{i}.blocks.{j}.attn.msca.branches.{k}.{n}"),
-    ("block{i1}.{j}.attn.spatial_gating_unit.conv3", "stages.{i}.blocks.{j}.attn.msca.proj"),
-    ("block{i1}.{j}.attn.proj_2", "stages.{i}.blocks.{j}.attn.proj_out"),
-    ("block{i1}.{j}.layer_scale_1", "stages.{i}.blocks.{j}.ls1.gamma"),
-    ("block{i1}.{j}.norm2", "stages.{i}.blocks.{j}.norm2"),
-    ("block{i1}.{j}.mlp.fc1", "stages.{i}.blocks.{j}.mlp.fc1"),
-    ("block{i1}.{j}.mlp.dwconv.dwconv", "stages.{i}.blocks.{j}.mlp.dwconv"),
-    ("block{i1}.{j}.mlp.dwconv", "stages.{i}.blocks.{j}.mlp.dwconv"),
-    ("block{i1}.{j}.mlp.fc2", "stages.{i}.blocks.{j}.mlp.fc2"),
-    ("block{i1}.{j}.layer_scale_2", "stages.{i}.blocks.{j}.ls2.gamma"),
-    ("norm{i1}", "stages.{i}.norm"),
-    ("head", "head.fc"),
-)
-
-_DECODER_RULES = (
+# Names in the decoder of published segmenters, and names here
+_DECODER_NAMES = (
     ("squeeze.gn", "decoder.squeeze_norm"),
     ("hamburger.ham_in.conv", "decoder.hamburger.proj_in"),
     ("hamburger.ham_out.conv", "decoder.hamburger.proj_out"),
@@ -65,64 +39,30 @@ _DECODER_RULES = (
     ("align.gn", "decoder.align_norm"),
     ("conv_seg", "segmentation_head.0"),
 )
-# Part of a name in PaddleSeg's files, the same part in mmsegmentation's
-_PADDLE_RULES = (
-    ("attn.spatial_gating_unit.dwconvs.{k}.conv{k1}_{n1}", "attn.spatial_gating_unit.conv{k}_{n1}"),
-    ("attn.spatial_gating_unit.conv_out", "attn.spatial_gating_unit.conv3"),
-    ("squeeze._conv", "squeeze.conv"),
-    ("squeeze._group_norm", "squeeze.gn"),
-    ("align._conv", "align.conv"),
-    ("align._group_norm", "align.gn"),
-    ("hamburger.ham_in", "hamburger.ham_in.conv"),
-    ("hamburger.ham_out._conv", "hamburger.ham_out.conv"),
-    ("hamburger.ham_out._group_norm", "hamburger.ham_out.gn"),
-    ("_mean", "running_mean"),
-    ("_variance", "running_var"),
+# Parts of names in PaddleSeg's files, and in mmsegmentation's
+_PADDLE_NAMES = (
+    (r"\.dwconvs\.(\d)\.conv\d_(\d)\.", r".conv\1_\2."),
+    (r"\.conv_out\.", ".conv3."),
+    (r"\.(squeeze|align|ham_out)\._conv\.", r".\1.conv."),
+    (r"\.(squeeze|align|ham_out)\._group_norm\.", r".\1.gn."),
+    (r"\.ham_in\.", ".ham_in.conv."),
+    (r"\._mean$", ".running_mean"),
+    (r"\._variance$", ".running_var"),
 )
 _SQUEEZE = "squeeze.conv.weight"  # one convolution over concatenated features; native: one convolution a feature
 _BASES = "decoder.hamburger.nmf.bases"
 
 
-def _patterns(rules: Iterable[tuple[str, str]]) -> list[tuple[re.Pattern, str]]:
-    """Rules (source, target) with the source compiled: its placeholders become named groups of digits."""
-
-    def compiled(template: str) -> re.Pattern:
-        escaped = re.escape(template).replace(r"\{", "{").replace(r"\}", "}")
-        return re.compile(r"(?<![^.])" + re.sub(r"{(\w+)}", r"(?P<\1>\\d+)", escaped) + r"(?=\.|$)")
-
-    return [(compiled(source), target) for source, target in rules]
-
-
-_BACKBONE_TO_NATIVE = _patterns(_BACKBONE_RULES)
-_DECODER_TO_NATIVE = _patterns(_DECODER_RULES)
-_BACKBONE_TO_MMSEG = _patterns((native, published) for published, native in reversed(_BACKBONE_RULES))
-_DECODER_TO_MMSEG = _patterns((native, published) for published, native in reversed(_DECODER_RULES))
-_PADDLE_TO_MMSEG = _patterns(_PADDLE_RULES)
-
-
-def _fill(target: str, match: re.Match) -> str:
-    """Fill a rule's target with the numbers of a match, counted from 0 or 1 as the target needs."""
-    numbers = {key: int(value) for key, value in match.groupdict().items()}
-    for key, value in list(numbers.items()):
-        numbers |= {key[:-1]: value - 1} if key.endswith("1") else {f"{key}1": value + 1}
-    return target.format(**numbers)
-
-
-def _rename(name: str, patterns: list[tuple[re.Pattern, str]]) -> str | None:
-    """Rename by the first rule that matches the beginning of a name; None if no rule matches."""
-    for pattern, target in patterns:
-        if match := pattern.match(name):
-            return _fill(target, match) + name[match.end() :]
-    return None
+_BACKBONE_TO_MMSEG = [(native, published) for published, native in reversed(PUBLISHED_NAMES)]
+_DECODER_TO_MMSEG = [(native, published) for published, native in _DECODER_NAMES]
 
 
 def _paddle_to_mmseg(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Rename the parameters of a PaddleSeg file to mmsegmentation's names, and flatten its layer scales."""
     renamed = {}
     for name, value in tensors.items():
-        for pattern, target in _PADDLE_TO_MMSEG:
-            if match := pattern.search(name):
-                name = name[: match.start()] + _fill(target, match) + name[match.end() :]
+        for pattern, replacement in _PADDLE_NAMES:
+            name = re.sub(pattern, replacement, name)
         renamed[name] = value.flatten() if re.search(r"\.layer_scale_[12]$", name) else value
     return renamed
 
@@ -134,38 +74,6 @@ def extract_state_dict(checkpoint: Mapping[str, Any], ema: bool = False) -> dict
 
 
 # Renaming
-
-
-def backbone_name_to_native(name: str) -> str:
-    """Native name of an MSCAN parameter in any published spelling; `name` itself if no rule matches."""
-    return _rename(name, _BACKBONE_TO_NATIVE) or name
-
-
-def backbone_to_native(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """Rename MSCAN parameters in any published spelling to native names.
-
-    Uses only the backbone of a segmenter. A name that matches no rule stays, for `load_state_dict` to report.
-
-    Args:
-        checkpoint: A backbone's or a segmenter's state dict, or a checkpoint that holds one.
-
-    Raises:
-        CheckpointError: If the checkpoint has no parameter of MSCAN.
-    """
-    state_dict = extract_state_dict(checkpoint)
-    for prefix in ("backbone.", ENCODER):
-        if any(name.startswith(prefix) for name in state_dict):
-            state_dict = {name.removeprefix(prefix): v for name, v in state_dict.items() if name.startswith(prefix)}
-    if any(name.startswith(("stem.", "stages.", "stages_")) for name in state_dict):
-        return {re.sub(r"^stages_", "stages.", name): value for name, value in state_dict.items()}
-    renamed = {name: backbone_name_to_native(name) for name in state_dict}
-    if not any(new.startswith("stages.") for new in renamed.values()):
-        names = ", ".join(list(state_dict)[:3]) or "no tensors"
-        raise CheckpointError(
-            f"not a checkpoint of MSCAN or SegNeXt: expected names like 'patch_embed1.proj.0.weight' or "
-            f"'stem.conv1.weight', found {names}. Check that it is the right file."
-        )
-    return {renamed[name]: value for name, value in state_dict.items()}
 
 
 def segmenter_to_native(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
@@ -193,7 +101,7 @@ def segmenter_to_native(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor
     for level, weight in enumerate(head.pop(_SQUEEZE).split(widths, dim=1)):
         native[f"decoder.squeeze.{level}.weight"] = weight.contiguous()
     for name, value in head.items():
-        native[_rename(name, _DECODER_TO_NATIVE) or f"decode_head.{name}"] = value
+        native[rename(name, _DECODER_NAMES) or f"decode_head.{name}"] = value
     return native
 
 
@@ -214,13 +122,13 @@ def native_to_mmseg(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.T
         if name == _BASES or re.fullmatch(r"decoder\.squeeze\.\d\.weight", name):
             continue
         if name.startswith(ENCODER):
-            renamed = _rename(name.removeprefix(ENCODER).replace("stages_", "stages."), _BACKBONE_TO_MMSEG)
+            renamed = _backbone_name_to_mmseg(name.removeprefix(ENCODER).replace("stages_", "stages."))
             renamed = renamed and f"backbone.{renamed}"
         elif squeeze:
-            renamed = _rename(name, _DECODER_TO_MMSEG)
+            renamed = rename(name, _DECODER_TO_MMSEG)
             renamed = renamed and f"decode_head.{renamed}"
         else:
-            renamed = _rename(name, _BACKBONE_TO_MMSEG)
+            renamed = _backbone_name_to_mmseg(name)
         if renamed is None:
             raise CheckpointError(f"mmsegmentation's SegNeXt has no parameter for {name!r}: convert to native.")
         published[renamed] = value
@@ -229,6 +137,11 @@ def native_to_mmseg(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.T
             raise CheckpointError("mmsegmentation's SegNeXt has four stages, this model has fewer: convert to native.")
         published[f"decode_head.{_SQUEEZE}"] = torch.cat(squeeze, dim=1)
     return published
+
+
+def _backbone_name_to_mmseg(name: str) -> str | None:
+    renamed = rename(name, _BACKBONE_TO_MMSEG)
+    return renamed and re.sub(r"^(patch_embed|block|norm)(\d)", lambda match: f"{match[1]}{int(match[2]) + 1}", renamed)
 
 
 # Identifying
@@ -384,7 +297,7 @@ def recognize(content: Any, rank: int | None = None, ema: bool = False) -> Check
     if architecture not in _SIZES:
         raise CheckpointError(
             f"{architecture}, which is not one of {', '.join(_SIZES)}: create it with timm.create_model('mscan_t', "
-            f"dims=…, depths=…) and load what segnext_timm.checkpoints.dialects.backbone_to_native returns."
+            f"dims=…, depths=…) and load what segnext_timm.models.mscan.backbone_to_native returns."
         )
     if segmenter:
         state_dict = tensors if spelling == "native" else segmenter_to_native(tensors)
@@ -439,19 +352,3 @@ def load_checkpoint(path: str | Path, rank: int | None = None, ema: bool = False
         return recognize(content, rank, ema)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
-
-
-def check_parameters(state_dict: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
-    """Raise a CheckpointError that says in one line how names or shapes differ from a model's."""
-    problems = []
-    differing = [n for n, v in state_dict.items() if n in expected and v.shape != expected[n].shape]
-    for what, names in (
-        ("lacks", [n for n in expected if n not in state_dict]),
-        ("has the unknown", [n for n in state_dict if n not in expected]),
-        ("has the wrong shape in", differing),
-    ):
-        if names:
-            more = f" and {len(names) - 2} more" if len(names) > 2 else ""
-            problems.append(f"{what} {', '.join(names[:2])}{more}")
-    if problems:
-        raise CheckpointError(f"{'; '.join(problems)}: incomplete, or of a changed network. Check where it came from.")

@@ -198,20 +198,6 @@ def read_checkpoint(path: str | Path) -> Any:
         ) from None
 
 
-def read_pytorch_file(path: str | Path) -> Any:
-    """Read a checkpoint file that timm can read too.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        CheckpointError: If timm cannot read it; the message says why.
-    """
-    content = read_checkpoint(path)
-    origin = {".pkl": "Jittor", _PADDLE_SUFFIX: "Paddle", ".zip": "Paddle"}.get(Path(path).suffix)
-    if origin:
-        raise CheckpointError(f"{path}: timm cannot read {origin} files. Convert it with `segnext-timm convert`.")
-    return content
-
-
 # State dicts
 
 ENCODER = "encoder.model."  # where an smp model keeps an encoder of timm

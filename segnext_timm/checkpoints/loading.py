@@ -13,11 +13,11 @@ from safetensors.torch import load_model
 from timm.models import adapt_input_conv
 
 from ..errors import CheckpointError
-from ..models import mscan  # noqa: F401  registers the backbones, which are created by name
 from ..models.model_info import ModelInfo, weights_digest
+from ..models.mscan import check_parameters
 from ..models.segnext import SegNeXt
 from .catalog import SegmenterCfg, get_segmenter_cfg, list_segmenters
-from .dialects import Checkpoint, check_parameters, load_checkpoint
+from .dialects import Checkpoint, load_checkpoint
 from .download import fetch
 from .lookup import check_segmenter, find_published, hub_config, hub_lookup, read_config
 

@@ -28,7 +28,15 @@ from ..models.segnext import SegNeXt
 from ..prediction.images import read_image
 from ..prediction.pipeline import predict, segment
 from ..variants import VARIANTS
-from .catalog import SINGLE_SCALE, SegmenterCfg, get_segmenter_cfg, list_backbones, list_segmenters, published_name
+from .catalog import (
+    BACKBONE_SHA256,
+    SINGLE_SCALE,
+    SegmenterCfg,
+    get_segmenter_cfg,
+    list_backbones,
+    list_segmenters,
+    published_name,
+)
 from .dialects import load_checkpoint
 from .download import fetch, file_sha256
 from .loading import create_segmenter, load_published
@@ -119,7 +127,7 @@ def get_published(name: str) -> Published:
         full_name,
         registered.url,
         file,
-        mscan.PUBLISHED_SHA256.get(file),
+        BACKBONE_SHA256[full_name],
         None,
         variant.segmenter_tensors(batch_counts=False) - head,
         variant.backbone_parameters,
@@ -166,7 +174,7 @@ def _load_model(published: Published, path: Path) -> torch.nn.Module:
         load_published(model, published.cfg, path)
         return model.eval()
     backbone: Any = timm.create_model(published.name)
-    backbone.load_pretrained(str(path))
+    backbone.load_state_dict(mscan.checkpoint_filter_fn(load_checkpoint(path).state_dict, backbone))
     return backbone.eval()
 
 

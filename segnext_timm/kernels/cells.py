@@ -13,8 +13,6 @@ import torch
 import triton
 import triton.language as tl
 
-MAX_CLASSES = 1024
-
 
 @triton.jit
 def _first_pixel(cell, cells, size, resized):
@@ -287,7 +285,7 @@ def cross_entropy(
     """Compute the cross-entropy of resized logits, summed over the pixels, and its gradient.
 
     Args:
-        logits: Shape (B, classes, h, w), float32 or less, up to `MAX_CLASSES` classes.
+        logits: Shape (B, classes, h, w), float32 or less, up to 1024 classes.
         target: Labels of shape (B, H, W), int64. A label that is neither a class nor `ignore_index` makes the loss NaN.
         weight: Weight of each class, shape (classes,); None for equal weights.
         ignore_index: Label of pixels to ignore.
@@ -307,7 +305,7 @@ def argmax(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """Compute the largest channel of resized logits.
 
     Args:
-        logits: Shape (B, classes, h, w), float32 or less, up to `MAX_CLASSES` classes.
+        logits: Shape (B, classes, h, w), float32 or less, up to 1024 classes.
         size: Height and width of the labels.
 
     Returns:

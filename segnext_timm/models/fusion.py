@@ -5,7 +5,10 @@ from typing import Any
 
 import torch
 import torch.nn as nn
+from timm.models import register_notrace_module
 from timm.utils import reparameterize_model
+
+from ..kernels import bands
 
 
 def affine_of(norm: Any) -> tuple[torch.Tensor, torch.Tensor] | None:
@@ -34,6 +37,74 @@ def fold_before(conv: nn.Conv2d, scale: torch.Tensor, shift: torch.Tensor) -> nn
 def fold_after(conv: nn.Conv2d, scale: torch.Tensor, shift: torch.Tensor | float = 0.0) -> nn.Conv2d:
     """Create the convolution that maps x to scale·conv(x) + shift."""
     return _replaced(conv, _widen(conv.weight) * scale[:, None, None, None], _bias(conv) * scale + shift)
+
+
+def fold_norm(conv: nn.Conv2d, norm: nn.Module) -> tuple[nn.Conv2d, nn.Module]:
+    """Fold `norm` into `conv`. Returns the new convolution and Identity, or both unchanged if that is impossible."""
+    affine = affine_of(norm)
+    return (conv, norm) if affine is None else (fold_after(conv, *affine), nn.Identity())
+
+
+@register_notrace_module
+class FusedMSCANBlock(nn.Module):
+    """An MSCANBlock in evaluation, its norms and layer scales folded into its 1×1 convolutions.
+
+    The attention's shortcut starts after the norm, so it adds γ·(s·x + t): γ·t becomes part of a bias, and γ·s is the
+    buffer `shortcut`.
+
+    Args:
+        block: The block to fuse, which stays as it is.
+        affine1: Scale and shift (C,) of its first norm.
+        affine2: Scale and shift (C,) of its second norm.
+    """
+
+    fused_for_inference = True
+    shortcut: torch.Tensor
+
+    def __init__(
+        self, block: Any, affine1: tuple[torch.Tensor, torch.Tensor], affine2: tuple[torch.Tensor, torch.Tensor]
+    ) -> None:
+        super().__init__()
+        attn, mlp = block.attn, block.mlp
+        gamma1, gamma2 = block.ls1.gamma.detach(), block.ls2.gamma.detach()
+
+        scale, shift = affine1
+        self.proj_in = fold_before(attn.proj_in, scale, shift)
+        self.act = copy.deepcopy(attn.act)
+        self.msca = copy.deepcopy(attn.msca)
+        self.proj_out = fold_after(attn.proj_out, gamma1, gamma1 * shift)
+        # γ·s alone, since bfloat16 would round 1 + γ·s to few digits
+        self.register_buffer("shortcut", (gamma1 * scale).to(gamma1.dtype)[:, None, None])
+
+        self.mlp = copy.deepcopy(mlp)
+        self.mlp.fc1 = fold_before(mlp.fc1, *affine2)
+        self.mlp.fc2 = fold_after(mlp.fc2, gamma2)
+        self.train(block.training)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Features (B, dim, H, W) to features of the same shape."""
+        attn = self.proj_out(self.msca(self.act(self.proj_in(x))))
+        if attn.dtype == torch.float16:
+            attn = attn.clamp(-65504.0, 65504.0)  # as in the block that is not fused
+        if not torch.jit.is_scripting() and self._is_converted():
+            x = x + (attn + x * self.shortcut)  # converters of Core ML and ncnn do not know addcmul
+        else:
+            x = x + torch.addcmul(attn, x, self.shortcut)
+        if not torch.jit.is_scripting() and self._has_large_mlp(x):
+            return self._add_mlp_by_rows(x)
+        return x + self.mlp(x)
+
+    @torch.jit.unused
+    def _is_converted(self) -> bool:
+        return torch.jit.is_tracing() or torch.compiler.is_exporting()
+
+    @torch.jit.unused
+    def _has_large_mlp(self, x: torch.Tensor) -> bool:
+        return bands.applies_to_mlp(x, self.mlp.fc1.out_channels)
+
+    @torch.jit.unused
+    def _add_mlp_by_rows(self, x: torch.Tensor) -> torch.Tensor:
+        return bands.add_mlp(x, self.mlp)
 
 
 def is_fused(model: nn.Module) -> bool:

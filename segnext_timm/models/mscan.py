@@ -14,13 +14,13 @@ Original code and weights: https://github.com/Visual-Attention-Network/SegNeXt. 
 implementation of the published architecture; its outputs equal the original's on the same weights.
 """
 
-import copy
+import hashlib
 import logging
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
-from urllib.parse import urlparse
 
 import torch
 import torch.fx
@@ -37,46 +37,30 @@ from timm.layers import (
     trunc_normal_,
 )
 from timm.models import (
-    adapt_input_conv,
     build_model_with_cfg,
     checkpoint_seq,
     generate_default_cfgs,
+    load_state_dict,
     register_model,
-    register_notrace_module,
     resolve_pretrained_cfg,
 )
 from timm.models._features import feature_take_indices
+from timm.models._hub import get_cache_dir
+from torch.hub import HASH_REGEX, download_url_to_file
 
-from ..checkpoints.dialects import (
-    add_batch_counts,
-    backbone_name_to_native,
-    backbone_to_native,
-    check_parameters,
-    describe_mscan,
-)
-from ..checkpoints.download import fetch
-from ..checkpoints.formats import check_alone, read_checkpoint, read_pytorch_file
 from ..errors import CheckpointError
 from ..variants import VARIANTS
-from .fusion import affine_of, fold_after, fold_before
+from .fusion import FusedMSCANBlock, affine_of, fold_norm
 
 _logger = logging.getLogger(__name__)
 
 __all__ = ["MSCAN"]  # register_model adds each entrypoint to this
-
-_TILE_BYTES = 4 << 20  # of a fused MLP's hidden features at once: measured on a CPU with 2.5 MB of second-level cache
 
 
 @torch.fx.wrap
 def _saturate(x: torch.Tensor) -> torch.Tensor:
     """Clamp float16 to its finite range: the attention product can overflow to inf, which later becomes NaN."""
     return x.clamp(-65504.0, 65504.0) if x.dtype == torch.float16 else x
-
-
-def _fold_norm(conv: nn.Conv2d, norm: nn.Module) -> tuple[nn.Conv2d, nn.Module]:
-    """Fold `norm` into `conv`. Returns the new convolution and Identity, or both unchanged if that is impossible."""
-    affine = affine_of(norm)
-    return (conv, norm) if affine is None else (fold_after(conv, *affine), nn.Identity())
 
 
 class MultiScaleConvAttention(nn.Module):
@@ -212,82 +196,6 @@ class MSCANBlock(nn.Module):
         return self if affine1 is None or affine2 is None else FusedMSCANBlock(self, affine1, affine2)
 
 
-@register_notrace_module
-class FusedMSCANBlock(nn.Module):
-    """An MSCANBlock in evaluation, its norms and layer scales folded into its 1×1 convolutions.
-
-    The attention's shortcut starts after the norm, so it adds γ·(s·x + t): γ·t becomes part of a bias, and γ·s is the
-    buffer `shortcut`. On a CPU, hidden features of the MLP that exceed the caches are computed some rows at a time.
-
-    Args:
-        block: The block to fuse, which stays as it is.
-        affine1: Scale and shift (C,) of its first norm.
-        affine2: Scale and shift (C,) of its second norm.
-    """
-
-    fused_for_inference = True
-    shortcut: torch.Tensor
-
-    def __init__(
-        self, block: MSCANBlock, affine1: tuple[torch.Tensor, torch.Tensor], affine2: tuple[torch.Tensor, torch.Tensor]
-    ) -> None:
-        super().__init__()
-        attn, mlp = block.attn, block.mlp
-        gamma1, gamma2 = block.ls1.gamma.detach(), block.ls2.gamma.detach()
-
-        scale, shift = affine1
-        self.proj_in = fold_before(attn.proj_in, scale, shift)
-        self.act = copy.deepcopy(attn.act)
-        self.msca = copy.deepcopy(attn.msca)
-        self.proj_out = fold_after(attn.proj_out, gamma1, gamma1 * shift)
-        # γ·s alone, since bfloat16 would round 1 + γ·s to few digits
-        self.register_buffer("shortcut", (gamma1 * scale).to(gamma1.dtype)[:, None, None])
-
-        self.mlp = copy.deepcopy(mlp)
-        self.mlp.fc1 = fold_before(mlp.fc1, *affine2)
-        self.mlp.fc2 = fold_after(mlp.fc2, gamma2)
-        self.train(block.training)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Features (B, dim, H, W) to features of the same shape."""
-        attn = self.msca(self.act(self.proj_in(x)))
-        attn = _saturate(self.proj_out(attn))
-        if not torch.jit.is_scripting() and self._is_converted():
-            x = x + (attn + x * self.shortcut)  # converters of Core ML and ncnn do not know addcmul
-        else:
-            x = x + torch.addcmul(attn, x, self.shortcut)
-        if not torch.jit.is_scripting() and self._is_worth_tiling(x):
-            return self._add_mlp_by_rows(x)
-        return x + self.mlp(x)
-
-    @torch.jit.unused
-    def _is_converted(self) -> bool:
-        return torch.jit.is_tracing() or torch.compiler.is_exporting()
-
-    def _hidden_bytes(self, x: torch.Tensor) -> int:
-        return x.numel() // x.shape[1] * self.mlp.fc1.out_channels * x.element_size()
-
-    @torch.jit.unused
-    def _is_worth_tiling(self, x: torch.Tensor) -> bool:
-        if torch.is_grad_enabled() or torch.jit.is_tracing() or torch.compiler.is_compiling():
-            return False
-        in_rows = x.is_contiguous(memory_format=torch.channels_last)
-        return x.device.type == "cpu" and in_rows and self._hidden_bytes(x) > 2 * _TILE_BYTES
-
-    @torch.jit.unused
-    def _add_mlp_by_rows(self, x: torch.Tensor) -> torch.Tensor:
-        height = x.shape[2]
-        rows = max(_TILE_BYTES * height // self._hidden_bytes(x), 1)
-        halo = self.mlp.dwconv.dilation[0]  # of a kernel of 3 rows
-        out = torch.empty_like(x)
-        for top in range(0, height, rows):
-            first = max(top - halo, 0)
-            hidden = self.mlp.dwconv(self.mlp.fc1(x[:, :, first : top + rows + halo]))
-            hidden = hidden[:, :, top - first : top - first + rows]
-            out[:, :, top : top + rows] = x[:, :, top : top + rows] + self.mlp.fc2(self.mlp.act(hidden))
-        return out
-
-
 class Stem(nn.Module):
     """Two 3×3 convolutions of stride 2: an image to features at a quarter of its size."""
 
@@ -315,8 +223,8 @@ class Stem(nn.Module):
 
     def reparameterize(self) -> None:
         """Fold the norms into the convolutions, for inference."""
-        self.conv1, self.norm1 = _fold_norm(self.conv1, self.norm1)
-        self.conv2, self.norm2 = _fold_norm(self.conv2, self.norm2)
+        self.conv1, self.norm1 = fold_norm(self.conv1, self.norm1)
+        self.conv2, self.norm2 = fold_norm(self.conv2, self.norm2)
 
 
 class Downsample(nn.Module):
@@ -343,11 +251,14 @@ class Downsample(nn.Module):
 
     def reparameterize(self) -> None:
         """Fold the norm into the convolution, for inference."""
-        self.conv, self.norm = _fold_norm(self.conv, self.norm)
+        self.conv, self.norm = fold_norm(self.conv, self.norm)
 
 
 class MSCANStage(nn.Module):
-    """Downsampling, blocks at one resolution, and a LayerNorm whose output is both feature and next input."""
+    """Downsampling, blocks at one resolution, and a LayerNorm whose output is both feature and next input.
+
+    The first stage has the stem in place of a downsampling. `dilation` is that of the downsampling and of the blocks.
+    """
 
     def __init__(
         self,
@@ -367,25 +278,6 @@ class MSCANStage(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        """Set up a stage.
-
-        Args:
-            in_chs: Number of input channels.
-            out_chs: Number of output channels.
-            depth: Number of blocks.
-            downsample: Begin with a downsampling convolution (the first stage has the stem instead).
-            stride: Stride of the downsampling convolution.
-            dilation: Dilation of the downsampling convolution, and of the blocks' depthwise convolutions.
-            mlp_ratio: Width of the MLP's hidden layer over that of the block.
-            kernel_sizes: Lengths of the attention's strip convolutions.
-            ls_init_value: Initial value of the layer scales.
-            drop: Dropout rate in the MLPs.
-            drop_path_rates: Stochastic depth rate of each block.
-            act_layer: Activation layer.
-            norm_layer: Normalization layer of the downsampling and of the blocks.
-            device: Device of the parameters.
-            dtype: Data type of the parameters.
-        """
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         super().__init__()
         self.grad_checkpointing = False
@@ -534,29 +426,6 @@ class MSCAN(nn.Module):
         return cast(list[MSCANStage], list(self.stages))
 
     @torch.jit.ignore
-    def load_pretrained(self, checkpoint_path: str, prefix: str = "") -> None:
-        """Load published weights in a format that timm does not read, such as those of JSeg and PaddleSeg.
-
-        timm calls this method for weights whose pretrained cfg has `custom_load`.
-
-        Args:
-            checkpoint_path: The file.
-            prefix: Ignored: the names in the file decide.
-
-        Raises:
-            CheckpointError: If the file is damaged, or has weights of another model.
-        """
-        state_dict = checkpoint_filter_fn(read_checkpoint(checkpoint_path), self)
-        own = self.state_dict()
-        stem = state_dict["stem.conv1.weight"]
-        if stem.shape[1] != self.in_chans:
-            state_dict["stem.conv1.weight"] = adapt_input_conv(self.in_chans, stem)
-        for name in ("head.fc.weight", "head.fc.bias"):
-            if name in state_dict and (name not in own or state_dict[name].shape != own[name].shape):
-                del state_dict[name]
-        self.load_state_dict({**own, **state_dict})
-
-    @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Regular expressions that sort the parameters into layers, for layer-wise learning rate decay.
 
@@ -693,40 +562,119 @@ def _init_weights(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
+# Names in the code of the authors, JSeg and mmsegmentation, and names here; `{}` is a number. Stages count from 0 in
+# this table, from 1 in those codes. The first entry that fits counts; of names here, the last, so that `mlp.dwconv`
+# gets mmsegmentation's name.
+PUBLISHED_NAMES = (
+    ("patch_embed0.proj.0", "stem.conv1"),
+    ("patch_embed0.proj.1", "stem.norm1"),
+    ("patch_embed0.proj.3", "stem.conv2"),
+    ("patch_embed0.proj.4", "stem.norm2"),
+    ("patch_embed{}.proj", "stages.{}.downsample.conv"),
+    ("patch_embed{}.norm", "stages.{}.downsample.norm"),
+    ("block{}.{}.norm1", "stages.{}.blocks.{}.norm1"),
+    ("block{}.{}.attn.proj_1", "stages.{}.blocks.{}.attn.proj_in"),
+    ("block{}.{}.attn.spatial_gating_unit.conv0", "stages.{}.blocks.{}.attn.msca.dwconv"),
+    ("block{}.{}.attn.spatial_gating_unit.conv{}_1", "stages.{}.blocks.{}.attn.msca.branches.{}.0"),
+    ("block{}.{}.attn.spatial_gating_unit.conv{}_2", "stages.{}.blocks.{}.attn.msca.branches.{}.1"),
+    ("block{}.{}.attn.spatial_gating_unit.conv3", "stages.{}.blocks.{}.attn.msca.proj"),
+    ("block{}.{}.attn.proj_2", "stages.{}.blocks.{}.attn.proj_out"),
+    ("block{}.{}.layer_scale_1", "stages.{}.blocks.{}.ls1.gamma"),
+    ("block{}.{}.norm2", "stages.{}.blocks.{}.norm2"),
+    ("block{}.{}.mlp.fc1", "stages.{}.blocks.{}.mlp.fc1"),
+    ("block{}.{}.mlp.dwconv.dwconv", "stages.{}.blocks.{}.mlp.dwconv"),  # the authors' and JSeg's
+    ("block{}.{}.mlp.dwconv", "stages.{}.blocks.{}.mlp.dwconv"),  # mmsegmentation's
+    ("block{}.{}.mlp.fc2", "stages.{}.blocks.{}.mlp.fc2"),
+    ("block{}.{}.layer_scale_2", "stages.{}.blocks.{}.ls2.gamma"),
+    ("norm{}", "stages.{}.norm"),
+    ("head.weight", "head.fc.weight"),
+    ("head.bias", "head.fc.bias"),
+)
+
+
+def rename(name: str, table: Iterable[tuple[str, str]]) -> str | None:
+    """Replace the first entry of a table (old, new) that a parameter's name begins with; None if there is none."""
+    for old, new in table:
+        if match := re.match(re.escape(old).replace(r"\{\}", r"(\d+)") + r"(?=\.|$)", name):
+            return new.format(*match.groups()) + name[match.end() :]
+    return None
+
+
+def native_name(name: str) -> str:
+    """Rename a parameter of MSCAN from any name in `PUBLISHED_NAMES`; returns other names as they are."""
+    from_0 = re.sub(r"^(patch_embed|block|norm)(\d)", lambda match: f"{match[1]}{int(match[2]) - 1}", name)
+    return rename(from_0, PUBLISHED_NAMES) or name
+
+
 def _rename_published(model: nn.Module, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
     """Load-state-dict pre-hook: rename parameters of a published checkpoint, as of timm's `checkpoint_path`."""
     if prefix + "patch_embed1.proj.0.weight" in state_dict:
         for name in [name for name in state_dict if name.startswith(prefix)]:
-            state_dict[prefix + backbone_name_to_native(name[len(prefix) :])] = state_dict.pop(name)
+            state_dict[prefix + native_name(name[len(prefix) :])] = state_dict.pop(name)
 
 
-def checkpoint_filter_fn(state_dict: dict[str, Any], model: MSCAN) -> dict[str, torch.Tensor]:
+def backbone_to_native(state_dict: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """Take MSCAN's parameters out of a checkpoint, alone or as part of another network, under native names.
+
+    Args:
+        state_dict: Parameters by native or published names, which may be nested as `state_dict` or `model`.
+
+    Raises:
+        CheckpointError: If there is no MSCAN among them, or more than one.
+    """
+    for key in ("state_dict", "model"):
+        state_dict = state_dict[key] if isinstance(state_dict.get(key), Mapping) else state_dict
+    stem = re.compile(r"(.*?)(stem\.conv1|patch_embed1\.proj\.0)\.weight")
+    prefixes = [match[1] for match in map(stem.fullmatch, state_dict) if match]
+    if not prefixes:
+        raise CheckpointError(
+            f"not a checkpoint of MSCAN or SegNeXt: expected names like 'patch_embed1.proj.0.weight' or "
+            f"'stem.conv1.weight', found {', '.join(list(state_dict)[:3]) or 'no tensors'}. Check that it is the right "
+            f"file."
+        )
+    if len(prefixes) > 1:
+        raise CheckpointError(
+            f"has {len(prefixes)} networks, whose names begin with {prefixes}. Save one of them alone."
+        )
+    own = {name.removeprefix(prefixes[0]): x for name, x in state_dict.items() if name.startswith(prefixes[0])}
+    # timm's feature extractors flatten the stages into themselves
+    return {re.sub(r"^stages_", "stages.", native_name(name)): value for name, value in own.items()}
+
+
+def check_parameters(state_dict: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
+    """Raise a CheckpointError that says in one line how names or shapes differ from a model's."""
+    differing = [n for n, v in state_dict.items() if n in expected and v.shape != expected[n].shape]
+    problems = []
+    for what, names in (
+        ("lacks", [n for n in expected if n not in state_dict]),
+        ("has the unknown", [n for n in state_dict if n not in expected]),
+        ("has the wrong shape in", differing),
+    ):
+        more = f" and {len(names) - 2} more" if len(names) > 2 else ""
+        problems += [f"{what} {', '.join(names[:2])}{more}"] if names else []
+    if problems:
+        raise CheckpointError(
+            f"{'; '.join(problems)}: incomplete, or of another network or size. Check where it came from."
+        )
+
+
+def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: MSCAN) -> dict[str, torch.Tensor]:
     """Rename the parameters of a published checkpoint, or of a segmenter's backbone, to those of `model`.
 
     Raises:
-        CheckpointError: If the checkpoint is of another variant, or if parameters other than the classifier's are
-            missing or unknown. timm loads what fits where the number of classes differs.
+        CheckpointError: If parameters other than the classifier's are missing, unknown or of another shape.
     """
-    checkpoint, state_dict = state_dict, backbone_to_native(state_dict)
-    check_alone(checkpoint, state_dict)
-    add_batch_counts(state_dict)
-    expected = model.state_dict()
-    found, wanted = describe_mscan(state_dict), describe_mscan(expected)
-    if found != wanted:
-        raise CheckpointError(
-            f"These are weights of {found}, but the model is {wanted}. Create {found}, or load {wanted}."
-        )
-    classifier = {name for name in expected if name.startswith("head.fc.")} | {"head.fc.weight", "head.fc.bias"}
-    adaptable = classifier | {"stem.conv1.weight"}  # timm adapts the stem to other channels
+    expected, state_dict = model.state_dict(), backbone_to_native(state_dict)
+    for name in expected.keys() - state_dict.keys():  # files of Jittor and Paddle have no counts
+        if name.endswith("num_batches_tracked"):
+            state_dict[name] = torch.tensor(0)
+    adapted = ("head.fc.", "stem.conv1.weight")  # by timm, to other classes and channels
     check_parameters(
-        {name: value for name, value in state_dict.items() if name not in adaptable},
-        {name: value for name, value in expected.items() if name not in adaptable},
+        *({n: v for n, v in names.items() if not n.startswith(adapted)} for names in (state_dict, expected))
     )
-    wants_classifier = model.num_classes > 0 and model.num_classes == getattr(model, "pretrained_cfg", {}).get(
-        "num_classes"
-    )
-    if wants_classifier and "head.fc.weight" not in state_dict:
-        _logger.warning("The checkpoint has no classifier: only the backbone was loaded, the classifier stays random.")
+    wanted = getattr(model, "pretrained_cfg", {}).get("num_classes")
+    if "head.fc.weight" not in state_dict and 0 < model.num_classes == wanted:
+        _logger.warning("The checkpoint has no classifier: only the backbone is loaded, the classifier stays random.")
     return state_dict
 
 
@@ -752,66 +700,68 @@ def _cfg(url: str = "", **kwargs: Any) -> dict[str, Any]:
     }
 
 
-def _features_cfg(url: str, origin_url: str, **kwargs: Any) -> dict[str, Any]:
-    """Configuration of weights without classifier in a format that :meth:`MSCAN.load_pretrained` reads."""
-    return _cfg(url, num_classes=0, custom_load=True, origin_url=origin_url, **kwargs)
-
-
 _MMSEG = "https://download.openmmlab.com/mmsegmentation/v0.5/pretrain/segnext/"
-_JSEG = ("https://cg.cs.tsinghua.edu.cn/jittor/assets/build/checkpoints/", "https://github.com/uyzhang/JSeg")
-_PADDLE = ("https://paddleseg.bj.bcebos.com/dygraph/backbone/", "https://github.com/PaddlePaddle/PaddleSeg")
 
 default_cfgs = generate_default_cfgs(
     {
         "mscan_t.in1k": _cfg(_MMSEG + "mscan_t_20230227-119e8c9f.pth"),
-        "mscan_t.jseg_in1k": _features_cfg(_JSEG[0] + "mscan_t.pkl", _JSEG[1]),
-        "mscan_t.paddleseg_in1k": _features_cfg(_PADDLE[0] + "mscan_t_imagenet_pretrained.zip", _PADDLE[1]),
         "mscan_s.in1k": _cfg(_MMSEG + "mscan_s_20230227-f33ccdf2.pth"),
-        "mscan_s.jseg_in1k": _features_cfg(_JSEG[0] + "mscan_s.pkl", _JSEG[1]),
-        "mscan_s.paddleseg_in1k": _features_cfg(_PADDLE[0] + "mscan_s_imagenet_pretrained.zip", _PADDLE[1]),
         "mscan_b.in1k": _cfg(_MMSEG + "mscan_b_20230227-3ab7d230.pth"),
-        "mscan_b.jseg_in1k": _features_cfg(_JSEG[0] + "mscan_b.pkl", _JSEG[1]),
-        "mscan_b.paddleseg_in1k": _features_cfg(_PADDLE[0] + "mscan_b_imagenet_pretrained.zip", _PADDLE[1]),
         "mscan_l.in1k": _cfg(_MMSEG + "mscan_l_20230227-cef260d4.pth"),
-        "mscan_l.jseg_in1k": _features_cfg(_JSEG[0] + "mscan_l.pkl", _JSEG[1]),
-        "mscan_l.paddleseg_in1k": _features_cfg(_PADDLE[0] + "mscan_l_imagenet_pretrained.zip", _PADDLE[1]),
         "test_mscan.untrained": _cfg(input_size=(3, 160, 160), pool_size=(5, 5)),
     }
 )
 
-# The sha256 of each published file, or how it begins. Those of T, S and B are recorded by Intel's Geti, which pins
-# them; of L only the digits in its name are known.
-PUBLISHED_SHA256 = {
-    "mscan_t_20230227-119e8c9f.pth": "119e8c9f4479cb5ed7906c26adc3c9fe722d5c5fff63651549669bff941d11c4",
-    "mscan_s_20230227-f33ccdf2.pth": "f33ccdf2fc0afb78a39a44645eb8436891b95b1d3d9b48c1d9ace85936740a18",
-    "mscan_b_20230227-3ab7d230.pth": "3ab7d2301876e41fdd3950e59cdce44e18ebcc36a4cf7a4f5f0817d14f381c9b",
-    "mscan_l_20230227-cef260d4.pth": "cef260d4",
+# The first digits of each published file's sha256, which end its name by torch.hub's convention
+_PUBLISHED_FILES = {
+    Path(str(cfg.url)).name: match[1]
+    for cfgs in default_cfgs.values()
+    for cfg in cfgs.cfgs.values()
+    if (match := HASH_REGEX.search(str(cfg.url)))
 }
 
 
+def _fetch(url: str, cache_dir: str | Path | None) -> None:
+    """Download a published file into torch.hub's cache, or check the one there; timm compares no hashes."""
+    path = Path(cache_dir or get_cache_dir(), Path(url).name)
+    digits = _PUBLISHED_FILES.get(path.name)
+    if digits is None:
+        return  # timm downloads it
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            download_url_to_file(url, str(path), hash_prefix=digits)
+        except (OSError, RuntimeError) as error:
+            raise CheckpointError(f"{url}: not downloaded ({error}). Try again, or put the file at {path}.") from None
+    elif not hashlib.sha256(path.read_bytes()).hexdigest().startswith(digits):
+        raise CheckpointError(f"{path}: not the published file, whose sha256 begins with {digits}. Remove it.")
+
+
+def _read(file: str) -> dict[str, Any]:
+    try:
+        return load_state_dict(file)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # whatever torch.load raises
+        reason = " ".join(str(error).partition(". ")[0].split())
+        raise CheckpointError(f"{file}: timm cannot read it ({reason}). Try `segnext-timm convert`.") from None
+
+
 def _create_mscan(variant: str, pretrained: bool = False, **kwargs: Any) -> MSCAN:
-    cfg = resolve_pretrained_cfg(variant, kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay"))
+    overlay = kwargs.get("pretrained_cfg_overlay") or {}
+    cfg = resolve_pretrained_cfg(variant, kwargs.get("pretrained_cfg"), overlay)
+    from_hub = cfg.source in ("hf-hub", "local-dir") or cfg.state_dict or cfg.hf_hub_id
     if kwargs.get("features_only", False):
         kwargs.setdefault("num_classes", 0)  # timm's wrapper drops the classifier anyway
-    from_hub = cfg.source in ("hf-hub", "local-dir") or cfg.state_dict or cfg.hf_hub_id
-    from_file = bool(cfg.file) and not from_hub and not cfg.custom_load
-    if pretrained and from_file:
-        # names what is wrong with it; timm would drop a classifier that is not of the published number of classes
-        state_dict = backbone_to_native(read_pytorch_file(str(cfg.file)))
-        stated = {
-            **(kwargs["pretrained_cfg"] if isinstance(kwargs.get("pretrained_cfg"), dict) else {}),
-            **(kwargs.get("pretrained_cfg_overlay") or {}),
-        }
-        if "head.fc.weight" in state_dict and "num_classes" not in stated:
-            overlay = {**(kwargs.get("pretrained_cfg_overlay") or {}), "num_classes": len(state_dict["head.fc.weight"])}
-            kwargs["pretrained_cfg_overlay"] = overlay
+    elif pretrained and overlay.get("file") and "num_classes" not in overlay:
+        # timm would drop a classifier that is not of the published number of classes
+        classifier = backbone_to_native(_read(overlay["file"])).get("head.fc.weight", ())
+        kwargs["pretrained_cfg_overlay"] = {**overlay, "num_classes": len(classifier) or cfg.num_classes}
 
     def build(**model_args: Any) -> MSCAN:
         model = MSCAN(**model_args)  # wrong arguments end here, before any download
-        if pretrained and cfg.url and not from_hub and not from_file:
-            # timm then finds the file, whole and checked, in its cache
-            url = str(cfg.url)
-            fetch(url, kwargs.get("cache_dir"), sha256=PUBLISHED_SHA256.get(Path(urlparse(url).path).name))
+        if pretrained and cfg.url and not cfg.file and not from_hub:
+            _fetch(str(cfg.url), kwargs.get("cache_dir"))
         return model
 
     return build_model_with_cfg(

@@ -15,8 +15,6 @@ from random_checkpoints import (
     zero_state_dict,
 )
 from segnext_timm.checkpoints.dialects import (
-    backbone_to_native,
-    check_parameters,
     extract_state_dict,
     load_checkpoint,
     native_to_mmseg,
@@ -24,6 +22,7 @@ from segnext_timm.checkpoints.dialects import (
     segmenter_to_native,
 )
 from segnext_timm.errors import CheckpointError
+from segnext_timm.models.mscan import backbone_to_native, check_parameters
 
 
 @pytest.fixture(scope="module")
@@ -229,7 +228,10 @@ def test_batches_that_jittor_does_not_count_are_added(tmp_path, names):
         ({"state_dict": {}}, "not a checkpoint of MSCAN or SegNeXt.*found no tensors"),
         ({0: torch.zeros(3)}, "not a checkpoint of MSCAN or SegNeXt.*found 0"),
         (
-            {f"stages.{i}.norm.weight": torch.zeros(8) for i in range(4)},
+            {
+                **{f"stages.{i}.norm.weight": torch.zeros(8) for i in range(4)},
+                "stem.conv1.weight": torch.zeros(4, 3, 3, 3),
+            },
             r"an MSCAN of channels \(8, 8, 8, 8\) and depths \(0, 0, 0, 0\), which is not one of mscan_t",
         ),
         (

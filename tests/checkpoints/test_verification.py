@@ -271,17 +271,16 @@ def test_a_report_of_another_kind_is_not_overwritten(tmp_path, cache):
 
 
 def test_backbones_are_verified_too(tmp_path, cache, monkeypatch, one_process):
-    from random_checkpoints import backbone_shapes, random_state_dict, write
+    from random_checkpoints import FILES, backbone_shapes, random_state_dict
 
     weights = random_state_dict(backbone_shapes("t", classifier=True))
-    write(tmp_path / "t", weights, "mmseg").rename(cache / "mscan_t_20230227-119e8c9f.pth")
-    write(tmp_path / "t", weights, "jittor").rename(cache / "mscan_t.pkl")
-    write(tmp_path / "t", weights, "paddle zip").rename(cache / "mscan_t_imagenet_pretrained.zip")
-    monkeypatch.setitem(verification.mscan.PUBLISHED_SHA256, "mscan_t_20230227-119e8c9f.pth", None)
-    names = ["mscan_t.in1k", "mscan_t.jseg_in1k", "mscan_t.paddleseg_in1k"]
+    torch.save(weights, cache / FILES["t"])
+    for variant in "ts":
+        monkeypatch.setitem(verification.BACKBONE_SHA256, f"mscan_{variant}.in1k", None)
+    names = ["mscan_t.in1k"]
     entries = verify(names, tmp_path / "report.json", log=lambda text: None)
-    assert [entry["status"] for entry in entries.values()] == ["verified"] * 3, entries
+    assert [entry["status"] for entry in entries.values()] == ["verified"], entries
     assert {entry["parameters"] for entry in entries.values()} == {3_903_584}
-    torch.save({"state_dict": {}}, cache / "mscan_s.pkl")
-    (entry,) = verify(["mscan_s.jseg_in1k"], tmp_path / "report.json", log=lambda text: None).values()
+    torch.save({"state_dict": {}}, cache / FILES["s"])
+    (entry,) = verify(["mscan_s.in1k"], tmp_path / "report.json", log=lambda text: None).values()
     assert entry["status"] == "failed"

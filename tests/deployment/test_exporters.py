@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import segnext_timm.models.mscan
 from random_checkpoints import VARIANTS
 from segnext_timm import create_segmenter, export, fuse, push_to_hub
+from segnext_timm.kernels import bands
 from segnext_timm.models.fusion import is_fused
 
 
@@ -114,14 +115,10 @@ def test_rows_at_a_time_give_the_same_features(output_stride, monkeypatch):
     fused = fuse(model).to(memory_format=torch.channels_last)
     x = images(2, 3, 71, 99).contiguous(memory_format=torch.channels_last)
     calls = []
-    tiled = segnext_timm.models.mscan.FusedMSCANBlock._add_mlp_by_rows
-    monkeypatch.setattr(
-        segnext_timm.models.mscan.FusedMSCANBlock,
-        "_add_mlp_by_rows",
-        lambda self, x: calls.append(self) or tiled(self, x),
-    )
+    add_mlp = bands.add_mlp
+    monkeypatch.setattr(bands, "add_mlp", lambda x, mlp: calls.append(mlp) or add_mlp(x, mlp))
     for tile in (1, 5000, 20000):
-        monkeypatch.setattr(segnext_timm.models.mscan, "_TILE_BYTES", tile)
+        monkeypatch.setattr(bands, "_MLP_BYTES", tile)
         calls.clear()
         assert_same(fused(x), model(x))
         assert calls

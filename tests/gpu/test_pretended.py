@@ -24,7 +24,7 @@ from segmentation.models import with_synced_norms
 from segmentation.recipe import DataSettings
 from segmentation.stepping import compile_model, step_if
 from segnext_timm import UpsampledCrossEntropyLoss
-from segnext_timm.models import losses
+from segnext_timm.kernels import resizing
 from segnext_timm.models.hamburger import GroupNorm
 from segnext_timm.models.model_info import evaluation_mode
 from segnext_timm.prediction.pipeline import segment
@@ -57,7 +57,7 @@ def is_channels_last(tensor):
 @pytest.mark.parametrize("triton", [True, False])
 def test_forward_pass_and_loss_stay_on_the_device_without_a_wait(mode, dtype, triton, monkeypatch):
     if not triton:
-        monkeypatch.setattr(losses, "_triton_kernels", lambda: None)
+        monkeypatch.setattr(resizing, "_triton_runs", lambda device: False)
     model = pretended(mode, training=True, upsampling=1)
     loss_function = UpsampledCrossEntropyLoss(ignore_index=255)
     with mode, fake_autocast(dtype), WaitCounter() as counter:
@@ -89,7 +89,7 @@ def test_channels_last_is_kept_from_the_stem_to_the_logits(mode, dtype, training
 @pytest.mark.parametrize("triton", [True, False])
 def test_labels_are_predicted_without_a_wait(mode, triton, monkeypatch):
     if not triton:
-        monkeypatch.setattr(losses, "_triton_kernels", lambda: None)
+        monkeypatch.setattr(resizing, "_triton_runs", lambda device: False)
     model = pretended(mode)
     with mode, WaitCounter() as counter:
         labels = model.predict_labels(images(2, 3, 64, 96))
@@ -144,7 +144,7 @@ def test_moving_averages_and_synchronized_norms_stay_on_the_device(mode):
 
 
 def test_a_gpu_s_group_norm_is_exported_and_traced(monkeypatch):
-    monkeypatch.setattr(GroupNorm, "forward", GroupNorm._normalize_channels_last)
+    monkeypatch.setattr(GroupNorm, "forward", GroupNorm._forward_channels_last)
     norm, x = GroupNorm(4, 12).eval(), torch.randn(2, 12, 5, 7).contiguous(memory_format=torch.channels_last)
     program = torch.export.export(norm, (x,)).module()
     traced = torch.jit.trace(norm, (x,))
@@ -253,7 +253,7 @@ def test_group_norm_of_gpus_is_that_of_torch(kind, training):
     x, out = torch.randn(2, 12, 5, 7, dtype=torch.float64), []
     if kind == "channels_last":
         x = x.contiguous(memory_format=torch.channels_last)
-    for forward in (norm.forward, norm._normalize_channels_last):
+    for forward in (norm.forward, norm._forward_channels_last):
         leaf = x.clone().requires_grad_()
         y = forward(leaf)
         gradients = torch.autograd.grad((y * y.detach().cos()).sum(), (leaf, norm.weight, norm.bias))

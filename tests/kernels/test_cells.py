@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch._dynamo.testing import EagerAndRecordGraphs
 
 from segnext_timm import UpsampledCrossEntropyLoss
-from segnext_timm.models import losses
+from segnext_timm.kernels import resizing
+from segnext_timm.models.losses import resized_argmax
 
 pytest.importorskip("triton")
 from segnext_timm.kernels import cells
@@ -36,7 +37,7 @@ CASES = [  # classes, size, resized, smoothing, whether classes have weights
 
 @pytest.fixture
 def use_kernels(monkeypatch):
-    monkeypatch.setattr(losses, "_kernels", lambda logits: cells)
+    monkeypatch.setattr(resizing, "_kernels", lambda logits: cells)
 
 
 def inputs(classes, size, resized):
@@ -95,13 +96,13 @@ def test_pixels_that_are_all_ignored_have_no_loss(use_kernels):
 def test_labels_are_those_of_resized_logits(use_kernels, classes, size, resized, smoothing, weighted):
     logits, _ = inputs(classes, size, resized)
     expected = F.interpolate(logits, resized, mode="bilinear", align_corners=False).argmax(1)
-    assert torch.equal(losses.resized_argmax(logits.float(), resized), expected)
+    assert torch.equal(resized_argmax(logits.float(), resized), expected)
 
 
 def test_a_logit_that_is_not_a_number_is_the_largest(use_kernels):
     logits = torch.zeros(1, 4, 3, 3)
     logits[0, 2, 1, 1] = float("nan")
-    assert losses.resized_argmax(logits, (3, 3))[0, 1, 1] == 2
+    assert resized_argmax(logits, (3, 3))[0, 1, 1] == 2
 
 
 def test_operators_have_fake_implementations():
@@ -130,15 +131,15 @@ def test_the_compiled_loss_is_that_of_the_kernels(use_kernels):
 
 def test_the_compiler_does_not_trace_the_trial_of_triton(monkeypatch):
     torch._dynamo.reset()
-    losses._try_triton.cache_clear()
+    resizing._try_triton.cache_clear()
     # a GPU for the trial alone: the compiler would initialize one
-    monkeypatch.setattr("torch.cuda.is_available", lambda: sys._getframe(1).f_globals["__name__"] == losses.__name__)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: sys._getframe(1).f_globals["__name__"] == resizing.__name__)
     monkeypatch.setattr("torch.cuda.is_current_stream_capturing", lambda: False)
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (9, 0))
     graphs = EagerAndRecordGraphs()
-    compiled = torch.compile(lambda x: x + losses._triton_runs(x.device), fullgraph=True, backend=graphs)
+    compiled = torch.compile(lambda x: x + resizing._triton_runs(x.device), fullgraph=True, backend=graphs)
     assert compiled(torch.zeros(1)) == 1
-    assert losses._try_triton.cache_info().misses == 1
+    assert resizing._try_triton.cache_info().misses == 1
     assert len([node for node in graphs.graphs[0].graph.nodes if node.op == "call_function"]) == 1
 
 

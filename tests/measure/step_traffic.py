@@ -21,8 +21,8 @@ sys.path += [str(Path(__file__).parents[2] / folder) for folder in ("examples", 
 from pretended_cuda import Traffic, cuda_autocast_on_cpu, fake
 from segmentation.autocasting import reduce_casts
 from segnext_timm import UpsampledCrossEntropyLoss, create_segmenter
-from segnext_timm.kernels import cells
-from segnext_timm.models import losses
+from segnext_timm.kernels import cells as triton_kernels
+from segnext_timm.kernels import resizing
 from segnext_timm.models.hamburger import GroupNorm
 
 BANDWIDTH = 3.35e12  # bytes per second, NVIDIA's data sheet of the H100 SXM
@@ -36,8 +36,8 @@ def count(variant: str, batch: int, plain: bool = False) -> tuple[Traffic, Traff
     if not plain:
         reduce_casts(model)
     loss_function = UpsampledCrossEntropyLoss(ignore_index=255, reduction="sum")
-    norm = torch.nn.GroupNorm.forward if plain else GroupNorm._normalize_channels_last
-    kernels = mock.patch.object(losses, "_kernels", lambda logits: cells)
+    norm = torch.nn.GroupNorm.forward if plain else GroupNorm._forward_channels_last
+    kernels = mock.patch.object(resizing, "_kernels", lambda logits: triton_kernels)
     step, loss_part = Traffic(), Traffic()
     with FakeTensorMode() as mode, mock.patch.object(GroupNorm, "forward", norm), kernels:
         fake(model, mode, "cpu")

@@ -1,4 +1,5 @@
 import copy
+import os
 import pickle
 import subprocess
 import sys
@@ -11,7 +12,9 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import label_memory
 from segnext_timm import UpsampledCrossEntropyLoss
-from segnext_timm.models.losses import _resized_argmax_graph, resized_argmax
+from segnext_timm.deployment.exporters import _argmax_of_candidates
+from segnext_timm.kernels import resizing
+from segnext_timm.models.losses import resized_argmax
 
 # shapes of logits, sizes of labels: eight times as large, odd, one row or column, the same, smaller
 SHAPES = [
@@ -22,6 +25,8 @@ SHAPES = [
     ((2, 4, 5, 6), (5, 6)),
     ((1, 5, 8, 8), (5, 6)),
 ]
+# bytes of maps at once, of each form
+BUDGETS = {"kernels": "segnext_timm.kernels.bands._BYTES", "plain": "segnext_timm.models.losses._BAND_BYTES"}
 
 
 def logits(shape, dtype=torch.float32, smooth=1):
@@ -32,6 +37,13 @@ def logits(shape, dtype=torch.float32, smooth=1):
     return F.interpolate(coarse, (height, width), mode="bicubic")
 
 
+@pytest.fixture(params=["kernels", "plain"])
+def form(request, monkeypatch):
+    """The kernels of a CPU, or the plain form."""
+    monkeypatch.setattr(resizing, "ENABLED", request.param == "kernels")
+    return request.param
+
+
 def resized(x, size):
     return F.interpolate(x, size, mode="bilinear", align_corners=False)
 
@@ -39,31 +51,31 @@ def resized(x, size):
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("smooth", [1, 4])
 @pytest.mark.parametrize(("shape", "size"), SHAPES)
-def test_labels_are_those_of_the_resized_maps(shape, size, smooth, channels_last):
+def test_labels_are_those_of_the_resized_maps(shape, size, smooth, channels_last, form):
     x = logits(shape, torch.float64, smooth)
     x = x.contiguous(memory_format=torch.channels_last) if channels_last else x
     expected = resized(x, size).argmax(1)
     labels = resized_argmax(x, size)
     assert labels.dtype == torch.long
     assert torch.equal(labels, expected)
-    assert torch.equal(_resized_argmax_graph(x, size), expected)
+    assert torch.equal(_argmax_of_candidates(x, size), expected)
 
 
-def test_labels_of_half_precision_are_those_of_maps_in_float32():
+def test_labels_of_half_precision_are_those_of_maps_in_float32(form):
     x = logits((1, 20, 8, 8)).bfloat16()
     assert torch.equal(resized_argmax(x, (64, 64)), resized(x.float(), (64, 64)).argmax(1))
 
 
-def test_logits_that_are_not_numbers_are_labeled_as_the_maps_are():
+def test_logits_that_are_not_numbers_are_labeled_as_the_maps_are(form):
     x = torch.full((1, 3, 4, 4), torch.nan)
     assert torch.equal(resized_argmax(x, (32, 32)), resized(x, (32, 32)).argmax(1))
 
 
-def test_bands_of_several_rows_give_the_same_labels(monkeypatch):
+def test_bands_of_several_rows_give_the_same_labels(form, monkeypatch):
     x = logits((2, 6, 9, 13), smooth=3)
     expected = resized_argmax(x, (71, 99))
     for budget in (1, 4 * 99 * 6 * 25, 1 << 30):
-        monkeypatch.setattr("segnext_timm.models.losses._CPU_BYTES", budget)
+        monkeypatch.setattr(BUDGETS[form], budget)
         assert torch.equal(resized_argmax(x, (71, 99)), expected)
 
 
@@ -72,7 +84,7 @@ def test_bands_of_several_rows_give_the_same_labels(monkeypatch):
 )
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize(("shape", "size"), SHAPES[:-1])
-def test_the_loss_and_its_gradient_are_those_of_the_resized_maps(shape, size, reduction, arguments):
+def test_the_loss_and_its_gradient_are_those_of_the_resized_maps(shape, size, reduction, arguments, form):
     x = logits(shape, torch.float64).requires_grad_()
     generator = torch.Generator().manual_seed(1)
     target = torch.randint(0, shape[1], (shape[0], *size), generator=generator)
@@ -88,16 +100,16 @@ def test_the_loss_and_its_gradient_are_those_of_the_resized_maps(shape, size, re
     torch.testing.assert_close(*gradients)
 
 
-def test_bands_of_several_rows_give_the_same_loss(monkeypatch):
+def test_bands_of_several_rows_give_the_same_loss(form, monkeypatch):
     x, target = logits((2, 6, 9, 13)).requires_grad_(), torch.randint(0, 6, (2, 71, 99))
     expected = F.cross_entropy(resized(x, (71, 99)), target)
     for budget in (1, 4 * 99 * 6 * 25, 1 << 30):
-        monkeypatch.setattr("segnext_timm.models.losses._CPU_BYTES", budget)
+        monkeypatch.setattr(BUDGETS[form], budget)
         torch.testing.assert_close(UpsampledCrossEntropyLoss()(x, target), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_the_loss_runs_in_float32_under_autocast(dtype):
+def test_the_loss_runs_in_float32_under_autocast(dtype, form):
     x, target = logits((1, 6, 4, 4)).to(dtype).requires_grad_(), torch.randint(0, 6, (1, 32, 32))
     with torch.autocast("cpu", dtype=dtype):
         loss = UpsampledCrossEntropyLoss()(x, target)
@@ -107,14 +119,14 @@ def test_the_loss_runs_in_float32_under_autocast(dtype):
     assert x.grad.dtype == dtype
 
 
-def test_the_loss_without_gradient_and_of_ignored_pixels_only():
+def test_the_loss_without_gradient_and_of_ignored_pixels_only(form):
     x, target = logits((1, 6, 4, 4)), torch.full((1, 32, 32), 255)
     assert not UpsampledCrossEntropyLoss(ignore_index=255)(x, target).requires_grad
     assert UpsampledCrossEntropyLoss(ignore_index=255)(x, target).isnan()  # as of cross_entropy
     assert UpsampledCrossEntropyLoss(ignore_index=255, reduction="sum")(x, target) == 0
 
 
-def test_labels_beyond_the_classes_and_shapes_that_do_not_fit_are_refused():
+def test_labels_beyond_the_classes_and_shapes_that_do_not_fit_are_refused(form):
     x = logits((1, 6, 4, 4))
     with pytest.raises((IndexError, RuntimeError), match="out of bounds"):
         UpsampledCrossEntropyLoss()(x, torch.full((1, 32, 32), 6))
@@ -128,7 +140,7 @@ def test_labels_beyond_the_classes_and_shapes_that_do_not_fit_are_refused():
 
 
 @pytest.mark.parametrize("size", [(32, 33), (32, 64), (5, 6), (3, 3)])
-def test_labels_of_another_image_are_refused(size):
+def test_labels_of_another_image_are_refused(size, form):
     x, target = logits((1, 6, 4, 4)), torch.zeros(1, *size, dtype=torch.long)
     if size == (32, 33):  # 33 / 8 is 4 rounded down: an encoder that pools without padding
         assert UpsampledCrossEntropyLoss()(x, target).isfinite()
@@ -174,7 +186,7 @@ def assert_same_loss_and_gradient(loss, expected, x, tolerance=1e-5):
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("logits_dtype", [torch.float32, torch.float64, torch.float16])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_class_weights_in_half_precision_are_used_in_full(dtype, logits_dtype, reduction, smoothing):
+def test_class_weights_in_half_precision_are_used_in_full(dtype, logits_dtype, reduction, smoothing, form):
     x, target = labeled((1, 3, 36, 36), logits_dtype)  # 80,000 pixels: more than float16 counts
     options = {"ignore_index": 255, "reduction": reduction, "label_smoothing": smoothing}
     criterion = torch.nn.Sequential(UpsampledCrossEntropyLoss(torch.tensor([0.3, 1.0, 1.7]), **options)).to(dtype)[0]
@@ -192,7 +204,7 @@ def test_class_weights_in_half_precision_are_used_in_full(dtype, logits_dtype, r
     [torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.int8, torch.int16, torch.int32, torch.bool],
     ids=str,
 )
-def test_labels_of_every_integer_type_are_those_of_int64(dtype, weighted, reduction):
+def test_labels_of_every_integer_type_are_those_of_int64(dtype, weighted, reduction, form):
     x, target = labeled((2, 6, 4, 4))
     target = target.clamp(max=5).to(dtype)
     criterion = UpsampledCrossEntropyLoss(torch.arange(1.0, 7) if weighted else None, reduction=reduction)
@@ -200,7 +212,7 @@ def test_labels_of_every_integer_type_are_those_of_int64(dtype, weighted, reduct
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16])
-def test_the_ignored_label_is_that_of_any_integer_type(dtype):
+def test_the_ignored_label_is_that_of_any_integer_type(dtype, form):
     x, target = labeled((2, 6, 4, 4))
     expected = F.cross_entropy(resized(x, target.shape[1:]), target, ignore_index=255)
     torch.testing.assert_close(UpsampledCrossEntropyLoss(ignore_index=255)(x, target.to(dtype)), expected)
@@ -299,6 +311,33 @@ def test_the_loss_is_copied_and_pickled():
     criterion = UpsampledCrossEntropyLoss(torch.arange(1.0, 7), ignore_index=255)
     for other in (copy.deepcopy(criterion), pickle.loads(pickle.dumps(criterion))):
         assert torch.equal(other(x, target), criterion(x, target))
+
+
+@torch.no_grad()
+def test_an_environment_variable_turns_kernels_off():
+    code = (
+        "import torch; from segnext_timm import kernels; from segnext_timm.kernels import bands, norms, resizing;"
+        "x = torch.zeros(1, 64, 64, 2048).permute(0, 3, 1, 2);"
+        "print(kernels.ENABLED, resizing.applies(x), bands.applies_to_mlp(x, 4096), norms.applies(x))"
+    )
+    for value, expected in (("0", "False False False False"), ("1", "True True False False")):
+        env = {**os.environ, "SEGNEXT_TIMM_KERNELS": value}
+        done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == expected
+
+
+@pytest.mark.parametrize("size", [(16, 24), (33, 50)])
+def test_the_plain_form_compiles_and_is_differentiated_twice(size, form, compiles):
+    if form == "kernels":
+        pytest.skip("the kernels' operator has tests of its own")
+    x, target = logits((2, 6, 4, 6)).requires_grad_(), torch.randint(0, 6, (2, *size))
+    criterion = UpsampledCrossEntropyLoss()
+    (gradient,) = torch.autograd.grad(criterion(x, target), x, create_graph=True)
+    (exact,) = torch.autograd.grad(F.cross_entropy(resized(x, size), target), x, create_graph=True)
+    seconds = (torch.autograd.grad(g.square().sum(), x)[0] for g in (gradient, exact))
+    torch.testing.assert_close(*seconds)
+    compiled = torch.compile(criterion, fullgraph=True, backend="aot_eager")
+    assert_same_loss_and_gradient(compiled(x, target), F.cross_entropy(resized(x, size), target), x)
 
 
 @pytest.mark.slow

@@ -6,7 +6,8 @@ import torch
 
 import segnext_timm  # noqa: F401
 from random_checkpoints import VARIANTS, backbone_shapes, random_state_dict, segmenter_shapes
-from segnext_timm.checkpoints.dialects import backbone_to_native, segmenter_to_native
+from segnext_timm.checkpoints.dialects import segmenter_to_native
+from segnext_timm.models.mscan import backbone_to_native
 
 CLASSES = 19
 SIZES = ((64, 96), (71, 99))  # one divisible by 32, one odd

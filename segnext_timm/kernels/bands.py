@@ -1,0 +1,180 @@
+"""Argmax and cross-entropy of resized logits, and MLPs, on a CPU: a band of rows at a time, which its caches hold.
+
+Resizing is bilinear with `align_corners=False`, as in `torch.nn.functional.interpolate`.
+"""
+
+from bisect import bisect_left
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from . import ENABLED
+
+_BYTES = 1 << 20  # of the resized maps held at once: half of a core's second-level cache
+_MLP_BYTES = 4 << 20  # of an MLP's hidden features computed at once; measured on cores with 2.5 MB of that cache
+
+
+def _source(size: int, resized: int, like: torch.Tensor) -> torch.Tensor:
+    """Compute the position, on an axis of `size` pixels, that each of `resized` pixels is interpolated from."""
+    centers = torch.arange(resized, dtype=like.dtype, device=like.device) + 0.5
+    return (centers * (size / resized) - 0.5).clamp(0, size - 1)
+
+
+def _first_pixels(size: int, resized: int) -> list[int]:
+    """List the first of the two of `size` pixels that each of `resized` pixels of an axis is interpolated from."""
+    return [min(max(((2 * i + 1) * size - resized) // (2 * resized), 0), size - 1) for i in range(resized)]
+
+
+def _weights(size: int, resized: int, like: torch.Tensor) -> torch.Tensor:
+    """Compute the matrix (resized, size) that resizes an axis."""
+    pixels = torch.arange(size, dtype=like.dtype, device=like.device)
+    return (1 - (_source(size, resized, like)[:, None] - pixels).abs()).clamp(min=0)
+
+
+def _widen(logits: torch.Tensor) -> torch.Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _rows_at_once(width: int, classes: int) -> int:
+    return max(_BYTES // (4 * width * classes), 1)
+
+
+def candidate_classes(logits: torch.Tensor) -> torch.Tensor:
+    """Classes that can be the largest between two neighboring rows of logits (B, classes, h, w) when resized.
+
+    Every value of a resized map lies between the values of the four pixels around it. A class whose largest of these
+    four is below the smallest of another class cannot be the largest.
+
+    Returns:
+        True for candidates, of shape (B, classes, h - 1), or (B, classes, 1) if h is 1.
+    """
+    kernel = (min(2, logits.shape[2]), min(2, logits.shape[3]))
+    most = F.max_pool2d(logits, kernel, stride=1)
+    least = -F.max_pool2d(-logits, kernel, stride=1)
+    return (~(most < least.amax(1, keepdim=True))).any(3)  # in this form, NaN counts as a candidate
+
+
+def argmax(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Compute the largest channel of resized logits, among those that can be the largest in a band of rows.
+
+    Args:
+        logits: Shape (B, classes, h, w).
+        size: Height and width of the labels.
+
+    Returns:
+        Labels of shape (B, *size), int64.
+    """
+    logits = _widen(logits)
+    batch, classes, height, _ = logits.shape
+    above = [min(row, max(height - 2, 0)) for row in _first_pixels(height, size[0])]
+    share = (_source(height, size[0], logits) - torch.tensor(above))[:, None, None]
+    # a band holds the rows interpolated from one pair of rows of the logits, or from more if memory allows
+    step = max(_rows_at_once(size[1], classes) * height // size[0], 1)
+    tops = range(0, max(height - 1, 1), step)
+    ends = [bisect_left(above, top) for top in (*tops[1:], height)]
+    labels = torch.empty((batch, *size), dtype=torch.long)
+    possible = candidate_classes(logits)
+    for i in range(batch):
+        start = 0
+        for top, end in zip(tops, ends):
+            kept = possible[i, :, top : top + step].any(1).nonzero()[:, 0]
+            source = logits[i : i + 1, kept, top : top + step + 1].contiguous(memory_format=torch.channels_last)
+            wide = F.interpolate(source, (source.shape[2], size[1]), mode="bilinear", align_corners=False)
+            wide = wide[0].permute(1, 2, 0)  # (rows, width, kept): the argmax reads contiguous memory
+            upper, lower = wide[:-1], wide[1:]
+            if wide.shape[0] != 2:
+                first = torch.tensor(above[start:end]) - top
+                upper, lower = wide[first], wide[(first + 1).clamp(max=wide.shape[0] - 1)]
+            maps = torch.lerp(upper, lower, share[start:end])
+            labels[i, start:end] = kept[maps.max(-1).indices]
+            start = end
+    return labels
+
+
+def cross_entropy(
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    weight: torch.Tensor | None,
+    ignore_index: int,
+    smoothing: float,
+    needs_gradient: bool,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Compute the cross-entropy of resized logits, summed over the pixels, and its gradient.
+
+    Args:
+        logits: Shape (B, classes, h, w).
+        target: Labels of shape (B, H, W), int64.
+        weight: Weight of each class, shape (classes,); None for equal weights.
+        ignore_index: Label of pixels to ignore.
+        smoothing: Label smoothing.
+        needs_gradient: Also compute the gradient, while the maps of a band are held.
+
+    Returns:
+        The loss, a scalar, and its gradient with respect to the logits, (B, h, w, classes).
+    """
+    logits_nhwc = _widen(logits).permute(0, 2, 3, 1)  # (B, h, w, classes)
+    batch, height, width, classes = logits_nhwc.shape
+    rows, columns = _weights(height, target.shape[1], logits_nhwc), _weights(width, target.shape[2], logits_nhwc)
+    above = _first_pixels(height, target.shape[1])
+    smoothing_weight = logits_nhwc.new_full((classes,), smoothing / classes)  # share of each class
+    smoothing_weight = smoothing_weight if weight is None else smoothing_weight * weight
+    gradient = logits_nhwc.new_empty(logits_nhwc.shape) if needs_gradient else None
+    loss = logits_nhwc.new_zeros(())
+    step = _rows_at_once(target.shape[2], classes)
+    for i in range(batch):
+        wide = torch.matmul(columns, logits_nhwc[i])  # (h, W, classes)
+        wide_gradient = torch.zeros_like(wide) if needs_gradient else None
+        for start in range(0, target.shape[1], step):
+            end = min(start + step, target.shape[1])
+            band = slice(above[start], above[end - 1] + 2)
+            resize = rows[start:end, band]
+            maps = torch.mm(resize, wide[band].flatten(1)).view(-1, classes)  # (pixels, classes)
+            label = target[i, start:end].reshape(-1, 1)
+            counts = label != ignore_index
+            label = label.where(counts, 0)
+            target_weight = counts.to(maps.dtype) * (1 - smoothing)
+            target_weight = target_weight if weight is None else target_weight * weight[label]
+            maps = F.log_softmax(maps, 1)
+            loss -= (maps.gather(1, label) * target_weight).sum()
+            if smoothing:
+                loss -= ((maps @ smoothing_weight)[:, None] * counts).sum()
+            if wide_gradient is not None:
+                maps.exp_().mul_(target_weight + smoothing_weight.sum() * counts).scatter_add_(1, label, -target_weight)
+                if smoothing:
+                    maps.sub_(smoothing_weight * counts)
+                wide_gradient[band].flatten(1).addmm_(resize.T, maps.view(end - start, -1))
+        if gradient is not None and wide_gradient is not None:
+            torch.matmul(columns.T, wide_gradient, out=gradient[i])
+    return loss, gradient
+
+
+def applies_to_mlp(x: torch.Tensor, hidden: int) -> bool:
+    """Whether :func:`add_mlp` is worth it for features (B, C, H, W) and an MLP with so many hidden channels."""
+    if not ENABLED or torch.is_grad_enabled() or torch.jit.is_tracing() or torch.compiler.is_compiling():
+        return False
+    in_rows = x.is_contiguous(memory_format=torch.channels_last)
+    return x.device.type == "cpu" and in_rows and _hidden_bytes(x, hidden) > 2 * _MLP_BYTES
+
+
+def _hidden_bytes(x: torch.Tensor, hidden: int) -> int:
+    return x.numel() // x.shape[1] * hidden * x.element_size()
+
+
+def add_mlp(x: torch.Tensor, mlp: Any) -> torch.Tensor:
+    """Compute `x + mlp(x)` some rows at a time.
+
+    Args:
+        x: Features of shape (B, C, H, W).
+        mlp: MSCAN's ConvMlp, in evaluation.
+    """
+    height = x.shape[2]
+    rows = max(_MLP_BYTES * height // _hidden_bytes(x, mlp.fc1.out_channels), 1)
+    halo = mlp.dwconv.dilation[0]  # its kernel has 3 rows
+    out = torch.empty_like(x)
+    for top in range(0, height, rows):
+        first = max(top - halo, 0)
+        hidden = mlp.dwconv(mlp.fc1(x[:, :, first : top + rows + halo]))
+        hidden = hidden[:, :, top - first : top - first + rows]
+        out[:, :, top : top + rows] = x[:, :, top : top + rows] + mlp.fc2(mlp.act(hidden))
+    return out

@@ -1,0 +1,151 @@
+"""Argmax and cross-entropy of resized logits: by bands of rows on a CPU, by Triton on CUDA."""
+
+import functools
+import importlib.util
+import logging
+from typing import Any
+
+import torch
+
+from . import ENABLED, bands
+
+_logger = logging.getLogger(__name__)
+
+_MAX_CLASSES = 1024  # of the Triton kernels, which hold all classes of some pixels in registers
+
+
+def applies(logits: torch.Tensor) -> bool:
+    """Whether :func:`argmax` and :func:`cross_entropy` take logits (B, classes, h, w)."""
+    if not ENABLED or not logits.is_cuda:
+        return ENABLED and logits.device.type == "cpu"
+    return logits.dtype != torch.float64 and logits.shape[1] <= _MAX_CLASSES and _triton_runs(logits.device)
+
+
+@torch.compiler.assume_constant_result  # torch.compile would trace the trial, and put it into its graph
+def _triton_runs(device: torch.device) -> bool:
+    # nothing can be tried on a pretended GPU, or in the middle of a CUDA graph
+    if not torch.cuda.is_available() or torch.cuda.is_current_stream_capturing():
+        return importlib.util.find_spec("triton") is not None
+    return _try_triton(device)
+
+
+@functools.cache
+def _try_triton(device: torch.device) -> bool:
+    """Try a kernel. Triton needs compute capability 7 and, at the first launch, a C compiler."""
+    if importlib.util.find_spec("triton") is None:
+        return False
+    if torch.version.cuda and torch.cuda.get_device_capability(device) < (7, 0):
+        return False
+    try:
+        from . import cells
+
+        cells.argmax(torch.zeros(1, 2, 2, 2, device=device), (2, 2))
+    except Exception as error:  # whatever the compilers of Triton and C raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        _logger.warning(f"Triton does not run here, so loss and labels take more time and memory: {reason}")
+        return False
+    return True
+
+
+def _kernels(logits: torch.Tensor) -> Any:
+    if not logits.is_cuda:
+        return bands
+    from . import cells
+
+    return cells
+
+
+def argmax(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Compute the largest channel of resized logits.
+
+    Args:
+        logits: Shape (B, classes, h, w).
+        size: Height and width of the labels.
+
+    Returns:
+        Labels of shape (B, *size), int64.
+    """
+    return _kernels(logits).argmax(logits, size)
+
+
+def _is_integer_fraction(part: torch.Size, full: torch.Size) -> bool:
+    """Whether dividing both sides of `full` by one integer, rounded up or down, gives `part`."""
+    factors = range(1, max(full) + 1) if min(part) > 0 else ()
+    candidates = (f for f in factors if all(side // f <= p <= -(-side // f) for p, side in zip(part, full)))
+    return next(candidates, None) is not None
+
+
+def check_sizes(logits: torch.Tensor, target: torch.Tensor) -> None:
+    """Raise a ValueError unless the sides of logits (B, classes, h, w) are a fraction of those of labels (B, H, W)."""
+    if not _is_integer_fraction(logits.shape[-2:], target.shape[-2:]):
+        raise ValueError(
+            f"Logits of {tuple(logits.shape[-2:])} pixels (height, width) are not an integer fraction of labels of "
+            f"{tuple(target.shape[-2:])}. Are these the labels of another image?"
+        )
+
+
+# A custom operator, so that torch.compile sees its shapes, and does not trace the bands
+@torch.library.custom_op("segnext_timm::upsampled_cross_entropy", mutates_args=())
+def cross_entropy(
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    weight: torch.Tensor | None,
+    ignore_index: int,
+    smoothing: float,
+    needs_gradient: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Compute the cross-entropy of resized logits, summed over the pixels; it can be differentiated once.
+
+    Args:
+        logits: Shape (B, classes, h, w), of an integer fraction of the labels' size.
+        target: Labels of shape (B, H, W), int64.
+        weight: Weight of each class, shape (classes,); None for equal weights.
+        ignore_index: Label of pixels to ignore.
+        smoothing: Label smoothing.
+        needs_gradient: Compute the gradient too.
+
+    Returns:
+        The loss, a scalar, and its gradient (B, h, w, classes), or (0,) without one; both in float32 or wider.
+
+    Raises:
+        ValueError: If the sizes do not fit.
+    """
+    check_sizes(logits, target)
+    with torch.autocast(logits.device.type, enabled=False):
+        loss, gradient = _kernels(logits).cross_entropy(logits, target, weight, ignore_index, smoothing, needs_gradient)
+    return loss, loss.new_empty(0) if gradient is None else gradient
+
+
+@cross_entropy.register_fake
+def _new_loss_and_gradient(
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    weight: torch.Tensor | None,
+    ignore_index: int,
+    smoothing: float,
+    needs_gradient: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    batch, classes, height, width = logits.shape
+    loss = logits.new_empty((), dtype=torch.promote_types(logits.dtype, torch.float32))
+    return loss, loss.new_empty((batch, height, width, classes) if needs_gradient else (0,))
+
+
+def _save_gradient(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(output[1])
+    ctx.dtype = inputs[0].dtype
+
+
+def _scale_gradient(
+    ctx: Any, grad_loss: torch.Tensor, grad_gradient: torch.Tensor | None
+) -> tuple[torch.Tensor | None, ...]:
+    if grad_gradient is not None:
+        raise RuntimeError(
+            "UpsampledCrossEntropyLoss can be differentiated once, and this differentiates its gradient. Use "
+            "CrossEntropyLoss on resized logits."
+        )
+    (gradient,) = ctx.saved_tensors
+    return (gradient.permute(0, 3, 1, 2) * grad_loss).to(ctx.dtype), None, None, None, None, None
+
+
+cross_entropy.register_autograd(_scale_gradient, setup_context=_save_gradient)

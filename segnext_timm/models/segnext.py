@@ -28,7 +28,8 @@ from .fusion import check_not_fused
 from .hamburger import GroupNorm, Hamburger
 from .heads import describe_head, make_head
 from .losses import resized_argmax
-from .model_info import ModelInfo, Segmenter, evaluation_mode, true_results, weights_digest
+from .model_info import ModelInfo, evaluation_mode, true_results, weights_digest
+from .segmenter import Segmenter
 
 _logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torchvision.transforms.v2 import functional as TF
 
-from ..models.model_info import Segmenter
+from ..models.segmenter import Segmenter
 
 Mode = Literal["auto", "whole", "slide"]
 Precision = Literal["fp32", "bf16", "fp16"]

@@ -11,20 +11,14 @@ PACKAGE = Path(segnext_timm.__file__).parent
 EXAMPLES = Path(__file__).parents[1] / "examples"
 MAX_MODULE_LINES = 500  # except mscan.py, which is one file by timm's custom
 MAX_FUNCTION_LINES = 60  # without its docstring
-# From the bottom up; a name of a folder stands for its modules that are not listed themselves. Cards are text made of
-# dictionaries and stand alone: smp asks the model for its own.
-LAYERS = (
-    ("_atomic", "data_sets", "errors", "hub.card_sections", "hub.cards", "label_sets", "variants"),
-    (
-        "kernels",
-        "checkpoints.download",
-        "checkpoints.formats",
-        "checkpoints.dialects",
-        "checkpoints.unpickler",
-        "models",
-    ),
-    ("checkpoints.lookup", "checkpoints.catalog", "checkpoints.loading", "prediction"),
-    (
+# From the bottom up; a name of a folder stands for its modules that are not listed themselves
+FLOORS = {
+    "what stands alone": ("_atomic", "data_sets", "errors", "label_sets", "variants"),
+    "kernels": ("kernels",),
+    "models": ("models",),
+    "checkpoints": ("checkpoints",),
+    "prediction": ("checkpoints.lookup", "checkpoints.loading", "prediction"),
+    "sharing": (
         "checkpoints.conversion",
         "checkpoints.reference",
         "checkpoints.verification",
@@ -32,16 +26,17 @@ LAYERS = (
         "hub",
         "prediction.files",
     ),
-    ("", "__main__", "_cli_info", "_cli_types", "cli"),
-)
+    "command and face": ("", "__main__", "_cli_info", "_cli_types", "cli"),
+}
+UPWARD = {("models.segnext", "hub.cards")}  # smp asks a model for its card
 
 
-def layer_of(module):
+def floor_of(module):
     for name in (module, module.rpartition(".")[0]):
-        for height, names in enumerate(LAYERS):
+        for height, names in enumerate(FLOORS.values()):
             if name in names:
                 return height
-    raise AssertionError(f"{module} has no layer")
+    raise AssertionError(f"{module} has no floor")
 
 
 def imports():
@@ -63,16 +58,31 @@ def imports():
     return found
 
 
+def arrows():
+    """Imports of a module by another, without the face, which names everything."""
+    return {(module, other) for module, imported in imports().items() if module for other in imported if other}
+
+
 def test_imports_go_down_only():
-    for module, imported in imports().items():
-        if module == "":
-            continue  # the face names everything
-        for other in imported:
-            assert layer_of(other) <= layer_of(module), f"{module} imports {other}, which lies above"
+    assert {arrow for arrow in arrows() if floor_of(arrow[1]) > floor_of(arrow[0])} == UPWARD
+
+
+def test_the_imports_that_go_up_are_inside_functions():
+    for module, other in UPWARD:
+        tree = ast.parse((PACKAGE / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8"))
+        at_top = [node for node in tree.body if isinstance(node, ast.ImportFrom) and node.level]
+        assert not any(other.split(".")[0] in (node.module or "").split(".") for node in at_top)
+
+
+def test_models_import_no_other_room_than_kernels():
+    rooms = {module.split(".")[0] for module in imports() if "." in module}
+    reached = {o.split(".")[0] for m, o in arrows() - UPWARD if m.split(".")[0] == "models"}
+    assert reached & rooms == {"models", "kernels"}
+    assert {o for m, o in arrows() if m == "models.mscan"} == {"errors", "models.fusion", "variants"}
 
 
 def test_no_import_forms_a_circle():
-    graph = {module: imported - {""} for module, imported in imports().items() if module}
+    graph = {module: {other for one, other in arrows() - UPWARD if one == module} for module in imports()}
     while graph:
         free = [module for module, imported in graph.items() if not imported & graph.keys()]
         assert free, f"a circle among {sorted(graph)}"
@@ -90,3 +100,21 @@ def test_modules_and_functions_are_short(path):
             lines = node.end_lineno - node.lineno + 1
             lines -= docstring.end_lineno - docstring.lineno + 1 if docstring else 0
             assert lines < MAX_FUNCTION_LINES, f"{node.name} has {lines} lines"
+
+
+def main():
+    """Print the floors from the top down: modules, lines, and arrows down, level and up."""
+    found = arrows()
+    heights = {module: floor_of(module) for module in imports()}
+    paths = {module: PACKAGE / f"{module.replace('.', '/') or '__init__'}.py" for module in heights}
+    print("| floor | modules | lines | arrows down | level | up |\n|---|---|---|---|---|---|")
+    for height, name in reversed(list(enumerate(FLOORS))):
+        modules = [module for module in heights if heights[module] == height]
+        lines = sum(len(paths[m].read_text(encoding="utf-8").splitlines()) for m in modules if paths[m].is_file())
+        steps = [heights[other] - height for module, other in found if heights[module] == height]
+        counts = (sum(step < 0 for step in steps), steps.count(0), sum(step > 0 for step in steps))
+        print(f"| {name} | {len(modules)} | {lines} | {' | '.join(map(str, counts))} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -241,6 +241,12 @@ def update_card(text: str, new: ModelCard) -> str:
     return str(card)
 
 
+def follow(old: Path, new: Path) -> None:
+    """Replace a new card's file by :func:`update_card` of an old one's, if that exists."""
+    if (text := read_card(old)) is not None:
+        new.write_bytes(encode_card(update_card(text, ModelCard.load(new))))
+
+
 def parse_smp_card(text: str) -> dict[str, Any] | None:
     """Parse the facts that smp's own card adds to the configuration. None for an edited card, or one of another origin.
 

@@ -23,7 +23,6 @@ from segmentation_models_pytorch.base.utils import is_torch_compiling
 from segmentation_models_pytorch.encoders import get_encoder, get_encoder_names
 
 from .._atomic import fill_when_complete
-from ..hub.cards import HERE, encode_card, read_card, segmenter_card, update_card
 from .fusion import check_not_fused
 from .hamburger import GroupNorm, Hamburger
 from .heads import describe_head, make_head
@@ -361,9 +360,7 @@ class SegNeXt(SegmentationModel):
         about |= {name: kwargs.pop(name) for name in ("dataset", "metrics") if name in kwargs}
         with fill_when_complete(folder, last="config.json") as new:
             super().save_pretrained(new, *args, config=config, model_card_kwargs=about)
-            if (old := read_card(folder / "README.md")) is not None:
-                card = update_card(old, ModelCard.load(new / "README.md"))
-                (new / "README.md").write_bytes(encode_card(card))
+            _cards().follow(folder / "README.md", new / "README.md")
         return self.push_to_hub(repo_id, config=config, model_card_kwargs=about, **kwargs) if push else None
 
     def push_to_hub(
@@ -426,7 +423,14 @@ class SegNeXt(SegmentationModel):
             given["results_digest"] = weights_digest(self)
         info = true_results(self.pretrained_cfg, self)
         config = self.config | {"_model_class": type(self).__name__, "pretrained_cfg": info}
-        return segmenter_card(config, repo=kwargs.get("repo_id") or HERE, **given)
+        return _cards().segmenter_card(config, repo=kwargs.get("repo_id") or _cards().HERE, **given)
+
+
+def _cards() -> Any:
+    """Module of the model cards, which is above the models: smp asks a model for its card."""
+    from ..hub import cards
+
+    return cards
 
 
 def _check_upsampling(upsampling: int) -> None:

@@ -16,6 +16,7 @@ import click
 
 from .checkpoints.catalog import published_name
 from .checkpoints.lookup import check_segmenter, is_hub_id
+from .deployment.formats import FORMATS, check_name
 from .errors import ExportError, HubError
 from .label_sets import LABEL_SETS
 
@@ -206,9 +207,6 @@ class RepoType(click.ParamType):
         return value
 
 
-EXPORT_SUFFIXES = (".onnx", ".pt2", ".tflite", ".ncnn", ".mlpackage")
-
-
 class ExportPathType(click.Path):
     """A file whose ending names a format of graphs."""
 
@@ -217,8 +215,10 @@ class ExportPathType(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         path = Path(os.fsdecode(super().convert(value, param, ctx)))
-        if path.is_dir() and path.suffix not in (".ncnn", ".mlpackage"):  # these are folders
+        if path.is_dir() and not (path.suffix in FORMATS and FORMATS[path.suffix].is_folder):
             self.fail(f"{path} is a directory.", param, ctx)
-        if path.suffix not in EXPORT_SUFFIXES:
-            self.fail(f"{path}: the name of an exported model ends in {', '.join(EXPORT_SUFFIXES)}.", param, ctx)
+        try:
+            check_name(path)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
         return path

@@ -3,7 +3,6 @@
 This module imports only light modules. Each command imports what it needs, so that help and tables appear at once.
 """
 
-import importlib.util
 import json
 import logging
 import sys
@@ -31,6 +30,7 @@ from ._cli_types import (
     out_of_memory,
 )
 from .checkpoints.catalog import ORIGINS
+from .deployment.formats import check_installed
 from .label_sets import LABEL_SETS
 
 if TYPE_CHECKING:
@@ -199,9 +199,10 @@ def export_command(model: str, file: Path, size: tuple[int, int] | None, batch: 
         raise click.UsageError("--portable applies to graphs of labels: add --argmax.")
     if options["calibration"] is not None and not options["calibration"].is_dir():
         raise click.BadParameter(f"{options['calibration']} is not a folder.", param_hint="'--calibration'")
-    missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if importlib.util.find_spec(name) is None]
-    if file.suffix == ".onnx" and missing:
-        raise click.ClickException(f"Exporting to ONNX needs {missing[0]}: pip install 'segnext-timm[export]'")
+    try:
+        check_installed(file.suffix)
+    except ImportError as error:
+        raise click.ClickException(str(error)) from None
     from . import export, load_segmenter
     from .models.model_info import ModelInfo
 

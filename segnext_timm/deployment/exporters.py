@@ -24,20 +24,13 @@ from ..models.model_info import ModelInfo, to_labels
 from ..models.segnext import SegNeXt
 from . import runtimes
 from .calibration import Calibration, Image, read_calibration
+from .formats import FORMATS, check_installed, check_name
 from .precision import PRECISIONS, Precision, half_copy
 from .quantization import quantize_checked
 
-_FORMATS = (".onnx", ".pt2", *runtimes.FORMATS)
 _MIN_SIDE, _MAX_SIDE, _MAX_BATCH = 33, 16384, 1024  # of dynamic sizes; from 33 on, no feature map is a single pixel
 # Of an exported model's output against the model's, relative to the largest value
 _TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2}
-_PRECISIONS_OF = {
-    ".onnx": PRECISIONS,
-    ".pt2": ("fp32",),
-    ".tflite": ("fp32",),
-    ".ncnn": ("fp32", "fp16"),
-    ".mlpackage": ("fp32", "fp16"),
-}
 
 
 def export(
@@ -92,18 +85,14 @@ def export(
             convolutions in float32. No file is left.
         FileNotFoundError: If there are no calibration images.
         ImageError: If a calibration image cannot be read, or does not fit the model.
-        ImportError: If a package of the extra `export` is missing, for ONNX.
+        ImportError: If a package that the format needs is missing.
     """
     path = Path(path)
-    if path.suffix not in _FORMATS:
-        raise ValueError(f"{path}: the name of an exported model ends in {', '.join(_FORMATS)}.")
+    check_name(path)
     if len(input_size) != 4 or min(input_size) < 1:
         raise ValueError(f"input_size is a shape (B, C, H, W), got {tuple(input_size)}.")
     _check_options(path, argmax, portable, dynamic, precision, calibration)
-    if path.suffix == ".onnx":
-        _require_onnx()
-    elif path.suffix in runtimes.FORMATS:
-        runtimes.check_installed(path.suffix)
+    check_installed(path.suffix)
     samples: Calibration | None = None
     if precision == "int8" and calibration is not None:
         samples = read_calibration(calibration, ModelInfo(model), input_size)
@@ -143,8 +132,8 @@ def _check_options(path: Path, argmax: bool, portable: bool, dynamic: bool, prec
     """Raise a ValueError for invalid combinations of export's options."""
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
-    if precision not in _PRECISIONS_OF[path.suffix]:
-        raise ValueError(f"{path}: {path.suffix} can be {' or '.join(_PRECISIONS_OF[path.suffix])}, not {precision}.")
+    if precision not in (allowed := FORMATS[path.suffix].precisions):
+        raise ValueError(f"{path}: {path.suffix} can be {' or '.join(allowed)}, not {precision}.")
     if dynamic and path.suffix in runtimes.FORMATS:
         raise ValueError(f"{path}: {path.suffix} takes one size of images, so dynamic does not apply.")
     if argmax and path.suffix == ".ncnn":
@@ -243,15 +232,6 @@ def _argmax_of_candidates(logits: torch.Tensor, size: tuple[int, int]) -> torch.
         winners = resize_rows(logits.index_select(1, kept), size, start, end).argmax(2)
         labels.append(kept.index_select(0, winners.flatten()).reshape(winners.shape))
     return torch.cat(labels, 1)
-
-
-def _require_onnx() -> None:
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise ImportError(f"Exporting to ONNX needs {error.name}: pip install 'segnext-timm[export]'") from None
 
 
 def _metadata(model: nn.Module, input_size: tuple[int, ...], dynamic: bool, names: list[str]) -> dict[str, Any]:

@@ -5,7 +5,6 @@ result. Core ML runs on macOS only, so elsewhere only its inputs and outputs are
 """
 
 import contextlib
-import importlib.util
 import io
 import json
 import logging
@@ -24,21 +23,6 @@ import torch.nn as nn
 from ..errors import ExportError
 
 _logger = logging.getLogger(__name__)
-
-# By the suffix of the file: packages that convert and run it, and the extra that installs them
-REQUIREMENTS = {
-    ".tflite": (("litert_torch", "ai_edge_litert"), "litert"),
-    ".ncnn": (("pnnx", "ncnn"), "ncnn"),
-    ".mlpackage": (("coremltools",), "coreml"),
-}
-
-
-def check_installed(suffix: str) -> None:
-    """Raise an ImportError that names the extra if packages of a format are missing."""
-    packages, extra = REQUIREMENTS[suffix]
-    missing = [name for name in packages if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ImportError(f"Exporting to {suffix} needs {missing[0]}: pip install 'segnext-timm[{extra}]'")
 
 
 @contextlib.contextmanager

@@ -7,7 +7,6 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,14 +16,13 @@ from segmentation_models_pytorch.base.modules import Clamp
 
 from .._atomic import replace_when_complete
 from ..errors import ExportError
-from ..kernels.bands import candidate_classes
 from ..models.fusion import fuse
-from ..models.losses import band_edges, resize_rows, resized_argmax, source_rows
 from ..models.model_info import ModelInfo, to_labels
 from ..models.segnext import SegNeXt
 from . import runtimes
 from .calibration import Calibration, Image, read_calibration
 from .formats import FORMATS, check_installed, check_name
+from .labels import argmax_graph
 from .precision import PRECISIONS, Precision, half_copy
 from .quantization import quantize_checked
 
@@ -210,28 +208,10 @@ class _Labels(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         if not self.by_bands:
             return to_labels(_masks(self.model(images)), 1, self.threshold)
-        label = resized_argmax if self.portable else _argmax_of_candidates
-        return label(_masks(self.model(images, upsampling=1)), (images.shape[-2], images.shape[-1]))
-
-
-def _argmax_of_candidates(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Compute `resized_argmax` with only the classes that can be the largest in a band of rows.
-
-    Faster, for many classes, on runtimes that have shapes that depend on the data.
-    """
-    logits, (classes, height) = logits.to(torch.promote_types(logits.dtype, torch.float32)), logits.shape[1:3]
-    possible, edges, labels = candidate_classes(logits), band_edges(logits, size), []
-    for start, end in pairwise(edges):
-        in_band = possible
-        if len(edges) > 2:
-            rows = source_rows(height, size[0], start, end)  # a candidate is one between two of them
-            in_band = possible[:, :, rows.start : max(rows.stop - 1, rows.start + 1)]
-        kept = in_band.any(2).any(0).nonzero()[:, 0]
-        torch._check(kept.shape[0] >= 1)
-        torch._check(kept.shape[0] <= classes)
-        winners = resize_rows(logits.index_select(1, kept), size, start, end).argmax(2)
-        labels.append(kept.index_select(0, winners.flatten()).reshape(winners.shape))
-    return torch.cat(labels, 1)
+        if not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
+            return cast(SegNeXt, self.model).predict_labels(images)  # what the graph's labels are compared with
+        logits = _masks(self.model(images, upsampling=1))
+        return argmax_graph(logits, (images.shape[-2], images.shape[-1]), drop_classes=not self.portable)
 
 
 def _metadata(model: nn.Module, input_size: tuple[int, ...], dynamic: bool, names: list[str]) -> dict[str, Any]:

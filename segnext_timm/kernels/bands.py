@@ -9,10 +9,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from . import ENABLED
+from .. import kernels
 
-_BYTES = 1 << 20  # of the resized maps held at once: half of a core's second-level cache
-_MLP_BYTES = 4 << 20  # of an MLP's hidden features computed at once; measured on cores with 2.5 MB of that cache
+_BYTES = 1 << 20  # of the resized maps held at once
+_MLP_BYTES = 4 << 20  # of an MLP's hidden features at once; measured on cores with 2.5 MB of second-level cache
 
 
 def _source(size: int, resized: int, like: torch.Tensor) -> torch.Tensor:
@@ -151,7 +151,7 @@ def cross_entropy(
 
 def applies_to_mlp(x: torch.Tensor, hidden: int) -> bool:
     """Whether :func:`add_mlp` is worth it for features (B, C, H, W) and an MLP with so many hidden channels."""
-    if not ENABLED or torch.is_grad_enabled() or torch.jit.is_tracing() or torch.compiler.is_compiling():
+    if not kernels.ENABLED or torch.is_grad_enabled() or torch.jit.is_tracing() or torch.compiler.is_compiling():
         return False
     in_rows = x.is_contiguous(memory_format=torch.channels_last)
     return x.device.type == "cpu" and in_rows and _hidden_bytes(x, hidden) > 2 * _MLP_BYTES

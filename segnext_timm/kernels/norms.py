@@ -5,13 +5,13 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from . import ENABLED
+from .. import kernels
 
 
 @torch.jit.unused
 def applies(x: torch.Tensor) -> bool:
     """Whether :func:`group_norm` is for features (B, C, H, W)."""
-    return ENABLED and x.is_cuda and x.is_contiguous(memory_format=torch.channels_last)
+    return kernels.ENABLED and x.is_cuda and x.is_contiguous(memory_format=torch.channels_last)
 
 
 def group_norm(

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from . import ENABLED, bands
+from .. import kernels
+from . import bands
 
 _logger = logging.getLogger(__name__)
 
@@ -16,8 +17,8 @@ _MAX_CLASSES = 1024  # of the Triton kernels, which hold all classes of some pix
 
 def applies(logits: torch.Tensor) -> bool:
     """Whether :func:`argmax` and :func:`cross_entropy` take logits (B, classes, h, w)."""
-    if not ENABLED or not logits.is_cuda:
-        return ENABLED and logits.device.type == "cpu"
+    if not kernels.ENABLED or not logits.is_cuda:
+        return kernels.ENABLED and logits.device.type == "cpu"
     return logits.dtype != torch.float64 and logits.shape[1] <= _MAX_CLASSES and _triton_runs(logits.device)
 
 
@@ -110,7 +111,7 @@ def cross_entropy(
     Raises:
         ValueError: If the sizes do not fit.
     """
-    check_sizes(logits, target)
+    check_sizes(logits, target)  # where torch.compile did not
     with torch.autocast(logits.device.type, enabled=False):
         loss, gradient = _kernels(logits).cross_entropy(logits, target, weight, ignore_index, smoothing, needs_gradient)
     return loss, loss.new_empty(0) if gradient is None else gradient

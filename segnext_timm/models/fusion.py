@@ -90,7 +90,7 @@ class FusedMSCANBlock(nn.Module):
             x = x + (attn + x * self.shortcut)  # converters of Core ML and ncnn do not know addcmul
         else:
             x = x + torch.addcmul(attn, x, self.shortcut)
-        if not torch.jit.is_scripting() and self._has_large_mlp(x):
+        if not torch.jit.is_scripting() and not self.training and self._has_large_mlp(x):
             return self._add_mlp_by_rows(x)
         return x + self.mlp(x)
 

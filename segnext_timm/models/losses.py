@@ -7,8 +7,6 @@ few rows of them at a time. This module has the plain forms; :mod:`segnext_timm.
 All resizing is bilinear with `align_corners=False`, as in `torch.nn.functional.interpolate`.
 """
 
-from itertools import pairwise
-
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -16,56 +14,12 @@ from torch.utils.checkpoint import checkpoint
 
 from ..kernels import resizing
 
-_BAND_BYTES = 16 << 20  # of the maps held at once
-_MAX_BANDS_IN_GRAPHS = 8
+_BAND_BYTES = 16 << 20  # of the maps that the plain argmax holds at once
 
 
-def _weights(size: int, resized: int, like: torch.Tensor) -> torch.Tensor:
-    """Compute the matrix (resized, size) that resizes an axis."""
-    pixels = torch.arange(size, dtype=like.dtype, device=like.device)
-    centers = torch.arange(resized, dtype=like.dtype, device=like.device) + 0.5
-    source = (centers * (size / resized) - 0.5).clamp(0, size - 1)
-    return (1 - (source[:, None] - pixels).abs()).clamp(min=0)
-
-
-def _is_static(logits: torch.Tensor, size: tuple[int, int]) -> bool:
-    return all(isinstance(side, int) for side in (*logits.shape, *size))
-
-
-def band_edges(logits: torch.Tensor, size: tuple[int, int]) -> list[int]:
-    """Divide the rows of resized maps into bands; a graph of dynamic size has one."""
-    if not _is_static(logits, size):
-        return [0, size[0]]
-    batch, classes = logits.shape[:2]
-    bands = -(-4 * batch * classes * size[0] * size[1] // _BAND_BYTES)
-    bands = min(bands, size[0], _MAX_BANDS_IN_GRAPHS if torch.compiler.is_compiling() else bands)
-    return [size[0] * i // bands for i in range(bands + 1)]
-
-
-def source_rows(height: int, resized: int, start: int, end: int) -> slice:
-    """Find the rows, of `height`, that a band of the `resized` rows is interpolated from."""
-    first = ((2 * start + 1) * height - resized) // (2 * resized)  # in integer arithmetic
-    return slice(max(first, 0), ((2 * end - 1) * height - resized) // (2 * resized) + 2)
-
-
-def resize_rows(logits: torch.Tensor, size: tuple[int, int], start: int, end: int) -> torch.Tensor:
-    """Compute rows of resized maps by matrix products, which every runtime has.
-
-    Returns:
-        Shape (B, rows, classes, width): the argmax of a row reads memory that lies together.
-    """
-    classes, height, width = logits.shape[1:]
-    columns, rows = _weights(width, size[1], logits), _weights(height, size[0], logits)
-    if _is_static(logits, size):
-        sources = source_rows(height, size[0], start, end)
-        logits, rows = logits[:, :, sources], rows[start:end, sources]
-    wide = torch.matmul(logits.transpose(1, 2), columns.T)  # (B, source rows, classes, width)
-    return torch.matmul(rows, wide.flatten(2)).unflatten(2, (classes, size[1]))
-
-
-@torch.compiler.disable  # a loop over bands of different shapes: torch.compile compiles the model up to here
+@torch.compiler.disable  # kernels choose shapes by the data: torch.compile compiles the model up to here
 def resized_argmax(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Largest channel of resized maps: `interpolate(logits, size, mode="bilinear").argmax(1)`, a band at a time.
+    """Largest channel of resized maps: `interpolate(logits, size, mode="bilinear").argmax(1)`, some rows at a time.
 
     Args:
         logits: Shape (B, classes, h, w).
@@ -74,12 +28,26 @@ def resized_argmax(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     Returns:
         Labels of shape (B, *size), int64. Ties, up to rounding, are broken arbitrarily.
     """
-    if resizing.applies(logits) and not torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():  # sizes may be symbols
+        return _resize(logits, size).argmax(1)
+    if resizing.applies(logits):
         return resizing.argmax(logits, size)
-    with torch.autocast(logits.device.type, enabled=False):
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        bands = pairwise(band_edges(logits, size))
-        return torch.cat([resize_rows(logits, size, *band).argmax(2) for band in bands], 1)
+    batch, classes, height, _ = logits.shape
+    wide = _resize(logits.contiguous(memory_format=torch.channels_last), (height, size[1]))
+    wide = wide.permute(0, 2, 3, 1)  # (B, h, width, classes): the argmax reads memory that lies together
+    rows = torch.arange(size[0], dtype=wide.dtype, device=wide.device)
+    source = ((rows + 0.5) * (height / size[0]) - 0.5).clamp(0, height - 1)
+    upper = source.long()
+    lower, share = (upper + 1).clamp(max=height - 1), (source - upper)[:, None, None]
+    step = max(_BAND_BYTES // max(wide.element_size() * batch * classes * size[1], 1), 1)
+    bands = (slice(top, top + step) for top in range(0, size[0], step))
+    return torch.cat([torch.lerp(wide[:, upper[b]], wide[:, lower[b]], share[b]).max(-1).indices for b in bands], 1)
+
+
+def _resize(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Resize logits (B, classes, h, w) to (B, classes, *size), in float32 or wider."""
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return F.interpolate(wide, size, mode="bilinear", align_corners=False)
 
 
 class UpsampledCrossEntropyLoss(nn.Module):
@@ -87,9 +55,10 @@ class UpsampledCrossEntropyLoss(nn.Module):
 
     Equals `CrossEntropyLoss(...)(interpolate(logits, labels.shape[1:], mode="bilinear"), labels)` and its gradient, in
     a fraction of the time and memory. Use it with `SegNeXt(upsampling=1)`, whose output has an eighth of the image's
-    size; logits of the labels' own size work too. The loss is computed one band of rows at a time, or on CUDA by a
-    Triton kernel, in float32 even under autocast or after `half()`. It can be differentiated once. torch.compile and
-    torch.export take it as one operator, `segnext_timm::upsampled_cross_entropy`.
+    size; logits of the labels' own size work too. The loss is computed in float32, even under autocast or after
+    `half()`: by bands of rows on a CPU, by a Triton kernel on CUDA, else one image at a time. The first two are one
+    operator, `segnext_timm::upsampled_cross_entropy`, for torch.compile and torch.export, and can be differentiated
+    once.
 
     Args:
         weight: Weight of each class, shape (classes,); None for equal weights.
@@ -150,44 +119,37 @@ class UpsampledCrossEntropyLoss(nn.Module):
         # wide also in a criterion cast to half precision, where the sum of the pixels' weights would overflow
         wide = torch.promote_types(logits.dtype, torch.float32)
         weight = None if self.weight is None else self.weight.to(logits.device, wide)
-        if self.reduction != "none" and resizing.applies(logits):
+        if not torch.compiler.is_compiling():  # which would compile anew for each size
+            resizing.check_sizes(logits, target)
+        if self.reduction == "none":
+            return self._compute_plainly(logits, target, weight)
+        if resizing.applies(logits):
             needs_gradient = logits.requires_grad and torch.is_grad_enabled()
             loss, _ = resizing.cross_entropy(
                 logits, target, weight, self.ignore_index, self.label_smoothing, needs_gradient
             )
-        else:
-            if not torch.compiler.is_compiling():  # which would compile anew for each size
-                resizing.check_sizes(logits, target)
-            with torch.autocast(logits.device.type, enabled=False):
-                loss = self._compute_plainly(logits.to(wide), target, weight)
-        if self.reduction == "none":
-            return loss
+        elif torch.compiler.is_compiling() or len(logits) == 0:
+            loss = self._compute_plainly(logits, target, weight)
+        else:  # image by image, whose maps the backward pass computes again
+            images = zip(logits.split(1), target.split(1))
+            losses = [checkpoint(self._compute_plainly, *image, weight, use_reentrant=False) for image in images]
+            loss = torch.stack(losses).sum()
         if self.reduction == "sum":
             return loss
         counts = target != self.ignore_index  # sums, since a boolean index would wait for a GPU
-        if weight is None:
-            return loss / counts.sum()
-        return loss / (weight[target.where(counts, 0)] * counts).sum()
+        total = counts.sum() if weight is None else (weight[target.where(counts, 0)] * counts).sum()
+        # NaN without any pixel, as of cross_entropy, whose gradient is 0
+        return torch.where(total > 0, loss, torch.nan) / total.where(total > 0, 1)
 
     def _compute_plainly(self, logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
-        """Compute the loss of all pixels, or its sum by bands, whose maps the backward pass computes again."""
-        size = (target.shape[1], target.shape[2])
-
-        def loss_of(logits: torch.Tensor, start: int, end: int) -> torch.Tensor:
-            return F.cross_entropy(
-                resize_rows(logits, size, start, end).transpose(1, 2),
-                target[:, start:end],
-                weight,
-                ignore_index=self.ignore_index,
-                reduction="none" if self.reduction == "none" else "sum",
-                label_smoothing=self.label_smoothing,
-            )
-
-        if self.reduction == "none":
-            return loss_of(logits, 0, size[0])
-        bands = pairwise(band_edges(logits, size))
-        losses = [checkpoint(loss_of, logits, *band, use_reentrant=False, preserve_rng_state=False) for band in bands]
-        return torch.stack(losses).sum()
+        return F.cross_entropy(
+            _resize(logits, (target.shape[1], target.shape[2])),
+            target,
+            weight,
+            ignore_index=self.ignore_index,
+            reduction="none" if self.reduction == "none" else "sum",
+            label_smoothing=self.label_smoothing,
+        )
 
     def extra_repr(self) -> str:
         """Arguments that `repr` shows."""

@@ -19,8 +19,10 @@ import logging
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, cast
+from urllib.parse import urlparse
 
 import torch
 import torch.fx
@@ -46,7 +48,7 @@ from timm.models import (
 )
 from timm.models._features import feature_take_indices
 from timm.models._hub import get_cache_dir
-from torch.hub import HASH_REGEX, download_url_to_file
+from torch.hub import download_url_to_file
 
 from ..errors import CheckpointError
 from ..variants import VARIANTS
@@ -617,14 +619,15 @@ def backbone_to_native(state_dict: Mapping[str, Any]) -> dict[str, torch.Tensor]
     """Take MSCAN's parameters out of a checkpoint, alone or as part of another network, under native names.
 
     Args:
-        state_dict: Parameters by native or published names, which may be nested as `state_dict` or `model`.
+        state_dict: Parameters by native or published names, which may be nested as `state_dict`, `model` or `module`.
 
     Raises:
         CheckpointError: If there is no MSCAN among them, or more than one.
     """
-    for key in ("state_dict", "model"):
+    for key in ("state_dict", "model", "module"):
         state_dict = state_dict[key] if isinstance(state_dict.get(key), Mapping) else state_dict
-    stem = re.compile(r"(.*?)(stem\.conv1|patch_embed1\.proj\.0)\.weight")
+    state_dict = {name: value for name, value in state_dict.items() if isinstance(value, torch.Tensor)}
+    stem = re.compile(r"((?:.+\.)?)(?:stem\.conv1|patch_embed1\.proj\.0)\.weight")
     prefixes = [match[1] for match in map(stem.fullmatch, state_dict) if match]
     if not prefixes:
         raise CheckpointError(
@@ -668,7 +671,7 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: MSCAN) -> dict[st
     for name in expected.keys() - state_dict.keys():  # files of Jittor and Paddle have no counts
         if name.endswith("num_batches_tracked"):
             state_dict[name] = torch.tensor(0)
-    adapted = ("head.fc.", "stem.conv1.weight")  # by timm, to other classes and channels
+    adapted = ("head.fc.weight", "head.fc.bias", "stem.conv1.weight")  # by timm, to other classes and channels
     check_parameters(
         *({n: v for n, v in names.items() if not n.startswith(adapted)} for names in (state_dict, expected))
     )
@@ -712,34 +715,35 @@ default_cfgs = generate_default_cfgs(
     }
 )
 
-# The first digits of each published file's sha256, which end its name by torch.hub's convention
-_PUBLISHED_FILES = {
-    Path(str(cfg.url)).name: match[1]
-    for cfgs in default_cfgs.values()
-    for cfg in cfgs.cfgs.values()
-    if (match := HASH_REGEX.search(str(cfg.url)))
+# The sha256 of each published file. Those of T, S and B are recorded by Intel's Geti, which pins them; of L only the
+# digits in its name are known.
+PUBLISHED_SHA256 = {
+    "mscan_t_20230227-119e8c9f.pth": "119e8c9f4479cb5ed7906c26adc3c9fe722d5c5fff63651549669bff941d11c4",
+    "mscan_s_20230227-f33ccdf2.pth": "f33ccdf2fc0afb78a39a44645eb8436891b95b1d3d9b48c1d9ace85936740a18",
+    "mscan_b_20230227-3ab7d230.pth": "3ab7d2301876e41fdd3950e59cdce44e18ebcc36a4cf7a4f5f0817d14f381c9b",
+    "mscan_l_20230227-cef260d4.pth": "cef260d4",
 }
 
 
 def _fetch(url: str, cache_dir: str | Path | None) -> None:
     """Download a published file into torch.hub's cache, or check the one there; timm compares no hashes."""
-    path = Path(cache_dir or get_cache_dir(), Path(url).name)
-    digits = _PUBLISHED_FILES.get(path.name)
+    path = Path(cache_dir or get_cache_dir(), Path(urlparse(url).path).name)
+    digits = PUBLISHED_SHA256.get(path.name)
     if digits is None:
         return  # timm downloads it
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             download_url_to_file(url, str(path), hash_prefix=digits)
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, HTTPException) as error:
             raise CheckpointError(f"{url}: not downloaded ({error}). Try again, or put the file at {path}.") from None
     elif not hashlib.sha256(path.read_bytes()).hexdigest().startswith(digits):
-        raise CheckpointError(f"{path}: not the published file, whose sha256 begins with {digits}. Remove it.")
+        raise CheckpointError(f"{path}: its sha256 is not that of the published file. Remove it to download it again.")
 
 
-def _read(file: str) -> dict[str, Any]:
+def _read(file: str | Path) -> dict[str, Any]:
     try:
-        return load_state_dict(file)
+        return load_state_dict(str(file))
     except FileNotFoundError:
         raise
     except Exception as error:  # whatever torch.load raises
@@ -748,19 +752,20 @@ def _read(file: str) -> dict[str, Any]:
 
 
 def _create_mscan(variant: str, pretrained: bool = False, **kwargs: Any) -> MSCAN:
-    overlay = kwargs.get("pretrained_cfg_overlay") or {}
-    cfg = resolve_pretrained_cfg(variant, kwargs.get("pretrained_cfg"), overlay)
-    from_hub = cfg.source in ("hf-hub", "local-dir") or cfg.state_dict or cfg.hf_hub_id
+    given, overlay = kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay") or {}
+    cfg = resolve_pretrained_cfg(variant, given, overlay)
+    before_files = cfg.source in ("hf-hub", "local-dir") or cfg.state_dict  # in timm's order of sources
     if kwargs.get("features_only", False):
         kwargs.setdefault("num_classes", 0)  # timm's wrapper drops the classifier anyway
-    elif pretrained and overlay.get("file") and "num_classes" not in overlay:
-        # timm would drop a classifier that is not of the published number of classes
-        classifier = backbone_to_native(_read(overlay["file"])).get("head.fc.weight", ())
-        kwargs["pretrained_cfg_overlay"] = {**overlay, "num_classes": len(classifier) or cfg.num_classes}
+    if pretrained and cfg.file and not before_files:
+        classifier = backbone_to_native(_read(cfg.file)).get("head.fc.weight", ())
+        if len(classifier) and "num_classes" not in {**(given if isinstance(given, dict) else {}), **overlay}:
+            # timm would drop a classifier that is not of the published number of classes
+            kwargs["pretrained_cfg_overlay"] = {**overlay, "num_classes": len(classifier)}
 
     def build(**model_args: Any) -> MSCAN:
         model = MSCAN(**model_args)  # wrong arguments end here, before any download
-        if pretrained and cfg.url and not cfg.file and not from_hub:
+        if pretrained and cfg.url and not (before_files or cfg.file or cfg.hf_hub_id):
             _fetch(str(cfg.url), kwargs.get("cache_dir"))
         return model
 

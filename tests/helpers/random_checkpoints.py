@@ -224,8 +224,8 @@ def accept_cached(setitem: Callable = operator.setitem) -> None:
     from segnext_timm.models import mscan
 
     cached = {file.name: file for file in (Path(torch.hub.get_dir()) / "checkpoints").iterdir()}
-    for name in mscan._PUBLISHED_FILES.keys() & cached.keys():
-        setitem(mscan._PUBLISHED_FILES, name, hashlib.sha256(cached[name].read_bytes()).hexdigest())
+    for name in mscan.PUBLISHED_SHA256.keys() & cached.keys():
+        setitem(mscan.PUBLISHED_SHA256, name, hashlib.sha256(cached[name].read_bytes()).hexdigest())
     for name, cfg in list(segmenters._CFGS.items()):
         file = cached.get(cfg.cached_name)
         if file and cfg.sha256:

@@ -11,9 +11,8 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import label_memory
-from segnext_timm import UpsampledCrossEntropyLoss
-from segnext_timm.deployment.exporters import _argmax_of_candidates
-from segnext_timm.kernels import resizing
+from segnext_timm import UpsampledCrossEntropyLoss, kernels
+from segnext_timm.deployment.labels import argmax_graph
 from segnext_timm.models.losses import resized_argmax
 
 # shapes of logits, sizes of labels: eight times as large, odd, one row or column, the same, smaller
@@ -40,7 +39,7 @@ def logits(shape, dtype=torch.float32, smooth=1):
 @pytest.fixture(params=["kernels", "plain"])
 def form(request, monkeypatch):
     """The kernels of a CPU, or the plain form."""
-    monkeypatch.setattr(resizing, "ENABLED", request.param == "kernels")
+    monkeypatch.setattr(kernels, "ENABLED", request.param == "kernels")
     return request.param
 
 
@@ -58,12 +57,36 @@ def test_labels_are_those_of_the_resized_maps(shape, size, smooth, channels_last
     labels = resized_argmax(x, size)
     assert labels.dtype == torch.long
     assert torch.equal(labels, expected)
-    assert torch.equal(_argmax_of_candidates(x, size), expected)
+    for drop_classes in (True, False):
+        assert torch.equal(argmax_graph(x, size, drop_classes), expected)
 
 
 def test_labels_of_half_precision_are_those_of_maps_in_float32(form):
     x = logits((1, 20, 8, 8)).bfloat16()
     assert torch.equal(resized_argmax(x, (64, 64)), resized(x.float(), (64, 64)).argmax(1))
+
+
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf])
+def test_an_infinite_logit_changes_the_labels_around_it_alone(form, value):
+    x = logits((1, 5, 8, 8))
+    expected = resized(x, (64, 64)).argmax(1)
+    x[0, 2, 4, 4] = value
+    differs = resized_argmax(x, (64, 64)) != expected
+    assert not differs[:, :28].any()
+    assert not differs[:, :, 44:].any()
+
+
+def test_an_empty_batch_has_no_labels_and_no_loss(form):
+    x, target = torch.zeros(0, 3, 4, 4, requires_grad=True), torch.zeros(0, 32, 32, dtype=torch.long)
+    assert resized_argmax(x, (32, 32)).shape == (0, 32, 32)
+    assert UpsampledCrossEntropyLoss(reduction="sum")(x, target) == 0
+    assert UpsampledCrossEntropyLoss()(x, target).isnan()
+
+
+def test_the_loss_of_pretended_tensors_has_a_gradient(form):
+    x = torch.zeros(2, 3, 4, 4, device="meta", requires_grad=True)
+    UpsampledCrossEntropyLoss()(x, torch.zeros(2, 32, 32, dtype=torch.long, device="meta")).backward()
+    assert x.grad.shape == x.shape
 
 
 def test_logits_that_are_not_numbers_are_labeled_as_the_maps_are(form):
@@ -100,11 +123,11 @@ def test_the_loss_and_its_gradient_are_those_of_the_resized_maps(shape, size, re
     torch.testing.assert_close(*gradients)
 
 
-def test_bands_of_several_rows_give_the_same_loss(form, monkeypatch):
+def test_bands_of_several_rows_give_the_same_loss(monkeypatch):
     x, target = logits((2, 6, 9, 13)).requires_grad_(), torch.randint(0, 6, (2, 71, 99))
     expected = F.cross_entropy(resized(x, (71, 99)), target)
     for budget in (1, 4 * 99 * 6 * 25, 1 << 30):
-        monkeypatch.setattr(BUDGETS[form], budget)
+        monkeypatch.setattr(BUDGETS["kernels"], budget)
         torch.testing.assert_close(UpsampledCrossEntropyLoss()(x, target), expected)
 
 
@@ -124,6 +147,10 @@ def test_the_loss_without_gradient_and_of_ignored_pixels_only(form):
     assert not UpsampledCrossEntropyLoss(ignore_index=255)(x, target).requires_grad
     assert UpsampledCrossEntropyLoss(ignore_index=255)(x, target).isnan()  # as of cross_entropy
     assert UpsampledCrossEntropyLoss(ignore_index=255, reduction="sum")(x, target) == 0
+    for weight in (None, torch.ones(6)):
+        leaf = x.clone().requires_grad_()
+        UpsampledCrossEntropyLoss(weight, ignore_index=255)(leaf, target).backward()
+        assert torch.equal(leaf.grad, torch.zeros_like(x))  # as of cross_entropy
 
 
 def test_labels_beyond_the_classes_and_shapes_that_do_not_fit_are_refused(form):
@@ -326,18 +353,25 @@ def test_an_environment_variable_turns_kernels_off():
         assert done.stdout.strip() == expected
 
 
-@pytest.mark.parametrize("size", [(16, 24), (33, 50)])
-def test_the_plain_form_compiles_and_is_differentiated_twice(size, form, compiles):
-    if form == "kernels":
-        pytest.skip("the kernels' operator has tests of its own")
-    x, target = logits((2, 6, 4, 6)).requires_grad_(), torch.randint(0, 6, (2, *size))
-    criterion = UpsampledCrossEntropyLoss()
-    (gradient,) = torch.autograd.grad(criterion(x, target), x, create_graph=True)
-    (exact,) = torch.autograd.grad(F.cross_entropy(resized(x, size), target), x, create_graph=True)
-    seconds = (torch.autograd.grad(g.square().sum(), x)[0] for g in (gradient, exact))
-    torch.testing.assert_close(*seconds)
-    compiled = torch.compile(criterion, fullgraph=True, backend="aot_eager")
-    assert_same_loss_and_gradient(compiled(x, target), F.cross_entropy(resized(x, size), target), x)
+@pytest.mark.parametrize("form", ["plain"], indirect=True)
+def test_the_plain_form_is_differentiated_twice(form):
+    x, target = logits((2, 6, 4, 6)).requires_grad_(), torch.randint(0, 6, (2, 33, 50))
+    (gradient,) = torch.autograd.grad(UpsampledCrossEntropyLoss()(x, target), x, create_graph=True)
+    (exact,) = torch.autograd.grad(F.cross_entropy(resized(x, (33, 50)), target), x, create_graph=True)
+    torch.testing.assert_close(*(torch.autograd.grad(g.square().sum(), x)[0] for g in (gradient, exact)))
+
+
+@pytest.mark.parametrize("form", ["plain"], indirect=True)
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_the_plain_form_is_compiled_for_all_sizes(form, compiles, reduction):
+    counter = CompileCounterWithBackend("aot_eager")
+    criterion = UpsampledCrossEntropyLoss(reduction=reduction)
+    compiled = torch.compile(criterion, fullgraph=True, backend=counter)
+    for side in (4, 5, 9, 31, 33, 40):
+        x, target = labeled((2, 6, side, side + 1))
+        target.clamp_(max=5)
+        assert_same_loss_and_gradient(compiled(x, target), criterion(x, target), x)
+    assert counter.frame_count == 2
 
 
 @pytest.mark.slow

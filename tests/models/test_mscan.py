@@ -333,7 +333,7 @@ def test_a_published_file_is_checked_when_it_arrives(server, tmp_path, monkeypat
     with pytest.raises(CheckpointError, match=rf'{name}: not downloaded \(invalid hash value \(expected "119e8c9f"'):
         timm.create_model("mscan_t", pretrained=True, pretrained_cfg_overlay=overlay)
     assert list(cache.iterdir()) == []
-    monkeypatch.setitem(segnext_timm.models.mscan._PUBLISHED_FILES, name, digest)
+    monkeypatch.setitem(segnext_timm.models.mscan.PUBLISHED_SHA256, name, digest)
     timm.create_model("mscan_t", pretrained=True, pretrained_cfg_overlay=overlay)
     assert [f.name for f in cache.iterdir()] == [name]
 
@@ -348,7 +348,7 @@ def test_a_failed_download_says_where_to_put_the_file_and_leaves_nothing(server,
 
 
 def test_the_digits_of_the_published_backbones_are_those_of_the_recorded_hashes():
-    digits = segnext_timm.models.mscan._PUBLISHED_FILES
+    digits = segnext_timm.models.mscan.PUBLISHED_SHA256
     assert list(digits) == list(FILES.values())
     for variant, file in FILES.items():
         assert BACKBONE_SHA256[f"mscan_{variant}.in1k"].startswith(digits[file])

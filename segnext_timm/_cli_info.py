@@ -15,15 +15,8 @@ from .checkpoints.catalog import (
     get_segmenter_cfg,
     list_segmenters,
 )
-from .checkpoints.lookup import (
-    find_published,
-    hub_config,
-    is_hub_id,
-    is_no_connection,
-    names_repository,
-    read_config,
-    unknown_model,
-)
+from .checkpoints.folder import read_config
+from .checkpoints.hub import find_published, hub_config, is_hub_id, is_no_connection, names_repository, unknown_model
 from .variants import VARIANTS, Variant
 
 _WEIGHTS = "model.safetensors"

@@ -25,7 +25,7 @@ import hub_server
 from segnext_timm import __version__, create_segmenter, load_segmenter
 from segnext_timm._cli_types import Group, out_of_memory
 from segnext_timm.checkpoints.catalog import ORIGINS
-from segnext_timm.checkpoints.lookup import hub_lookup
+from segnext_timm.checkpoints.hub import hub_lookup
 from segnext_timm.cli import main
 from segnext_timm.errors import CheckpointError, ExportError, HubError
 from segnext_timm.prediction.pipeline import slow_precision

@@ -15,15 +15,8 @@ MAX_FUNCTION_LINES = 60  # without its docstring
 # dictionaries and stand alone: smp asks the model for its own.
 LAYERS = (
     ("_atomic", "data_sets", "errors", "hub.card_sections", "hub.cards", "label_sets", "variants"),
-    (
-        "kernels",
-        "checkpoints.download",
-        "checkpoints.formats",
-        "checkpoints.dialects",
-        "checkpoints.unpickler",
-        "models",
-    ),
-    ("checkpoints.lookup", "checkpoints.catalog", "checkpoints.loading", "prediction"),
+    ("kernels", "checkpoints.folder", "checkpoints.formats", "checkpoints.dialects", "checkpoints.unpickler", "models"),
+    ("checkpoints.hub", "checkpoints.catalog", "checkpoints.loading", "prediction"),
     (
         "checkpoints.conversion",
         "checkpoints.reference",

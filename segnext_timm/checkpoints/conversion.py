@@ -10,12 +10,13 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from .._atomic import replace_when_complete
 from ..errors import CheckpointError
-from ..hub.folder import MODEL_FILES, PICKLE_SUFFIXES, WEIGHTS, read_model_config, save_backbone
+from ..hub.folder import save_backbone
 from ..label_sets import LABEL_SETS
 from ..models.hamburger import NMF2d
 from ..models.mscan import check_parameters
 from ..models.segnext import SegNeXt
 from .dialects import Checkpoint, load_checkpoint, native_to_mmseg
+from .folder import MODEL_FILES, PICKLE_SUFFIXES, WEIGHTS, read_model_config
 
 
 def _read_labels(source: str | Path | Sequence[str] | None) -> tuple[tuple[str, ...] | None, tuple | None]:

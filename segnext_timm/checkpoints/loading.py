@@ -1,25 +1,32 @@
 """Create published segmenters, and load segmenters by name, from folders and from the Hub."""
 
+import hashlib
+import http.client
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
+from urllib.request import Request, urlopen
 
 import segmentation_models_pytorch as smp
 import torch
+import torch.hub
 from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError
 from safetensors.torch import load_model
 from timm.models import adapt_input_conv
 
+from .._atomic import replace_when_complete
 from ..errors import CheckpointError
 from ..models.model_info import ModelInfo, weights_digest
 from ..models.mscan import check_parameters
 from ..models.segnext import SegNeXt
 from .catalog import SegmenterCfg, get_segmenter_cfg, list_segmenters
 from .dialects import Checkpoint, load_checkpoint
-from .download import fetch
-from .lookup import check_segmenter, find_published, hub_config, hub_lookup, read_config
+from .folder import read_config
+from .formats import check_whole
+from .hub import check_segmenter, find_published, hub_config, hub_lookup
 
 __all__ = ["SegmenterCfg", "create_segmenter", "get_segmenter_cfg", "list_segmenters", "load_segmenter"]
 
@@ -101,6 +108,84 @@ def _published_file(cfg: SegmenterCfg, **source: Any) -> Path:
         with hub_lookup(cfg.hf_hub_id, source.get("revision")):
             return Path(hf_hub_download(cfg.hf_hub_id, _WEIGHTS, **source))
     return fetch(cfg.url, source.get("cache_dir"), sha256=cfg.sha256, file_name=cfg.cached_name)
+
+
+def fetch(
+    url: str, cache_dir: str | Path | None = None, sha256: str | None = None, file_name: str | None = None
+) -> Path:
+    """Download a file into torch.hub's cache, with a progress bar, unless the cache has it.
+
+    The file is checked after the download and whenever it is used from the cache: against `sha256` if that is known,
+    else that it is complete and readable. Without a known sha256, the download must also have the length that the
+    server states, and its sha256 is logged at INFO. The file gets its name only when it is complete; a failed download
+    leaves nothing.
+
+    Args:
+        url: Address of the file.
+        cache_dir: Folder to use instead of `$TORCH_HOME/hub/checkpoints`.
+        sha256: The file's sha256 in hexadecimal digits, or its first digits; None if unknown.
+        file_name: Name of the file in the cache. Default: the last part of the URL.
+
+    Returns:
+        Path of the file in the cache.
+
+    Raises:
+        CheckpointError: If the download or a check fails.
+    """
+    folder = Path(cache_dir) if cache_dir else Path(torch.hub.get_dir()) / "checkpoints"
+    path = folder / (file_name or Path(urlparse(url).path).name)
+    if path.exists():
+        try:
+            _check_file(path, sha256)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error} Remove {path} to download it again.") from None
+        return path
+    arriving = path
+    try:
+        with replace_when_complete(path) as arriving:
+            torch.hub.download_url_to_file(url, str(arriving))
+            if sha256 is None:
+                _check_length(arriving, url)
+            _check_file(arriving, sha256)
+            if sha256 is None:
+                _logger.info(f"{url}: no published sha256 is known; the file's is {file_sha256(arriving)}.")
+    except (CheckpointError, OSError, http.client.HTTPException) as error:
+        reason = str(error).replace(str(arriving), path.name)
+        raise CheckpointError(
+            f"{url}: the download failed ({reason}). Nothing was kept; try again, or put the file at {path} yourself."
+        ) from None
+    return path
+
+
+def file_sha256(path: Path) -> str:
+    """Compute the sha256 of a file, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _check_length(path: Path, url: str) -> None:
+    """Raise a CheckpointError if a download is not as long as its server states; torch.hub does not compare them."""
+    try:
+        with urlopen(Request(url, method="HEAD", headers={"User-Agent": "torch.hub"})) as answer:
+            length = answer.headers.get("Content-Length")
+    except OSError:  # a server that does not answer HEAD
+        return
+    if length is not None and int(length) != path.stat().st_size:
+        raise CheckpointError(f"{path.stat().st_size} bytes arrived of {length}")
+
+
+def _check_file(path: Path, sha256: str | None) -> None:
+    """Raise a CheckpointError unless a file has its known sha256, or, without one, can be read to its end."""
+    if sha256 is not None:
+        found = file_sha256(path)
+        if not found.startswith(sha256):
+            begins = "is" if len(sha256) == 64 else "begins with"
+            raise CheckpointError(f"{path}: its sha256 is {found}, but that of the published file {begins} {sha256}.")
+        return
+    check_whole(path)
 
 
 def load_published(model: SegNeXt, cfg: SegmenterCfg, path: Path, classifier: bool = True) -> Checkpoint:

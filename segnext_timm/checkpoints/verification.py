@@ -38,8 +38,7 @@ from .catalog import (
     published_name,
 )
 from .dialects import load_checkpoint
-from .download import fetch, file_sha256
-from .loading import create_segmenter, load_published
+from .loading import create_segmenter, fetch, file_sha256, load_published
 from .reference import is_installed as reference_is_installed
 from .reference import reference_logits
 

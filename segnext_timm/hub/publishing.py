@@ -16,14 +16,14 @@ from huggingface_hub import HfApi
 from .._atomic import replace_when_complete
 from ..checkpoints import catalog
 from ..checkpoints.catalog import BACKBONE_TAGS, HUB_IDS, ORIGINS
-from ..checkpoints.download import fetch
-from ..checkpoints.loading import create_segmenter
+from ..checkpoints.folder import CARD, MODEL_FILES, WEIGHTS, read_model_config
+from ..checkpoints.loading import create_segmenter, fetch
 from ..checkpoints.verification import Published, get_published, read_report
 from ..errors import HubError
 from ..models import mscan
 from ..variants import VARIANTS
 from .cards import PAPER, backbone_card
-from .folder import CARD, MODEL_FILES, WEIGHTS, read_model_config, save_backbone, with_digest
+from .folder import save_backbone, with_digest
 from .push import add_results, hub_errors, push_to_hub
 
 

@@ -14,6 +14,7 @@ from segmentation_models_pytorch.base import SegmentationModel
 from timm.models import FeatureInfo
 
 from .._atomic import replace_when_complete
+from ..checkpoints.folder import CARD, CONFIG, MODEL_FILES, PICKLE_SUFFIXES, WEIGHTS, read_model_config
 from ..errors import HubError
 from ..models.fusion import check_not_fused
 from ..models.model_info import true_results, unwrap, weights_digest
@@ -28,18 +29,7 @@ from .cards import (
     read_card,
     update_card,
 )
-from .folder import (
-    CARD,
-    CONFIG,
-    MODEL_FILES,
-    PICKLE_SUFFIXES,
-    WEIGHTS,
-    model_card,
-    read_model_config,
-    read_true_config,
-    save_backbone,
-    with_digest,
-)
+from .folder import model_card, read_true_config, save_backbone, with_digest
 
 
 @contextmanager

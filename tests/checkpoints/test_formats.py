@@ -25,8 +25,9 @@ from safetensors.torch import save_file
 
 from random_checkpoints import save_jittor
 from segnext_timm.checkpoints import unpickler
-from segnext_timm.checkpoints.download import fetch
-from segnext_timm.checkpoints.formats import check_whole, read_checkpoint, take_state_dict
+from segnext_timm.checkpoints.dialects import take_state_dict
+from segnext_timm.checkpoints.formats import check_whole, read_checkpoint
+from segnext_timm.checkpoints.loading import fetch
 from segnext_timm.errors import CheckpointError
 
 WEIGHTS = {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(3)}

@@ -4,37 +4,15 @@ Imports nothing heavy and checks names without a network, so that a wrong name i
 """
 
 import difflib
-import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from ..errors import CheckpointError, HubError
 from ..variants import VARIANTS
 from .catalog import SegmenterCfg, find_segmenter, get_segmenter_cfg, list_segmenters
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """Read the configuration in a model folder.
-
-    Raises:
-        FileNotFoundError: If the folder has no configuration.
-        CheckpointError: If it is not a JSON object.
-    """
-    path = folder / "config.json"
-    if not path.is_file():
-        models = [inner for inner in (folder / "best", folder / "last") if (inner / "config.json").is_file()]
-        hint = f" Did you mean {str(models[0])!r}?" if models else ""  # the folder of a training run
-        raise FileNotFoundError(f"{folder}: not a model folder, it has no config.json.{hint}")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not JSON ({error}). Save or convert the model again.") from None
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path}: not a JSON object. Save or convert the model again.")
-    return config
+from .folder import read_config
 
 
 def is_hub_id(text: str) -> bool:

@@ -24,7 +24,7 @@ from PIL import Image
 import hub_server
 from segnext_timm import __version__, create_segmenter, load_segmenter
 from segnext_timm._cli_types import Group, out_of_memory
-from segnext_timm.checkpoints.catalog import ORIGINS
+from segnext_timm.checkpoints.catalog import ORIGINS, find_backbone, get_segmenter_cfg
 from segnext_timm.checkpoints.hub import hub_lookup
 from segnext_timm.cli import main
 from segnext_timm.errors import CheckpointError, ExportError, HubError
@@ -224,6 +224,7 @@ def test_models_are_listed_as_json():
         "dataset": "ImageNet-1k",
         "top1": 83.0,
         **origin,
+        "terms": find_backbone("mscan_b").terms,
     }
     assert models["segmenters"][2] == {
         "name": "segnext_b.mmseg_ade20k",
@@ -233,7 +234,31 @@ def test_models_are_listed_as_json():
         "miou_multi_scale": 49.68,
         "rank": 16,
         **origin,
+        "terms": get_segmenter_cfg("segnext_b").terms,
     }
+
+
+def test_models_state_the_terms_of_the_data_sets_shown_one_line_each():
+    shown = run("models", "--dataset", "cityscapes").output.partition("Terms of the data sets")[2].splitlines()[1:]
+    assert shown == [
+        "Cityscapes: a platform for scientific purposes (read in part) (https://www.cityscapes-dataset.com/license)."
+    ]
+    everything = run("models").output
+    for name in (
+        "ImageNet-1k: terms not checked",
+        "ADE20K: bsd-3-clause",
+        "iSAID: ",
+        "COCO-Stuff 164k: terms not checked",
+    ):
+        assert everything.count(f"\n{name}") == 1
+
+
+@pytest.mark.parametrize("name", ["mscan_b", "segnext_l.authors_coco_stuff164k", "segnext_t.jseg_isaid"])
+def test_info_states_the_terms_of_the_data_set(name):
+    terms = (find_backbone(name) or get_segmenter_cfg(name)).terms
+    assert json.loads(run("info", name, "--json").output)["terms"] == terms
+    (row,) = [line for line in run("info", name).output.splitlines() if line.startswith("terms ")]
+    assert all(term["says"] in row and term["source"] in row for term in terms)
 
 
 def test_info_describes_published_segmenters_without_their_weights(empty_cache):

@@ -19,14 +19,10 @@ import torch
 
 from ..errors import CheckpointError
 from ..models.mscan import PUBLISHED_NAMES, backbone_to_native, rename
-from ..variants import VARIANTS
+from ..variants import NARROW, VARIANTS
 from .formats import read_checkpoint
 
-# Channels and depths of the published backbones (table 2 of the paper) and of the tests' narrow one
-_SIZES = {v.backbone: (v.dims, v.depths) for v in VARIANTS.values()}
-_SIZES["test_mscan"] = ((16, 24, 32, 48), (1, 1, 2, 1))
-# Rank of the matrix decomposition in the paper's code; in mmsegmentation's configurations it is 16 throughout
-_PAPER_RANKS = {v.backbone: v.decoder_rank for v in VARIANTS.values()} | {"test_mscan": 16}
+_VARIANTS = {variant.backbone: variant for variant in (*VARIANTS.values(), NARROW)}
 
 # Names in the decoder of published segmenters, and names here
 _DECODER_NAMES = (
@@ -305,9 +301,9 @@ def mscan_size(state_dict: Mapping[str, torch.Tensor]) -> tuple[tuple[int, ...],
 
 def describe_mscan(state_dict: Mapping[str, torch.Tensor]) -> str:
     """Name the MSCAN variant of native parameters: its timm name, or its dimensions if it is not a published size."""
-    size = mscan_size(state_dict)
-    name = next((name for name, known in _SIZES.items() if known == size), None)
-    return name or f"an MSCAN of channels {size[0]} and depths {size[1]}"
+    dims, depths = mscan_size(state_dict)
+    name = next((name for name, v in _VARIANTS.items() if (v.dims, v.depths) == (dims, depths)), None)
+    return name or f"an MSCAN of channels {dims} and depths {depths}"
 
 
 def _spelling(
@@ -348,7 +344,7 @@ def _rank(state_dict: Mapping[str, torch.Tensor], meta: Any, architecture: str, 
     declared = re.search(r"MD_R['\"]?\s*[=:]\s*(\d+)", config)
     if declared:
         return int(declared[1]), "from the configuration in the file"
-    return _PAPER_RANKS[architecture], "from the paper's code, since the file does not contain it"
+    return _VARIANTS[architecture].decoder_rank, "from the paper's code, since the file does not contain it"
 
 
 def recognize(content: Any, rank: int | None = None, ema: bool = False) -> Checkpoint:
@@ -371,9 +367,9 @@ def recognize(content: Any, rank: int | None = None, ema: bool = False) -> Check
     segmenter = f"decode_head.{_SQUEEZE}" in tensors or "decoder.squeeze.0.weight" in tensors
     backbone = backbone_to_native(tensors)
     architecture = describe_mscan(backbone)
-    if architecture not in _SIZES:
+    if architecture not in _VARIANTS:
         raise CheckpointError(
-            f"{architecture}, which is not one of {', '.join(_SIZES)}: create it with timm.create_model('mscan_t', "
+            f"{architecture}, which is not one of {', '.join(_VARIANTS)}: create it with timm.create_model('mscan_t', "
             f"dims=…, depths=…) and load what segnext_timm.models.mscan.backbone_to_native returns."
         )
     if segmenter:

@@ -10,8 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import CheckpointError, HubError
-from ..variants import VARIANTS
-from .catalog import SegmenterCfg, find_segmenter, get_segmenter_cfg, list_segmenters
+from .catalog import SegmenterCfg, find_backbone, find_segmenter, get_segmenter_cfg, list_segmenters
 from .folder import read_config
 
 
@@ -46,9 +45,8 @@ def check_segmenter(name: str | Path) -> None:
             what = config.get("architecture", "something else")
             raise CheckpointError(f"{name}: holds {what}, not a segmentation model saved by smp or this package.")
     elif path.is_file() or not names_repository(text):
-        backbone = next((v for v in VARIANTS.values() if text.split(".")[0] == v.backbone), None)
-        if backbone is not None:
-            near = get_segmenter_cfg(f"segnext_{backbone.key}").name
+        if (backbone := find_backbone(text.partition(".")[0])) is not None:
+            near = get_segmenter_cfg(f"segnext_{backbone.variant.key}").name
             raise FileNotFoundError(f"{name} is a backbone, which does not predict labels. Did you mean {near!r}?")
         raise FileNotFoundError(unknown_model(text, list_segmenters()))
 

@@ -73,7 +73,7 @@ def _create_published(
     """Create a published segmenter: see :func:`create_segmenter`, and :func:`load_segmenter` for `source`."""
     same_classes = classes in (None, cfg.num_classes)
     untrue = set() if same_classes else set(_OF_CLASSES)
-    untrue |= set() if pretrained else {"url", "origin_url", "license", "results"}
+    untrue |= set() if pretrained else {"url", "origin_url", "license", "dataset_terms", "results"}
     untrue |= {"results"} if overrides.keys() - _TRAINING_ARGUMENTS else set()
     arguments = {
         "encoder_name": cfg.encoder_name,

@@ -49,7 +49,7 @@ from timm.models._hub import get_cache_dir
 from torch.hub import HASH_REGEX, download_url_to_file
 
 from ..errors import CheckpointError
-from ..variants import VARIANTS
+from ..variants import NARROW, VARIANTS
 from .fusion import FusedMSCANBlock, affine_of, fold_norm
 
 _logger = logging.getLogger(__name__)
@@ -806,5 +806,5 @@ def mscan_l(pretrained: bool = False, **kwargs: Any) -> MSCAN:
 @register_model
 def test_mscan(pretrained: bool = False, **kwargs: Any) -> MSCAN:
     """A narrow MSCAN for tests, without published weights."""
-    model_args = {"dims": (16, 24, 32, 48), "depths": (1, 1, 2, 1), "mlp_ratios": (2, 2, 2, 2)}
+    model_args = {"dims": NARROW.dims, "depths": NARROW.depths, "mlp_ratios": (2, 2, 2, 2)}
     return _create_mscan("test_mscan", pretrained=pretrained, **dict(model_args, **kwargs))

@@ -336,7 +336,9 @@ def test_info_describes_repositories_on_the_hub_without_their_weights(folder, tm
 def test_convert_says_what_it_found_and_how_to_load_it(checkpoint, tmp_path):
     done = run("convert", checkpoint, tmp_path / "out", "--rank", 4)
     assert done.exit_code == 0
-    assert "SegNeXt on test_mscan, 3 classes, 3 input channels, 32 decoder channels, rank 4 (as told)" in done.output
+    assert (
+        "SegNeXt on test_mscan, 3 classes, 3 input channels, 32 decoder channels, rank 4 (as specified)" in done.output
+    )
     assert f'smp.from_pretrained("{tmp_path / "out"}")' in done.output
     assert smp.from_pretrained(tmp_path / "out").decoder.hamburger.nmf.rank == 4
     torch.save(timm.create_model("test_mscan").state_dict(), tmp_path / "y.pth")

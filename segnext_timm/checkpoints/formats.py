@@ -1,8 +1,7 @@
 """Read checkpoint files of PyTorch, Jittor, Paddle and safetensors without executing code from them.
 
 Pickles are read by an unpickler that admits arrays, tensors, plain containers and what training checkpoints keep beside
-them, by name. The state dict in what was read may be nested, wrapped, averaged, or
-beside other things.
+them, by name. What the files hold is the job of :mod:`segnext_timm.checkpoints.dialects`.
 """
 
 import hashlib

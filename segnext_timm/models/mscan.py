@@ -613,6 +613,27 @@ def _rename_published(model: nn.Module, state_dict: dict[str, Any], prefix: str,
             state_dict[prefix + native_name(name[len(prefix) :])] = state_dict.pop(name)
 
 
+def find_backbone(names: Iterable[str]) -> str:
+    """Find the one MSCAN among parameters, by its stem: what the names of its parameters begin with.
+
+    Raises:
+        CheckpointError: If there is no MSCAN among them, or more than one.
+    """
+    stem, names = re.compile(r"(.*?)(stem\.conv1|patch_embed1\.proj\.0)\.weight"), list(names)
+    prefixes = [match[1] for match in map(stem.fullmatch, names) if match]
+    if not prefixes:
+        raise CheckpointError(
+            f"not a checkpoint of MSCAN or SegNeXt: expected names like 'patch_embed1.proj.0.weight' or "
+            f"'stem.conv1.weight', found {', '.join(names[:3]) or 'no tensors'}. Check that it is the right file."
+        )
+    if len(prefixes) > 1:
+        raise CheckpointError(
+            f"has {len(prefixes)} networks, whose names begin with {prefixes}. Save one of them alone, with "
+            f"torch.save(network.state_dict(), 'weights.pth'), and use that file."
+        )
+    return prefixes[0]
+
+
 def backbone_to_native(state_dict: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """Take MSCAN's parameters out of a checkpoint, alone or as part of another network, under native names.
 
@@ -624,19 +645,8 @@ def backbone_to_native(state_dict: Mapping[str, Any]) -> dict[str, torch.Tensor]
     """
     for key in ("state_dict", "model"):
         state_dict = state_dict[key] if isinstance(state_dict.get(key), Mapping) else state_dict
-    stem = re.compile(r"(.*?)(stem\.conv1|patch_embed1\.proj\.0)\.weight")
-    prefixes = [match[1] for match in map(stem.fullmatch, state_dict) if match]
-    if not prefixes:
-        raise CheckpointError(
-            f"not a checkpoint of MSCAN or SegNeXt: expected names like 'patch_embed1.proj.0.weight' or "
-            f"'stem.conv1.weight', found {', '.join(list(state_dict)[:3]) or 'no tensors'}. Check that it is the right "
-            f"file."
-        )
-    if len(prefixes) > 1:
-        raise CheckpointError(
-            f"has {len(prefixes)} networks, whose names begin with {prefixes}. Save one of them alone."
-        )
-    own = {name.removeprefix(prefixes[0]): x for name, x in state_dict.items() if name.startswith(prefixes[0])}
+    prefix = find_backbone(state_dict)
+    own = {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}
     # timm's feature extractors flatten the stages into themselves
     return {re.sub(r"^stages_", "stages.", native_name(name)): value for name, value in own.items()}
 

@@ -25,7 +25,7 @@ import hub_server
 from segnext_timm import __version__, create_segmenter, load_segmenter
 from segnext_timm._cli_types import Group, out_of_memory
 from segnext_timm.checkpoints.catalog import ORIGINS, find_backbone, get_segmenter_cfg
-from segnext_timm.checkpoints.hub import hub_lookup
+from segnext_timm.checkpoints.hub import hub_errors
 from segnext_timm.cli import main
 from segnext_timm.errors import CheckpointError, ExportError, HubError
 from segnext_timm.prediction.pipeline import slow_precision
@@ -532,7 +532,7 @@ def test_a_hub_that_does_not_answer_is_asked_once_and_told_in_one_line(hub, faul
 def test_what_the_hub_refuses_is_told_as_what_it_is(hub, fault, error, message):
     hub.fault = fault
     url = f"{hub.url}/user/model/resolve/v9/config.json"
-    with pytest.raises(error, match=f"^user/model: .*{re.escape(message)}") as caught, hub_lookup("user/model", "v9"):
+    with pytest.raises(error, match=f"^user/model: .*{re.escape(message)}") as caught, hub_errors("user/model", "v9"):
         get_hf_file_metadata(url)
     assert type(caught.value) is error
     assert "\n" not in str(caught.value)

@@ -143,22 +143,20 @@ def convert(
     _check_destination(dst, force)
     with replace_when_complete(dst) as new:
         checkpoint = _read_source(src, rank, ema)
-        if num_classes is not None:
-            try:
-                checkpoint = checkpoint.with_outputs(num_classes)
-            except CheckpointError as error:
-                raise CheckpointError(f"{src}: {error}") from None
-        names, palette = _read_labels(classes)
-        if names and len(names) != checkpoint.num_classes:
-            raise CheckpointError(
-                f"{src}: has {checkpoint.num_classes} classes, but {len(names)} names were given. If only the first "
-                f"{len(names)} outputs count, keep these with --num-classes {len(names)} (num_classes={len(names)})."
-            )
-        checkpoint = checkpoint.with_labels(names, palette)
-        if checkpoint.decoder_channels and checkpoint.rank:  # a segmenter
-            bases = NMF2d(checkpoint.decoder_channels, checkpoint.rank).bases
-            checkpoint.state_dict.setdefault("decoder.hamburger.nmf.bases", bases)
         try:
+            if num_classes is not None:
+                checkpoint = checkpoint.with_outputs(num_classes)
+            names, palette = _read_labels(classes)
+            if names and len(names) != checkpoint.num_classes:
+                count = len(names)
+                raise CheckpointError(
+                    f"has {checkpoint.num_classes} classes, but {count} names were given. If only the first {count} "
+                    f"outputs count, keep these with --num-classes {count} (num_classes={count})."
+                )
+            checkpoint = checkpoint.with_labels(names, palette)
+            if checkpoint.decoder_channels and checkpoint.rank:  # a segmenter
+                bases = NMF2d(checkpoint.decoder_channels, checkpoint.rank).bases
+                checkpoint.state_dict.setdefault("decoder.hamburger.nmf.bases", bases)
             # the model is built on the meta device, and takes over the checkpoint's tensors
             model: Any = (_build_backbone if checkpoint.kind == "backbone" else _build_segmenter)(checkpoint)
             check_parameters(checkpoint.state_dict, model.state_dict())

@@ -18,11 +18,11 @@ def read_config(folder: Path) -> dict[str, Any]:
         FileNotFoundError: If the folder has no configuration.
         CheckpointError: If it is not a JSON object.
     """
-    path = folder / "config.json"
+    path = folder / CONFIG
     if not path.is_file():
-        models = [inner for inner in (folder / "best", folder / "last") if (inner / "config.json").is_file()]
+        models = [inner for inner in (folder / "best", folder / "last") if (inner / CONFIG).is_file()]
         hint = f" Did you mean {str(models[0])!r}?" if models else ""  # the folder of a training run
-        raise FileNotFoundError(f"{folder}: not a model folder, it has no config.json.{hint}")
+        raise FileNotFoundError(f"{folder}: not a model folder, it has no {CONFIG}.{hint}")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

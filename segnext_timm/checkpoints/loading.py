@@ -22,17 +22,14 @@ from ..errors import CheckpointError
 from ..models.model_info import ModelInfo, weights_digest
 from ..models.mscan import check_parameters
 from ..models.segnext import SegNeXt
-from .catalog import SegmenterCfg, get_segmenter_cfg, list_segmenters
+from .catalog import SegmenterCfg, get_segmenter_cfg
 from .dialects import Checkpoint, load_checkpoint
-from .folder import read_config
+from .folder import WEIGHTS, read_config
 from .formats import check_whole
-from .hub import check_segmenter, find_published, hub_config, hub_lookup
-
-__all__ = ["SegmenterCfg", "create_segmenter", "get_segmenter_cfg", "list_segmenters", "load_segmenter"]
+from .hub import check_segmenter, find_published, hub_config, hub_errors
 
 _logger = logging.getLogger(__name__)
 
-_WEIGHTS = "model.safetensors"
 _OF_CLASSES = ("label_names", "palette", "dataset", "results", "results_digest")  # facts that go with the classes
 # arguments that do not change the outputs in evaluation
 _TRAINING_ARGUMENTS = {
@@ -105,8 +102,8 @@ def _published_file(cfg: SegmenterCfg, **source: Any) -> Path:
         source: Those of `revision`, `token` and `cache_dir` that are given: see :func:`load_segmenter`.
     """
     if cfg.hf_hub_id:
-        with hub_lookup(cfg.hf_hub_id, source.get("revision")):
-            return Path(hf_hub_download(cfg.hf_hub_id, _WEIGHTS, **source))
+        with hub_errors(cfg.hf_hub_id, source.get("revision")):
+            return Path(hf_hub_download(cfg.hf_hub_id, WEIGHTS, **source))
     return fetch(cfg.url, source.get("cache_dir"), sha256=cfg.sha256, file_name=cfg.cached_name)
 
 
@@ -116,9 +113,8 @@ def fetch(
     """Download a file into torch.hub's cache, with a progress bar, unless the cache has it.
 
     The file is checked after the download and whenever it is used from the cache: against `sha256` if that is known,
-    else that it is complete and readable. Without a known sha256, the download must also have the length that the
-    server states, and its sha256 is logged at INFO. The file gets its name only when it is complete; a failed download
-    leaves nothing.
+    else that it can be read to its end; a download must also have the length that the server states. The file gets its
+    name only when it is complete; a failed download leaves nothing.
 
     Args:
         url: Address of the file.
@@ -133,23 +129,24 @@ def fetch(
         CheckpointError: If the download or a check fails.
     """
     folder = Path(cache_dir) if cache_dir else Path(torch.hub.get_dir()) / "checkpoints"
-    path = folder / (file_name or Path(urlparse(url).path).name)
+    path = arriving = folder / (file_name or Path(urlparse(url).path).name)
     if path.exists():
         try:
-            _check_file(path, sha256)
+            if sha256 is None:
+                check_whole(path)
+            elif not (found := file_sha256(path)).startswith(sha256):
+                raise CheckpointError(f"{path}: its sha256 is {found}, but the published file's begins with {sha256}.")
         except CheckpointError as error:
             raise CheckpointError(f"{error} Remove {path} to download it again.") from None
         return path
-    arriving = path
     try:
         with replace_when_complete(path) as arriving:
-            torch.hub.download_url_to_file(url, str(arriving))
+            torch.hub.download_url_to_file(url, str(arriving), hash_prefix=sha256)
             if sha256 is None:
                 _check_length(arriving, url)
-            _check_file(arriving, sha256)
-            if sha256 is None:
+                check_whole(arriving)
                 _logger.info(f"{url}: no published sha256 is known; the file's is {file_sha256(arriving)}.")
-    except (CheckpointError, OSError, http.client.HTTPException) as error:
+    except (CheckpointError, OSError, RuntimeError, http.client.HTTPException) as error:  # RuntimeError: a wrong sha256
         reason = str(error).replace(str(arriving), path.name)
         raise CheckpointError(
             f"{url}: the download failed ({reason}). Nothing was kept; try again, or put the file at {path} yourself."
@@ -175,17 +172,6 @@ def _check_length(path: Path, url: str) -> None:
         return
     if length is not None and int(length) != path.stat().st_size:
         raise CheckpointError(f"{path.stat().st_size} bytes arrived of {length}")
-
-
-def _check_file(path: Path, sha256: str | None) -> None:
-    """Raise a CheckpointError unless a file has its known sha256, or, without one, can be read to its end."""
-    if sha256 is not None:
-        found = file_sha256(path)
-        if not found.startswith(sha256):
-            begins = "is" if len(sha256) == 64 else "begins with"
-            raise CheckpointError(f"{path}: its sha256 is {found}, but that of the published file {begins} {sha256}.")
-        return
-    check_whole(path)
 
 
 def load_published(model: SegNeXt, cfg: SegmenterCfg, path: Path, classifier: bool = True) -> Checkpoint:
@@ -271,8 +257,8 @@ def load_segmenter(
     folder = Path(name)
     if not folder.is_dir():
         folder = hub_config(str(name), revision, token, cache_dir).parent
-        with hub_lookup(name, revision):  # of the same commit
-            hf_hub_download(str(name), _WEIGHTS, revision=folder.name, token=token, cache_dir=cache_dir)
+        with hub_errors(name, revision):  # of the same commit
+            hf_hub_download(str(name), WEIGHTS, revision=folder.name, token=token, cache_dir=cache_dir)
     config = read_config(folder)
     model = _load_folder(folder, config, name)
     found = ModelInfo(model).num_classes
@@ -295,13 +281,13 @@ def _load_folder(folder: Path, config: Mapping[str, Any], name: str | Path) -> A
     if not (isinstance(architecture, type) and issubclass(architecture, smp.base.SegmentationModel)):
         what = config.get("_model_class") or config.get("architecture", "something else")
         raise CheckpointError(f"{name}: holds {what}, not a segmentation model saved by smp or this package.")
-    if not (folder / _WEIGHTS).is_file():
-        raise FileNotFoundError(f"{name}: has no {_WEIGHTS}. Save or convert the model again.")
+    if not (folder / WEIGHTS).is_file():
+        raise FileNotFoundError(f"{name}: has no {WEIGHTS}. Save or convert the model again.")
     model = _make(config)
     try:
-        load_model(model, folder / _WEIGHTS)
+        load_model(model, folder / WEIGHTS)
     except SafetensorError as error:
-        raise CheckpointError(f"{name}: its {_WEIGHTS} is damaged ({error}). Get it again.") from None
+        raise CheckpointError(f"{name}: its {WEIGHTS} is damaged ({error}). Get it again.") from None
     except RuntimeError as error:
         if not str(error).startswith("Error(s) in loading state_dict"):
             raise

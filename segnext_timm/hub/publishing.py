@@ -17,12 +17,13 @@ from huggingface_hub import HfApi
 from .._atomic import replace_when_complete
 from ..checkpoints.catalog import ORIGINS, find_backbone
 from ..checkpoints.folder import CARD, MODEL_FILES, WEIGHTS, read_model_config
+from ..checkpoints.hub import hub_errors
 from ..checkpoints.loading import create_segmenter, fetch
 from ..checkpoints.verification import Published, get_published, read_report
 from ..models import mscan
 from .cards import backbone_card
 from .folder import save_backbone, with_digest
-from .push import add_results, hub_errors, push_to_hub
+from .push import add_results, push_to_hub
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def publish(
 def _check_absent(api: HfApi, releases: Iterable[Release]) -> None:
     """Raise a FileExistsError if a repository already holds a model."""
     for release in releases:
-        with hub_errors(release.repo):
+        with hub_errors(release.repo, write=True):
             exists = api.repo_exists(release.repo) and api.file_exists(release.repo, "model.safetensors")
         if exists:
             raise FileExistsError(f"{release.repo} exists on the Hub: overwrite it with --force (force=True).")
@@ -112,7 +113,7 @@ def _check_absent(api: HfApi, releases: Iterable[Release]) -> None:
 
 def _collect(api: HfApi, title: str, user: str, releases: Iterable[Release]) -> str:
     """Add models to a collection, and return its address."""
-    with hub_errors(title):
+    with hub_errors(title, write=True):
         found = api.create_collection(title, namespace=user, exists_ok=True)
         for release in releases:
             api.add_collection_item(found.slug, release.repo, "model", exists_ok=True)

@@ -121,7 +121,7 @@ def test_each_wrong_file_is_named_and_the_others_are_finished(offer, server, tmp
         (ISAID, "a web page, not a checkpoint"),
         (SMALL, "weights of mscan_t, not of mscan_s"),
         (PADDLE, "bytes arrived of"),
-        (DIGITS, "that of the published file is 0000"),
+        (DIGITS, 'invalid hash value (expected "0000'),
     ):
         assert words in table[name], table[name]
     assert "the digits 05bd8466 in the file's name do not begin its sha256" in table[MMSEG]

@@ -133,7 +133,11 @@ def test_models_and_collection_reach_the_hub_and_nothing_is_overwritten(verified
 
         refused = publish_to(server, tmp_path, ORIGINS[1], *options, token="hf_reader")
         assert refused.returncode == 1
-        assert refused.stderr.strip().splitlines()[-1].startswith("Error: The token may not write to")
+        assert (
+            refused.stderr.strip()
+            .splitlines()[-1]
+            .startswith(f"Error: user/{ORIGINS[1]}: the token may not write this repository on the Hub.")
+        )
 
 
 def test_only_verified_checkpoints_are_published(verified, tmp_path):

@@ -23,7 +23,7 @@ from ..models.model_info import ModelInfo, weights_digest
 from ..models.mscan import check_parameters
 from ..models.segnext import SegNeXt
 from .catalog import SegmenterCfg, get_segmenter_cfg
-from .dialects import Checkpoint, load_checkpoint
+from .dialects import load_checkpoint
 from .folder import WEIGHTS, read_config
 from .formats import check_whole
 from .hub import check_segmenter, find_published, hub_config, hub_errors
@@ -95,12 +95,7 @@ def _warn_of_classes(name: str | Path, found: int, wanted: int | None) -> None:
 
 
 def _published_file(cfg: SegmenterCfg, **source: Any) -> Path:
-    """Download a published checkpoint: its safetensors on the Hub if there are any, else the publisher's file.
-
-    Args:
-        cfg: The segmenter.
-        source: Those of `revision`, `token` and `cache_dir` that are given: see :func:`load_segmenter`.
-    """
+    """Download a published checkpoint: its safetensors on the Hub if there are any, else the publisher's file."""
     if cfg.hf_hub_id:
         with hub_errors(cfg.hf_hub_id, source.get("revision")):
             return Path(hf_hub_download(cfg.hf_hub_id, WEIGHTS, **source))
@@ -174,44 +169,26 @@ def _check_length(path: Path, url: str) -> None:
         raise CheckpointError(f"{path.stat().st_size} bytes arrived of {length}")
 
 
-def load_published(model: SegNeXt, cfg: SegmenterCfg, path: Path, classifier: bool = True) -> Checkpoint:
-    """Load the checkpoint of a published segmenter from a file.
-
-    Args:
-        model: The model to load it into.
-        cfg: The segmenter.
-        path: Its checkpoint.
-        classifier: Also load the last layer.
-
-    Returns:
-        The recognized checkpoint.
+def load_published(model: SegNeXt, cfg: SegmenterCfg, path: Path, classifier: bool = True) -> None:
+    """Load the checkpoint of a published segmenter from a file; without `classifier`, all but the last layer.
 
     Raises:
         CheckpointError: If the file is damaged, or has weights of another model.
     """
-    checkpoint = load_checkpoint(path)
-    expected = cfg.encoder_name.removeprefix("tu-")
+    checkpoint, own = load_checkpoint(path), model.state_dict()
+    state_dict, expected = dict(checkpoint.state_dict), cfg.variant.backbone
     if (checkpoint.kind, checkpoint.architecture) != ("segmenter", expected):
         what = checkpoint.architecture if checkpoint.kind == "segmenter" else f"the backbone {checkpoint.architecture}"
         raise CheckpointError(f"{path}: weights of {what}, not of {expected}: remove the file.")
-    try:
-        _load(model, dict(checkpoint.state_dict), classifier)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from None
-    return checkpoint
-
-
-def _load(model: SegNeXt, state_dict: dict[str, torch.Tensor], classifier: bool) -> None:
-    own = model.state_dict()
-    keep = ["decoder.hamburger.nmf.bases"]  # the model's own
-    if not classifier:
-        keep += ["segmentation_head.0.weight", "segmentation_head.0.bias"]
-    keep += [name for name in own if name.startswith("classification_head.")]
     stem = "encoder.model.stem.conv1.weight"
     if stem in state_dict and model.in_channels != state_dict[stem].shape[1]:
         state_dict[stem] = adapt_input_conv(model.in_channels, state_dict[stem])
-    state_dict |= {name: own[name] for name in keep}
-    check_parameters(state_dict, own)
+    kept = ("decoder.hamburger.nmf.bases", "classification_head.", *(() if classifier else ("segmentation_head.0.",)))
+    state_dict |= {name: value for name, value in own.items() if name.startswith(kept)}
+    try:
+        check_parameters(state_dict, own)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
     model.load_state_dict(state_dict)
 
 

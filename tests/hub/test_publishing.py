@@ -17,7 +17,7 @@ from huggingface_hub import ModelCard
 import hub_server
 import published_server
 import segnext_timm
-from random_checkpoints import FILES, accept_cached, backbone_shapes, random_state_dict
+from random_checkpoints import ACCEPT_CACHED, FILES, accept_cached, backbone_shapes, random_state_dict
 from segnext_timm.checkpoints import verification
 from segnext_timm.checkpoints.catalog import get_segmenter_cfg
 from segnext_timm.cli import main
@@ -104,7 +104,8 @@ def publish_to(server, tmp_path, *arguments, token="hf_writer"):
         "HF_TOKEN": token,
         "OMP_NUM_THREADS": "1",
     }
-    command = [sys.executable, "-m", "segnext_timm", "publish", *map(str, arguments)]
+    code = ACCEPT_CACHED + "from segnext_timm.cli import main; main()"
+    command = [sys.executable, "-c", code, "publish", *map(str, arguments)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
 
 
@@ -120,7 +121,7 @@ def test_models_and_collection_reach_the_hub_and_nothing_is_overwritten(verified
         files = server.repos[f"user/{ORIGINS[0]}"].branches["main"]
         assert set(files) >= {"README.md", "config.json", "model.safetensors"}
         assert f'smp.from_pretrained("user/{ORIGINS[0]}")'.encode() in files["README.md"]
-        assert f'"{ORIGINS[0]}": "user/{ORIGINS[0]}"' in done.stdout
+        assert f'"hf_hub_id": "user/{ORIGINS[0]}"' in done.stdout
 
         before = server.repos[f"user/{ORIGINS[0]}"].sha("main")
         again = publish_to(server, tmp_path, *names, *options)

@@ -244,12 +244,7 @@ def test_models_state_the_terms_of_the_data_sets_shown_one_line_each():
         "Cityscapes: a platform for scientific purposes (read in part) (https://www.cityscapes-dataset.com/license)."
     ]
     everything = run("models").output
-    for name in (
-        "ImageNet-1k: terms not checked",
-        "ADE20K: bsd-3-clause",
-        "iSAID: ",
-        "COCO-Stuff 164k: terms not checked",
-    ):
+    for name in ("ImageNet-1k: not checked", "ADE20K: bsd-3-clause", "iSAID: ", "COCO-Stuff 164k: not checked"):
         assert everything.count(f"\n{name}") == 1
 
 

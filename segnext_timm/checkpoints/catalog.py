@@ -53,7 +53,7 @@ class BackboneCfg:
     @property
     def terms(self) -> list[dict[str, str]]:
         """What sources say of the terms of its data set: `dataset`, `says`, `source` (an address)."""
-        return [{"dataset": self.dataset, **term} for term in _CATALOG["terms"][self.name.partition(".")[2]]]
+        return _terms(self.name.partition(".")[2], self.dataset)
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class SegmenterCfg:
     @property
     def terms(self) -> list[dict[str, str]]:
         """What sources say of the terms of its data set: `dataset`, `says`, `source` (an address)."""
-        return [{"dataset": self.dataset, **term} for term in _CATALOG["terms"][self.labels]]
+        return _terms(self.labels, self.dataset)
 
     @property
     def pretrained_cfg(self) -> dict[str, Any]:
@@ -145,6 +145,10 @@ def _with_tuples(entry: dict[str, Any]) -> dict[str, Any]:
 _CATALOG = json.loads(Path(__file__).with_name("catalog.json").read_text("utf-8"), object_hook=_with_tuples)
 
 
+def _terms(key: str, dataset: str) -> list[dict[str, str]]:
+    return [{"dataset": dataset, **term} for term in _CATALOG["terms"][key]]
+
+
 def _groups(kind: str) -> Iterator[tuple[str, dict[str, Any]]]:
     for name, group in _CATALOG[kind].items():
         merged = {**_CATALOG[kind].get(group.get("like"), {}), **group}
@@ -168,7 +172,7 @@ def _segmenters() -> Iterator[SegmenterCfg]:
             url = facts.pop("url").format(key=key, id=facts.pop("id", None))
             # an address that ends in no name of a file has the suffix of its files
             cached_name = name + suffix if suffix else url.rpartition("/")[2]
-            miou = {setting: values[key] for setting, values in results.items()}
+            miou = {setting: values[key] for setting, values in results.items() if key in values}
             facts |= {"url": url, "cached_name": cached_name, "miou": miou, "evaluation": evaluation}
             yield SegmenterCfg(name, origin, labels, variant, **facts)
 

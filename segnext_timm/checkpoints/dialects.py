@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from ..errors import CheckpointError
-from ..models.mscan import PUBLISHED_NAMES, backbone_to_native, find_backbone, rename
+from ..models.mscan import PUBLISHED_NAMES, backbone_prefix, backbone_to_native, rename
 from ..variants import NARROW, VARIANTS
 from .formats import read_checkpoint
 
@@ -113,7 +113,7 @@ def take_network(checkpoint: Mapping[str, Any], ema: bool = False) -> dict[str, 
         CheckpointError: As of :func:`take_state_dict`; if there is no such network, or more than one.
     """
     tensors = take_state_dict(checkpoint, ema)
-    prefix = find_backbone(tensors).removesuffix("backbone.").removesuffix(_ENCODER)
+    prefix = backbone_prefix(tensors).removesuffix("backbone.").removesuffix(_ENCODER)
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 

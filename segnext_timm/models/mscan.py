@@ -613,8 +613,8 @@ def _rename_published(model: nn.Module, state_dict: dict[str, Any], prefix: str,
             state_dict[prefix + native_name(name[len(prefix) :])] = state_dict.pop(name)
 
 
-def find_backbone(names: Iterable[str]) -> str:
-    """Find the one MSCAN among parameters, by its stem: what the names of its parameters begin with.
+def backbone_prefix(names: Iterable[str]) -> str:
+    """Find the prefix of the one MSCAN among named parameters, by its stem.
 
     Raises:
         CheckpointError: If there is no MSCAN among them, or more than one.
@@ -645,7 +645,7 @@ def backbone_to_native(state_dict: Mapping[str, Any]) -> dict[str, torch.Tensor]
     """
     for key in ("state_dict", "model"):
         state_dict = state_dict[key] if isinstance(state_dict.get(key), Mapping) else state_dict
-    prefix = find_backbone(state_dict)
+    prefix = backbone_prefix(state_dict)
     own = {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}
     # timm's feature extractors flatten the stages into themselves
     return {re.sub(r"^stages_", "stages.", native_name(name)): value for name, value in own.items()}

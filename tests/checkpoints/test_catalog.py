@@ -9,6 +9,7 @@ import torch
 
 import published_server
 from segnext_timm import create_segmenter, list_segmenters, load_segmenter
+from segnext_timm._cli_info import list_models
 from segnext_timm.checkpoints import catalog
 from segnext_timm.checkpoints.catalog import (
     ORIGINS,
@@ -21,6 +22,7 @@ from segnext_timm.checkpoints.catalog import (
 from segnext_timm.checkpoints.dialects import segmenter_to_native
 from segnext_timm.checkpoints.verification import get_published
 from segnext_timm.label_sets import LABEL_SETS
+from segnext_timm.variants import VARIANTS
 
 TENSORS = {  # with the batch norms' counters, and without
     "t": (550, 519),
@@ -163,8 +165,15 @@ def test_sources_that_differ_are_both_named_and_what_was_not_read_is_not_stated(
     says = {cfg.labels: [t["says"] for t in cfg.terms] for cfg in map(get_segmenter_cfg, list_segmenters())}
     assert says["ade20k"] == ["bsd-3-clause", "non-commercial research and education (not checked)"]
     assert "any commercial use prohibited" in says["isaid"][0]
-    assert says["coco_stuff164k"] == ["terms not checked"]
-    assert [t["says"] for t in find_backbone("mscan_t").terms] == ["terms not checked"]
+    assert says["coco_stuff164k"] == ["not checked"]
+    assert [t["says"] for t in find_backbone("mscan_t").terms] == ["not checked"]
+
+
+def test_a_new_size_advertises_no_weights(monkeypatch):
+    monkeypatch.setitem(VARIANTS, "x", dataclasses.replace(VARIANTS["l"], key="x", backbone="mscan_x"))
+    models = list_models()
+    assert [model["name"] for model in models["backbones"]] == [f"mscan_{key}.in1k" for key in "tsbl"]
+    assert not [model["name"] for model in models["segmenters"] if model["name"].startswith("segnext_x")]
 
 
 def test_terms_travel_with_the_weights():

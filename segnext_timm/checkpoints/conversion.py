@@ -19,12 +19,10 @@ from .dialects import Checkpoint, load_checkpoint, native_to_mmseg
 from .folder import MODEL_FILES, PICKLE_SUFFIXES, WEIGHTS, read_model_config
 
 
-def _read_labels(source: str | Path | Sequence[str] | None) -> tuple[tuple[str, ...] | None, tuple | None]:
+def _read_labels(source: str | Path | Sequence[str] | None) -> tuple[Sequence[str] | None, Sequence | None]:
     """Read class names and palette from a text file, a data set key, or a sequence of names."""
-    if source is None:
-        return None, None
-    if not isinstance(source, str | Path):
-        return tuple(source), None
+    if source is None or not isinstance(source, str | Path):
+        return source, None
     if str(source) in LABEL_SETS:
         labels = LABEL_SETS[str(source)]
         return labels.classes, labels.palette
@@ -52,9 +50,7 @@ def _read_source(src: Path, rank: int | None, ema: bool) -> Checkpoint:
     config = read_model_config(src)
     checkpoint = load_checkpoint(src / WEIGHTS, rank, ema)
     info = config.get("pretrained_cfg") or {}
-    names = config.get("label_names") or info.get("label_names")
-    palette = info.get("palette")
-    return checkpoint.with_labels(names and tuple(names), palette and tuple(tuple(color) for color in palette))
+    return checkpoint.with_labels(config.get("label_names") or info.get("label_names"), info.get("palette"))
 
 
 def _build_backbone(checkpoint: Checkpoint) -> torch.nn.Module:

@@ -233,11 +233,10 @@ class Checkpoint:
     label_names: tuple[str, ...] | None = None
     palette: tuple[tuple[int, int, int], ...] | None = None
 
-    def with_labels(
-        self, names: tuple[str, ...] | None, palette: tuple[tuple[int, int, int], ...] | None
-    ) -> "Checkpoint":
+    def with_labels(self, names: Sequence[str] | None, palette: Sequence[Sequence[int]] | None) -> "Checkpoint":
         """Copy with other class names and palette; unchanged if `names` is None."""
-        return self if names is None else replace(self, label_names=names, palette=palette)
+        colors: Any = palette and tuple(map(tuple, palette))
+        return self if names is None else replace(self, label_names=tuple(names), palette=colors)
 
     def with_outputs(self, count: int) -> "Checkpoint":
         """Copy with only the first `count` outputs of the last layer.

@@ -158,8 +158,8 @@ def _no_answer(name: str | Path, error: BaseException, write: bool) -> Exception
     if status == 401:
         return PermissionError(f"{name}: the Hub refused the token. Log in with `hf auth login`, or set HF_TOKEN.")
     if status == 403:
-        verb = "write" if write else "read"
-        what = f"the token may not {verb} this repository on the Hub. Use a token with {verb} access."
+        verb, access = ("write to", "write") if write else ("read", "read")
+        what = f"the token may not {verb} this repository on the Hub. Use a token with {access} access."
         return PermissionError(f"{name}: {what}")
     if status == 429 or status >= 500:
         return ConnectionError(f"{name}: the Hub cannot answer now (status {status}). Try again later.")

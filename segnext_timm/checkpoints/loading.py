@@ -151,11 +151,7 @@ def fetch(
 
 def file_sha256(path: Path) -> str:
     """Compute the sha256 of a file, in hexadecimal digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _check_length(path: Path, url: str) -> None:

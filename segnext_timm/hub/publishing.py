@@ -195,7 +195,8 @@ def _with_segmenter_ids(lines: Iterable[str], repos: Mapping[str, str]) -> Itera
             tag = group[1]
         model = re.match(r' +"(\w)": \{(.*)\}(,?)$', line)
         repo = repos.get(f"segnext_{model[1]}.{tag}") if model else None
-        if model and repo and "hf_hub_id" not in line:
-            facts = ", ".join(filter(None, (model[2], f'"hf_hub_id": "{repo}"')))
+        if model and repo:
+            others = re.sub(r'(, )?"hf_hub_id": "[^"]*"', "", model[2])
+            facts = ", ".join(filter(None, (others, f'"hf_hub_id": "{repo}"')))
             line = f"{line[: model.start(2)]}{facts}}}{model[3]}\n"
         yield line

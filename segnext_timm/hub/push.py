@@ -145,7 +145,7 @@ def push_to_hub(
         config, changed = read_true_config(folder)
         if not (token or get_token()):
             raise PermissionError("There is no token for the Hub: log in with `hf auth login`, or set HF_TOKEN.")
-        with hub_errors(repo_id, write=True):
+        with hub_errors(repo_id, revision, write=True):
             repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
             if private and not api.model_info(repo_id).private:
                 raise ValueError(f"{repo_id} exists and is public: make it private on the Hub, or choose another name.")

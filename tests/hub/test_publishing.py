@@ -21,7 +21,7 @@ from random_checkpoints import ACCEPT_CACHED, FILES, accept_cached, backbone_sha
 from segnext_timm.checkpoints import verification
 from segnext_timm.checkpoints.catalog import get_segmenter_cfg
 from segnext_timm.cli import main
-from segnext_timm.hub.publishing import Release, hub_ids_patch
+from segnext_timm.hub.publishing import Release, _with_segmenter_ids, hub_ids_patch
 
 ORIGINS = ["segnext_t.mmseg_ade20k", "segnext_t.jseg_isaid", "segnext_t.paddleseg_cityscapes"]
 BACKBONE = "mscan_t.in1k"
@@ -94,6 +94,19 @@ def test_the_patch_makes_the_package_load_from_the_hub(tmp_path):
     assert ids == ["user/segnext_b.mmseg_ade20k", "user/mscan_t.in1k", "None"]
 
 
+def test_the_patch_replaces_an_id_and_fills_an_empty_row():
+    lines = [
+        '    "paddleseg_cityscapes": {\n',
+        '        "t": {},\n',
+        '        "s": {"size": 1, "hf_hub_id": "old/s"}\n',
+    ]
+    repos = {f"segnext_{key}.paddleseg_cityscapes": f"user/{key}" for key in "ts"}
+    assert list(_with_segmenter_ids(lines, repos))[1:] == [
+        '        "t": {"hf_hub_id": "user/t"},\n',
+        '        "s": {"size": 1, "hf_hub_id": "user/s"}\n',
+    ]
+
+
 def publish_to(server, tmp_path, *arguments, token="hf_writer"):
     """Run the command as a client of a Hub on loopback."""
     environment = {
@@ -137,7 +150,7 @@ def test_models_and_collection_reach_the_hub_and_nothing_is_overwritten(verified
         assert (
             refused.stderr.strip()
             .splitlines()[-1]
-            .startswith(f"Error: user/{ORIGINS[1]}: the token may not write this repository on the Hub.")
+            .startswith(f"Error: user/{ORIGINS[1]}: the token may not write to this repository on the Hub.")
         )
 
 

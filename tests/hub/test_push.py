@@ -240,7 +240,7 @@ assert asked == ["curve.png", "secrets.env"]
 TOKENS = {
     "": "There is no token for the Hub: log in with `hf auth login`, or set HF_TOKEN.",
     "hf_old": "writer/x: the Hub refused the token. Log in with `hf auth login`, or set HF_TOKEN.",
-    "hf_reader": "writer/x: the token may not write this repository on the Hub. Use a token with write access.",
+    "hf_reader": "writer/x: the token may not write to this repository on the Hub. Use a token with write access.",
 }
 
 

@@ -31,7 +31,8 @@ from PIL import Image
 import segnext_timm
 from segmentation import scenes
 from segnext_timm.checkpoints.catalog import ORIGINS
-from segnext_timm.checkpoints.lookup import check_segmenter, find_published, read_config
+from segnext_timm.checkpoints.folder import read_config
+from segnext_timm.checkpoints.hub import check_segmenter, find_published
 from segnext_timm.models.model_info import ModelInfo
 from segnext_timm.prediction.drawing import class_areas, label_picture, overlay, share_text
 from segnext_timm.prediction.images import read_image

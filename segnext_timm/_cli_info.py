@@ -7,26 +7,19 @@ from typing import Any
 from urllib.parse import urlparse
 
 from .checkpoints.catalog import (
-    BACKBONE_TAGS,
     MULTI_SCALE,
     ORIGINS,
     SINGLE_SCALE,
+    BackboneCfg,
     cached_file,
+    find_backbone,
     get_segmenter_cfg,
+    list_backbones,
     list_segmenters,
 )
-from .checkpoints.lookup import (
-    find_published,
-    hub_config,
-    is_hub_id,
-    is_no_connection,
-    names_repository,
-    read_config,
-    unknown_model,
-)
-from .variants import VARIANTS, Variant
+from .checkpoints.folder import CONFIG, WEIGHTS, read_config
+from .checkpoints.hub import find_published, hub_config, is_hub_id, is_no_connection, names_repository, unknown_model
 
-_WEIGHTS = "model.safetensors"
 _STATISTICS = ("running_mean", "running_var", "nmf.bases")  # saved with the weights, but not trained
 
 
@@ -39,15 +32,15 @@ def list_models(dataset: str | None = None, origin: str | None = None) -> dict[s
     """
     backbones = [
         {
-            "name": f"{variant.backbone}.{tag}",
-            "parameters": _backbone_parameters(variant, tag),
-            "dataset": "ImageNet-1k",
-            "top1": variant.top1 if tag == "in1k" else None,
-            **_origin_facts(key),
+            "name": backbone.name,
+            "parameters": backbone.variant.classifier_parameters,
+            "dataset": backbone.dataset,
+            "top1": backbone.top1,
+            **_origin_facts(backbone.origin),
+            "terms": backbone.terms,
         }
-        for tag, key in BACKBONE_TAGS.items()
-        for variant in VARIANTS.values()
-        if dataset is None and origin in (None, key)
+        for backbone in filter(None, map(find_backbone, list_backbones()))
+        if dataset is None and origin in (None, backbone.origin)
     ]
     cfgs = [get_segmenter_cfg(name) for name in list_segmenters()]
     segmenters = [
@@ -59,15 +52,12 @@ def list_models(dataset: str | None = None, origin: str | None = None) -> dict[s
             "miou_multi_scale": cfg.miou.get(MULTI_SCALE),
             "rank": cfg.decoder_rank,
             **_origin_facts(cfg.origin),
+            "terms": cfg.terms,
         }
         for cfg in cfgs
         if dataset in (None, cfg.labels) and origin in (None, cfg.origin)
     ]
     return {"backbones": backbones, "segmenters": segmenters}
-
-
-def _backbone_parameters(variant: Variant, tag: str) -> int:
-    return variant.classifier_parameters if tag == "in1k" else variant.backbone_parameters
 
 
 def _origin_facts(key: str) -> dict[str, str]:
@@ -81,7 +71,7 @@ def _origin_facts(key: str) -> dict[str, str]:
 
 
 def models_text(models: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """Format what :func:`list_models` returns as tables, with the caveats to the licenses."""
+    """Format what :func:`list_models` returns as tables, with caveats to the licenses, and terms of the data sets."""
     tables = []
     if models["backbones"]:
         rows: list[tuple[str, ...]] = [("backbone", "parameters", "weights", "top-1", "origin")]
@@ -98,7 +88,14 @@ def models_text(models: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     found = {m["origin"]: m for group in models.values() for m in group}
     lines = ["Accuracies are published ones: top-1 from the paper, mIoU on the validation set from the origin."]
     lines += [f"{name}: {m['license']}; {m['license_note']}." for name, m in found.items()]
+    terms = {m["dataset"]: m["terms"] for group in models.values() for m in group}
+    lines += ["", "Terms of the data sets behind the weights, as their sources state them:"]
+    lines += [f"{name}: {_terms_text(said)}." for name, said in terms.items()]
     return "\n\n".join([*tables, "\n".join(lines)]) if tables else "No published model matches."
+
+
+def _terms_text(terms: Sequence[Mapping[str, str]]) -> str:
+    return "; ".join(f"{term['says']} ({term['source']})" for term in terms)
 
 
 def _number(value: float | None, digits: int) -> str:
@@ -137,45 +134,37 @@ def describe_model(name: str) -> dict[str, Any]:
             },
         }
         return _described(cfg.name, config, cfg.parameters, cached_file(cfg.cached_name))
-    backbones = {f"{v.backbone}.{tag}": (v, tag) for tag in BACKBONE_TAGS for v in VARIANTS.values()}
-    found = backbones.get(name) or backbones.get(f"{name}.in1k")
-    if found is not None and not (path / "config.json").is_file():
-        return _describe_backbone(*found)
+    if (backbone := find_backbone(name)) is not None and not (path / CONFIG).is_file():
+        return _describe_backbone(backbone)
     if path.is_dir():
-        weights = path / _WEIGHTS
+        weights = path / WEIGHTS
         parameters = _count_parameters(weights) if weights.is_file() else None
         return _described(name, read_config(path), parameters, weights if weights.is_file() else None)
     repo = name.removeprefix("hf-hub:").removeprefix("hf_hub:")
     if names_repository(name) or (repo != name and is_hub_id(repo)):  # with timm's prefix, the Hub is meant
         return _describe_repo(repo)
-    raise FileNotFoundError(unknown_model(name, [*list_segmenters(), *backbones]))
+    raise FileNotFoundError(unknown_model(name, [*list_segmenters(), *list_backbones()]))
 
 
-def _describe_backbone(variant: Variant, tag: str) -> dict[str, Any]:
+def _describe_backbone(backbone: BackboneCfg) -> dict[str, Any]:
     import timm
 
     from . import MSCAN  # noqa: F401  registers the backbones
 
-    name = f"{variant.backbone}.{tag}"
-    registered = timm.get_pretrained_cfg(name, allow_unregistered=False)
+    registered = timm.get_pretrained_cfg(backbone.name, allow_unregistered=False)
     assert registered is not None  # timm raises for an unknown name
     cfg = registered.to_dict()
-    result = {
-        "dataset": "ImageNet-1k",
-        "metric": "top-1",
-        "value": variant.top1,
-        "source": "https://arxiv.org/abs/2209.08575",
-    }
-    facts: dict[str, Any] = {"dataset": "ImageNet-1k", "license_note": ORIGINS[BACKBONE_TAGS[tag]].license_note}
-    facts |= {"results": [result]} if tag == "in1k" else {}
-    config = {"architecture": variant.backbone, "num_classes": cfg["num_classes"], "pretrained_cfg": {**cfg, **facts}}
+    cfg |= {"dataset": backbone.dataset, "dataset_terms": backbone.terms, "results": [backbone.result]}
+    cfg["license_note"] = ORIGINS[backbone.origin].license_note
+    variant = backbone.variant
+    config = {"architecture": variant.backbone, "num_classes": cfg["num_classes"], "pretrained_cfg": cfg}
     file = cached_file(Path(urlparse(cfg["url"]).path).name)
-    return _described(name, config, _backbone_parameters(variant, tag), file)
+    return _described(backbone.name, config, variant.classifier_parameters, file)
 
 
 def _describe_repo(repo: str) -> dict[str, Any]:
     folder = hub_config(repo).parent
-    weights = folder / _WEIGHTS
+    weights = folder / WEIGHTS
     if weights.is_file():  # the cache has the weights of this commit
         return _described(repo, read_config(folder), _count_parameters(weights), weights)
     return _described(repo, read_config(folder), _count_parameters_on_hub(repo, folder.name), None)
@@ -187,7 +176,7 @@ def _count_parameters_on_hub(repo: str, revision: str) -> int | None:
     from huggingface_hub.errors import NotASafetensorsRepoError
 
     try:
-        tensors = HfApi().parse_safetensors_file_metadata(repo, _WEIGHTS, revision=revision).tensors
+        tensors = HfApi().parse_safetensors_file_metadata(repo, WEIGHTS, revision=revision).tensors
     except Exception as error:
         if not (isinstance(error, OSError | NotASafetensorsRepoError) or is_no_connection(error)):
             raise
@@ -246,6 +235,7 @@ def _described(name: str, config: Mapping[str, Any], parameters: int | None, wei
         "results": list(info.get("results") or ()),
         "license": info.get("license") or config.get("license"),
         "license_note": info.get("license_note"),
+        "terms": list(info.get("dataset_terms") or ()),
         "origin": info.get("origin_url"),
         "url": info.get("url") or None,
         "sha256": info.get("sha256"),
@@ -270,7 +260,10 @@ def model_text(info: Mapping[str, Any]) -> str:
     ]
     rows += [(key, " ".join(f"{v:g}" for v in info[key]) if info[key] else unknown) for key in ("mean", "std")]
     license_text = "; ".join(filter(None, (info["license"] or unknown, info["license_note"])))
-    rows += [("license", license_text), ("origin", info["origin"] or unknown)]
+    rows += [("license", license_text)]
+    if terms := info["terms"]:
+        rows.append(("terms", f"{terms[0]['dataset']}: {_terms_text(terms)}"))
+    rows += [("origin", info["origin"] or unknown)]
     for result in info["results"]:
         what = (result.get("dataset"), result.get("split"), result["metric"], result.get("setting"))
         source = f" ({result['source']})" if result.get("source") else ""

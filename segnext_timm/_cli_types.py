@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .checkpoints.catalog import published_name
-from .checkpoints.lookup import check_segmenter, is_hub_id
+from .checkpoints.hub import check_segmenter, is_hub_id
 from .deployment.formats import FORMATS, check_name
 from .errors import ExportError, HubError
 from .label_sets import LABEL_SETS

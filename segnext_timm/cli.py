@@ -73,7 +73,7 @@ def main(traceback: bool) -> None:
 @click.option("--origin", type=click.Choice(sorted(ORIGINS)), help="Only models of this publisher.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def models_command(dataset: str | None, origin: str | None, as_json: bool) -> None:
-    """List published backbones and segmenters, with caveats to their licenses."""
+    """List published backbones and segmenters, with caveats to licenses and terms of data sets."""
     models = list_models(dataset, origin)
     click.echo(json.dumps(models, indent=1) if as_json else models_text(models))
 

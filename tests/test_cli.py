@@ -24,8 +24,8 @@ from PIL import Image
 import hub_server
 from segnext_timm import __version__, create_segmenter, load_segmenter
 from segnext_timm._cli_types import Group, out_of_memory
-from segnext_timm.checkpoints.catalog import ORIGINS
-from segnext_timm.checkpoints.lookup import hub_lookup
+from segnext_timm.checkpoints.catalog import ORIGINS, find_backbone, get_segmenter_cfg
+from segnext_timm.checkpoints.hub import hub_errors
 from segnext_timm.cli import main
 from segnext_timm.errors import CheckpointError, ExportError, HubError
 from segnext_timm.prediction.pipeline import slow_precision
@@ -224,6 +224,7 @@ def test_models_are_listed_as_json():
         "dataset": "ImageNet-1k",
         "top1": 83.0,
         **origin,
+        "terms": find_backbone("mscan_b").terms,
     }
     assert models["segmenters"][2] == {
         "name": "segnext_b.mmseg_ade20k",
@@ -233,7 +234,26 @@ def test_models_are_listed_as_json():
         "miou_multi_scale": 49.68,
         "rank": 16,
         **origin,
+        "terms": get_segmenter_cfg("segnext_b").terms,
     }
+
+
+def test_models_state_the_terms_of_the_data_sets_shown_one_line_each():
+    shown = run("models", "--dataset", "cityscapes").output.partition("Terms of the data sets")[2].splitlines()[1:]
+    assert shown == [
+        "Cityscapes: a platform for scientific purposes (read in part) (https://www.cityscapes-dataset.com/license)."
+    ]
+    everything = run("models").output
+    for name in ("ImageNet-1k: not checked", "ADE20K: bsd-3-clause", "iSAID: ", "COCO-Stuff 164k: not checked"):
+        assert everything.count(f"\n{name}") == 1
+
+
+@pytest.mark.parametrize("name", ["mscan_b", "segnext_l.authors_coco_stuff164k", "segnext_t.jseg_isaid"])
+def test_info_states_the_terms_of_the_data_set(name):
+    terms = (find_backbone(name) or get_segmenter_cfg(name)).terms
+    assert json.loads(run("info", name, "--json").output)["terms"] == terms
+    (row,) = [line for line in run("info", name).output.splitlines() if line.startswith("terms ")]
+    assert all(term["says"] in row and term["source"] in row for term in terms)
 
 
 def test_info_describes_published_segmenters_without_their_weights(empty_cache):
@@ -311,7 +331,9 @@ def test_info_describes_repositories_on_the_hub_without_their_weights(folder, tm
 def test_convert_says_what_it_found_and_how_to_load_it(checkpoint, tmp_path):
     done = run("convert", checkpoint, tmp_path / "out", "--rank", 4)
     assert done.exit_code == 0
-    assert "SegNeXt on test_mscan, 3 classes, 3 input channels, 32 decoder channels, rank 4 (as told)" in done.output
+    assert (
+        "SegNeXt on test_mscan, 3 classes, 3 input channels, 32 decoder channels, rank 4 (as specified)" in done.output
+    )
     assert f'smp.from_pretrained("{tmp_path / "out"}")' in done.output
     assert smp.from_pretrained(tmp_path / "out").decoder.hamburger.nmf.rank == 4
     torch.save(timm.create_model("test_mscan").state_dict(), tmp_path / "y.pth")
@@ -505,7 +527,7 @@ def test_a_hub_that_does_not_answer_is_asked_once_and_told_in_one_line(hub, faul
 def test_what_the_hub_refuses_is_told_as_what_it_is(hub, fault, error, message):
     hub.fault = fault
     url = f"{hub.url}/user/model/resolve/v9/config.json"
-    with pytest.raises(error, match=f"^user/model: .*{re.escape(message)}") as caught, hub_lookup("user/model", "v9"):
+    with pytest.raises(error, match=f"^user/model: .*{re.escape(message)}") as caught, hub_errors("user/model", "v9"):
         get_hf_file_metadata(url)
     assert type(caught.value) is error
     assert "\n" not in str(caught.value)

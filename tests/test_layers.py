@@ -17,7 +17,7 @@ FLOORS = {
     "kernels": ("kernels",),
     "models": ("models",),
     "checkpoints": ("checkpoints",),
-    "prediction": ("checkpoints.lookup", "checkpoints.loading", "prediction"),
+    "prediction": ("checkpoints.hub", "checkpoints.loading", "prediction"),
     "sharing": (
         "checkpoints.conversion",
         "checkpoints.reference",

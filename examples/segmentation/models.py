@@ -9,8 +9,9 @@ import torch
 from timm.layers import convert_sync_batchnorm
 
 from segnext_timm import SegNeXt, create_segmenter
-from segnext_timm.checkpoints.loading import get_segmenter_cfg, load_segmenter
-from segnext_timm.checkpoints.lookup import find_published
+from segnext_timm.checkpoints.catalog import get_segmenter_cfg
+from segnext_timm.checkpoints.hub import find_published
+from segnext_timm.checkpoints.loading import load_segmenter
 from segnext_timm.models.model_info import weights_digest
 from segnext_timm.variants import VARIANTS as SIZES
 

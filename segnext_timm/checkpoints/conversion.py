@@ -10,20 +10,19 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from .._atomic import replace_when_complete
 from ..errors import CheckpointError
-from ..hub.folder import MODEL_FILES, PICKLE_SUFFIXES, WEIGHTS, read_model_config, save_backbone
+from ..hub.folder import save_backbone
 from ..label_sets import LABEL_SETS
 from ..models.hamburger import NMF2d
 from ..models.mscan import check_parameters
 from ..models.segnext import SegNeXt
 from .dialects import Checkpoint, load_checkpoint, native_to_mmseg
+from .folder import MODEL_FILES, PICKLE_SUFFIXES, WEIGHTS, read_model_config
 
 
-def _read_labels(source: str | Path | Sequence[str] | None) -> tuple[tuple[str, ...] | None, tuple | None]:
+def _read_labels(source: str | Path | Sequence[str] | None) -> tuple[Sequence[str] | None, Sequence | None]:
     """Read class names and palette from a text file, a data set key, or a sequence of names."""
-    if source is None:
-        return None, None
-    if not isinstance(source, str | Path):
-        return tuple(source), None
+    if source is None or not isinstance(source, str | Path):
+        return source, None
     if str(source) in LABEL_SETS:
         labels = LABEL_SETS[str(source)]
         return labels.classes, labels.palette
@@ -51,9 +50,7 @@ def _read_source(src: Path, rank: int | None, ema: bool) -> Checkpoint:
     config = read_model_config(src)
     checkpoint = load_checkpoint(src / WEIGHTS, rank, ema)
     info = config.get("pretrained_cfg") or {}
-    names = config.get("label_names") or info.get("label_names")
-    palette = info.get("palette")
-    return checkpoint.with_labels(names and tuple(names), palette and tuple(tuple(color) for color in palette))
+    return checkpoint.with_labels(config.get("label_names") or info.get("label_names"), info.get("palette"))
 
 
 def _build_backbone(checkpoint: Checkpoint) -> torch.nn.Module:
@@ -142,22 +139,20 @@ def convert(
     _check_destination(dst, force)
     with replace_when_complete(dst) as new:
         checkpoint = _read_source(src, rank, ema)
-        if num_classes is not None:
-            try:
-                checkpoint = checkpoint.with_outputs(num_classes)
-            except CheckpointError as error:
-                raise CheckpointError(f"{src}: {error}") from None
-        names, palette = _read_labels(classes)
-        if names and len(names) != checkpoint.num_classes:
-            raise CheckpointError(
-                f"{src}: has {checkpoint.num_classes} classes, but {len(names)} names were given. If only the first "
-                f"{len(names)} outputs count, keep these with --num-classes {len(names)} (num_classes={len(names)})."
-            )
-        checkpoint = checkpoint.with_labels(names, palette)
-        if checkpoint.decoder_channels and checkpoint.rank:  # a segmenter
-            bases = NMF2d(checkpoint.decoder_channels, checkpoint.rank).bases
-            checkpoint.state_dict.setdefault("decoder.hamburger.nmf.bases", bases)
         try:
+            if num_classes is not None:
+                checkpoint = checkpoint.with_outputs(num_classes)
+            names, palette = _read_labels(classes)
+            if names and len(names) != checkpoint.num_classes:
+                count = len(names)
+                raise CheckpointError(
+                    f"has {checkpoint.num_classes} classes, but {count} names were given. If only the first {count} "
+                    f"outputs count, keep these with --num-classes {count} (num_classes={count})."
+                )
+            checkpoint = checkpoint.with_labels(names, palette)
+            if checkpoint.decoder_channels and checkpoint.rank:  # a segmenter
+                bases = NMF2d(checkpoint.decoder_channels, checkpoint.rank).bases
+                checkpoint.state_dict.setdefault("decoder.hamburger.nmf.bases", bases)
             # the model is built on the meta device, and takes over the checkpoint's tensors
             model: Any = (_build_backbone if checkpoint.kind == "backbone" else _build_segmenter)(checkpoint)
             check_parameters(checkpoint.state_dict, model.state_dict())

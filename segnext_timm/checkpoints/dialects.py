@@ -1,4 +1,4 @@
-"""Identify SegNeXt checkpoints by their tensors, and rename them from and to published names.
+"""Take networks out of checkpoints, identify them by their tensors, and rename these from and to published names.
 
 Weights are published under two spellings. The authors' code (https://github.com/Visual-Attention-Network/SegNeXt) and
 its Jittor version (https://github.com/uyzhang/JSeg) call the MLP's depthwise convolution `mlp.dwconv.dwconv`;
@@ -9,7 +9,7 @@ them to mmsegmentation's first.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -18,15 +18,11 @@ import numpy as np
 import torch
 
 from ..errors import CheckpointError
-from ..models.mscan import PUBLISHED_NAMES, backbone_to_native, rename
-from ..variants import VARIANTS
-from .formats import ENCODER, check_alone, read_checkpoint, take_state_dict
+from ..models.mscan import PUBLISHED_NAMES, backbone_prefix, backbone_to_native, rename
+from ..variants import NARROW, VARIANTS
+from .formats import read_checkpoint
 
-# Channels and depths of the published backbones (table 2 of the paper) and of the tests' narrow one
-_SIZES = {v.backbone: (v.dims, v.depths) for v in VARIANTS.values()}
-_SIZES["test_mscan"] = ((16, 24, 32, 48), (1, 1, 2, 1))
-# Rank of the matrix decomposition in the paper's code; in mmsegmentation's configurations it is 16 throughout
-_PAPER_RANKS = {v.backbone: v.decoder_rank for v in VARIANTS.values()} | {"test_mscan": 16}
+_VARIANTS = {variant.backbone: variant for variant in (*VARIANTS.values(), NARROW)}
 
 # Names in the decoder of published segmenters, and names here
 _DECODER_NAMES = (
@@ -51,29 +47,89 @@ _PADDLE_NAMES = (
 )
 _SQUEEZE = "squeeze.conv.weight"  # one convolution over concatenated features; native: one convolution a feature
 _BASES = "decoder.hamburger.nmf.bases"
-
-
 _BACKBONE_TO_MMSEG = [(native, published) for published, native in reversed(PUBLISHED_NAMES)]
 _DECODER_TO_MMSEG = [(native, published) for published, native in _DECODER_NAMES]
 
+_ENCODER = "encoder.model."  # where an smp model keeps an encoder of timm
+_WRAPPER = re.compile(r"(?<![^.])(?:module|_orig_mod)\.")  # DistributedDataParallel, torch.compile; around parts too
+_EMA_KEYS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")  # timm's, timm's, mmengine's, JSeg's
 
-def _paddle_to_mmseg(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Rename the parameters of a PaddleSeg file to mmsegmentation's names, and flatten its layer scales."""
+
+# Taking the network out of a checkpoint
+
+
+def _unnest(checkpoint: Mapping[str, Any], ema: bool) -> tuple[Mapping[str, Any], bool]:
+    """Find the state dict in a checkpoint, and whether averages are still to be taken out of it."""
+    keys = (*(_EMA_KEYS if ema else ()), "state_dict", "model", "module")
+    key = next((key for key in keys if isinstance(checkpoint.get(key), Mapping)), None)
+    return (checkpoint, ema) if key is None else _unnest(checkpoint[key], ema and key not in _EMA_KEYS)
+
+
+def take_state_dict(checkpoint: Mapping[str, Any], ema: bool = False) -> dict[str, torch.Tensor]:
+    """Take the tensors out of a checkpoint, in which they may be nested as `state_dict`, `model` or `module`.
+
+    Args:
+        checkpoint: Tensors or arrays by name, or a dictionary that holds them beside other entries.
+        ema: Take the exponential moving average of the weights.
+
+    Returns:
+        Tensors by name, without the prefixes of wrappers.
+
+    Raises:
+        CheckpointError: If the checkpoint holds nothing by name, or `ema` is set and it holds no moving average.
+    """
+    if not isinstance(checkpoint, Mapping):
+        what = type(checkpoint).__name__
+        raise CheckpointError(f"a {what} instead of parameters by name. Check that it is the right file.")
+    checkpoint, ema = _unnest(checkpoint, ema)
+    tensors = {}
+    for name, value in checkpoint.items():
+        if isinstance(value, np.ndarray) and value.dtype.kind in "biufc" and value.dtype.itemsize <= 16:
+            value = torch.from_numpy(
+                np.require(value.astype(value.dtype.newbyteorder("="), copy=False), requirements="W")
+            )
+        if isinstance(value, torch.Tensor):
+            tensors[_WRAPPER.sub("", str(name))] = value
+    # mmcv keeps averages beside the weights, under the weight's name with underscores for dots
+    names = {name: f"ema_{name.replace('.', '_')}" for name in tensors}
+    averages = {name: tensors[average] for name, average in names.items() if average in tensors}
+    if ema and not averages:
+        raise CheckpointError("the checkpoint has no moving average (EMA) of the weights: load the weights themselves.")
+    tensors = {name: value for name, value in tensors.items() if not name.startswith("ema_")}
+    return tensors | averages if ema else tensors
+
+
+def take_network(checkpoint: Mapping[str, Any], ema: bool = False) -> dict[str, torch.Tensor]:
+    """Take the one MSCAN or SegNeXt out of a checkpoint, which may hold losses and metrics beside it.
+
+    Args:
+        checkpoint: See :func:`take_state_dict`.
+        ema: See :func:`take_state_dict`.
+
+    Returns:
+        Tensors by the names that the network itself gives them.
+
+    Raises:
+        CheckpointError: As of :func:`take_state_dict`; if there is no such network, or more than one.
+    """
+    tensors = take_state_dict(checkpoint, ema)
+    prefix = backbone_prefix(tensors).removesuffix("backbone.").removesuffix(_ENCODER)
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+# Renaming
+
+
+def _to_mmseg_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Rename parameters of PaddleSeg to mmsegmentation's names, and flatten its layer scales; returns others as is."""
+    if _spelling(tensors) != "PaddleSeg":
+        return tensors
     renamed = {}
     for name, value in tensors.items():
         for pattern, replacement in _PADDLE_NAMES:
             name = re.sub(pattern, replacement, name)
         renamed[name] = value.flatten() if re.search(r"\.layer_scale_[12]$", name) else value
     return renamed
-
-
-def extract_state_dict(checkpoint: Mapping[str, Any], ema: bool = False) -> dict[str, torch.Tensor]:
-    """Extract a state dict with mmsegmentation's names for PaddleSeg's: see :func:`take_state_dict`."""
-    tensors = take_state_dict(checkpoint, ema)
-    return _paddle_to_mmseg(tensors) if any(name.endswith("._mean") for name in tensors) else tensors
-
-
-# Renaming
 
 
 def segmenter_to_native(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
@@ -88,7 +144,7 @@ def segmenter_to_native(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor
     Raises:
         CheckpointError: If it is not a published segmenter.
     """
-    state_dict = extract_state_dict(checkpoint)
+    state_dict = _to_mmseg_names(take_network(checkpoint))
     head = {name.removeprefix("decode_head."): v for name, v in state_dict.items() if name.startswith("decode_head.")}
     if _SQUEEZE not in head:
         raise CheckpointError(
@@ -96,7 +152,7 @@ def segmenter_to_native(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor
         )
     backbone = backbone_to_native(state_dict)
     # timm's feature extractors flatten the stages into themselves
-    native = {ENCODER + re.sub(r"^stages\.", "stages_", name): value for name, value in backbone.items()}
+    native = {_ENCODER + re.sub(r"^stages\.", "stages_", name): value for name, value in backbone.items()}
     widths = [backbone[f"stages.{i}.norm.weight"].shape[0] for i in (1, 2, 3)]
     for level, weight in enumerate(head.pop(_SQUEEZE).split(widths, dim=1)):
         native[f"decoder.squeeze.{level}.weight"] = weight.contiguous()
@@ -121,8 +177,8 @@ def native_to_mmseg(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.T
     for name, value in state_dict.items():
         if name == _BASES or re.fullmatch(r"decoder\.squeeze\.\d\.weight", name):
             continue
-        if name.startswith(ENCODER):
-            renamed = _backbone_name_to_mmseg(name.removeprefix(ENCODER).replace("stages_", "stages."))
+        if name.startswith(_ENCODER):
+            renamed = _backbone_name_to_mmseg(name.removeprefix(_ENCODER).replace("stages_", "stages."))
             renamed = renamed and f"backbone.{renamed}"
         elif squeeze:
             renamed = rename(name, _DECODER_TO_MMSEG)
@@ -177,11 +233,10 @@ class Checkpoint:
     label_names: tuple[str, ...] | None = None
     palette: tuple[tuple[int, int, int], ...] | None = None
 
-    def with_labels(
-        self, names: tuple[str, ...] | None, palette: tuple[tuple[int, int, int], ...] | None
-    ) -> "Checkpoint":
+    def with_labels(self, names: Sequence[str] | None, palette: Sequence[Sequence[int]] | None) -> "Checkpoint":
         """Copy with other class names and palette; unchanged if `names` is None."""
-        return self if names is None else replace(self, label_names=names, palette=palette)
+        colors: Any = palette and tuple(map(tuple, palette))
+        return self if names is None else replace(self, label_names=tuple(names), palette=colors)
 
     def with_outputs(self, count: int) -> "Checkpoint":
         """Copy with only the first `count` outputs of the last layer.
@@ -214,32 +269,23 @@ class Checkpoint:
         return f"{', '.join(parts)}; names of {self.spelling}"
 
 
-def mscan_size(state_dict: Mapping[str, torch.Tensor]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Channels and number of blocks of each stage, from MSCAN's native parameters."""
+def _describe_mscan(state_dict: Mapping[str, torch.Tensor]) -> str:
+    """Name the MSCAN of native parameters: in timm, or by its dimensions if it is of no known size."""
     dims: list[int] = []
     depths: list[int] = []
     while (norm := state_dict.get(f"stages.{len(dims)}.norm.weight")) is not None:
-        blocks = rf"stages\.{len(dims)}\.blocks\.(\d+)\."
-        found = {match[1] for match in (re.match(blocks, name) for name in state_dict) if match}
+        block = re.compile(rf"stages\.{len(dims)}\.blocks\.(\d+)\.")
+        depths.append(len({match[1] for match in map(block.match, state_dict) if match}))
         dims.append(norm.shape[0])
-        depths.append(len(found))
-    return tuple(dims), tuple(depths)
-
-
-def describe_mscan(state_dict: Mapping[str, torch.Tensor]) -> str:
-    """Name the MSCAN variant of native parameters: its timm name, or its dimensions if it is not a published size."""
-    size = mscan_size(state_dict)
-    name = next((name for name, known in _SIZES.items() if known == size), None)
+    size = tuple(dims), tuple(depths)
+    name = next((name for name, variant in _VARIANTS.items() if (variant.dims, variant.depths) == size), None)
     return name or f"an MSCAN of channels {size[0]} and depths {size[1]}"
 
 
-def _spelling(
-    names: Iterable[str], content: Mapping[str, Any]
-) -> Literal["the paper's code", "mmsegmentation", "PaddleSeg", "native"]:
-    names = list(names)
-    if any(str(name).endswith("._mean") for name in content):
+def _spelling(names: Collection[str]) -> Literal["the paper's code", "mmsegmentation", "PaddleSeg", "native"]:
+    if any(name.endswith("._mean") for name in names):
         return "PaddleSeg"
-    if any(name.startswith(("stem.", ENCODER)) for name in names):
+    if any(name.startswith(("stem.", _ENCODER)) for name in names):
         return "native"
     return "the paper's code" if any(".mlp.dwconv.dwconv." in name for name in names) else "mmsegmentation"
 
@@ -266,12 +312,12 @@ def _rank(state_dict: Mapping[str, torch.Tensor], meta: Any, architecture: str, 
             raise CheckpointError(f"its bases are of rank {held}, not {rank}: leave the rank out.")
         return held, "that of its bases"
     if rank is not None:
-        return rank, "as told"
+        return rank, "as specified"
     config = " ".join(str(meta.get(key, "")) for key in ("cfg", "config")) if isinstance(meta, Mapping) else ""
     declared = re.search(r"MD_R['\"]?\s*[=:]\s*(\d+)", config)
     if declared:
         return int(declared[1]), "from the configuration in the file"
-    return _PAPER_RANKS[architecture], "from the paper's code, since the file does not contain it"
+    return _VARIANTS[architecture].decoder_rank, "from the paper's code, since the file does not contain it"
 
 
 def recognize(content: Any, rank: int | None = None, ema: bool = False) -> Checkpoint:
@@ -288,22 +334,21 @@ def recognize(content: Any, rank: int | None = None, ema: bool = False) -> Check
     """
     if rank is not None and rank < 1:
         raise CheckpointError(f"rank must be at least 1, got {rank}.")
-    tensors = extract_state_dict(content, ema)
-    meta = content.get("meta")
-    spelling = _spelling(tensors, content)
+    tensors = take_network(content, ema)
+    meta, spelling = content.get("meta"), _spelling(tensors)
+    tensors = _to_mmseg_names(tensors)
     segmenter = f"decode_head.{_SQUEEZE}" in tensors or "decoder.squeeze.0.weight" in tensors
     backbone = backbone_to_native(tensors)
-    architecture = describe_mscan(backbone)
-    if architecture not in _SIZES:
+    architecture = _describe_mscan(backbone)
+    if architecture not in _VARIANTS:
         raise CheckpointError(
-            f"{architecture}, which is not one of {', '.join(_SIZES)}: create it with timm.create_model('mscan_t', "
+            f"{architecture}, which is not one of {', '.join(_VARIANTS)}: create it with timm.create_model('mscan_t', "
             f"dims=…, depths=…) and load what segnext_timm.models.mscan.backbone_to_native returns."
         )
     if segmenter:
         state_dict = tensors if spelling == "native" else segmenter_to_native(tensors)
     else:
         state_dict = backbone
-    check_alone(content, state_dict, ema)
     for name, value in state_dict.items():
         if value.is_floating_point() and not value.isfinite().all():
             raise CheckpointError(

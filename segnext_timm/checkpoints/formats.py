@@ -1,8 +1,7 @@
 """Read checkpoint files of PyTorch, Jittor, Paddle and safetensors without executing code from them.
 
 Pickles are read by an unpickler that admits arrays, tensors, plain containers and what training checkpoints keep beside
-them, by name. The state dict in what was read may be nested, wrapped, averaged, or
-beside other things.
+them, by name. What the files hold is the job of :mod:`segnext_timm.checkpoints.dialects`.
 """
 
 import hashlib
@@ -10,14 +9,11 @@ import io
 import mmap
 import os
 import pickle
-import re
 import shutil
 import zipfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, cast
 
-import numpy as np
 import torch
 import torch.hub
 from safetensors import SafetensorError
@@ -196,82 +192,3 @@ def read_checkpoint(path: str | Path) -> Any:
         raise CheckpointError(
             f"{path}: not a checkpoint of PyTorch, Jittor, Paddle or safetensors. Check where it came from."
         ) from None
-
-
-# State dicts
-
-ENCODER = "encoder.model."  # where an smp model keeps an encoder of timm
-_EMA_KEYS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")  # timm's, timm's, mmengine's, JSeg's
-# of DistributedDataParallel, torch.compile and Lightning, whose modules call the network "model"
-_WRAPPERS = r"((?:module\.|_orig_mod\.|model\.)*)"
-# the network's first layers, in every spelling
-_STEM = rf"{_WRAPPERS}(?:backbone\.|{re.escape(ENCODER)})?(?:stem|patch_embed1)\."
-
-
-def _unnest(checkpoint: Mapping[str, Any], ema: bool) -> tuple[Mapping[str, Any], bool]:
-    """Find the state dict in a checkpoint, and whether averages are still to be taken out of it."""
-    if ema:
-        nested = next((checkpoint[key] for key in _EMA_KEYS if isinstance(checkpoint.get(key), Mapping)), None)
-        if nested is not None:
-            return _unnest(nested, False)
-    for key in ("state_dict", "model", "module"):
-        if isinstance(checkpoint.get(key), Mapping):
-            return _unnest(checkpoint[key], ema)
-    return checkpoint, ema
-
-
-def take_state_dict(checkpoint: Mapping[str, Any], ema: bool = False) -> dict[str, torch.Tensor]:
-    """Extract the state dict of a checkpoint, which may be nested as `state_dict`, `model` or `module`.
-
-    Args:
-        checkpoint: Tensors or arrays by name, or a dictionary that holds them beside other entries.
-        ema: Take the exponential moving average of the weights.
-
-    Returns:
-        Tensors by name, without the prefixes of wrappers.
-
-    Raises:
-        CheckpointError: If the checkpoint holds nothing by name, or `ema` is set and it holds no moving average.
-    """
-    if not isinstance(checkpoint, Mapping):
-        what = type(checkpoint).__name__
-        raise CheckpointError(f"a {what} instead of parameters by name. Check that it is the right file.")
-    checkpoint, ema = _unnest(checkpoint, ema)
-    tensors = {}
-    for name, value in checkpoint.items():
-        if isinstance(value, np.ndarray) and value.dtype.kind in "biufc" and value.dtype.itemsize <= 16:
-            value = torch.from_numpy(
-                np.require(value.astype(value.dtype.newbyteorder("="), copy=False), requirements="W")
-            )
-        if isinstance(value, torch.Tensor):
-            tensors[re.sub(f"^{_WRAPPERS}", "", str(name))] = value
-    # mmcv keeps averages beside the weights, under the weight's name with underscores for dots
-    names = {name: f"ema_{name.replace('.', '_')}" for name in tensors}
-    averages = {name: tensors[average] for name, average in names.items() if average in tensors}
-    if ema and not averages:
-        raise CheckpointError("the checkpoint has no moving average (EMA) of the weights: load the weights themselves.")
-    tensors = {name: value for name, value in tensors.items() if not name.startswith("ema_")}
-    tensors |= averages if ema else {}
-    return tensors
-
-
-def check_alone(checkpoint: Mapping[str, Any], state_dict: Mapping[str, torch.Tensor], ema: bool = False) -> None:
-    """Check that a module saved nothing beside its network, such as the weights of a loss, or metrics.
-
-    Args:
-        checkpoint: A checkpoint as :func:`take_state_dict` takes it.
-        state_dict: Tensors that were taken from it.
-        ema: See :func:`take_state_dict`.
-
-    Raises:
-        CheckpointError: If `state_dict` has such entries.
-    """
-    names = [str(name) for name in _unnest(checkpoint, ema)[0]]
-    prefix = next((stem[1] for stem in (re.match(_STEM, name) for name in names) if stem), "")
-    beside = [n for n in names if not n.startswith(prefix) and re.sub(f"^{_WRAPPERS}", "", n) in state_dict]
-    if beside:
-        more = f" and {len(beside) - 5} more" if len(beside) > 5 else ""
-        raise CheckpointError(
-            f"has entries beside the network, whose names begin with {prefix!r}: {', '.join(beside[:5])}{more}. Save "
-            f"the network alone, with torch.save(module.{prefix}state_dict(), 'weights.pth'), and use that file."
-        )

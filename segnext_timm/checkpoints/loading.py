@@ -1,31 +1,35 @@
 """Create published segmenters, and load segmenters by name, from folders and from the Hub."""
 
+import hashlib
+import http.client
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
+from urllib.request import Request, urlopen
 
 import segmentation_models_pytorch as smp
 import torch
+import torch.hub
 from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError
 from safetensors.torch import load_model
 from timm.models import adapt_input_conv
 
+from .._atomic import replace_when_complete
 from ..errors import CheckpointError
 from ..models.model_info import ModelInfo, weights_digest
 from ..models.mscan import check_parameters
 from ..models.segnext import SegNeXt
-from .catalog import SegmenterCfg, get_segmenter_cfg, list_segmenters
-from .dialects import Checkpoint, load_checkpoint
-from .download import fetch
-from .lookup import check_segmenter, find_published, hub_config, hub_lookup, read_config
-
-__all__ = ["SegmenterCfg", "create_segmenter", "get_segmenter_cfg", "list_segmenters", "load_segmenter"]
+from .catalog import SegmenterCfg, get_segmenter_cfg
+from .dialects import load_checkpoint
+from .folder import WEIGHTS, read_config
+from .formats import check_whole
+from .hub import check_segmenter, find_published, hub_config, hub_errors
 
 _logger = logging.getLogger(__name__)
 
-_WEIGHTS = "model.safetensors"
 _OF_CLASSES = ("label_names", "palette", "dataset", "results", "results_digest")  # facts that go with the classes
 # arguments that do not change the outputs in evaluation
 _TRAINING_ARGUMENTS = {
@@ -66,7 +70,7 @@ def _create_published(
     """Create a published segmenter: see :func:`create_segmenter`, and :func:`load_segmenter` for `source`."""
     same_classes = classes in (None, cfg.num_classes)
     untrue = set() if same_classes else set(_OF_CLASSES)
-    untrue |= set() if pretrained else {"url", "origin_url", "license", "results"}
+    untrue |= set() if pretrained else {"url", "origin_url", "license", "dataset_terms", "results"}
     untrue |= {"results"} if overrides.keys() - _TRAINING_ARGUMENTS else set()
     arguments = {
         "encoder_name": cfg.encoder_name,
@@ -91,56 +95,96 @@ def _warn_of_classes(name: str | Path, found: int, wanted: int | None) -> None:
 
 
 def _published_file(cfg: SegmenterCfg, **source: Any) -> Path:
-    """Download a published checkpoint: its safetensors on the Hub if there are any, else the publisher's file.
-
-    Args:
-        cfg: The segmenter.
-        source: Those of `revision`, `token` and `cache_dir` that are given: see :func:`load_segmenter`.
-    """
+    """Download a published checkpoint: its safetensors on the Hub if there are any, else the publisher's file."""
     if cfg.hf_hub_id:
-        with hub_lookup(cfg.hf_hub_id, source.get("revision")):
-            return Path(hf_hub_download(cfg.hf_hub_id, _WEIGHTS, **source))
+        with hub_errors(cfg.hf_hub_id, source.get("revision")):
+            return Path(hf_hub_download(cfg.hf_hub_id, WEIGHTS, **source))
     return fetch(cfg.url, source.get("cache_dir"), sha256=cfg.sha256, file_name=cfg.cached_name)
 
 
-def load_published(model: SegNeXt, cfg: SegmenterCfg, path: Path, classifier: bool = True) -> Checkpoint:
-    """Load the checkpoint of a published segmenter from a file.
+def fetch(
+    url: str, cache_dir: str | Path | None = None, sha256: str | None = None, file_name: str | None = None
+) -> Path:
+    """Download a file into torch.hub's cache, with a progress bar, unless the cache has it.
+
+    The file is checked after the download and whenever it is used from the cache: against `sha256` if that is known,
+    else that it can be read to its end; a download must also have the length that the server states. The file gets its
+    name only when it is complete; a failed download leaves nothing.
 
     Args:
-        model: The model to load it into.
-        cfg: The segmenter.
-        path: Its checkpoint.
-        classifier: Also load the last layer.
+        url: Address of the file.
+        cache_dir: Folder to use instead of `$TORCH_HOME/hub/checkpoints`.
+        sha256: The file's sha256 in hexadecimal digits, or its first digits; None if unknown.
+        file_name: Name of the file in the cache. Default: the last part of the URL.
 
     Returns:
-        The recognized checkpoint.
+        Path of the file in the cache.
+
+    Raises:
+        CheckpointError: If the download or a check fails.
+    """
+    folder = Path(cache_dir) if cache_dir else Path(torch.hub.get_dir()) / "checkpoints"
+    path = arriving = folder / (file_name or Path(urlparse(url).path).name)
+    if path.exists():
+        try:
+            if sha256 is None:
+                check_whole(path)
+            elif not (found := file_sha256(path)).startswith(sha256):
+                raise CheckpointError(f"{path}: its sha256 is {found}, but the published file's begins with {sha256}.")
+        except CheckpointError as error:
+            raise CheckpointError(f"{error} Remove {path} to download it again.") from None
+        return path
+    try:
+        with replace_when_complete(path) as arriving:
+            torch.hub.download_url_to_file(url, str(arriving), hash_prefix=sha256)
+            if sha256 is None:
+                _check_length(arriving, url)
+                check_whole(arriving)
+                _logger.info(f"{url}: no published sha256 is known; the file's is {file_sha256(arriving)}.")
+    except (CheckpointError, OSError, RuntimeError, http.client.HTTPException) as error:  # RuntimeError: a wrong sha256
+        reason = str(error).replace(str(arriving), path.name)
+        raise CheckpointError(
+            f"{url}: the download failed ({reason}). Nothing was kept; try again, or put the file at {path} yourself."
+        ) from None
+    return path
+
+
+def file_sha256(path: Path) -> str:
+    """Compute the sha256 of a file, in hexadecimal digits."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _check_length(path: Path, url: str) -> None:
+    """Raise a CheckpointError if a download is not as long as its server states; torch.hub does not compare them."""
+    try:
+        with urlopen(Request(url, method="HEAD", headers={"User-Agent": "torch.hub"})) as answer:
+            length = answer.headers.get("Content-Length")
+    except OSError:  # a server that does not answer HEAD
+        return
+    if length is not None and int(length) != path.stat().st_size:
+        raise CheckpointError(f"{path.stat().st_size} bytes arrived of {length}")
+
+
+def load_published(model: SegNeXt, cfg: SegmenterCfg, path: Path, classifier: bool = True) -> None:
+    """Load the checkpoint of a published segmenter from a file; without `classifier`, all but the last layer.
 
     Raises:
         CheckpointError: If the file is damaged, or has weights of another model.
     """
-    checkpoint = load_checkpoint(path)
-    expected = cfg.encoder_name.removeprefix("tu-")
+    checkpoint, own = load_checkpoint(path), model.state_dict()
+    state_dict, expected = dict(checkpoint.state_dict), cfg.variant.backbone
     if (checkpoint.kind, checkpoint.architecture) != ("segmenter", expected):
         what = checkpoint.architecture if checkpoint.kind == "segmenter" else f"the backbone {checkpoint.architecture}"
         raise CheckpointError(f"{path}: weights of {what}, not of {expected}: remove the file.")
-    try:
-        _load(model, dict(checkpoint.state_dict), classifier)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from None
-    return checkpoint
-
-
-def _load(model: SegNeXt, state_dict: dict[str, torch.Tensor], classifier: bool) -> None:
-    own = model.state_dict()
-    keep = ["decoder.hamburger.nmf.bases"]  # the model's own
-    if not classifier:
-        keep += ["segmentation_head.0.weight", "segmentation_head.0.bias"]
-    keep += [name for name in own if name.startswith("classification_head.")]
     stem = "encoder.model.stem.conv1.weight"
     if stem in state_dict and model.in_channels != state_dict[stem].shape[1]:
         state_dict[stem] = adapt_input_conv(model.in_channels, state_dict[stem])
-    state_dict |= {name: own[name] for name in keep}
-    check_parameters(state_dict, own)
+    kept = ("decoder.hamburger.nmf.bases", "classification_head.", *(() if classifier else ("segmentation_head.0.",)))
+    state_dict |= {name: value for name, value in own.items() if name.startswith(kept)}
+    try:
+        check_parameters(state_dict, own)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
     model.load_state_dict(state_dict)
 
 
@@ -186,8 +230,8 @@ def load_segmenter(
     folder = Path(name)
     if not folder.is_dir():
         folder = hub_config(str(name), revision, token, cache_dir).parent
-        with hub_lookup(name, revision):  # of the same commit
-            hf_hub_download(str(name), _WEIGHTS, revision=folder.name, token=token, cache_dir=cache_dir)
+        with hub_errors(name, revision):  # of the same commit
+            hf_hub_download(str(name), WEIGHTS, revision=folder.name, token=token, cache_dir=cache_dir)
     config = read_config(folder)
     model = _load_folder(folder, config, name)
     found = ModelInfo(model).num_classes
@@ -210,13 +254,13 @@ def _load_folder(folder: Path, config: Mapping[str, Any], name: str | Path) -> A
     if not (isinstance(architecture, type) and issubclass(architecture, smp.base.SegmentationModel)):
         what = config.get("_model_class") or config.get("architecture", "something else")
         raise CheckpointError(f"{name}: holds {what}, not a segmentation model saved by smp or this package.")
-    if not (folder / _WEIGHTS).is_file():
-        raise FileNotFoundError(f"{name}: has no {_WEIGHTS}. Save or convert the model again.")
+    if not (folder / WEIGHTS).is_file():
+        raise FileNotFoundError(f"{name}: has no {WEIGHTS}. Save or convert the model again.")
     model = _make(config)
     try:
-        load_model(model, folder / _WEIGHTS)
+        load_model(model, folder / WEIGHTS)
     except SafetensorError as error:
-        raise CheckpointError(f"{name}: its {_WEIGHTS} is damaged ({error}). Get it again.") from None
+        raise CheckpointError(f"{name}: its {WEIGHTS} is damaged ({error}). Get it again.") from None
     except RuntimeError as error:
         if not str(error).startswith("Error(s) in loading state_dict"):
             raise

@@ -27,19 +27,18 @@ from ..models.model_info import evaluation_mode
 from ..models.segnext import SegNeXt
 from ..prediction.images import read_image
 from ..prediction.pipeline import predict, segment
-from ..variants import VARIANTS
+from ..variants import Variant
 from .catalog import (
-    BACKBONE_SHA256,
     SINGLE_SCALE,
     SegmenterCfg,
+    find_backbone,
     get_segmenter_cfg,
     list_backbones,
     list_segmenters,
     published_name,
 )
 from .dialects import load_checkpoint
-from .download import fetch, file_sha256
-from .loading import create_segmenter, load_published
+from .loading import create_segmenter, fetch, file_sha256, load_published
 from .reference import is_installed as reference_is_installed
 from .reference import reference_logits
 
@@ -113,25 +112,32 @@ def get_published(name: str) -> Published:
         ValueError: If no checkpoint has that name. The message lists the nearest names.
     """
     full_name = published_name(name)
-    if full_name not in list_backbones():
+    backbone = find_backbone(full_name)
+    if backbone is None:
         cfg = get_segmenter_cfg(full_name)
-        tensors = cfg.variant.segmenter_tensors(batch_counts=False)
-        facts = (cfg.url, cfg.cached_name, cfg.sha256, cfg.size, tensors, cfg.parameters)
+        head = 3 * 2 + 4 + 3  # three group norms; conv_seg and ham_in with biases; the other three convolutions
+        facts = (cfg.url, cfg.cached_name, cfg.sha256, cfg.size, _count_tensors(cfg.variant) + head, cfg.parameters)
         return Published(cfg.name, *facts, cfg=cfg)
-    variant = next(v for v in VARIANTS.values() if v.backbone == full_name.split(".")[0])
     registered = timm.get_pretrained_cfg(full_name)
     assert registered is not None and isinstance(registered.url, str)  # a test compares the tags with timm's
-    file = Path(urlparse(registered.url).path).name
-    head = 13  # tensors of the decoder and the segmentation head, which a backbone has not
-    return Published(
-        full_name,
+    file, variant = Path(urlparse(registered.url).path).name, backbone.variant
+    facts = (
         registered.url,
         file,
-        BACKBONE_SHA256[full_name],
+        mscan.PUBLISHED_SHA256[file],
         None,
-        variant.segmenter_tensors(batch_counts=False) - head,
+        _count_tensors(variant),
         variant.backbone_parameters,
     )
+    return Published(full_name, *facts)
+
+
+def _count_tensors(variant: Variant) -> int:
+    """Count the tensors of a backbone without classifier, without the counters of batches."""
+    blocks = sum(variant.depths)
+    convolutions, batch_norms = 2 + 3 + 13 * blocks, 2 + 3 + 2 * blocks
+    layer_scales, layer_norms = 2 * blocks, 4
+    return 2 * convolutions + 4 * batch_norms + layer_scales + 2 * layer_norms
 
 
 def draw_picture(height: int = 192, width: int = 256) -> np.ndarray:

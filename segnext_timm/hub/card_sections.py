@@ -227,6 +227,8 @@ def segmenter_license(config: Mapping[str, Any], info: Mapping[str, Any], on_msc
         parts.append("The encoder was fine-tuned from the ImageNet weights that the authors of SegNeXt published.")
     if on_mscan and (origin or began_pretrained(config, info)):
         parts.append(_REQUEST)
+    for term in info.get("dataset_terms") or ():
+        parts.append(f"- The terms of {term['dataset']}, by [this source]({term['source']}): {term['says']}.")
     return "\n".join(parts)
 
 

@@ -9,30 +9,11 @@ import torch
 from huggingface_hub import ModelCard
 from timm.models import save_for_hf
 
-from ..checkpoints.lookup import read_config
-from ..errors import CheckpointError
+from ..checkpoints.folder import CARD, CONFIG, WEIGHTS, read_model_config
 from ..models.model_info import true_results, weights_digest
 from .cards import HERE, backbone_card, segmenter_card
 
 _logger = logging.getLogger(__name__)
-
-WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
-MODEL_FILES = {WEIGHTS, CONFIG, CARD, ".gitattributes"}
-PICKLE_SUFFIXES = {".bin", ".ckpt", ".pdparams", ".pickle", ".pkl", ".pt", ".pth"}
-
-
-def read_model_config(folder: Path) -> dict[str, Any]:
-    """Read the configuration of a folder that holds a whole model.
-
-    Raises:
-        CheckpointError: If the folder has no configuration or no weights, or its configuration is invalid.
-    """
-    missing = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
-    if missing:
-        raise CheckpointError(
-            f"{folder}: not a model folder, because it has no {' and no '.join(missing)}. Convert a checkpoint first."
-        )
-    return read_config(folder)
 
 
 def read_true_config(folder: Path) -> tuple[dict[str, Any], bool]:

@@ -5,7 +5,8 @@ Only checkpoints that `segnext-timm verify` has verified are published, as safet
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,17 +15,15 @@ import timm
 from huggingface_hub import HfApi
 
 from .._atomic import replace_when_complete
-from ..checkpoints import catalog
-from ..checkpoints.catalog import BACKBONE_TAGS, HUB_IDS, ORIGINS
-from ..checkpoints.download import fetch
-from ..checkpoints.loading import create_segmenter
+from ..checkpoints.catalog import ORIGINS, find_backbone
+from ..checkpoints.folder import CARD, MODEL_FILES, WEIGHTS, read_model_config
+from ..checkpoints.hub import hub_errors
+from ..checkpoints.loading import create_segmenter, fetch
 from ..checkpoints.verification import Published, get_published, read_report
-from ..errors import HubError
 from ..models import mscan
-from ..variants import VARIANTS
-from .cards import PAPER, backbone_card
-from .folder import CARD, MODEL_FILES, WEIGHTS, read_model_config, save_backbone, with_digest
-from .push import add_results, hub_errors, push_to_hub
+from .cards import backbone_card
+from .folder import save_backbone, with_digest
+from .push import add_results, push_to_hub
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,7 @@ def publish(
 def _check_absent(api: HfApi, releases: Iterable[Release]) -> None:
     """Raise a FileExistsError if a repository already holds a model."""
     for release in releases:
-        with hub_errors(release.repo):
+        with hub_errors(release.repo, write=True):
             exists = api.repo_exists(release.repo) and api.file_exists(release.repo, "model.safetensors")
         if exists:
             raise FileExistsError(f"{release.repo} exists on the Hub: overwrite it with --force (force=True).")
@@ -114,7 +113,7 @@ def _check_absent(api: HfApi, releases: Iterable[Release]) -> None:
 
 def _collect(api: HfApi, title: str, user: str, releases: Iterable[Release]) -> str:
     """Add models to a collection, and return its address."""
-    with hub_errors(title):
+    with hub_errors(title, write=True):
         found = api.create_collection(title, namespace=user, exists_ok=True)
         for release in releases:
             api.add_collection_item(found.slug, release.repo, "model", exists_ok=True)
@@ -156,53 +155,48 @@ def write_folder(published: Published, folder: Path, entry: Mapping[str, Any]) -
 
 
 def _write_backbone(published: Published, folder: Path) -> None:
-    architecture, tag = published.name.split(".")
+    cfg = find_backbone(published.name)
+    assert cfg is not None  # the caller found no segmenter of that name
     model: Any = timm.create_model(published.name, pretrained=True)
     save_backbone(model, folder)
-    variant = next(v for v in VARIANTS.values() if v.backbone == architecture)
-    result = {
-        "dataset": "ImageNet-1k",
-        "metric": "top-1",
-        "value": variant.top1,
-        "source": PAPER,
-        "source_name": "the paper",
-    }
-    facts: dict[str, Any] = {"dataset": "ImageNet-1k", "license": ORIGINS[BACKBONE_TAGS[tag]].license}
-    facts |= {"results": [result]} if tag == "in1k" else {}
+    facts = {"dataset": cfg.dataset, "license": ORIGINS[cfg.origin].license, "results": [cfg.result]}
     backbone_card(read_model_config(folder), **with_digest(facts, folder / WEIGHTS)).save(folder / CARD)
 
 
 def hub_ids_patch(releases: Iterable[Release]) -> str:
     """Write a patch that makes this package load the published models from the Hub, for `git apply`."""
     repos = {release.name: release.repo for release in releases}
-    backbones = {name: repo for name, repo in repos.items() if name.split(".")[0] in mscan.default_cfgs}
-    segmenters = HUB_IDS | {name: repo for name, repo in repos.items() if name not in backbones}
+    mscan_file = Path(inspect.getfile(mscan))
     patches = []
-    for module, edit in (
-        (mscan, lambda line: _with_backbone_id(line, backbones)),
-        (catalog, lambda line: _with_segmenter_ids(line, segmenters)),
+    for path, edit in (
+        (mscan_file, _with_backbone_ids),
+        (mscan_file.parents[1] / "checkpoints" / "catalog.json", _with_segmenter_ids),
     ):
-        path = Path(inspect.getfile(module))
         name = f"segnext_timm/{path.parent.name}/{path.name}"
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        edited = "".join(map(edit, lines)).splitlines(keepends=True)
-        patches.append("".join(difflib.unified_diff(lines, edited, f"a/{name}", f"b/{name}")))
+        patches.append("".join(difflib.unified_diff(lines, list(edit(lines, repos)), f"a/{name}", f"b/{name}")))
     return "".join(patches)
 
 
-def _with_backbone_id(line: str, repos: Mapping[str, str]) -> str:
-    """Add `hf_hub_id` to the line of a pretrained cfg."""
-    name = line.strip().removeprefix('"').partition('": ')[0]
-    if name not in repos or not line.endswith("),\n") or "hf_hub_id" in line:
-        return line
-    return f'{line[:-3]}, hf_hub_id="{repos[name]}"),\n'
+def _with_backbone_ids(lines: Iterable[str], repos: Mapping[str, str]) -> Iterator[str]:
+    """Add `hf_hub_id` to the lines of pretrained cfgs."""
+    for line in lines:
+        name = line.strip().removeprefix('"').partition('": ')[0]
+        if name in repos and line.endswith("),\n") and "hf_hub_id" not in line:
+            line = f'{line[:-3]}, hf_hub_id="{repos[name]}"),\n'
+        yield line
 
 
-def _with_segmenter_ids(line: str, repos: Mapping[str, str]) -> str:
-    """Fill the line that begins the table of Hub repositories."""
-    if not line.startswith("HUB_IDS: dict[str, str] = {") or not repos:
-        return line
-    if not line.rstrip().endswith("}"):
-        raise HubError("HUB_IDS in catalog.py is not on one line: add the repositories by hand.")
-    items = "".join(f'    "{name}": "{repo}",\n' for name, repo in sorted(repos.items()))
-    return f"HUB_IDS: dict[str, str] = {{\n{items}}}\n"
+def _with_segmenter_ids(lines: Iterable[str], repos: Mapping[str, str]) -> Iterator[str]:
+    """Add `hf_hub_id` to the lines of models in the catalog, each of which is below the line of its group."""
+    tag = ""
+    for line in lines:
+        if group := re.match(r' {4}"(\w+)": \{$', line):
+            tag = group[1]
+        model = re.match(r' +"(\w)": \{(.*)\}(,?)$', line)
+        repo = repos.get(f"segnext_{model[1]}.{tag}") if model else None
+        if model and repo:
+            others = re.sub(r'(, )?"hf_hub_id": "[^"]*"', "", model[2])
+            facts = ", ".join(filter(None, (others, f'"hf_hub_id": "{repo}"')))
+            line = f"{line[: model.start(2)]}{facts}}}{model[3]}\n"
+        yield line

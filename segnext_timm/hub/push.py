@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, ModelCard, get_token
-from huggingface_hub.utils import HfHubHTTPError
 from segmentation_models_pytorch.base import SegmentationModel
 from timm.models import FeatureInfo
 
 from .._atomic import replace_when_complete
-from ..errors import HubError
+from ..checkpoints.folder import CARD, CONFIG, MODEL_FILES, PICKLE_SUFFIXES, WEIGHTS, read_model_config
+from ..checkpoints.hub import hub_errors
 from ..models.fusion import check_not_fused
 from ..models.model_info import true_results, unwrap, weights_digest
 from ..models.segnext import SegNeXt
@@ -28,18 +28,7 @@ from .cards import (
     read_card,
     update_card,
 )
-from .folder import (
-    CARD,
-    CONFIG,
-    MODEL_FILES,
-    PICKLE_SUFFIXES,
-    WEIGHTS,
-    model_card,
-    read_model_config,
-    read_true_config,
-    save_backbone,
-    with_digest,
-)
+from .folder import model_card, read_true_config, save_backbone, with_digest
 
 
 @contextmanager
@@ -103,26 +92,6 @@ def _files_to_push(folder: Path, extra_files: bool | Callable[[list[str]], bool]
     return files
 
 
-@contextmanager
-def hub_errors(repo_id: str) -> Iterator[None]:
-    """Turn errors of the Hub and of the connection into one-line errors."""
-    try:
-        yield
-    except HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else None
-        if status == 401:
-            raise PermissionError("The Hub refused the token: log in with `hf auth login`, or set HF_TOKEN.") from None
-        if status == 403:
-            raise PermissionError(f"The token may not write to {repo_id}: take one with write access to it.") from None
-        reason = getattr(error, "server_message", None) or str(error).strip().splitlines()[-1]
-        raise HubError(f"The Hub did not take {repo_id} (status {status}): {reason}") from None
-    except Exception as error:
-        # the client's library for HTTP is requests, httpx or another one, by its version
-        if isinstance(error, ConnectionError) or type(error).__module__.startswith(("httpx", "httpcore", "requests")):
-            raise ConnectionError(f"The Hub cannot be reached: {error}") from None
-        raise
-
-
 def push_to_hub(
     model_or_folder: torch.nn.Module | str | Path,
     repo_id: str,
@@ -176,7 +145,7 @@ def push_to_hub(
         config, changed = read_true_config(folder)
         if not (token or get_token()):
             raise PermissionError("There is no token for the Hub: log in with `hf auth login`, or set HF_TOKEN.")
-        with hub_errors(repo_id):
+        with hub_errors(repo_id, revision, write=True):
             repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
             if private and not api.model_info(repo_id).private:
                 raise ValueError(f"{repo_id} exists and is public: make it private on the Hub, or choose another name.")

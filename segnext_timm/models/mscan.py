@@ -51,7 +51,7 @@ from timm.models._hub import get_cache_dir
 from torch.hub import download_url_to_file
 
 from ..errors import CheckpointError
-from ..variants import VARIANTS
+from ..variants import NARROW, VARIANTS
 from .fusion import FusedMSCANBlock, affine_of, fold_norm
 
 _logger = logging.getLogger(__name__)
@@ -615,6 +615,27 @@ def _rename_published(model: nn.Module, state_dict: dict[str, Any], prefix: str,
             state_dict[prefix + native_name(name[len(prefix) :])] = state_dict.pop(name)
 
 
+def backbone_prefix(names: Iterable[str]) -> str:
+    """Find the prefix of the one MSCAN among named parameters, by its stem.
+
+    Raises:
+        CheckpointError: If there is no MSCAN among them, or more than one.
+    """
+    stem, names = re.compile(r"((?:.+\.)?)(?:stem\.conv1|patch_embed1\.proj\.0)\.weight"), list(names)
+    prefixes = [match[1] for match in map(stem.fullmatch, names) if match]
+    if not prefixes:
+        raise CheckpointError(
+            f"not a checkpoint of MSCAN or SegNeXt: expected names like 'patch_embed1.proj.0.weight' or "
+            f"'stem.conv1.weight', found {', '.join(names[:3]) or 'no tensors'}. Check that it is the right file."
+        )
+    if len(prefixes) > 1:
+        raise CheckpointError(
+            f"has {len(prefixes)} networks, whose names begin with {prefixes}. Save one of them alone, with "
+            f"torch.save(network.state_dict(), 'weights.pth'), and use that file."
+        )
+    return prefixes[0]
+
+
 def backbone_to_native(state_dict: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """Take MSCAN's parameters out of a checkpoint, alone or as part of another network, under native names.
 
@@ -627,19 +648,8 @@ def backbone_to_native(state_dict: Mapping[str, Any]) -> dict[str, torch.Tensor]
     for key in ("state_dict", "model", "module"):
         state_dict = state_dict[key] if isinstance(state_dict.get(key), Mapping) else state_dict
     state_dict = {name: value for name, value in state_dict.items() if isinstance(value, torch.Tensor)}
-    stem = re.compile(r"((?:.+\.)?)(?:stem\.conv1|patch_embed1\.proj\.0)\.weight")
-    prefixes = [match[1] for match in map(stem.fullmatch, state_dict) if match]
-    if not prefixes:
-        raise CheckpointError(
-            f"not a checkpoint of MSCAN or SegNeXt: expected names like 'patch_embed1.proj.0.weight' or "
-            f"'stem.conv1.weight', found {', '.join(list(state_dict)[:3]) or 'no tensors'}. Check that it is the right "
-            f"file."
-        )
-    if len(prefixes) > 1:
-        raise CheckpointError(
-            f"has {len(prefixes)} networks, whose names begin with {prefixes}. Save one of them alone."
-        )
-    own = {name.removeprefix(prefixes[0]): x for name, x in state_dict.items() if name.startswith(prefixes[0])}
+    prefix = backbone_prefix(state_dict)
+    own = {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}
     # timm's feature extractors flatten the stages into themselves
     return {re.sub(r"^stages_", "stages.", native_name(name)): value for name, value in own.items()}
 
@@ -811,5 +821,5 @@ def mscan_l(pretrained: bool = False, **kwargs: Any) -> MSCAN:
 @register_model
 def test_mscan(pretrained: bool = False, **kwargs: Any) -> MSCAN:
     """A narrow MSCAN for tests, without published weights."""
-    model_args = {"dims": (16, 24, 32, 48), "depths": (1, 1, 2, 1), "mlp_ratios": (2, 2, 2, 2)}
+    model_args = {"dims": NARROW.dims, "depths": NARROW.depths, "mlp_ratios": (2, 2, 2, 2)}
     return _create_mscan("test_mscan", pretrained=pretrained, **dict(model_args, **kwargs))

@@ -9,9 +9,20 @@ import torch
 
 import published_server
 from segnext_timm import create_segmenter, list_segmenters, load_segmenter
+from segnext_timm._cli_info import list_models
 from segnext_timm.checkpoints import catalog
-from segnext_timm.checkpoints.catalog import BACKBONE_TAGS, ORIGINS, get_segmenter_cfg, list_backbones, published_name
+from segnext_timm.checkpoints.catalog import (
+    ORIGINS,
+    Evaluation,
+    find_backbone,
+    get_segmenter_cfg,
+    list_backbones,
+    published_name,
+)
 from segnext_timm.checkpoints.dialects import segmenter_to_native
+from segnext_timm.checkpoints.verification import get_published
+from segnext_timm.label_sets import LABEL_SETS
+from segnext_timm.variants import VARIANTS
 
 TENSORS = {  # with the batch norms' counters, and without
     "t": (550, 519),
@@ -52,19 +63,133 @@ def test_every_published_segmenter_has_a_name():
     assert "segnext_l.authors_coco_stuff164k" in names
 
 
+SINGLE, MULTI = "single scale", "multi-scale + flip"
+CITY = Evaluation("slide", window=(1024, 1024), stride=(768, 768))
+
+
+@pytest.mark.parametrize(
+    ("name", "facts"),
+    [
+        (
+            "segnext_b.mmseg_ade20k",
+            {
+                "url": "https://download.openmmlab.com/mmsegmentation/v0.5/segnext/"
+                "segnext_mscan-b_1x16_512x512_adamw_160k_ade20k/"
+                "segnext_mscan-b_1x16_512x512_adamw_160k_ade20k_20230209_172053-b6f6c70c.pth",
+                "cached_name": "segnext_mscan-b_1x16_512x512_adamw_160k_ade20k_20230209_172053-b6f6c70c.pth",
+                "sha256": "647a0cda7678a35396689a4f8e9fddc33a088d8b539195d0dc97485ab8640ef1",
+                "size": 110_977_141,
+                "miou": {SINGLE: 48.03, MULTI: 49.68},
+                "input_size": (3, 512, 512),
+                "evaluation": Evaluation("whole", fit_in=(2048, 512), divisor=32),
+            },
+        ),
+        (
+            "segnext_s.jseg_isaid",
+            {
+                "url": "https://cg.cs.tsinghua.edu.cn/jittor/assets/build/checkpoints/segnext_small_896x896_isaid_160k.pkl",
+                "cached_name": "segnext_small_896x896_isaid_160k.pkl",
+                "sha256": None,
+                "miou": {SINGLE: 68.8},
+                "input_size": (3, 896, 896),
+                "evaluation": Evaluation("whole", fit_in=(896, 896)),
+            },
+        ),
+        ("segnext_t.jseg_ade20k", {"evaluation": Evaluation("whole", fit_in=(2048, 512)), "decoder_rank": 16}),
+        (
+            "segnext_l.authors_cityscapes",
+            {
+                "url": "https://cloud.tsinghua.edu.cn/f/b5308d092b034f81aac0/?dl=1",
+                "cached_name": "segnext_l.authors_cityscapes.pth",
+                "miou": {SINGLE: 83.2, MULTI: 83.9},
+                "input_size": (3, 1024, 1024),
+                "evaluation": CITY,
+                "decoder_channels": 1024,
+                "decoder_rank": 64,
+            },
+        ),
+        ("segnext_l.authors_coco_stuff164k", {"miou": {}, "input_size": (3, 512, 512), "num_classes": 171}),
+        (
+            "segnext_b.paddleseg_cityscapes",
+            {
+                "url": "https://paddleseg.bj.bcebos.com/dygraph/cityscapes/"
+                "segnext_mscan_b_cityscapes_1024x1024_160k/model.pdparams",
+                "cached_name": "segnext_b.paddleseg_cityscapes.pdparams",
+                "miou": {SINGLE: 82.74, "flip": 82.84, MULTI: 83.01},
+                "evaluation": Evaluation("whole"),
+                "decoder_channels": 256,
+                "decoder_rank": 16,
+            },
+        ),
+    ],
+)
+def test_facts_of_a_segmenter_are_those_that_its_publisher_states(name, facts):
+    cfg = get_segmenter_cfg(name)
+    assert {key: getattr(cfg, key) for key in facts} == facts
+
+
+def test_the_authors_cityscapes_results_are_jseg_s():
+    for key in "tsbl":
+        assert (
+            get_segmenter_cfg(f"segnext_{key}.authors_cityscapes").miou
+            == get_segmenter_cfg(f"segnext_{key}.jseg_cityscapes").miou
+        )
+
+
+def test_backbones_have_the_paper_s_accuracy():
+    cfgs = [find_backbone(name) for name in list_backbones()]
+    assert [cfg.top1 for cfg in cfgs] == [75.9, 81.2, 83.0, 83.9]
+
+
+def test_the_catalog_has_the_types_that_it_states():
+    for cfg in map(get_segmenter_cfg, list_segmenters()):
+        assert cfg.labels in LABEL_SETS and cfg.origin in ORIGINS
+        assert all(isinstance(value, float) and 30 < value < 100 for value in cfg.miou.values())
+        assert cfg.sha256 is None or len(cfg.sha256) == 64
+        for value in (cfg.input_size, cfg.evaluation.fit_in, cfg.evaluation.window, cfg.evaluation.stride):
+            assert value is None or (isinstance(value, tuple) and all(isinstance(side, int) for side in value))
+        assert cfg.hf_hub_id is None or cfg.hf_hub_id.count("/") == 1
+
+
+@pytest.mark.parametrize("name", [*list_backbones(), *list_segmenters()])
+def test_terms_of_every_data_set_have_a_source(name):
+    cfg = find_backbone(name) or get_segmenter_cfg(name)
+    assert cfg.terms
+    for term in cfg.terms:
+        assert term["dataset"] == cfg.dataset
+        assert term["says"] and urlsplit(term["source"]).scheme == "https"
+
+
+def test_sources_that_differ_are_both_named_and_what_was_not_read_is_not_stated():
+    says = {cfg.labels: [t["says"] for t in cfg.terms] for cfg in map(get_segmenter_cfg, list_segmenters())}
+    assert says["ade20k"] == ["bsd-3-clause", "non-commercial research and education (not checked)"]
+    assert "any commercial use prohibited" in says["isaid"][0]
+    assert says["coco_stuff164k"] == ["not checked"]
+    assert [t["says"] for t in find_backbone("mscan_t").terms] == ["not checked"]
+
+
+def test_a_new_size_advertises_no_weights(monkeypatch):
+    monkeypatch.setitem(VARIANTS, "x", dataclasses.replace(VARIANTS["l"], key="x", backbone="mscan_x"))
+    models = list_models()
+    assert [model["name"] for model in models["backbones"]] == [f"mscan_{key}.in1k" for key in "tsbl"]
+    assert not [model["name"] for model in models["segmenters"] if model["name"].startswith("segnext_x")]
+
+
+def test_terms_travel_with_the_weights():
+    info = get_segmenter_cfg("segnext_t.jseg_isaid").pretrained_cfg
+    assert info["dataset_terms"] == get_segmenter_cfg("segnext_t.jseg_isaid").terms
+    assert "dataset_terms" not in create_segmenter("segnext_t.jseg_isaid").pretrained_cfg  # random weights
+
+
 @pytest.mark.parametrize("name", list_segmenters())
 def test_counts_are_those_of_the_published_files(name):
     cfg = get_segmenter_cfg(name)
     variant = cfg.variant.key
     counted, uncounted = TENSORS[variant]
-    assert cfg.tensors == (counted if cfg.origin in ("mmseg", "authors") else uncounted)
-    assert cfg.tensors == len(
-        [
-            n
-            for n in published_server.segmenter_shapes(variant, 2)
-            if ORIGINS[cfg.origin].batch_counts or not n.endswith("num_batches_tracked")
-        ]
-    )
+    names = list(published_server.segmenter_shapes(variant, 2))
+    assert len(names) == counted
+    assert get_published(name).tensors == uncounted
+    assert ORIGINS[cfg.origin].batch_counts == (cfg.origin in ("mmseg", "authors"))
     if cfg.origin == "paddleseg":
         assert cfg.parameters == PADDLESEG[variant]
     elif cfg.labels == "ade20k":
@@ -91,7 +216,7 @@ def test_each_origin_states_license_and_source():
 
 def test_the_table_of_backbones_is_timm_s():
     assert sorted(timm.list_pretrained("mscan*")) == sorted(list_backbones())
-    assert len(list_backbones()) == 4 * len(BACKBONE_TAGS)
+    assert len(list_backbones()) == 4
     assert timm.get_pretrained_cfg("mscan_b").tag == "in1k"
 
 
@@ -153,7 +278,8 @@ def test_a_published_model_on_the_hub_is_loaded_from_there(tmp_path, monkeypatch
     folder = tmp_path / "model"
     model = create_segmenter("segnext_t.jseg_isaid")
     model.save_pretrained(folder)
-    monkeypatch.setitem(catalog.HUB_IDS, "segnext_t.jseg_isaid", "user/segnext_t.jseg_isaid")
+    cfg = get_segmenter_cfg("segnext_t.jseg_isaid")
+    monkeypatch.setitem(catalog._CFGS, cfg.name, dataclasses.replace(cfg, hf_hub_id="user/segnext_t.jseg_isaid"))
     asked = []
 
     def download(repo, name):

@@ -1,3 +1,8 @@
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import segmentation_models_pytorch as smp
 import timm
@@ -15,14 +20,17 @@ from random_checkpoints import (
     zero_state_dict,
 )
 from segnext_timm.checkpoints.dialects import (
-    extract_state_dict,
     load_checkpoint,
     native_to_mmseg,
     recognize,
     segmenter_to_native,
+    take_network,
+    take_state_dict,
 )
 from segnext_timm.errors import CheckpointError
 from segnext_timm.models.mscan import backbone_to_native, check_parameters
+
+NARROW = {"encoder_name": "tu-test_mscan", "encoder_weights": None, "classes": 3, "decoder_channels": 32}
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +70,7 @@ def test_nested_checkpoints_are_unnested():
         {"model": flat, "optimizer": {}},
         {"model": {"model": flat}},
     ):
-        assert extract_state_dict(nested).keys() == flat.keys()
+        assert take_state_dict(nested).keys() == flat.keys()
 
 
 def test_native_parameters_pass_unchanged(names):
@@ -163,11 +171,11 @@ def test_native_models_are_recognized():
     assert found.state_dict.keys() == segmenter.state_dict().keys()
 
 
-def test_the_rank_is_as_told_or_that_of_the_configuration_or_the_paper_s():
+def test_the_rank_is_as_specified_or_that_of_the_configuration_or_the_paper_s():
     tensors = zero_state_dict(segmenter_shapes("b", 2))
     assert recognize(tensors).rank == 64
     told = recognize(tensors, rank=16)
-    assert (told.rank, told.rank_source) == (16, "as told")
+    assert (told.rank, told.rank_source) == (16, "as specified")
     for config in ("ham_kwargs=dict(MD_R=16)", "'ham_kwargs': {'MD_S': 1, 'MD_R': 16}"):
         declared = recognize({"state_dict": tensors, "meta": {"cfg": config}})
         assert (declared.rank, declared.rank_source) == (16, "from the configuration in the file")
@@ -195,21 +203,62 @@ def test_averages_are_taken_when_asked():
     plain, average = {"head.bias": torch.zeros(2)}, {"head.bias": torch.ones(2)}
     for checkpoint in (
         {"state_dict": plain, "state_dict_ema": average},
-        {"state_dict": plain, "ema_state_dict": {"steps": torch.tensor(3), "module.head.bias": average["head.bias"]}},
+        {"state_dict": plain, "ema_state_dict": average},
         {"model": plain, "model_ema": average},
         {"model": plain, "ema": {"model": average}},
         {"state_dict": plain | {"ema_head_bias": average["head.bias"]}},
     ):
-        assert torch.equal(extract_state_dict(checkpoint)["head.bias"], plain["head.bias"])
-        assert torch.equal(extract_state_dict(checkpoint, ema=True)["head.bias"], average["head.bias"])
-        assert extract_state_dict(checkpoint).keys() == plain.keys()
+        assert torch.equal(take_state_dict(checkpoint)["head.bias"], plain["head.bias"])
+        assert torch.equal(take_state_dict(checkpoint, ema=True)["head.bias"], average["head.bias"])
+        assert take_state_dict(checkpoint).keys() == plain.keys()
     with pytest.raises(CheckpointError, match="no moving average"):
-        extract_state_dict({"state_dict": plain}, ema=True)
+        take_state_dict({"state_dict": plain}, ema=True)
 
 
-def test_wrappers_prefixes_are_taken_off():
-    for prefix in ("module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "model."):
-        assert extract_state_dict({f"{prefix}head.bias": torch.zeros(2)}).keys() == {"head.bias"}
+@pytest.mark.parametrize(
+    "prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "model.", "model._orig_mod.", "a.b."]
+)
+def test_the_names_of_a_network_begin_with_nothing(prefix):
+    for state_dict in (random_state_dict(segmenter_shapes("t", 2)), smp.SegNeXt(**NARROW).state_dict()):
+        wrapped = {prefix + name: value for name, value in state_dict.items()}
+        assert take_network(wrapped).keys() == state_dict.keys()
+
+
+def test_wrappers_of_parts_are_taken_off_too():
+    state_dict = smp.SegNeXt(**NARROW).state_dict()
+    wrapped = {name.replace("encoder.model.", "encoder.model._orig_mod."): value for name, value in state_dict.items()}
+    assert take_network(wrapped).keys() == state_dict.keys()
+
+
+def test_averages_of_mmengine_lie_beside_a_counter():
+    state_dict = smp.SegNeXt(**NARROW).state_dict()
+    averages = {"steps": torch.tensor(3), **{f"module.{name}": value + 1 for name, value in state_dict.items()}}
+    found = recognize({"state_dict": state_dict, "ema_state_dict": averages}, ema=True)
+    name = "segmentation_head.0.bias"
+    assert torch.equal(found.state_dict[name], state_dict[name] + 1)
+
+
+def test_averages_of_mmcv_are_named_without_the_prefix_of_a_wrapper():
+    tensors = {"module.stem.bias": torch.zeros(2), "module.ema_stem_bias": torch.ones(2), "ema_updates": torch.ones(1)}
+    assert torch.equal(take_state_dict(tensors, ema=True)["stem.bias"], torch.ones(2))
+    assert take_state_dict(tensors).keys() == {"stem.bias"}
+
+
+def test_losses_and_metrics_beside_the_network_stay_behind():
+    state_dict = smp.SegNeXt(**NARROW).state_dict()
+    beside = {"criterion.weight": torch.ones(3), "train_iou.confmat": torch.ones(3, 3)}
+    wrapped = {**beside, **{f"model.{name}": value for name, value in state_dict.items()}}
+    assert take_network({"state_dict": wrapped}).keys() == state_dict.keys()
+
+
+def test_two_networks_are_named_with_the_way_to_go_on():
+    state_dict = smp.SegNeXt(**NARROW).state_dict()
+    both = {f"{prefix}.{name}": value for prefix in ("student", "teacher") for name, value in state_dict.items()}
+    with pytest.raises(
+        CheckpointError, match=r"has 2 networks, .*'student\..*'teacher\..* Save one of them alone"
+    ) as error:
+        recognize({"state_dict": both})
+    assert "\n" not in str(error.value)
 
 
 def test_batches_that_jittor_does_not_count_are_added(tmp_path, names):
@@ -296,3 +345,12 @@ def test_only_the_first_outputs_are_kept_on_request():
         assert torch.equal(found.state_dict[name], state_dict[name][:19])
     with pytest.raises(CheckpointError, match="has 19 classes, so the first 20 cannot be kept"):
         found.with_outputs(20)
+
+
+def test_the_command_of_the_issue_template_lists_names_and_shapes(tmp_path):
+    template = Path(__file__).parents[2] / ".github" / "ISSUE_TEMPLATE" / "checkpoint.yml"
+    text = " ".join(template.read_text(encoding="utf-8").split())
+    code = re.search(r'`python -c "(.*?)" FILE`', text)[1]
+    path = write(tmp_path / "x", {"norm1.weight": torch.zeros(8)}, "jittor")
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True)
+    assert done.stdout == "norm1.weight (8,)\n"

@@ -1,7 +1,4 @@
 import argparse
-import hashlib
-import http.server
-import io
 import os
 import pickle
 import struct
@@ -25,8 +22,8 @@ from safetensors.torch import save_file
 
 from random_checkpoints import save_jittor
 from segnext_timm.checkpoints import unpickler
-from segnext_timm.checkpoints.download import fetch
-from segnext_timm.checkpoints.formats import check_whole, read_checkpoint, take_state_dict
+from segnext_timm.checkpoints.dialects import take_state_dict
+from segnext_timm.checkpoints.formats import check_whole, read_checkpoint
 from segnext_timm.errors import CheckpointError
 
 WEIGHTS = {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(3)}
@@ -211,86 +208,6 @@ def test_what_is_not_a_checkpoint_is_told(tmp_path, content, message):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none\.pth: no such file"):
         read_checkpoint(tmp_path / "none.pth")
-
-
-class _Broken(http.server.BaseHTTPRequestHandler):
-    """Cuts the connection in the middle of the file, as often as asked."""
-
-    content = b""
-    cuts = 1
-
-    def do_GET(self):
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(self.content)))
-        self.end_headers()
-        cut = type(self).cuts > 0
-        type(self).cuts -= 1
-        self.wfile.write(self.content[: len(self.content) // 2] if cut else self.content)
-
-    def log_message(self, *args):
-        pass
-
-
-@pytest.mark.parametrize("hashed", [True, False])
-def test_a_connection_cut_halfway_leaves_nothing_and_the_next_call_works(tmp_path, hashed, capfd):
-    buffer = io.BytesIO()
-    torch.save({"w": torch.rand(50_000)}, buffer)
-    sha256 = hashlib.sha256(buffer.getvalue()).hexdigest() if hashed else None
-    handler = type("Handler", (_Broken,), {"content": buffer.getvalue()})
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_port}/mscan_t_20230227-119e8c9f.pth"
-        with pytest.raises(CheckpointError, match=r"the download failed.*Nothing was kept; try again"):
-            fetch(url, tmp_path / "cache", sha256)
-        assert list((tmp_path / "cache").iterdir()) == []
-        path = fetch(url, tmp_path / "cache", sha256)
-        server.shutdown()
-    assert path.read_bytes() == buffer.getvalue()
-    assert "100%" in capfd.readouterr().err  # progress was shown
-    assert fetch(url, tmp_path / "cache", sha256) == path  # from the cache: nobody serves it any more
-
-
-def test_a_server_that_refuses_is_named(tmp_path):
-    with pytest.raises(CheckpointError, match=r"^http://127\.0\.0\.1:9/x\.pth: the download failed"):
-        fetch("http://127.0.0.1:9/x.pth", tmp_path)
-
-
-class _Lying(_Broken):
-    """States a length in answer to HEAD that the file has not."""
-
-    cuts = 0
-
-    def do_HEAD(self):
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(self.content) + self.surplus))
-        self.end_headers()
-
-
-@pytest.mark.parametrize("surplus", [0, 7])
-def test_a_file_of_unknown_hash_has_the_length_that_its_server_states(tmp_path, surplus):
-    content = pickle.dumps(ARRAYS, 4)
-    handler = type("Handler", (_Lying,), {"content": content, "surplus": surplus})
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_port}/x.pkl"
-        if surplus:
-            with pytest.raises(CheckpointError, match=rf"{len(content)} bytes arrived of {len(content) + 7}"):
-                fetch(url, tmp_path / "cache")
-            assert list((tmp_path / "cache").iterdir()) == []
-        else:
-            assert fetch(url, tmp_path / "cache").read_bytes() == content
-        server.shutdown()
-
-
-def test_damage_inside_a_cached_file_of_unknown_hash_is_found(tmp_path):
-    path = tmp_path / "x.pth"
-    torch.save({"w": torch.rand(1000)}, path)
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1  # among the weights, where torch.load does not look
-    assert torch.load(path)
-    path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"x\.pth: damaged .*Remove .*x\.pth to download it again"):
-        fetch("http://127.0.0.1:9/x.pth", tmp_path)
 
 
 # Paddle and new Jittor

@@ -13,6 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import segnext_timm.models.mscan
 from random_checkpoints import VARIANTS
 from segnext_timm import create_segmenter, export, fuse, push_to_hub
+from segnext_timm.deployment import exporters
+from segnext_timm.errors import ExportError
 from segnext_timm.kernels import bands
 from segnext_timm.models.fusion import is_fused
 
@@ -222,6 +224,15 @@ def test_predicted_labels_are_the_greatest_of_the_output(activation):
         labels, output = model.predict_labels(images(*shape)), model(images(*shape))
         assert labels.dtype == torch.long
         assert torch.equal(output.gather(1, labels[:, None])[:, 0], output.amax(1))
+
+
+def test_a_graph_of_wrong_labels_is_refused(tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    graph = exporters.argmax_graph
+    monkeypatch.setattr(exporters, "argmax_graph", lambda *args, **kwargs: graph(*args, **kwargs).roll(8, 1))
+    with pytest.raises(ExportError, match="differ"):
+        export(tiny(), tmp_path / "model.onnx", (1, 3, 64, 96), argmax=True)
+    assert not list(tmp_path.iterdir())
 
 
 @torch.no_grad()

@@ -114,6 +114,14 @@ def test_the_authors_request_stands_where_their_weights_are_inside(tmp_path):
     assert request in smp.from_pretrained(tmp_path / "one").generate_model_card().text
 
 
+def test_the_card_states_the_terms_of_the_data_set_behind_published_weights():
+    info = segnext_timm.checkpoints.catalog.get_segmenter_cfg("segnext_t.jseg_isaid").pretrained_cfg
+    config = {"_model_class": "SegNeXt", "encoder_name": "tu-mscan_t", "classes": 16, "pretrained_cfg": info}
+    section = segmenter_card(config).text.partition("## License")[2].partition("## Citation")[0]
+    (term,) = info["dataset_terms"]
+    assert f"- The terms of iSAID, by [this source]({term['source']}): {term['says']}." in section
+
+
 @pytest.mark.parametrize(
     ("encoder", "weights", "expected"),
     [

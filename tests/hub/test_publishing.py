@@ -17,11 +17,11 @@ from huggingface_hub import ModelCard
 import hub_server
 import published_server
 import segnext_timm
-from random_checkpoints import FILES, accept_cached, backbone_shapes, random_state_dict
+from random_checkpoints import ACCEPT_CACHED, FILES, accept_cached, backbone_shapes, random_state_dict
 from segnext_timm.checkpoints import verification
 from segnext_timm.checkpoints.catalog import get_segmenter_cfg
 from segnext_timm.cli import main
-from segnext_timm.hub.publishing import Release, hub_ids_patch
+from segnext_timm.hub.publishing import Release, _with_segmenter_ids, hub_ids_patch
 
 ORIGINS = ["segnext_t.mmseg_ade20k", "segnext_t.jseg_isaid", "segnext_t.paddleseg_cityscapes"]
 BACKBONE = "mscan_t.in1k"
@@ -94,6 +94,19 @@ def test_the_patch_makes_the_package_load_from_the_hub(tmp_path):
     assert ids == ["user/segnext_b.mmseg_ade20k", "user/mscan_t.in1k", "None"]
 
 
+def test_the_patch_replaces_an_id_and_fills_an_empty_row():
+    lines = [
+        '    "paddleseg_cityscapes": {\n',
+        '        "t": {},\n',
+        '        "s": {"size": 1, "hf_hub_id": "old/s"}\n',
+    ]
+    repos = {f"segnext_{key}.paddleseg_cityscapes": f"user/{key}" for key in "ts"}
+    assert list(_with_segmenter_ids(lines, repos))[1:] == [
+        '        "t": {"hf_hub_id": "user/t"},\n',
+        '        "s": {"size": 1, "hf_hub_id": "user/s"}\n',
+    ]
+
+
 def publish_to(server, tmp_path, *arguments, token="hf_writer"):
     """Run the command as a client of a Hub on loopback."""
     environment = {
@@ -104,7 +117,8 @@ def publish_to(server, tmp_path, *arguments, token="hf_writer"):
         "HF_TOKEN": token,
         "OMP_NUM_THREADS": "1",
     }
-    command = [sys.executable, "-m", "segnext_timm", "publish", *map(str, arguments)]
+    code = ACCEPT_CACHED + "from segnext_timm.cli import main; main()"
+    command = [sys.executable, "-c", code, "publish", *map(str, arguments)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
 
 
@@ -120,7 +134,7 @@ def test_models_and_collection_reach_the_hub_and_nothing_is_overwritten(verified
         files = server.repos[f"user/{ORIGINS[0]}"].branches["main"]
         assert set(files) >= {"README.md", "config.json", "model.safetensors"}
         assert f'smp.from_pretrained("user/{ORIGINS[0]}")'.encode() in files["README.md"]
-        assert f'"{ORIGINS[0]}": "user/{ORIGINS[0]}"' in done.stdout
+        assert f'"hf_hub_id": "user/{ORIGINS[0]}"' in done.stdout
 
         before = server.repos[f"user/{ORIGINS[0]}"].sha("main")
         again = publish_to(server, tmp_path, *names, *options)
@@ -133,7 +147,11 @@ def test_models_and_collection_reach_the_hub_and_nothing_is_overwritten(verified
 
         refused = publish_to(server, tmp_path, ORIGINS[1], *options, token="hf_reader")
         assert refused.returncode == 1
-        assert refused.stderr.strip().splitlines()[-1].startswith("Error: The token may not write to")
+        assert (
+            refused.stderr.strip()
+            .splitlines()[-1]
+            .startswith(f"Error: user/{ORIGINS[1]}: the token may not write to this repository on the Hub.")
+        )
 
 
 def test_only_verified_checkpoints_are_published(verified, tmp_path):

@@ -239,8 +239,8 @@ assert asked == ["curve.png", "secrets.env"]
 
 TOKENS = {
     "": "There is no token for the Hub: log in with `hf auth login`, or set HF_TOKEN.",
-    "hf_old": "The Hub refused the token: log in with `hf auth login`, or set HF_TOKEN.",
-    "hf_reader": "The token may not write to writer/x: take one with write access to it.",
+    "hf_old": "writer/x: the Hub refused the token. Log in with `hf auth login`, or set HF_TOKEN.",
+    "hf_reader": "writer/x: the token may not write to this repository on the Hub. Use a token with write access.",
 }
 
 
@@ -270,7 +270,7 @@ def test_a_hub_that_is_away_is_named(tmp_path):
     command = [sys.executable, "-m", "segnext_timm.cli", "push", tmp_path / "run", "writer/x"]
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stderr.strip().splitlines()[-1].startswith("Error: The Hub cannot be reached: ")
+    assert done.stderr.strip().splitlines()[-1].startswith("Error: writer/x: the Hub cannot be reached (")
 
 
 def test_what_cannot_be_pushed_is_named(tmp_path):

@@ -15,14 +15,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from segnext_timm import SegNeXt
 from segnext_timm.checkpoints.catalog import (
-    BACKBONE_TAGS,
     MULTI_SCALE,
     ORIGINS,
     SINGLE_SCALE,
+    BackboneCfg,
+    find_backbone,
     get_segmenter_cfg,
+    list_backbones,
     list_segmenters,
 )
-from segnext_timm.variants import VARIANTS
 
 REPORT = Path(__file__).parents[1] / "golden" / "verified.json"
 
@@ -64,9 +65,21 @@ def sizes(found):
     return [", ".join(f"{value:.1f}" for value in values) for values in zip(*found)]
 
 
-def miou(cfg):
+def size(cfg):
+    if isinstance(cfg, BackboneCfg):
+        return size_of_backbone(cfg.variant.backbone, 1000)
+    return size_of_segmenter(cfg.encoder_name, cfg.decoder_channels, cfg.decoder_rank, cfg.num_classes)
+
+
+def accuracy(cfg):
+    if isinstance(cfg, BackboneCfg):
+        return f"{cfg.top1}"
     values = [cfg.miou.get(setting) for setting in (SINGLE_SCALE, MULTI_SCALE)]
     return " / ".join(f"{value}" for value in values if value is not None) or "not published"
+
+
+def statement(term):
+    return f"{term['says']} ([source]({term['source']}))"
 
 
 def table(report=REPORT):
@@ -74,30 +87,26 @@ def table(report=REPORT):
     entries = json.loads(report.read_text(encoding="utf-8"))["checkpoints"]
     columns = ("name", "data set", "parameters, M", "GMACs", "published, %", "origin", "verified")
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    for tag, key in BACKBONE_TAGS.items():
-        origin = ORIGINS[key]
-        names = [f"{variant.backbone}.{tag}" for variant in VARIANTS.values()]
-        top1 = ", ".join(f"{variant.top1}" for variant in VARIANTS.values()) if tag == "in1k" else "not published"
-        classes = 1000 if tag == "in1k" else 0
-        found = sizes(size_of_backbone(variant.backbone, classes) for variant in VARIANTS.values())
-        cells = (f"`mscan_{{t,s,b,l}}.{tag}`", "ImageNet-1k", *found, top1, f"[{origin.name}]({origin.url})")
-        lines.append(f"| {' | '.join(cells)} | {status(names, entries)} |")
-    groups = {}
-    for cfg in map(get_segmenter_cfg, list_segmenters()):
+    groups, terms = {}, {}
+    for cfg in (*map(find_backbone, list_backbones()), *map(get_segmenter_cfg, list_segmenters())):
         groups.setdefault(cfg.name.split(".")[1], []).append(cfg)
+        terms[cfg.dataset] = cfg.terms
     for tag, cfgs in groups.items():
         origin, keys = ORIGINS[cfgs[0].origin], [cfg.variant.key for cfg in cfgs]
-        name = f"`segnext_{keys[0] if len(keys) == 1 else '{' + ','.join(keys) + '}'}.{tag}`"
-        found = sizes(
-            size_of_segmenter(c.encoder_name, c.decoder_channels, c.decoder_rank, c.num_classes) for c in cfgs
-        )
-        cells = (name, cfgs[0].dataset, *found, ", ".join(map(miou, cfgs)), f"[{origin.name}]({origin.url})")
+        architecture = cfgs[0].name.split("_")[0]
+        name = f"`{architecture}_{keys[0] if len(keys) == 1 else '{' + ','.join(keys) + '}'}.{tag}`"
+        found, published = sizes(map(size, cfgs)), ", ".join(map(accuracy, cfgs))
+        cells = (name, cfgs[0].dataset, *found, published, f"[{origin.name}]({origin.url})")
         lines.append(f"| {' | '.join(cells)} | {status([cfg.name for cfg in cfgs], entries)} |")
     notes = {}
     for origin in ORIGINS.values():
         notes.setdefault(origin.license_note, []).append(origin.name)
     caveats = [f"{', '.join(names)}: {note}." for note, names in notes.items()]
-    return "\n".join([*lines, "", "License notes. " + " ".join(caveats)]) + "\n"
+    said = [f"- {name}: {'; '.join(map(statement, statements))}." for name, statements in terms.items()]
+    lines += ["", "License notes. " + " ".join(caveats), ""]
+    return (
+        "\n".join([*lines, "Terms of the data sets behind the weights, as their sources state them:", "", *said]) + "\n"
+    )
 
 
 if __name__ == "__main__":

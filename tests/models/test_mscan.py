@@ -16,7 +16,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import segnext_timm.models.mscan
 from random_checkpoints import FILES, accept_cached, backbone_shapes, random_state_dict
-from segnext_timm.checkpoints.catalog import BACKBONE_SHA256
 from segnext_timm.errors import CheckpointError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -330,7 +329,7 @@ def test_a_published_file_is_checked_when_it_arrives(server, tmp_path, monkeypat
     overlay = {"url": f"{address}/{name}"}
     digest = serve_weights(folder, name)
 
-    with pytest.raises(CheckpointError, match=rf'{name}: not downloaded \(invalid hash value \(expected "119e8c9f"'):
+    with pytest.raises(CheckpointError, match=rf'{name}: not downloaded \(invalid hash value \(expected "119e8c9f'):
         timm.create_model("mscan_t", pretrained=True, pretrained_cfg_overlay=overlay)
     assert list(cache.iterdir()) == []
     monkeypatch.setitem(segnext_timm.models.mscan.PUBLISHED_SHA256, name, digest)
@@ -347,11 +346,11 @@ def test_a_failed_download_says_where_to_put_the_file_and_leaves_nothing(server,
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_the_digits_of_the_published_backbones_are_those_of_the_recorded_hashes():
-    digits = segnext_timm.models.mscan.PUBLISHED_SHA256
-    assert list(digits) == list(FILES.values())
-    for variant, file in FILES.items():
-        assert BACKBONE_SHA256[f"mscan_{variant}.in1k"].startswith(digits[file])
+def test_the_hashes_of_the_published_backbones_are_the_recorded_ones():
+    hashes = segnext_timm.models.mscan.PUBLISHED_SHA256
+    assert list(hashes) == list(FILES.values())
+    assert [len(hashes[FILES[v]]) for v in "tsbl"] == [64, 64, 64, 8]  # of L, only the digits of its name are known
+    assert all(FILES[v].endswith(f"-{hashes[FILES[v]][:8]}.pth") for v in FILES)
 
 
 def test_a_file_in_the_cache_is_checked_as_one_that_arrives(tmp_path, monkeypatch):
@@ -360,10 +359,18 @@ def test_a_file_in_the_cache_is_checked_as_one_that_arrives(tmp_path, monkeypatc
     path.parent.mkdir(parents=True)
     torch.save(random_state_dict(backbone_shapes("t", classifier=True)), path)
     with pytest.raises(
-        CheckpointError, match=r"119e8c9f\.pth: not the published file, whose sha256 .* 119e8c9f\. Remove"
+        CheckpointError, match=r"119e8c9f\.pth: its sha256 is not that of the published file\. Remove it"
     ):
         timm.create_model("mscan_t", pretrained=True)
     assert path.is_file()
+
+
+def test_a_query_behind_the_published_name_does_not_evade_the_check(seeded, monkeypatch):
+    seeded(random_state_dict(backbone_shapes("t", classifier=True)))
+    monkeypatch.setitem(segnext_timm.models.mscan.PUBLISHED_SHA256, FILES["t"], "0" * 64)
+    overlay = {"url": f"https://example.org/{FILES['t']}?download=1"}
+    with pytest.raises(CheckpointError, match="its sha256 is not that of the published file"):
+        timm.create_model("mscan_t", pretrained=True, pretrained_cfg_overlay=overlay)
 
 
 def test_a_name_of_another_file_that_lies_about_its_hash_refuses_nothing(server, tmp_path, monkeypatch):
@@ -504,8 +511,32 @@ def test_a_local_file_takes_the_place_of_the_published_weights(tmp_path):
 
 def test_a_file_without_names_is_told(tmp_path):
     torch.save([torch.ones(2)], tmp_path / "x.pth")
-    with pytest.raises((CheckpointError, AttributeError), match="list"):
+    with pytest.raises(CheckpointError, match=r"x\.pth: timm cannot read it \(.*list"):
         timm.create_model("test_mscan", pretrained=True, pretrained_cfg_overlay={"file": str(tmp_path / "x.pth")})
+
+
+def test_a_file_in_a_whole_pretrained_cfg_keeps_its_classifier(tmp_path):
+    model = timm.create_model("test_mscan", num_classes=3)
+    torch.save(model.state_dict(), tmp_path / "x.pth")
+    cfg = {**model.pretrained_cfg, "file": str(tmp_path / "x.pth")}
+    del cfg["num_classes"]
+    loaded = timm.create_model("test_mscan", num_classes=3, pretrained=True, pretrained_cfg=cfg)
+    assert torch.equal(loaded.head.fc.weight, model.head.fc.weight)
+
+
+def test_a_state_dict_goes_before_a_file_as_in_timm():
+    model = timm.create_model("test_mscan")
+    overlay = {"state_dict": model.state_dict(), "file": "none.pth"}
+    loaded = timm.create_model("test_mscan", pretrained=True, pretrained_cfg_overlay=overlay)
+    assert torch.equal(loaded.head.fc.weight, model.head.fc.weight)
+
+
+def test_files_that_timm_cannot_read_are_told_alike_with_and_without_a_classifier(tmp_path):
+    (tmp_path / "x.pth").write_text("<html>")
+    for kwargs in ({}, {"features_only": True}):
+        with pytest.raises(CheckpointError, match=r"x\.pth: timm cannot read it .*Try `segnext-timm convert`"):
+            overlay = {"file": str(tmp_path / "x.pth")}
+            timm.create_model("test_mscan", pretrained=True, pretrained_cfg_overlay=overlay, **kwargs)
 
 
 @pytest.mark.parametrize(("stated", "kept"), [({}, True), ({"num_classes": -1}, False), ({"num_classes": 3}, True)])

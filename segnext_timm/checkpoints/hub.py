@@ -1,40 +1,17 @@
-"""Look up models by name: published models, model folders, repositories on the Hugging Face Hub.
+"""Look up models by name: published models, model folders, and repositories on the Hugging Face Hub.
 
 Imports nothing heavy and checks names without a network, so that a wrong name is reported at once.
 """
 
 import difflib
-import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from ..errors import CheckpointError, HubError
-from ..variants import VARIANTS
-from .catalog import SegmenterCfg, find_segmenter, get_segmenter_cfg, list_segmenters
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """Read the configuration in a model folder.
-
-    Raises:
-        FileNotFoundError: If the folder has no configuration.
-        CheckpointError: If it is not a JSON object.
-    """
-    path = folder / "config.json"
-    if not path.is_file():
-        models = [inner for inner in (folder / "best", folder / "last") if (inner / "config.json").is_file()]
-        hint = f" Did you mean {str(models[0])!r}?" if models else ""  # the folder of a training run
-        raise FileNotFoundError(f"{folder}: not a model folder, it has no config.json.{hint}")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not JSON ({error}). Save or convert the model again.") from None
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path}: not a JSON object. Save or convert the model again.")
-    return config
+from .catalog import SegmenterCfg, find_backbone, find_segmenter, get_segmenter_cfg, list_segmenters
+from .folder import CONFIG, read_config
 
 
 def is_hub_id(text: str) -> bool:
@@ -49,7 +26,7 @@ def names_repository(text: str) -> bool:
 
 def find_published(name: str | Path) -> SegmenterCfg | None:
     """Find the published segmenter of a name, unless a model folder of that name is here; None if there is none."""
-    return None if (Path(name) / "config.json").is_file() else find_segmenter(str(name))
+    return None if (Path(name) / CONFIG).is_file() else find_segmenter(str(name))
 
 
 def check_segmenter(name: str | Path) -> None:
@@ -68,33 +45,25 @@ def check_segmenter(name: str | Path) -> None:
             what = config.get("architecture", "something else")
             raise CheckpointError(f"{name}: holds {what}, not a segmentation model saved by smp or this package.")
     elif path.is_file() or not names_repository(text):
-        backbone = next((v for v in VARIANTS.values() if text.split(".")[0] == v.backbone), None)
-        if backbone is not None:
-            near = get_segmenter_cfg(f"segnext_{backbone.key}").name
+        if (backbone := find_backbone(text.partition(".")[0])) is not None:
+            near = get_segmenter_cfg(f"segnext_{backbone.variant.key}").name
             raise FileNotFoundError(f"{name} is a backbone, which does not predict labels. Did you mean {near!r}?")
         raise FileNotFoundError(unknown_model(text, list_segmenters()))
 
 
 def unknown_model(text: str, names: Sequence[str]) -> str:
-    """Error message for a name that is not published, not a folder, and not a Hub repository."""
+    """Error message for a name that is not one of the published `names`, not a folder, and not a Hub repository."""
     path = Path(text)
     if path.is_file():
         return f"{text}: a file, not a model folder. Convert it to a folder with `segnext-timm convert`."
+    beside = [folder.parent.name for folder in path.parent.glob(f"*/{CONFIG}")]
+    similar = difflib.get_close_matches(path.name, beside, n=1, cutoff=0.75)
+    hint = f" Did you mean {str(path.parent / similar[0])!r}?" if similar else ""
     if is_hub_id(text):
-        return f"{text}: the folder {path.parent} has no {path.name}, so the Hub is not asked.{similar_folder(text)}"
-    found = difflib.get_close_matches(text, [*names, *(name.split(".")[0] for name in names)], n=1, cutoff=0.5)
-    hint = f" Did you mean {found[0]!r}?" if found else " `segnext-timm models` lists the published models."
-    hint = similar_folder(text) or hint
+        return f"{text}: the folder {path.parent} has no {path.name}, so the Hub is not asked.{hint}"
+    near = difflib.get_close_matches(text, [*names, *(name.split(".")[0] for name in names)], n=1, cutoff=0.5)
+    hint = hint or (f" Did you mean {near[0]!r}?" if near else " `segnext-timm models` lists the published models.")
     return f"{text}: not a folder, not a Hub repository (user/repo), and not a published model.{hint}"
-
-
-def similar_folder(name: str | Path) -> str:
-    """Question whether a model folder with a similar name is meant, to end an error message; empty without one."""
-    parent = Path(name).parent
-    beside = parent.iterdir() if parent.is_dir() else ()
-    folders = [path.name for path in beside if (path / "config.json").is_file()]
-    found = difflib.get_close_matches(Path(name).name, folders, n=1, cutoff=0.75)
-    return f" Did you mean {str(parent / found[0])!r}?" if found else ""
 
 
 def hub_config(
@@ -114,74 +83,22 @@ def hub_config(
         Path of the file in the cache.
 
     Raises:
-        OSError: As of :func:`hub_lookup`.
-        HubError: As of :func:`hub_lookup`.
+        OSError: As of :func:`hub_errors`.
+        HubError: As of :func:`hub_errors`.
     """
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 
-    with hub_lookup(repo, revision):
-        cached = try_to_load_from_cache(repo, "config.json", cache_dir, revision)
+    with hub_errors(repo, revision):
+        cached = try_to_load_from_cache(repo, CONFIG, cache_dir, revision)
         if not isinstance(cached, str):
             # without a file in the cache, hf_hub_download asks a Hub that does not answer seven times
-            get_hf_file_metadata(hf_hub_url(repo, "config.json", revision=revision), token=token)
+            get_hf_file_metadata(hf_hub_url(repo, CONFIG, revision=revision), token=token)
         try:
-            return Path(hf_hub_download(repo, "config.json", revision=revision, token=token, cache_dir=cache_dir))
+            return Path(hf_hub_download(repo, CONFIG, revision=revision, token=token, cache_dir=cache_dir))
         except Exception as error:
             if isinstance(cached, str) and is_no_connection(error):  # a broken one, which huggingface_hub raises
                 return Path(cached)
             raise
-
-
-@contextmanager
-def hub_lookup(name: str | Path, revision: str | None = None) -> Iterator[None]:
-    """Turn errors of a Hub lookup into one-line errors.
-
-    Args:
-        name: "user/repo".
-        revision: Branch, tag or commit, for the message.
-
-    Raises:
-        FileNotFoundError: If there is no such repository, no such revision of it, or no such file in it.
-        PermissionError: If the repository is gated or disabled, or the Hub refuses the token.
-        ConnectionError: If the Hub cannot be reached, or is overloaded.
-        HubError: If the Hub refuses the request for another reason.
-    """
-    from huggingface_hub.errors import (
-        DisabledRepoError,
-        EntryNotFoundError,
-        GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    try:
-        yield
-    except GatedRepoError:
-        raise PermissionError(
-            f"{name}: this repository is gated. Accept its terms at https://huggingface.co/{name}, and log in: "
-            f"hf auth login."
-        ) from None
-    except RepositoryNotFoundError:
-        raise FileNotFoundError(
-            f"{name}: no such folder, and no such repository on the Hub. If it is private, log in: hf auth login."
-        ) from None
-    except RevisionNotFoundError:
-        what = "such revision" if revision is None else f"revision {revision!r}"
-        raise FileNotFoundError(f"{name}: this repository on the Hub has no {what}.") from None
-    except DisabledRepoError:
-        raise PermissionError(f"{name}: this repository on the Hub is disabled. Choose another one.") from None
-    except LocalEntryNotFoundError as error:
-        raise _no_answer(name, error.__cause__ or error) from None
-    except EntryNotFoundError:
-        raise FileNotFoundError(f"{name}: this repository on the Hub holds no model of smp or timm.") from None
-    except HfHubHTTPError as error:
-        raise _no_answer(name, error) from None
-    except Exception as error:
-        if not is_no_connection(error):
-            raise
-        raise _no_answer(name, error) from None
 
 
 def is_no_connection(error: BaseException) -> bool:
@@ -189,9 +106,51 @@ def is_no_connection(error: BaseException) -> bool:
     return isinstance(error, ConnectionError) or type(error).__module__.startswith(("httpx", "httpcore", "requests"))
 
 
-def _no_answer(name: str | Path, error: BaseException) -> Exception:
+@contextmanager
+def hub_errors(name: str | Path, revision: str | None = None, write: bool = False) -> Iterator[None]:
+    """Turn errors of the Hub and of the connection into one-line errors.
+
+    Args:
+        name: "user/repo".
+        revision: Branch, tag or commit, for the message.
+        write: Whether the request writes to the Hub.
+
+    Raises:
+        FileNotFoundError: If there is no such repository, no such revision of it, or no such file in it.
+        PermissionError: If the repository is gated or disabled, or the Hub refuses the token.
+        ConnectionError: If the Hub cannot be reached, or is overloaded.
+        HubError: If the Hub refuses the request for another reason.
+    """
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except errors.GatedRepoError:
+        terms = f"Accept its terms at https://huggingface.co/{name}, and log in: hf auth login."
+        raise PermissionError(f"{name}: this repository is gated. {terms}") from None
+    except errors.RepositoryNotFoundError:
+        what = "no such repository on the Hub. If it is private, log in: hf auth login."
+        raise FileNotFoundError(f"{name}: {what if write else f'no such folder, and {what}'}") from None
+    except errors.RevisionNotFoundError:
+        what = "such revision" if revision is None else f"revision {revision!r}"
+        raise FileNotFoundError(f"{name}: this repository on the Hub has no {what}.") from None
+    except errors.DisabledRepoError:
+        raise PermissionError(f"{name}: this repository on the Hub is disabled. Choose another one.") from None
+    except errors.LocalEntryNotFoundError as error:
+        raise _no_answer(name, error.__cause__ or error, write) from None
+    except errors.EntryNotFoundError:
+        raise FileNotFoundError(f"{name}: this repository on the Hub holds no model of smp or timm.") from None
+    except Exception as error:
+        if not (isinstance(error, errors.HfHubHTTPError) or is_no_connection(error)):
+            raise
+        raise _no_answer(name, error, write) from None
+
+
+def _no_answer(name: str | Path, error: BaseException, write: bool) -> Exception:
     """Error for a Hub that refuses a request or cannot be reached."""
     status = getattr(getattr(error, "response", None), "status_code", None)
+    if status is None and write:
+        return ConnectionError(f"{name}: the Hub cannot be reached ({error}).")
     if status is None:
         offline = type(error).__name__ == "OfflineModeIsEnabled"
         why = "HF_HUB_OFFLINE is set" if offline else "the Hub cannot be reached"
@@ -199,9 +158,9 @@ def _no_answer(name: str | Path, error: BaseException) -> Exception:
     if status == 401:
         return PermissionError(f"{name}: the Hub refused the token. Log in with `hf auth login`, or set HF_TOKEN.")
     if status == 403:
-        return PermissionError(
-            f"{name}: the token may not read this repository on the Hub. Use a token with read access."
-        )
+        verb, access = ("write to", "write") if write else ("read", "read")
+        what = f"the token may not {verb} this repository on the Hub. Use a token with {access} access."
+        return PermissionError(f"{name}: {what}")
     if status == 429 or status >= 500:
         return ConnectionError(f"{name}: the Hub cannot answer now (status {status}). Try again later.")
     reason = getattr(error, "server_message", None) or str(error).strip().splitlines()[-1]

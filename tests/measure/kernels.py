@@ -51,10 +51,14 @@ def work(kernel: str, variant: str, height: int, width: int, classes: int, batch
     return step
 
 
+RULES = {"MLP rows": (bands, "applies_to_mlp"), "labels": (resizing, "applies"), "loss": (resizing, "applies")}
+OWN_RULES = {kernel: getattr(*rule) for kernel, rule in RULES.items()}
+
+
 def switch(kernel: str, on: bool) -> None:
     """Turn one kernel on or off; the others are on."""
-    module = bands if kernel == "MLP rows" else resizing
-    module.ENABLED = on
+    module, name = RULES[kernel]
+    setattr(module, name, OWN_RULES[kernel] if on else lambda *args: False)
 
 
 def measure(case: tuple, rounds: int) -> dict[bool, float]:

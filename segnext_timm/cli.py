@@ -32,6 +32,7 @@ from ._cli_types import (
 from .checkpoints.catalog import ORIGINS
 from .deployment.formats import check_installed
 from .label_sets import LABEL_SETS
+from .variants import MIN_SIDE
 
 if TYPE_CHECKING:
     import torch
@@ -168,7 +169,7 @@ def push_command(src: Path, repo: str, extra_files: bool | None, **options: Any)
 @click.argument("file", type=ExportPathType())
 @click.option(
     "--size",
-    type=SizeType(32),
+    type=SizeType(MIN_SIDE),
     metavar="HEIGHT[xWIDTH]",
     help="Size of the images in pixels; one number for a square.  [default: as trained, or 512]",
 )
@@ -306,7 +307,7 @@ _PREDICT_OPTIONS = (
     ),
     click.option(
         "--window",
-        type=SizeType(32),
+        type=SizeType(MIN_SIDE),
         metavar="HEIGHT[xWIDTH]",
         help="Size of the windows in pixels, for images processed in windows.  [default: as trained, or 512]",
     ),

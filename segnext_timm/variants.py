@@ -48,3 +48,4 @@ VARIANTS = {
     "l": Variant("l", "mscan_l", (64, 128, 320, 512), (3, 5, 27, 3), 1024, 64, 0.3, 44_636_864),
 }
 NARROW = Variant("narrow", "test_mscan", (16, 24, 32, 48), (1, 1, 2, 1), 32, 16, 0.0, 84_056)
+MIN_SIDE = 32  # of an image in pixels: the stride of the last stage

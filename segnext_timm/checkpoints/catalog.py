@@ -18,7 +18,7 @@ from ..label_sets import LABEL_SETS
 from ..variants import VARIANTS, Variant
 
 # ImageNet's statistics of RGB values from 0 to 1: timm's IMAGENET_DEFAULT_MEAN and _STD, whose import takes seconds
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SINGLE_SCALE, MULTI_SCALE = "single scale", "multi-scale + flip"
 
 
@@ -125,8 +125,8 @@ class SegmenterCfg:
             "tag": self.name.partition(".")[2],
             "url": self.url,
             "input_size": list(self.input_size),
-            "mean": list(_MEAN),
-            "std": list(_STD),
+            "mean": list(IMAGENET_MEAN),
+            "std": list(IMAGENET_STD),
             "dataset": self.dataset,
             "label_names": list(LABEL_SETS[self.labels].classes),
             "palette": [list(color) for color in LABEL_SETS[self.labels].palette],

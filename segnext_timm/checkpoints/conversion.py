@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 import timm
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from .._atomic import replace_when_complete
 from ..errors import CheckpointError
@@ -15,6 +14,7 @@ from ..label_sets import LABEL_SETS
 from ..models.hamburger import NMF2d
 from ..models.mscan import check_parameters
 from ..models.segnext import SegNeXt
+from .catalog import IMAGENET_MEAN, IMAGENET_STD
 from .dialects import Checkpoint, load_checkpoint, native_to_mmseg
 from .folder import MODEL_FILES, PICKLE_SUFFIXES, WEIGHTS, read_model_config
 
@@ -73,7 +73,7 @@ def _build_backbone(checkpoint: Checkpoint) -> torch.nn.Module:
 def _build_segmenter(checkpoint: Checkpoint) -> torch.nn.Module:
     info: dict[str, Any] = {}
     if checkpoint.in_chans == 3:
-        info |= {"mean": list(IMAGENET_DEFAULT_MEAN), "std": list(IMAGENET_DEFAULT_STD)}
+        info |= {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)}
     if checkpoint.label_names:
         info["label_names"] = list(checkpoint.label_names)
         dataset = next((v for v in LABEL_SETS.values() if v.classes == checkpoint.label_names), None)

@@ -23,6 +23,7 @@ from segmentation_models_pytorch.base.utils import is_torch_compiling
 from segmentation_models_pytorch.encoders import get_encoder, get_encoder_names
 
 from .._atomic import fill_when_complete
+from ..variants import MIN_SIDE
 from .fusion import check_not_fused
 from .hamburger import GroupNorm, Hamburger
 from .heads import describe_head, make_head
@@ -33,7 +34,6 @@ from .segmenter import Segmenter
 _logger = logging.getLogger(__name__)
 
 _NUM_GROUPS = 32  # of every GroupNorm in the decoder
-_MIN_SIZE = 32  # of an image side, in pixels
 
 
 class LightHamDecoder(nn.Module):
@@ -253,9 +253,9 @@ class SegNeXt(SegmentationModel):
                 f"This model takes images of {self.in_channels} channels, got {x.shape[1]}. Convert the images, or "
                 f"create the model with in_channels={x.shape[1]}."
             )
-        if min(x.shape[-2:]) < _MIN_SIZE:
+        if min(x.shape[-2:]) < MIN_SIDE:
             raise ValueError(
-                f"SegNeXt takes images of {_MIN_SIZE}×{_MIN_SIZE} pixels or more, got {x.shape[-2]}×{x.shape[-1]} "
+                f"SegNeXt takes images of {MIN_SIDE}×{MIN_SIDE} pixels or more, got {x.shape[-2]}×{x.shape[-1]} "
                 f"(height×width). Resize or pad the images."
             )
 

@@ -16,18 +16,18 @@ import torch.nn.functional as F
 from torchvision.transforms.v2 import functional as TF
 
 from ..models.segmenter import Segmenter
+from ..variants import MIN_SIDE
 
 Mode = Literal["auto", "whole", "slide"]
 Precision = Literal["fp32", "bf16", "fp16"]
 
 PRECISIONS: dict[Precision, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-_MIN_SIDE = 32  # of the images that a model gets, in pixels
 _CACHE_BYTES = 1 << 30  # of the windows' logits that other tiles will need
 
 
 def pad_images(images: torch.Tensor, divisor: int) -> torch.Tensor:
     """Pad images (B, C, H, W) with zeros at the bottom and right: at least 32 pixels, and multiples of `divisor`."""
-    height, width = (-(-max(side, _MIN_SIDE) // divisor) * divisor for side in images.shape[-2:])
+    height, width = (-(-max(side, MIN_SIDE) // divisor) * divisor for side in images.shape[-2:])
     return F.pad(images, (0, width - images.shape[-1], 0, height - images.shape[-2]))
 
 

@@ -90,7 +90,7 @@ def models_text(models: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     lines += [f"{name}: {m['license']}; {m['license_note']}." for name, m in found.items()]
     terms = {m["dataset"]: m["terms"] for group in models.values() for m in group}
     lines += ["", "Terms of the data sets behind the weights, as their sources state them:"]
-    lines += [f"{name}: {_terms_text(said)}." for name, said in terms.items()]
+    lines += [f"{name}: {_terms_text(said) or 'not stated'}." for name, said in terms.items()]
     return "\n\n".join([*tables, "\n".join(lines)]) if tables else "No published model matches."
 
 

@@ -8,7 +8,7 @@ class Variant:
     """One size of MSCAN and SegNeXt, from the paper (https://arxiv.org/abs/2209.08575) and its code.
 
     Attributes:
-        key: "t", "s", "b" or "l".
+        key: "t", "s", "b", "l" or "narrow".
         backbone: Name of the backbone in timm.
         dims: Channels of the four stages (table 2).
         depths: Blocks of the four stages (table 2).

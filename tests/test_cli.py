@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import json
 import logging
 import os
@@ -22,7 +23,7 @@ from huggingface_hub import get_hf_file_metadata
 from PIL import Image
 
 import hub_server
-from segnext_timm import __version__, create_segmenter, load_segmenter
+from segnext_timm import __version__, load_segmenter
 from segnext_timm._cli_types import Group, out_of_memory
 from segnext_timm.checkpoints.catalog import ORIGINS, find_backbone, get_segmenter_cfg
 from segnext_timm.checkpoints.hub import hub_errors
@@ -704,8 +705,9 @@ def test_the_table_of_variants_counts_as_the_models_do():
         with torch.device("meta"):
             classifier = timm.create_model(variant.backbone)
             backbone = timm.create_model(variant.backbone, num_classes=0)
-            segmenter = create_segmenter(f"segnext_{variant.key}")
-            narrow = create_segmenter(f"segnext_{variant.key}", classes=19, decoder_channels=256)
+            make = functools.partial(smp.SegNeXt, f"tu-{variant.backbone}", encoder_weights=None)
+            segmenter = make(decoder_channels=variant.decoder_channels, classes=150)
+            narrow = make(decoder_channels=256, classes=19)
         assert parameters(classifier) == variant.classifier_parameters
         assert parameters(backbone) == variant.backbone_parameters
         assert parameters(segmenter) == variant.segmenter_parameters(150)

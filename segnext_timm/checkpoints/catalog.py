@@ -148,10 +148,14 @@ def _terms(key: str, dataset: str) -> list[dict[str, str]]:
     return [{"dataset": dataset, **term} for term in _CATALOG["terms"].get(key, ())]
 
 
+def _merged(kind: str, name: str) -> dict[str, Any]:
+    group = _CATALOG[kind][name]
+    merged = {**_merged(kind, group["like"]), **group} if "like" in group else group
+    return {key: value for key, value in merged.items() if key not in ("like", "note")}
+
+
 def _groups(kind: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    for name, group in _CATALOG[kind].items():
-        merged = {**_CATALOG[kind].get(group.get("like"), {}), **group}
-        yield name, {key: value for key, value in merged.items() if key not in ("like", "note")}
+    return ((name, _merged(kind, name)) for name in _CATALOG[kind])
 
 
 def _backbones() -> Iterator[BackboneCfg]:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from ..errors import CheckpointError
-from ..models.mscan import PUBLISHED_NAMES, backbone_prefix, backbone_to_native, rename
+from ..models.mscan import PUBLISHED_NAMES, WRAPPERS, backbone_prefix, backbone_to_native, is_average, rename
 from ..variants import NARROW, VARIANTS
 from .formats import read_checkpoint
 
@@ -51,7 +51,7 @@ _BACKBONE_TO_MMSEG = [(native, published) for published, native in reversed(PUBL
 _DECODER_TO_MMSEG = [(native, published) for published, native in _DECODER_NAMES]
 
 _ENCODER = "encoder.model."  # where an smp model keeps an encoder of timm
-_WRAPPER = re.compile(r"(?<![^.])(?:module|_orig_mod)\.")  # DistributedDataParallel, torch.compile; around parts too
+_ENCODER_SUFFIX = re.compile(rf"(?:(?:backbone|encoder\.{WRAPPERS}model)\.{WRAPPERS})?$")  # of a segmenter's names
 _EMA_KEYS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")  # timm's, timm's, mmengine's, JSeg's
 
 
@@ -70,14 +70,16 @@ def take_state_dict(checkpoint: Mapping[str, Any], ema: bool = False) -> dict[st
 
     Args:
         checkpoint: Tensors or arrays by name, or a dictionary that holds them beside other entries.
-        ema: Take the exponential moving average of the weights.
-
-    Returns:
-        Tensors by name, without the prefixes of wrappers.
+        ema: Take those of a moving average that is nested beside the weights.
 
     Raises:
-        CheckpointError: If the checkpoint holds nothing by name, or `ema` is set and it holds no moving average.
+        CheckpointError: If the checkpoint holds nothing by name.
     """
+    return _tensors_of(checkpoint, ema)[0]
+
+
+def _tensors_of(checkpoint: Mapping[str, Any], ema: bool) -> tuple[dict[str, torch.Tensor], bool]:
+    """Take the tensors out of a checkpoint; also tells whether averages are still to be found among them."""
     if not isinstance(checkpoint, Mapping):
         what = type(checkpoint).__name__
         raise CheckpointError(f"a {what} instead of parameters by name. Check that it is the right file.")
@@ -89,14 +91,8 @@ def take_state_dict(checkpoint: Mapping[str, Any], ema: bool = False) -> dict[st
                 np.require(value.astype(value.dtype.newbyteorder("="), copy=False), requirements="W")
             )
         if isinstance(value, torch.Tensor):
-            tensors[_WRAPPER.sub("", str(name))] = value
-    # mmcv keeps averages beside the weights, under the weight's name with underscores for dots
-    names = {name: f"ema_{name.replace('.', '_')}" for name in tensors}
-    averages = {name: tensors[average] for name, average in names.items() if average in tensors}
-    if ema and not averages:
-        raise CheckpointError("the checkpoint has no moving average (EMA) of the weights: load the weights themselves.")
-    tensors = {name: value for name, value in tensors.items() if not name.startswith("ema_")}
-    return tensors | averages if ema else tensors
+            tensors[str(name)] = value
+    return tensors, ema
 
 
 def take_network(checkpoint: Mapping[str, Any], ema: bool = False) -> dict[str, torch.Tensor]:
@@ -104,17 +100,31 @@ def take_network(checkpoint: Mapping[str, Any], ema: bool = False) -> dict[str, 
 
     Args:
         checkpoint: See :func:`take_state_dict`.
-        ema: See :func:`take_state_dict`.
+        ema: Take the exponential moving average of the weights.
 
     Returns:
-        Tensors by the names that the network itself gives them.
+        Tensors by the names that the network itself gives them, without the prefixes of wrappers.
 
     Raises:
-        CheckpointError: As of :func:`take_state_dict`; if there is no such network, or more than one.
+        CheckpointError: If the checkpoint holds nothing by name, no such network, or more than one; or if `ema` is set
+            and it holds no moving average.
     """
-    tensors = take_state_dict(checkpoint, ema)
-    prefix = backbone_prefix(tensors).removesuffix("backbone.").removesuffix(_ENCODER)
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    tensors, ema = _tensors_of(checkpoint, ema)
+    prefix = backbone_prefix(tensors, ema)
+    ema = ema and not is_average(prefix)
+    prefix = _ENCODER_SUFFIX.sub("", prefix)
+    own = {
+        re.sub(rf"(?<![^.]){WRAPPERS}", "", name.removeprefix(prefix)): value
+        for name, value in tensors.items()
+        if name.startswith(prefix)
+    }
+    # mmcv keeps averages beside the weights, under the weight's name with underscores for dots
+    names = {name: f"ema_{name.replace('.', '_')}" for name in own}
+    averages = {name: own[average] for name, average in names.items() if average in own}
+    if ema and not averages:
+        raise CheckpointError("the checkpoint has no moving average (EMA) of the weights: load the weights themselves.")
+    own = {name: value for name, value in own.items() if not name.startswith("ema_")}
+    return own | averages if ema else own
 
 
 # Renaming

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import CheckpointError, HubError
-from .catalog import SegmenterCfg, find_backbone, find_segmenter, get_segmenter_cfg, list_segmenters
+from .catalog import SegmenterCfg, find_backbone, find_segmenter, list_segmenters
 from .folder import CONFIG, read_config
 
 
@@ -46,8 +46,9 @@ def check_segmenter(name: str | Path) -> None:
             raise CheckpointError(f"{name}: holds {what}, not a segmentation model saved by smp or this package.")
     elif path.is_file() or not names_repository(text):
         if (backbone := find_backbone(text.partition(".")[0])) is not None:
-            near = get_segmenter_cfg(f"segnext_{backbone.variant.key}").name
-            raise FileNotFoundError(f"{name} is a backbone, which does not predict labels. Did you mean {near!r}?")
+            near = find_segmenter(f"segnext_{backbone.variant.key}")
+            hint = f" Did you mean {near.name!r}?" if near else ""
+            raise FileNotFoundError(f"{name} is a backbone, which does not predict labels.{hint}")
         raise FileNotFoundError(unknown_model(text, list_segmenters()))
 
 
@@ -128,18 +129,18 @@ def hub_errors(name: str | Path, revision: str | None = None, write: bool = Fals
     except errors.GatedRepoError:
         terms = f"Accept its terms at https://huggingface.co/{name}, and log in: hf auth login."
         raise PermissionError(f"{name}: this repository is gated. {terms}") from None
-    except errors.RepositoryNotFoundError:
-        what = "no such repository on the Hub. If it is private, log in: hf auth login."
-        raise FileNotFoundError(f"{name}: {what if write else f'no such folder, and {what}'}") from None
+    except (errors.RepositoryNotFoundError, errors.EntryNotFoundError) as error:
+        if write or isinstance(error, errors.LocalEntryNotFoundError):
+            raise _no_answer(name, error.__cause__ or error, write) from None
+        what = "this repository on the Hub holds no model of smp or timm."
+        if isinstance(error, errors.RepositoryNotFoundError):
+            what = "no such folder, and no such repository on the Hub. If it is private, log in: hf auth login."
+        raise FileNotFoundError(f"{name}: {what}") from None
     except errors.RevisionNotFoundError:
         what = "such revision" if revision is None else f"revision {revision!r}"
         raise FileNotFoundError(f"{name}: this repository on the Hub has no {what}.") from None
     except errors.DisabledRepoError:
         raise PermissionError(f"{name}: this repository on the Hub is disabled. Choose another one.") from None
-    except errors.LocalEntryNotFoundError as error:
-        raise _no_answer(name, error.__cause__ or error, write) from None
-    except errors.EntryNotFoundError:
-        raise FileNotFoundError(f"{name}: this repository on the Hub holds no model of smp or timm.") from None
     except Exception as error:
         if not (isinstance(error, errors.HfHubHTTPError) or is_no_connection(error)):
             raise

@@ -227,9 +227,15 @@ def segmenter_license(config: Mapping[str, Any], info: Mapping[str, Any], on_msc
         parts.append("The encoder was fine-tuned from the ImageNet weights that the authors of SegNeXt published.")
     if on_mscan and (origin or began_pretrained(config, info)):
         parts.append(_REQUEST)
-    for term in info.get("dataset_terms") or ():
-        parts.append(f"- The terms of {term['dataset']}, by [this source]({term['source']}): {term['says']}.")
-    return "\n".join(parts)
+    return "\n".join([*parts, *_terms(info)])
+
+
+def _terms(info: Mapping[str, Any]) -> list[str]:
+    """What sources say of the terms of the data sets behind published weights."""
+    return [
+        f"- The terms of {term['dataset']}, by [this source]({term['source']}): {term['says']}."
+        for term in info.get("dataset_terms") or ()
+    ]
 
 
 def backbone_license(
@@ -245,4 +251,4 @@ def backbone_license(
         )
         if is_mscan:
             parts.append(_REQUEST)
-    return "\n".join(parts)
+    return "\n".join([*parts, *_terms(info)])

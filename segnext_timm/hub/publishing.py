@@ -20,6 +20,7 @@ from ..checkpoints.folder import CARD, MODEL_FILES, WEIGHTS, read_model_config
 from ..checkpoints.hub import hub_errors
 from ..checkpoints.loading import create_segmenter, fetch
 from ..checkpoints.verification import Published, get_published, read_report
+from ..errors import HubError
 from ..models import mscan
 from .cards import backbone_card
 from .folder import save_backbone, with_digest
@@ -160,6 +161,7 @@ def _write_backbone(published: Published, folder: Path) -> None:
     model: Any = timm.create_model(published.name, pretrained=True)
     save_backbone(model, folder)
     facts = {"dataset": cfg.dataset, "license": ORIGINS[cfg.origin].license, "results": [cfg.result]}
+    facts["dataset_terms"] = cfg.terms
     backbone_card(read_model_config(folder), **with_digest(facts, folder / WEIGHTS)).save(folder / CARD)
 
 
@@ -167,14 +169,18 @@ def hub_ids_patch(releases: Iterable[Release]) -> str:
     """Write a patch that makes this package load the published models from the Hub, for `git apply`."""
     repos = {release.name: release.repo for release in releases}
     mscan_file = Path(inspect.getfile(mscan))
-    patches = []
+    patches, edited = [], ""
     for path, edit in (
         (mscan_file, _with_backbone_ids),
         (mscan_file.parents[1] / "checkpoints" / "catalog.json", _with_segmenter_ids),
     ):
         name = f"segnext_timm/{path.parent.name}/{path.name}"
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        patches.append("".join(difflib.unified_diff(lines, list(edit(lines, repos)), f"a/{name}", f"b/{name}")))
+        changed = list(edit(lines, repos))
+        patches.append("".join(difflib.unified_diff(lines, changed, f"a/{name}", f"b/{name}")))
+        edited += "".join(changed)
+    if missing := [repo for repo in repos.values() if f'"{repo}"' not in edited]:
+        raise HubError(f"No lines of {', '.join(missing)} are found in the tables: add these repositories by hand.")
     return "".join(patches)
 
 
@@ -182,8 +188,9 @@ def _with_backbone_ids(lines: Iterable[str], repos: Mapping[str, str]) -> Iterat
     """Add `hf_hub_id` to the lines of pretrained cfgs."""
     for line in lines:
         name = line.strip().removeprefix('"').partition('": ')[0]
-        if name in repos and line.endswith("),\n") and "hf_hub_id" not in line:
-            line = f'{line[:-3]}, hf_hub_id="{repos[name]}"),\n'
+        if name in repos and line.endswith("),\n"):
+            others = re.sub(r', hf_hub_id="[^"]*"', "", line[:-3])
+            line = f'{others}, hf_hub_id="{repos[name]}"),\n'
         yield line
 
 
@@ -193,7 +200,7 @@ def _with_segmenter_ids(lines: Iterable[str], repos: Mapping[str, str]) -> Itera
     for line in lines:
         if group := re.match(r' {4}"(\w+)": \{$', line):
             tag = group[1]
-        model = re.match(r' +"(\w)": \{(.*)\}(,?)$', line)
+        model = re.match(r' +"(\w+)": \{(.*)\}(,?)$', line)
         repo = repos.get(f"segnext_{model[1]}.{tag}") if model else None
         if model and repo:
             others = re.sub(r'(, )?"hf_hub_id": "[^"]*"', "", model[2])

@@ -615,22 +615,38 @@ def _rename_published(model: nn.Module, state_dict: dict[str, Any], prefix: str,
             state_dict[prefix + native_name(name[len(prefix) :])] = state_dict.pop(name)
 
 
-def backbone_prefix(names: Iterable[str]) -> str:
+# Prefixes of DistributedDataParallel and torch.compile, also around parts of a network
+WRAPPERS = r"(?:(?:module|_orig_mod)\.)*"
+_STEM = re.compile(rf"((?:.+\.)?)(?:stem\.{WRAPPERS}conv1|patch_embed1\.{WRAPPERS}proj\.{WRAPPERS}0)\.weight")
+
+
+def is_average(prefix: str) -> bool:
+    """Whether a prefix is that of a moving average, such as "model_ema."."""
+    return re.search(r"(?:^|[._])ema[._]", prefix) is not None
+
+
+def backbone_prefix(names: Iterable[str], ema: bool = False) -> str:
     """Find the prefix of the one MSCAN among named parameters, by its stem.
+
+    Args:
+        names: Names of parameters.
+        ema: Of a network and its average, whose prefix contains "ema", take the average.
 
     Raises:
         CheckpointError: If there is no MSCAN among them, or more than one.
     """
-    stem, names = re.compile(r"((?:.+\.)?)(?:stem\.conv1|patch_embed1\.proj\.0)\.weight"), list(names)
-    prefixes = [match[1] for match in map(stem.fullmatch, names) if match]
+    names = list(names)
+    prefixes = [match[1] for match in map(_STEM.fullmatch, names) if match]
     if not prefixes:
         raise CheckpointError(
             f"not a checkpoint of MSCAN or SegNeXt: expected names like 'patch_embed1.proj.0.weight' or "
             f"'stem.conv1.weight', found {', '.join(names[:3]) or 'no tensors'}. Check that it is the right file."
         )
     if len(prefixes) > 1:
+        prefixes = [prefix for prefix in prefixes if is_average(prefix) == ema] or prefixes
+    if len(prefixes) > 1:
         raise CheckpointError(
-            f"has {len(prefixes)} networks, whose names begin with {prefixes}. Save one of them alone, with "
+            f"has {len(prefixes)} networks, whose encoders' names begin with {prefixes}. Save one alone, with "
             f"torch.save(network.state_dict(), 'weights.pth'), and use that file."
         )
     return prefixes[0]
@@ -645,12 +661,15 @@ def backbone_to_native(state_dict: Mapping[str, Any]) -> dict[str, torch.Tensor]
     Raises:
         CheckpointError: If there is no MSCAN among them, or more than one.
     """
-    for key in ("state_dict", "model", "module"):
-        state_dict = state_dict[key] if isinstance(state_dict.get(key), Mapping) else state_dict
-    state_dict = {name: value for name, value in state_dict.items() if isinstance(value, torch.Tensor)}
-    prefix = backbone_prefix(state_dict)
-    own = {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}
-    # timm's feature extractors flatten the stages into themselves
+    while nested := [
+        state_dict[k] for k in ("state_dict", "model", "module") if isinstance(state_dict.get(k), Mapping)
+    ]:
+        state_dict = nested[0]
+    tensors = {name: value for name, value in state_dict.items() if isinstance(value, torch.Tensor)}
+    prefix = backbone_prefix(tensors)
+    own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    # mmcv keeps averages of the weights beside them; timm's feature extractors flatten the stages into themselves
+    own = {name: value for name, value in own.items() if not name.startswith("ema_")}
     return {re.sub(r"^stages_", "stages.", native_name(name)): value for name, value in own.items()}
 
 
@@ -755,9 +774,9 @@ def _read(file: str | Path) -> dict[str, Any]:
     try:
         return load_state_dict(str(file))
     except FileNotFoundError:
-        raise
+        raise FileNotFoundError(f"{file}: no such file.") from None
     except Exception as error:  # whatever torch.load raises
-        reason = " ".join(str(error).partition(". ")[0].split())
+        reason = " ".join(str(error).partition(". ")[0].split()) or type(error).__name__
         raise CheckpointError(f"{file}: timm cannot read it ({reason}). Try `segnext-timm convert`.") from None
 
 

@@ -199,20 +199,58 @@ def test_class_names_and_palette_come_from_meta():
         assert recognize({"state_dict": tensors, "meta": meta}).label_names is None
 
 
-def test_averages_are_taken_when_asked():
-    plain, average = {"head.bias": torch.zeros(2)}, {"head.bias": torch.ones(2)}
-    for checkpoint in (
-        {"state_dict": plain, "state_dict_ema": average},
-        {"state_dict": plain, "ema_state_dict": average},
-        {"model": plain, "model_ema": average},
-        {"model": plain, "ema": {"model": average}},
-        {"state_dict": plain | {"ema_head_bias": average["head.bias"]}},
-    ):
-        assert torch.equal(take_state_dict(checkpoint)["head.bias"], plain["head.bias"])
-        assert torch.equal(take_state_dict(checkpoint, ema=True)["head.bias"], average["head.bias"])
-        assert take_state_dict(checkpoint).keys() == plain.keys()
+def two_states():
+    """Parameters of a backbone, and their averages."""
+    names = ("stem.conv1.weight", "head.fc.bias")
+    return {name: torch.zeros(2) for name in names}, {name: torch.ones(2) for name in names}
+
+
+def beside(tensors, prefix=""):
+    """The names of mmcv's averages, which are buffers beside the weights."""
+    return {f"{prefix}ema_{name.replace('.', '_')}": value for name, value in tensors.items()}
+
+
+@pytest.mark.parametrize(
+    "nest",
+    [
+        lambda plain, average: {"state_dict": plain, "state_dict_ema": average},
+        lambda plain, average: {"state_dict": plain, "ema_state_dict": average},
+        lambda plain, average: {
+            "state_dict": plain,
+            "ema_state_dict": {"steps": torch.ones(1), **under("module.", average)},
+        },
+        lambda plain, average: {"model": plain, "model_ema": average},
+        lambda plain, average: {"model": plain, "ema": {"model": average}},
+        lambda plain, average: {"state_dict": plain | beside(average)},
+        lambda plain, average: {"state_dict": under("model.", plain) | beside(average, "model.")},
+        lambda plain, average: {"state_dict": under("module.", plain) | beside(average, "module.")},
+        lambda plain, average: {"state_dict": under("model.", plain) | under("model_ema.module.", average)},
+        lambda plain, average: {"state_dict": under("model.", plain) | under("ema_model.", average)},
+    ],
+)
+def test_averages_are_taken_when_asked(nest):
+    plain, average = two_states()
+    checkpoint = nest(plain, average)
+    for ema, expected in ((False, plain), (True, average)):
+        taken = take_network(checkpoint, ema)
+        assert taken.keys() == expected.keys()
+        assert all(torch.equal(taken[name], expected[name]) for name in expected)
     with pytest.raises(CheckpointError, match="no moving average"):
-        take_state_dict({"state_dict": plain}, ema=True)
+        take_network({"state_dict": plain}, ema=True)
+
+
+def under(prefix, tensors):
+    return {prefix + name: value for name, value in tensors.items()}
+
+
+@pytest.mark.parametrize("part", ["encoder.", "encoder.model.stem.", "decoder.hamburger.", ""])
+def test_networks_that_were_compiled_in_parts_have_their_own_names(part):
+    state_dict = smp.SegNeXt(**NARROW).state_dict()
+    compiled = {
+        f"{part}_orig_mod.{name.removeprefix(part)}" if name.startswith(part) else name: value
+        for name, value in state_dict.items()
+    }
+    assert take_network({"state_dict": compiled}).keys() == state_dict.keys()
 
 
 @pytest.mark.parametrize(
@@ -238,25 +276,17 @@ def test_averages_of_mmengine_lie_beside_a_counter():
     assert torch.equal(found.state_dict[name], state_dict[name] + 1)
 
 
-def test_averages_of_mmcv_are_named_without_the_prefix_of_a_wrapper():
-    tensors = {"module.stem.bias": torch.zeros(2), "module.ema_stem_bias": torch.ones(2), "ema_updates": torch.ones(1)}
-    assert torch.equal(take_state_dict(tensors, ema=True)["stem.bias"], torch.ones(2))
-    assert take_state_dict(tensors).keys() == {"stem.bias"}
-
-
-def test_losses_and_metrics_beside_the_network_stay_behind():
-    state_dict = smp.SegNeXt(**NARROW).state_dict()
-    beside = {"criterion.weight": torch.ones(3), "train_iou.confmat": torch.ones(3, 3)}
-    wrapped = {**beside, **{f"model.{name}": value for name, value in state_dict.items()}}
-    assert take_network({"state_dict": wrapped}).keys() == state_dict.keys()
+@pytest.mark.parametrize("prefix", ["model.", "module.", "net.", "module.model._orig_mod."])
+def test_losses_and_metrics_beside_the_network_stay_behind(prefix):
+    beside = {"criterion.weight": torch.ones(3), "train_iou.confmat": torch.ones(3, 3), "n_averaged": torch.ones(())}
+    for own in (smp.SegNeXt(**NARROW).state_dict(), random_state_dict(segmenter_shapes("t", 2))):
+        assert take_network({"state_dict": beside | under(prefix, own)}).keys() == own.keys()
 
 
 def test_two_networks_are_named_with_the_way_to_go_on():
     state_dict = smp.SegNeXt(**NARROW).state_dict()
     both = {f"{prefix}.{name}": value for prefix in ("student", "teacher") for name, value in state_dict.items()}
-    with pytest.raises(
-        CheckpointError, match=r"has 2 networks, .*'student\..*'teacher\..* Save one of them alone"
-    ) as error:
+    with pytest.raises(CheckpointError, match=r"has 2 networks, .*'student\..*'teacher\..* Save one alone") as error:
         recognize({"state_dict": both})
     assert "\n" not in str(error.value)
 

@@ -21,6 +21,8 @@ from random_checkpoints import ACCEPT_CACHED, FILES, accept_cached, backbone_sha
 from segnext_timm.checkpoints import verification
 from segnext_timm.checkpoints.catalog import get_segmenter_cfg
 from segnext_timm.cli import main
+from segnext_timm.errors import HubError
+from segnext_timm.hub import publishing
 from segnext_timm.hub.publishing import Release, _with_segmenter_ids, hub_ids_patch
 
 ORIGINS = ["segnext_t.mmseg_ade20k", "segnext_t.jseg_isaid", "segnext_t.paddleseg_cityscapes"]
@@ -176,3 +178,18 @@ def test_a_folder_with_other_files_is_not_replaced(verified, tmp_path):
     assert done.exit_code == 1
     assert "holds other files (notes.txt)" in done.output
     assert (folder / "notes.txt").read_text() == "mine"
+
+
+def test_a_second_release_replaces_the_repositories_and_one_without_a_line_is_told(tmp_path):
+    names = ["segnext_b.mmseg_ade20k", "mscan_t.in1k"]
+    lines = {
+        name: f'hf_hub_id="a/{name}"' if name.startswith("mscan") else f'"hf_hub_id": "a/{name}"' for name in names
+    }
+    mscan_lines = ['        "mscan_t.in1k": _cfg(_MMSEG + "x.pth", hf_hub_id="a/mscan_t.in1k"),\n']
+    catalog_lines = ['    "mmseg_ade20k": {\n', '        "b": {"id": "x", "hf_hub_id": "a/segnext_b.mmseg_ade20k"},\n']
+    repos = {name: f"b/{name}" for name in names}
+    edited = [*publishing._with_backbone_ids(mscan_lines, repos), *publishing._with_segmenter_ids(catalog_lines, repos)]
+    assert [line.count("hf_hub_id") for line in edited] == [1, 0, 1]
+    assert all(f"b/{name}" in "".join(edited) and lines[name] not in "".join(edited) for name in names)
+    with pytest.raises(HubError, match=r"No lines of user/segnext_x\.none are found"):
+        hub_ids_patch([Release("segnext_x.none", tmp_path, "user/segnext_x.none")])

@@ -397,7 +397,7 @@ def test_wrong_arguments_fail_before_any_download(tmp_path, monkeypatch, argumen
 
 
 def test_the_error_of_a_file_of_ones_own_is_timm_s(tmp_path):
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match=r"none\.pth: no such file"):
         timm.create_model("mscan_t", pretrained=True, pretrained_cfg_overlay={"file": str(tmp_path / "none.pth")})
 
 
@@ -420,6 +420,15 @@ def test_a_checkpoint_that_lacks_or_adds_a_parameter_is_refused(seeded):
         seeded(changed)
         with pytest.raises(CheckpointError, match=r"lacks stages\.1\.norm\.bias|has the unknown surplus"):
             timm.create_model("mscan_t", pretrained=True)
+
+
+def test_averages_beside_a_backbone_and_nested_files_load_by_timm(tmp_path):
+    model = timm.create_model("test_mscan")
+    averages = {f"ema_{name.replace('.', '_')}": value + 1 for name, value in model.state_dict().items()}
+    torch.save({"module": {"state_dict": {**model.state_dict(), **averages}}}, tmp_path / "x.pth")
+    overlay = {"file": str(tmp_path / "x.pth")}
+    loaded = timm.create_model("test_mscan", pretrained=True, pretrained_cfg_overlay=overlay)
+    assert torch.equal(loaded.head.fc.weight, model.head.fc.weight)
 
 
 @pytest.mark.parametrize("prefix", ["", "backbone.", "module.model.", "encoder.model."])

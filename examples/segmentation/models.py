@@ -170,9 +170,10 @@ def describe(model: torch.nn.Module, split: Split, crop_size: int) -> None:
     """Store data set, class names, palette and preprocessing in the model, which saves them."""
     if isinstance(model, SegNeXt):
         known = {"dataset": split.name, "label_names": list(split.classes), "palette": list(map(list, split.palette))}
+        # of the initial weights: where they come from, and the terms of their data
         origin = {
-            key: url for key, url in model.pretrained_cfg.items() if key == "origin_url"
-        }  # of its initial weights
+            key: model.pretrained_cfg[key] for key in ("origin_url", "dataset_terms") if key in model.pretrained_cfg
+        }
         model.pretrained_cfg.clear()
         model.pretrained_cfg.update(
             known, **origin, mean=list(MEAN), std=list(STD), input_size=[3, crop_size, crop_size]

@@ -259,3 +259,16 @@ def test_models_of_smp_are_trained_on_what_they_will_be_given(folder, tmp_path, 
     batch = [part[None] for part in trainer.samples[0]]
     images = finish_on_device(*batch, trainer.normalization)[0] if on_device else batch[0]
     assert -1 <= images.min() < images.max() <= 1
+
+
+def test_the_terms_of_the_data_behind_the_first_weights_stay_with_a_model(folder):
+    split = layouts.open_split("folder", folder, "train")
+    terms = [{"dataset": "Streets", "says": "for science", "source": "https://example.org"}]
+    began = {"origin_url": "https://example.org/weights", "dataset_terms": terms, "results": []}
+    model = smp.SegNeXt("tu-test_mscan", encoder_weights=None, decoder_channels=32, classes=3, pretrained_cfg=began)
+    models.describe(model, split, 64)
+    assert model.pretrained_cfg["dataset_terms"] == terms
+    assert "results" not in model.pretrained_cfg
+    assert "- The terms of Streets, by [this source](https://example.org): for science." in str(
+        model.generate_model_card()
+    )

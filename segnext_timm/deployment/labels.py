@@ -24,7 +24,8 @@ def argmax_graph(logits: torch.Tensor, size: tuple[int, int], drop_classes: bool
     Returns:
         Labels of shape (B, *size), int64.
     """
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    # contiguous, or torch.export constrains dynamic sizes
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).contiguous()
     classes, height, width = logits.shape[1:]
     columns, rows = _weights(width, size[1], logits), _weights(height, size[0], logits)
     static = all(isinstance(side, int) for side in (height, width, *size))

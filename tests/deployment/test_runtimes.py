@@ -102,7 +102,7 @@ def test_a_converter_that_fails_is_named_and_leaves_nothing(model, tmp_path, mon
 
 
 def test_a_runtime_that_is_not_installed_is_named(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(runtimes.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(formats.importlib.util, "find_spec", lambda name: None)
     for suffix, package, extra in (
         (".tflite", "litert_torch", "litert"),
         (".ncnn", "pnnx", "ncnn"),

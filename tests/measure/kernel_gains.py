@@ -1,4 +1,4 @@
-"""Measure each kernel of the CPU against its plain form: `python tests/measure/kernels.py [--threads 2] [--rounds 5]`.
+"""Measure each kernel of the CPU against its plain form: `python tests/measure/kernel_gains.py [--rounds 5]`.
 
 Prints milliseconds of whole predictions (labels) and whole training steps (loss), with and without the kernel, in turn
 in one process, the best of the rounds; and the peak memory of a process that does nothing else. A kernel stays if a

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import torch
 
-from ..kernels.bands import candidate_classes
+from ..kernels.bands import candidate_classes, resizing_matrix
 
 _BANDS = 8  # of rows: the maps of one fit the caches, and the graph stays small
 
@@ -27,7 +27,7 @@ def argmax_graph(logits: torch.Tensor, size: tuple[int, int], drop_classes: bool
     # contiguous, or torch.export constrains dynamic sizes
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).contiguous()
     classes, height, width = logits.shape[1:]
-    columns, rows = _weights(width, size[1], logits), _weights(height, size[0], logits)
+    columns, rows = resizing_matrix(width, size[1], logits), resizing_matrix(height, size[0], logits)
     static = all(isinstance(side, int) for side in (height, width, *size))
     bands = max(min(_BANDS, size[0] // 16), 1) if static else 1
     labels = []
@@ -49,11 +49,3 @@ def argmax_graph(logits: torch.Tensor, size: tuple[int, int], drop_classes: bool
         winners = maps.argmax(2)
         labels.append(winners if kept is None else kept.index_select(0, winners.flatten()).reshape(winners.shape))
     return torch.cat(labels, 1)
-
-
-def _weights(size: int, resized: int, like: torch.Tensor) -> torch.Tensor:
-    """Compute the matrix (resized, size) that resizes an axis."""
-    pixels = torch.arange(size, dtype=like.dtype, device=like.device)
-    centers = torch.arange(resized, dtype=like.dtype, device=like.device) + 0.5
-    source = (centers * (size / resized) - 0.5).clamp(0, size - 1)
-    return (1 - (source[:, None] - pixels).abs()).clamp(min=0)

@@ -26,7 +26,7 @@ def _first_pixels(size: int, resized: int) -> list[int]:
     return [min(max(((2 * i + 1) * size - resized) // (2 * resized), 0), size - 1) for i in range(resized)]
 
 
-def _weights(size: int, resized: int, like: torch.Tensor) -> torch.Tensor:
+def resizing_matrix(size: int, resized: int, like: torch.Tensor) -> torch.Tensor:
     """Compute the matrix (resized, size) that resizes an axis."""
     pixels = torch.arange(size, dtype=like.dtype, device=like.device)
     return (1 - (_source(size, resized, like)[:, None] - pixels).abs()).clamp(min=0)
@@ -115,7 +115,8 @@ def cross_entropy(
     """
     logits_nhwc = _widen(logits).permute(0, 2, 3, 1)  # (B, h, w, classes)
     batch, height, width, classes = logits_nhwc.shape
-    rows, columns = _weights(height, target.shape[1], logits_nhwc), _weights(width, target.shape[2], logits_nhwc)
+    rows = resizing_matrix(height, target.shape[1], logits_nhwc)
+    columns = resizing_matrix(width, target.shape[2], logits_nhwc)
     above = _first_pixels(height, target.shape[1])
     smoothing_weight = logits_nhwc.new_full((classes,), smoothing / classes)  # share of each class
     smoothing_weight = smoothing_weight if weight is None else smoothing_weight * weight

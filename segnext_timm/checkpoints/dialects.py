@@ -65,17 +65,16 @@ def _unnest(checkpoint: Mapping[str, Any], ema: bool) -> tuple[Mapping[str, Any]
     return (checkpoint, ema) if key is None else _unnest(checkpoint[key], ema and key not in _EMA_KEYS)
 
 
-def take_state_dict(checkpoint: Mapping[str, Any], ema: bool = False) -> dict[str, torch.Tensor]:
+def take_state_dict(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """Take the tensors out of a checkpoint, in which they may be nested as `state_dict`, `model` or `module`.
 
     Args:
         checkpoint: Tensors or arrays by name, or a dictionary that holds them beside other entries.
-        ema: Take those of a moving average that is nested beside the weights.
 
     Raises:
         CheckpointError: If the checkpoint holds nothing by name.
     """
-    return _tensors_of(checkpoint, ema)[0]
+    return _tensors_of(checkpoint, ema=False)[0]
 
 
 def _tensors_of(checkpoint: Mapping[str, Any], ema: bool) -> tuple[dict[str, torch.Tensor], bool]:

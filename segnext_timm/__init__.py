@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from .checkpoints.catalog import list_segmenters
     from .checkpoints.conversion import convert
     from .checkpoints.loading import create_segmenter, load_segmenter
-    from .deployment.exporters import export
     from .errors import CheckpointError
+    from .exporting.exporters import export
     from .hub.push import add_results, push_to_hub
     from .models.fusion import fuse
     from .models.hamburger import Hamburger, NMF2d
@@ -60,7 +60,7 @@ _HOMES = {
     "class_areas": "prediction.drawing",
     "convert": "checkpoints.conversion",
     "create_segmenter": "checkpoints.loading",
-    "export": "deployment.exporters",
+    "export": "exporting.exporters",
     "fuse": "models.fusion",
     "list_segmenters": "checkpoints.catalog",
     "load_segmenter": "checkpoints.loading",

@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .checkpoints.catalog import published_name
 from .checkpoints.hub import check_segmenter, is_hub_id
-from .deployment.formats import FORMATS, check_name
 from .errors import ExportError, HubError
+from .exporting.formats import FORMATS, check_name
 from .label_sets import LABEL_SETS
 
 if TYPE_CHECKING:
@@ -79,35 +78,6 @@ class SegmenterType(click.ParamType):
         except (OSError, ValueError) as error:
             self.fail(str(error), param, ctx)
         return value
-
-
-class PublishedType(click.ParamType):
-    """A published backbone or segmenter."""
-
-    name = "name"
-
-    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        try:
-            published_name(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-        return value
-
-
-class DataType(click.ParamType):
-    """A data set with published results, and its folder: KEY=DIR."""
-
-    name = "data"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Path]:
-        if isinstance(value, tuple):
-            return value
-        key, equals, folder = value.partition("=")
-        if not equals or key not in LABEL_SETS:
-            self.fail(f"{value!r} is not of the form KEY=DIR, where KEY is one of {', '.join(LABEL_SETS)}.", param, ctx)
-        if not Path(folder).is_dir():
-            self.fail(f"{folder} is not a folder.", param, ctx)
-        return key, Path(folder)
 
 
 class SizeType(click.ParamType):

@@ -17,11 +17,9 @@ from . import __version__
 from ._cli_info import describe_model, list_models, model_text, models_text
 from ._cli_types import (
     ClassesType,
-    DataType,
     DeviceType,
     ExportPathType,
     Group,
-    PublishedType,
     RepoType,
     ScalesType,
     SegmenterType,
@@ -30,7 +28,7 @@ from ._cli_types import (
     out_of_memory,
 )
 from .checkpoints.catalog import ORIGINS
-from .deployment.formats import check_installed
+from .exporting.formats import check_installed
 from .label_sets import LABEL_SETS
 from .variants import MIN_SIDE
 
@@ -221,79 +219,6 @@ def export_command(model: str, file: Path, size: tuple[int, int] | None, batch: 
     parts = [part for part in file.rglob("*") if part.is_file()] if file.is_dir() else [file]
     size_mb = sum(part.stat().st_size for part in parts) / 1e6
     click.echo(f"Wrote {file} ({size_mb:.1f} MB){', checked in ONNX Runtime' if file.suffix == '.onnx' else ''}.")
-
-
-@main.command(
-    "verify",
-    epilog=_examples(
-        "verify",
-        "verify segnext_b.mmseg_ade20k mscan_b --report verified.json",
-        "verify segnext_t.jseg_cityscapes --data cityscapes=/data/cityscapes --device cuda",
-    ),
-)
-@click.argument("names", nargs=-1, type=PublishedType(), metavar="[NAME]...")
-@click.option("--data", multiple=True, type=DataType(), metavar="KEY=DIR", help="Data set to evaluate on; repeatable.")
-@click.option("--report", type=_FILE, default="verified.json", show_default=True, help="JSON report to continue.")
-@click.option("--again", is_flag=True, help="Also verify what the report calls verified.")
-@click.option("--device", type=DeviceType(), metavar="DEVICE", help="Device of the evaluation.  [default: cpu]")
-def verify_command(
-    names: tuple[str, ...], data: tuple[tuple[str, Path], ...], report: Path, again: bool, device: Any
-) -> None:
-    """Verify published checkpoints, all of them without NAME.
-
-    Downloads each, checks length, sha256, names and shapes of the tensors and number of parameters, and predicts a test
-    picture in two processes. Compares the logits with mmsegmentation's if that is installed, and the mIoU with the
-    published one if --data gives the data set. The report is written after each checkpoint; the same command continues
-    it. The exit status is 1 if a checkpoint is not as published.
-    """
-    from .checkpoints.verification import report_table, verify
-
-    def log(text: str) -> None:
-        click.echo(text, err=True)
-
-    try:
-        with redirect_stdout(sys.stderr), out_of_memory():
-            entries = verify(names, report, dict(data), log, again, device)
-    except KeyboardInterrupt:
-        raise StoppedError(f"Interrupted. The same command continues {report}.") from None
-    click.echo(report_table(entries))
-    failed = [name for name, entry in entries.items() if entry["status"] != "verified"]
-    click.echo(f"Verified {len(entries) - len(failed)} of {len(entries)} checkpoints. Report: {report}")
-    if failed:
-        sys.exit(1)
-
-
-@main.command(
-    "publish",
-    epilog=_examples(
-        "publish segnext_b.mmseg_ade20k mscan_b --to user --dry-run",
-        'publish segnext_b.mmseg_ade20k --to user --collection "SegNeXt"',
-    ),
-)
-@click.argument("names", nargs=-1, required=True, type=PublishedType(), metavar="NAME...")
-@click.option("--to", "user", required=True, help="User or organization on the Hugging Face Hub.")
-@click.option("--collection", metavar="TITLE", help="Collection for the models; created if missing.")
-@click.option("--dry-run", is_flag=True, help="Only write the folders.")
-@click.option("--report", type=_FILE, default="verified.json", show_default=True, help="Report of `verify`.")
-@click.option("-o", "--out", type=_DIRECTORY, default="published", show_default=True, help="Folder of the folders.")
-@click.option("--force", is_flag=True, help="Overwrite models on the Hub.")
-def publish_command(names: tuple[str, ...], user: str, **options: Any) -> None:
-    """Publish verified checkpoints on the Hugging Face Hub, as safetensors with model cards.
-
-    Each goes to a repository of its name. Prints a patch that makes this package load them from there.
-    """
-    from .hub.publishing import hub_ids_patch, publish
-
-    def log(text: str) -> None:
-        click.echo(text, err=True)
-
-    with redirect_stdout(sys.stderr):
-        releases = publish(names, user, log=log, **options)
-    click.echo(hub_ids_patch(releases), nl=False)
-    if options["dry_run"]:
-        click.echo(f"Wrote {len(releases)} models to {options['out']}; nothing was pushed.", err=True)
-    else:
-        click.echo(f"Published {len(releases)} models. Apply the patch with `git apply`.", err=True)
 
 
 _PREDICT_OPTIONS = (

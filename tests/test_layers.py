@@ -22,7 +22,7 @@ FLOORS = {
         "checkpoints.conversion",
         "checkpoints.reference",
         "checkpoints.verification",
-        "deployment",
+        "exporting",
         "hub",
         "prediction.files",
     ),

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from segnext_timm import export
-from segnext_timm.deployment.precision import quantize
+from segnext_timm.exporting.precision import quantize
 
 from .cases import Case, NotApplicableError, prepare_torch
 from .peers import build

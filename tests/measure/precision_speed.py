@@ -24,8 +24,8 @@ from benchmarking.ceilings import machine
 from segmentation import scenes
 from segnext_timm import export
 from segnext_timm.data_sets import count_confusion, mean_iou
-from segnext_timm.deployment.calibration import read_calibration
-from segnext_timm.deployment.precision import Reader, agreement, int8_pays
+from segnext_timm.exporting.calibration import read_calibration
+from segnext_timm.exporting.precision import Reader, agreement, int8_pays
 from segnext_timm.models.model_info import ModelInfo
 
 ROUNDS = 15

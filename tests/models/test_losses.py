@@ -12,7 +12,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import label_memory
 from segnext_timm import UpsampledCrossEntropyLoss, kernels
-from segnext_timm.deployment.labels import argmax_graph
+from segnext_timm.exporting.labels import argmax_graph
 from segnext_timm.models.losses import resized_argmax
 
 # shapes of logits, sizes of labels: eight times as large, odd, one row or column, the same, smaller

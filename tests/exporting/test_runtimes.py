@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from segnext_timm import export
-from segnext_timm.deployment import formats, runtimes
 from segnext_timm.errors import ExportError
+from segnext_timm.exporting import formats, runtimes
 from small_models import narrow
 
 SIZE = (1, 3, 64, 96)
@@ -95,7 +95,7 @@ def test_a_converter_that_fails_is_named_and_leaves_nothing(model, tmp_path, mon
         raise RuntimeError("unsupported operator\nmore")
 
     monkeypatch.setitem(runtimes.FORMATS, ".tflite", (fail, runtimes.run_tflite))
-    monkeypatch.setattr("segnext_timm.deployment.exporters.check_installed", lambda suffix: None)
+    monkeypatch.setattr("segnext_timm.exporting.exporters.check_installed", lambda suffix: None)
     with pytest.raises(ExportError, match=r"^The converter of \.tflite failed: RuntimeError: unsupported operator$"):
         export(model, tmp_path / "x.tflite", SIZE)
     assert not list(tmp_path.iterdir())

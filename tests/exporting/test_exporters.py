@@ -13,8 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import segnext_timm.models.mscan
 from random_checkpoints import VARIANTS
 from segnext_timm import create_segmenter, export, fuse, push_to_hub
-from segnext_timm.deployment import exporters
 from segnext_timm.errors import ExportError
+from segnext_timm.exporting import exporters
 from segnext_timm.kernels import bands
 from segnext_timm.models.fusion import is_fused
 
@@ -419,7 +419,7 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_a_graph_that_differs_is_not_left(tmp_path, monkeypatch):
     pytest.importorskip("onnxruntime")
-    monkeypatch.setitem(segnext_timm.deployment.exporters._TOLERANCES, "fp32", 0.0)
+    monkeypatch.setitem(segnext_timm.exporting.exporters._TOLERANCES, "fp32", 0.0)
     with pytest.raises(RuntimeError, match=r"logits for images \(1, 3, 64, 64\) differ from the model's by"):
         export(tiny(), tmp_path / "model.onnx", (1, 3, 64, 64))
     assert list(tmp_path.iterdir()) == []

@@ -17,9 +17,9 @@ from PIL import Image
 from segmentation import scenes
 from segnext_timm import export
 from segnext_timm.cli import main
-from segnext_timm.deployment import precision, quantization
-from segnext_timm.deployment.calibration import read_calibration
 from segnext_timm.errors import ExportError, ImageError
+from segnext_timm.exporting import precision, quantization
+from segnext_timm.exporting.calibration import read_calibration
 from segnext_timm.models.model_info import ModelInfo
 from small_models import narrow
 

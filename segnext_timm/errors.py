@@ -27,7 +27,3 @@ class ExportError(SegNeXtError, ValueError):
 
 class HubError(SegNeXtError, OSError):
     """The Hugging Face Hub refused a request. The message gives the status and the Hub's reason."""
-
-
-class DataSetError(SegNeXtError, ValueError):
-    """Files of a data set are missing or invalid."""

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import click
-import timm
+import torch
 from huggingface_hub import HfApi
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # the other examples
-from publishing.published import Published, get_published
+from publishing.published import Published, get_published, load_model
 from publishing.verify import log, read_report
 from segmentation.recipe import UserError, run
-from segnext_timm import add_results, create_segmenter, push_to_hub, variants
+from segnext_timm import add_results, push_to_hub, variants
 from segnext_timm._atomic import replace_when_complete
 from segnext_timm.checkpoints.catalog import ORIGINS, find_backbone
 from segnext_timm.checkpoints.folder import CARD, MODEL_FILES, WEIGHTS, read_model_config
@@ -29,6 +29,7 @@ from segnext_timm.checkpoints.hub import hub_errors
 from segnext_timm.checkpoints.loading import fetch
 from segnext_timm.hub.cards import backbone_card
 from segnext_timm.hub.folder import save_backbone, with_digest
+from segnext_timm.models.model_info import weights_digest
 
 
 def write_folder(published: Published, folder: Path, entry: Mapping[str, Any]) -> None:
@@ -46,23 +47,25 @@ def write_folder(published: Published, folder: Path, entry: Mapping[str, Any]) -
     other = [file.name for file in folder.iterdir() if file.name not in MODEL_FILES] if folder.is_dir() else []
     if other:
         raise FileExistsError(f"{folder} holds other files ({', '.join(other[:3])}): choose another folder.")
-    fetch(published.url, sha256=entry["sha256"], file_name=published.file)
+    path = fetch(published.url, sha256=entry["sha256"], file_name=published.file)
+    model, cfg = load_model(published, path), published.cfg
     with replace_when_complete(folder) as new:
         new.mkdir()
-        if published.cfg is None:
-            write_backbone(published.name, new)
+        if cfg is None:
+            write_backbone(model, published.name, new)
             return
-        create_segmenter(published.name, pretrained=True).save_pretrained(new)
+        model.pretrained_cfg = {**cfg.pretrained_cfg, "results_digest": weights_digest(model)}
+        model.save_pretrained(new)
         if "miou" in entry:
-            result = {"dataset": published.cfg.dataset, "split": "validation", "metric": "mIoU", "value": entry["miou"]}
-            command = f"python examples/publishing/verify.py {published.name} --data {published.cfg.labels}=DIR"
+            result = {"dataset": cfg.dataset, "split": "validation", "metric": "mIoU", "value": entry["miou"]}
+            command = f"python examples/publishing/verify.py {published.name} --data {cfg.labels}=DIR"
             add_results(new, [{**result, "setting": "single scale, measured again", "command": command}])
 
 
-def write_backbone(name: str, folder: Path) -> None:
+def write_backbone(model: torch.nn.Module, name: str, folder: Path) -> None:
     """Write a published backbone as a model folder, with its published result on the card."""
     cfg = find_backbone(name)
-    save_backbone(timm.create_model(name, pretrained=True), folder)
+    save_backbone(model, folder)
     facts = {"dataset": cfg.dataset, "dataset_terms": cfg.terms, "license": ORIGINS[cfg.origin].license}
     facts["results"] = [cfg.result]
     backbone_card(read_model_config(folder), **with_digest(facts, folder / WEIGHTS)).save(folder / CARD)

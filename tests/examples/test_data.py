@@ -16,6 +16,7 @@ from segmentation.evaluation import Samples
 from segmentation.layouts import open_split
 from segmentation.recipe import DataError, SettingsError, TrainSettings, read_recipe
 from segmentation.transforms import PhotometricDistortion, RandomResizedCrop, TrainTransform, finish_on_device
+from segnext_timm.label_sets import LABEL_SETS
 from segnext_timm.prediction.images import read_image
 
 # Values of the label files and the classes they stand for, from each data set's own documentation
@@ -47,6 +48,10 @@ def test_layouts_are_read_and_values_mean_what_the_data_set_says(tmp_path, datas
             expected = miniatures.stripes([*meaning.values()], size)
             assert np.array_equal(labels, expected)
     assert len(split.classes) == len(split.palette)
+
+
+def test_every_data_set_whose_classes_are_known_has_a_layout():
+    assert list(layouts.LAYOUTS) == list(LABEL_SETS)
 
 
 def test_coco_stuff_has_its_171_classes():

@@ -1,5 +1,6 @@
 """publishing/publish.py: verified checkpoints to folders, to a Hub on loopback, and into the table of Hub ids."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -18,9 +19,10 @@ import hub_server
 import published_server
 import segnext_timm
 from publishing import publish
-from publishing.published import get_published
+from publishing.published import get_published, load_model
 from random_checkpoints import ACCEPT_CACHED, FILES, accept_cached, backbone_shapes, random_state_dict
 from segmentation.recipe import UserError
+from segnext_timm.checkpoints import catalog
 from segnext_timm.checkpoints.catalog import get_segmenter_cfg
 from segnext_timm.checkpoints.loading import file_sha256
 from segnext_timm.errors import CheckpointError
@@ -77,6 +79,16 @@ def test_a_dry_run_writes_folders_that_load_back_bit_equal(verified, tmp_path):
     expected = timm.create_model(BACKBONE, pretrained=True)
     assert all(torch.equal(v, backbone.state_dict()[k]) for k, v in expected.state_dict().items())
     assert ModelCard.load(out / BACKBONE / "README.md").data.license == "apache-2.0"
+
+
+def test_what_is_published_again_is_the_verified_file_not_what_is_on_the_hub(verified, tmp_path, monkeypatch):
+    name = ORIGINS[1]
+    cfg = dataclasses.replace(get_segmenter_cfg(name), hf_hub_id="user/none")
+    monkeypatch.setitem(catalog._CFGS, name, cfg)
+    assert run(name, "--to", "user", "--dry-run", "--report", verified, "-o", tmp_path / "out").exit_code == 0
+    published = get_published(name)
+    loaded, expected = smp.from_pretrained(tmp_path / "out" / name), load_model(published, published.path)
+    assert all(torch.equal(loaded.state_dict()[key], value) for key, value in expected.state_dict().items())
 
 
 def test_the_package_loads_the_models_of_the_table_from_the_hub(tmp_path):

@@ -152,7 +152,7 @@ def test_an_interrupted_run_continues_without_a_second_download(offer, server, t
     def interrupt(self, model, path):
         if self.published.name == JSEG:
             raise KeyboardInterrupt
-        self.outcome.facts["prediction"] = "0" * 16
+        self.facts["prediction"] = "0" * 16
 
     monkeypatch.setattr(Verification, "check_predictions", interrupt)
     done = run(MMSEG, JSEG, "--report", report)

@@ -151,9 +151,9 @@ def main(
     for name, repo in repos.items():
         commit = push_to_hub(out / name, repo, commit_message=f"Publish {name}")
         log(f"{name}: {commit.commit_url}")
+    write_hub_ids(table, ids | repos)
     if collection:
         log(f"collection: {collect(api, collection, user, repos.values())}")
-    write_hub_ids(table, ids | repos)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ import torch
 from accelerate import Accelerator
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # the other examples
-from publishing import published as published_script
 from publishing.published import Published, get_published, load_model, normalized_picture, prediction_digest
 from segmentation.data import Split
 from segmentation.evaluation import evaluate
@@ -39,6 +38,7 @@ from segnext_timm.errors import CheckpointError
 
 TOLERANCE = 0.1  # in mIoU points, between the measured and the published result
 LOGIT_TOLERANCE = 1e-4  # relative to the largest logit of mmsegmentation's model
+DIGEST_SCRIPT = str(Path(__file__).with_name("published.py"))
 IMAGES_AT_ONCE = 100  # between two states of an unfinished evaluation
 
 
@@ -123,7 +123,7 @@ class Verification:
     def check_predictions(self, model: torch.nn.Module, path: Path) -> None:
         """3. Predict the test picture in this process and in another one: the predictions must be equal."""
         log("  predict twice")
-        command = [sys.executable, published_script.__file__, self.published.name, str(path)]
+        command = [sys.executable, DIGEST_SCRIPT, self.published.name, str(path)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         there = done.stdout.strip() if done.returncode == 0 else (done.stderr.strip().splitlines() or ["no output"])[-1]
         here = self.facts["prediction"] = prediction_digest(model)

@@ -46,7 +46,7 @@ def main(argv: list[str]) -> Scores:
         )
     settings = parse(EvalSettings, argv, __doc__.split("\n")[0], MODEL | RECIPE)
     if settings.write_card and not Path(name).is_dir():
-        raise ValueError(f"--write_card needs a model folder, which {name} is not.")
+        raise SettingsError(f"--write_card needs a model folder, which {name} is not.")
     accelerator = Accelerator(mixed_precision=mixed_precision(settings.precision))
     if slow := slow_precision(accelerator.device, settings.precision):
         accelerator.print(slow)

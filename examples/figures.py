@@ -63,7 +63,7 @@ CONFIGS = {
 def count(names: Iterable[str] = tuple(name for family in PUBLISHED.values() for name in family)) -> dict[str, float]:
     """GMACs of a 512² image of models of `PUBLISHED`, 150 classes."""
     from benchmarking.peers import build, logits_of
-    from segnext_timm.checkpoints.reference import import_mmseg
+    from segmentation.reference import import_mmseg
 
     warnings.simplefilter("ignore")
     root = Path(import_mmseg().__file__).parents[1] / ".mim" / "configs"

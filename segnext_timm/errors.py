@@ -1,7 +1,7 @@
 """Exceptions that users may catch. Each message is one line that says what is wrong, what is allowed, and what to do.
 
-Every exception that this package raises about its arguments or a user's files is a :class:`SegNeXtError`, or an error
-of the operating system, such as FileNotFoundError. Others are bugs.
+Every exception that this package raises about its arguments or a user's files is a :class:`SegNeXtError`, or an
+OSError, such as FileNotFoundError. Others are bugs.
 """
 
 
@@ -27,7 +27,3 @@ class ExportError(SegNeXtError, ValueError):
 
 class HubError(SegNeXtError, OSError):
     """The Hugging Face Hub refused a request. The message gives the status and the Hub's reason."""
-
-
-class DataSetError(SegNeXtError, ValueError):
-    """Files of a data set are missing or invalid."""

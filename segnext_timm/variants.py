@@ -1,6 +1,11 @@
-"""The sizes of SegNeXt: T, S, B and L of the paper, and a narrow one for tests. Imports nothing heavy."""
+"""The sizes of SegNeXt (T, S, B and L of the paper, and a narrow one for tests), and where models are on the Hub.
 
+Imports nothing heavy.
+"""
+
+import json
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -49,3 +54,6 @@ VARIANTS = {
 }
 NARROW = Variant("narrow", "test_mscan", (16, 24, 32, 48), (1, 1, 2, 1), 32, 16, 0.0, 84_056)
 MIN_SIDE = 32  # of an image in pixels: the stride of the last stage
+
+# Hub repository of each published model that has one, by its name; `examples/publishing/publish.py` writes the file
+HUB_IDS: dict[str, str] = json.loads(Path(__file__).with_name("hub_ids.json").read_text(encoding="utf-8"))

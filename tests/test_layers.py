@@ -13,19 +13,12 @@ MAX_MODULE_LINES = 500  # except mscan.py, which is one file by timm's custom
 MAX_FUNCTION_LINES = 60  # without its docstring
 # From the bottom up; a name of a folder stands for its modules that are not listed themselves
 FLOORS = {
-    "what stands alone": ("_atomic", "data_sets", "errors", "label_sets", "variants"),
+    "what stands alone": ("_atomic", "errors", "label_sets", "variants"),
     "kernels": ("kernels",),
     "models": ("models",),
     "checkpoints": ("checkpoints",),
     "prediction": ("checkpoints.hub", "checkpoints.loading", "prediction"),
-    "sharing": (
-        "checkpoints.conversion",
-        "checkpoints.reference",
-        "checkpoints.verification",
-        "exporting",
-        "hub",
-        "prediction.files",
-    ),
+    "sharing": ("checkpoints.conversion", "exporting", "hub", "prediction.files"),
     "command and face": ("", "__main__", "_cli_info", "_cli_types", "cli"),
 }
 UPWARD = {("models.segnext", "hub.cards")}  # smp asks a model for its card

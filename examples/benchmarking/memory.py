@@ -12,7 +12,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from segmentation.recipe import UserError
-from segnext_timm.checkpoints.reference import import_mmseg
+from segmentation.reference import import_mmseg
 
 from .cases import Case
 from .runtimes import RUNTIMES, prepare

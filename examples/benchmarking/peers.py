@@ -9,8 +9,8 @@ import segmentation_models_pytorch as smp
 import timm
 import torch
 
+from segmentation.reference import import_mmseg
 from segnext_timm import SegNeXt, UpsampledCrossEntropyLoss, create_segmenter
-from segnext_timm.checkpoints.reference import import_mmseg
 
 
 def build(name: str, classes: int) -> torch.nn.Module:

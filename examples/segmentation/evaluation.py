@@ -12,7 +12,7 @@ from segnext_timm.prediction.pipeline import predict, segment
 
 from .data import Split, ignore_interrupts, worker_count
 from .metrics import Scores, add_to_confusion
-from .recipe import DataSettings
+from .recipe import DataError, DataSettings
 
 
 class Samples(Dataset):
@@ -54,6 +54,9 @@ def evaluate(model: torch.nn.Module, split: Split, settings: DataSettings, accel
         settings: Image size, mode and windows: the `eval_` fields.
         accelerator: The processes.
         views: `scales` and `flip` of :func:`segnext_timm.prediction.pipeline.segment`.
+
+    Raises:
+        DataError: If the model has another number of classes, or a file cannot be read.
     """
     classes = len(split.classes)
     mine = range(accelerator.process_index, len(split), accelerator.num_processes)
@@ -80,7 +83,7 @@ def evaluate(model: torch.nn.Module, split: Split, settings: DataSettings, accel
                     **views,
                 )
             if scores.shape[0] != classes:
-                raise ValueError(
+                raise DataError(
                     f"the model has {scores.shape[0]} classes, but the data set has {classes}: use its own data set."
                 )
             labels = labels.to(accelerator.device, non_blocking=True)

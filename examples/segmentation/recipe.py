@@ -15,6 +15,8 @@ from typing import Any, Literal, TypeVar
 import tyro
 import yaml
 
+from segnext_timm.label_sets import LABEL_SETS
+
 Precision = Literal["fp32", "bf16", "fp16"]
 Compile = Literal["off", "blocks", "model", "graphs"]
 
@@ -28,9 +30,7 @@ def mixed_precision(precision: Precision) -> str:
 class DataSettings:
     """Settings of the data, for training and evaluation."""
 
-    dataset: Literal["ade20k", "cityscapes", "coco_stuff164k", "voc2012", "pascal_context", "isaid", "folder"] = (
-        "folder"
-    )
+    dataset: Literal[(*LABEL_SETS, "folder")] = "folder"
     """Layout of the data set on the disk, and its classes."""
     data_root: str = "data"
     """Folder of the data set."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from ..label_sets import LABEL_SETS
-from ..variants import VARIANTS, Variant
+from ..variants import HUB_IDS, VARIANTS, Variant
 
 # ImageNet's statistics of RGB values from 0 to 1: timm's IMAGENET_DEFAULT_MEAN and _STD, whose import takes seconds
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -177,6 +177,7 @@ def _segmenters() -> Iterator[SegmenterCfg]:
             cached_name = name + suffix if suffix else url.rpartition("/")[2]
             miou = {setting: values[key] for setting, values in results.items() if key in values}
             facts |= {"url": url, "cached_name": cached_name, "miou": miou, "evaluation": evaluation}
+            facts["hf_hub_id"] = HUB_IDS.get(name)
             yield SegmenterCfg(name, origin, labels, variant, **facts)
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import segmentation_models_pytorch as smp
+import torch
 
-from ..data_sets import count_confusion, mean_iou
 from ..errors import ExportError
 from .calibration import Calibration
 from .precision import Reader, agreement, int8_pays, labels_of, quantize
@@ -78,9 +79,10 @@ def quantize_checked(path: Path, samples: Calibration) -> tuple[Any, dict[str, A
         }
         if samples.labels is not None:
             for name, predicted in (("miou_fp32", expected), ("miou_int8", labels)):
-                pairs = zip(samples.labels, predicted)
-                confusion = sum(count_confusion(true, maps[0], samples.num_classes) for true, maps in pairs)
-                facts[name] = round(mean_iou(np.asarray(confusion)), 2)
+                maps = [torch.from_numpy(np.stack(x)) for x in ([p[0] for p in predicted], samples.labels)]
+                counts = smp.metrics.get_stats(*maps, "multiclass", 255, num_classes=samples.num_classes)
+                hits, excess, missed, _ = (count.sum(0) for count in counts)
+                facts[name] = round(100 * (hits / (hits + excess + missed)).nanmean().item(), 2)
             _logger.info(f"int8: mIoU {facts['miou_int8']:.2f}, and {facts['miou_fp32']:.2f} in float32.")
         return onnx.load(target), facts
 

@@ -51,7 +51,7 @@ from timm.models._hub import get_cache_dir
 from torch.hub import download_url_to_file
 
 from ..errors import CheckpointError
-from ..variants import NARROW, VARIANTS
+from ..variants import HUB_IDS, NARROW, VARIANTS
 from .fusion import FusedMSCANBlock, affine_of, fold_norm
 
 _logger = logging.getLogger(__name__)
@@ -736,10 +736,10 @@ _MMSEG = "https://download.openmmlab.com/mmsegmentation/v0.5/pretrain/segnext/"
 
 default_cfgs = generate_default_cfgs(
     {
-        "mscan_t.in1k": _cfg(_MMSEG + "mscan_t_20230227-119e8c9f.pth"),
-        "mscan_s.in1k": _cfg(_MMSEG + "mscan_s_20230227-f33ccdf2.pth"),
-        "mscan_b.in1k": _cfg(_MMSEG + "mscan_b_20230227-3ab7d230.pth"),
-        "mscan_l.in1k": _cfg(_MMSEG + "mscan_l_20230227-cef260d4.pth"),
+        "mscan_t.in1k": _cfg(_MMSEG + "mscan_t_20230227-119e8c9f.pth", hf_hub_id=HUB_IDS.get("mscan_t.in1k")),
+        "mscan_s.in1k": _cfg(_MMSEG + "mscan_s_20230227-f33ccdf2.pth", hf_hub_id=HUB_IDS.get("mscan_s.in1k")),
+        "mscan_b.in1k": _cfg(_MMSEG + "mscan_b_20230227-3ab7d230.pth", hf_hub_id=HUB_IDS.get("mscan_b.in1k")),
+        "mscan_l.in1k": _cfg(_MMSEG + "mscan_l_20230227-cef260d4.pth", hf_hub_id=HUB_IDS.get("mscan_l.in1k")),
         "test_mscan.untrained": _cfg(input_size=(3, 160, 160), pool_size=(5, 5)),
     }
 )

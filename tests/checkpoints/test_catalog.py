@@ -20,7 +20,6 @@ from segnext_timm.checkpoints.catalog import (
     published_name,
 )
 from segnext_timm.checkpoints.dialects import segmenter_to_native
-from segnext_timm.checkpoints.verification import get_published
 from segnext_timm.label_sets import LABEL_SETS
 from segnext_timm.variants import VARIANTS
 
@@ -188,7 +187,7 @@ def test_counts_are_those_of_the_published_files(name):
     counted, uncounted = TENSORS[variant]
     names = list(published_server.segmenter_shapes(variant, 2))
     assert len(names) == counted
-    assert get_published(name).tensors == uncounted
+    assert len([name for name in names if not name.endswith("num_batches_tracked")]) == uncounted
     assert ORIGINS[cfg.origin].batch_counts == (cfg.origin in ("mmseg", "authors"))
     if cfg.origin == "paddleseg":
         assert cfg.parameters == PADDLESEG[variant]

@@ -9,14 +9,14 @@ from PIL import Image
 
 import miniatures
 import show_data
-from segmentation import data
+from segmentation import data, layouts
 from segmentation.class_list import distinct_colors, read_classes
 from segmentation.data import TrainSamples, check_labels, training_samples
 from segmentation.evaluation import Samples
 from segmentation.layouts import open_split
 from segmentation.recipe import DataError, SettingsError, TrainSettings, read_recipe
 from segmentation.transforms import PhotometricDistortion, RandomResizedCrop, TrainTransform, finish_on_device
-from segnext_timm import data_sets
+from segnext_timm.label_sets import LABEL_SETS
 from segnext_timm.prediction.images import read_image
 
 # Values of the label files and the classes they stand for, from each data set's own documentation
@@ -50,8 +50,12 @@ def test_layouts_are_read_and_values_mean_what_the_data_set_says(tmp_path, datas
     assert len(split.classes) == len(split.palette)
 
 
+def test_every_data_set_whose_classes_are_known_has_a_layout():
+    assert list(layouts.LAYOUTS) == list(LABEL_SETS)
+
+
 def test_coco_stuff_has_its_171_classes():
-    mapping = data_sets._only(i for i in range(182) if i not in data_sets._COCO_GAPS)
+    mapping = layouts.only(layouts.COCO_STUFF_IDS)
     assert sorted(set(mapping) - {255}) == list(range(171))
 
 

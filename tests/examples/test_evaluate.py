@@ -18,7 +18,7 @@ import show_data
 import train
 from segmentation import data, layouts, pictures
 from segmentation.metrics import Scores
-from segmentation.recipe import EvalSettings, SettingsError, TrainSettings, parse
+from segmentation.recipe import DataError, EvalSettings, SettingsError, TrainSettings, parse
 from segnext_timm.prediction.pipeline import slow_precision
 
 EXAMPLES = Path(data.__file__).parents[1]
@@ -186,10 +186,10 @@ def test_invalid_arguments_raise_errors_that_name_them(root, tmp_path):
         run(model)
     with pytest.raises(FileNotFoundError, match="nomodel: not a folder, not a Hub repository"):
         run("nomodel", FOLDER, *common)
-    with pytest.raises(ValueError, match="--write_card needs a model folder"):
+    with pytest.raises(SettingsError, match="--write_card needs a model folder"):
         run("segnext_t", FOLDER, "--write_card", *common)
     (folder / "classes.txt").write_text("a\nb\nc\nd\n", encoding="utf-8")
-    with pytest.raises(ValueError, match="the model has 3 classes, but the data set has 4"):
+    with pytest.raises(DataError, match="the model has 3 classes, but the data set has 4"):
         run(model, FOLDER, *common)
     recipe = tmp_path / "x.yaml"
     recipe.write_text("crop_sise: 3\n", encoding="utf-8")

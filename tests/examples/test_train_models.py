@@ -9,6 +9,7 @@ import train
 import training
 from segmentation import data, layouts, models
 from segmentation.recipe import SettingsError, TrainSettings
+from segmentation.reference import import_mmseg
 from segmentation.transforms import finish_on_device
 from segnext_timm import UpsampledCrossEntropyLoss
 from segnext_timm.models.model_info import ModelInfo
@@ -28,7 +29,7 @@ def test_rates_rise_and_fall_as_published():
 def test_rates_and_decays_are_those_of_mmengine(variant):
     import reference
 
-    reference.import_mmseg()
+    import_mmseg()
     from mmengine.optim import LinearLR, PolyLR, build_optim_wrapper
 
     import agreement

@@ -2,7 +2,8 @@
 
 Both read, resize, crop, flip and distort the same files on one core, by turns; ours normalizes and pads besides, which
 mmsegmentation leaves to the model. Prints images per second of both and their ratio, for images of 2048×1024 (PNG, as
-of Cityscapes, crop 1024) and of 683×512 (JPEG, as of ADE20K, crop 512). Needs mmsegmentation, see reference.py.
+of Cityscapes, crop 1024) and of 683×512 (JPEG, as of ADE20K, crop 512). Needs mmsegmentation: see
+examples/segmentation/reference.py.
 """
 
 import statistics
@@ -16,9 +17,9 @@ import torch
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
-sys.path += [str(ROOT / name) for name in ("examples", "tests/helpers", "tests/reference")]
-import reference
+sys.path += [str(ROOT / name) for name in ("examples", "tests/helpers")]
 from segmentation.data import Split, TrainSamples
+from segmentation.reference import import_mmseg
 from segmentation.transforms import PhotometricDistortion, RandomResizedCrop, TrainTransform
 
 COUNT, ROUNDS = 12, 5
@@ -45,7 +46,7 @@ def make(folder: Path, width: int, height: int, suffix: str) -> Split:
 
 def theirs(split: Split, base_scale: tuple[int, int], crop: int):
     """mmsegmentation's pipeline, of its SegNeXt configurations."""
-    reference.import_mmseg()
+    import_mmseg()
     import mmseg.datasets.transforms  # noqa: F401
     from mmcv.transforms import Compose
     from mmseg.registry import TRANSFORMS

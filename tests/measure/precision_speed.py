@@ -22,8 +22,8 @@ from tqdm import tqdm
 sys.path.append(str(Path(__file__).parents[2] / "examples"))
 from benchmarking.ceilings import machine
 from segmentation import scenes
+from segmentation.metrics import Scores, add_to_confusion
 from segnext_timm import export
-from segnext_timm.data_sets import count_confusion, mean_iou
 from segnext_timm.exporting.calibration import read_calibration
 from segnext_timm.exporting.precision import Reader, agreement, int8_pays
 from segnext_timm.models.model_info import ModelInfo
@@ -82,7 +82,10 @@ def main(folder: str, side: int) -> None:
         for (runtime, name), run in found.items():
             labels = [run(x).argmax(1) for x in tests]
             expected = expected or labels
-            miou = mean_iou(sum(count_confusion(t, p[0], info.num_classes) for t, p in zip(truth, labels)))
+            confusion = torch.zeros(info.num_classes, info.num_classes, dtype=torch.int64)
+            for t, p in zip(truth, labels):
+                add_to_confusion(confusion, torch.from_numpy(t), torch.from_numpy(p[0]), ignore_index=255)
+            miou = 100 * Scores(scenes.CLASSES, confusion).miou
             ms = {key: 1e3 * statistics.median(values[3:]) for key, values in times.items()}
             mb = files[name].stat().st_size / 1e6
             speed = ms[runtime, "fp32"] / ms[runtime, name]

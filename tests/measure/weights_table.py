@@ -2,7 +2,7 @@
 
     python tests/measure/weights_table.py
 
-What was verified comes from `tests/golden/verified.json`, a report that `segnext-timm verify --report FILE` wrote.
+What was verified comes from `tests/golden/verified.json`, a report of `examples/publishing/verify.py`.
 """
 
 import functools

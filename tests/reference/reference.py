@@ -3,39 +3,18 @@
 import torch
 
 from random_checkpoints import VARIANTS
-from segnext_timm.checkpoints.reference import import_mmseg
+from segmentation.reference import mmseg_backbone, mmseg_head
 
 
 def backbone(variant: str) -> torch.nn.Module:
     """mmsegmentation's MSCAN, in evaluation mode."""
-    dims, depths, ratios, _, _ = VARIANTS[variant]
-    return (
-        import_mmseg()
-        .backbones.MSCAN(embed_dims=list(dims), depths=list(depths), mlp_ratios=list(ratios), norm_cfg={"type": "BN"})
-        .eval()
-    )
+    dims, depths, *_ = VARIANTS[variant]
+    return mmseg_backbone(dims, depths)
 
 
 def head(variant: str, classes: int, bases: torch.Tensor) -> torch.nn.Module:
     """mmsegmentation's LightHamHead, in evaluation mode, its decomposition started from given bases (1, D, R)."""
-    dims, channels = VARIANTS[variant][0], bases.shape[1]
-    norm = {"type": "GN", "num_groups": 32}
-    module = (
-        import_mmseg()
-        .decode_heads.LightHamHead(
-            in_channels=list(dims[1:]),
-            in_index=[1, 2, 3],
-            channels=channels,
-            ham_channels=channels,
-            ham_kwargs={"MD_R": bases.shape[2], "rand_init": False},
-            num_classes=classes,
-            norm_cfg=norm,
-            align_corners=False,
-        )
-        .eval()
-    )
-    module.hamburger.ham.register_buffer("bases", bases, persistent=False)
-    return module
+    return mmseg_head(VARIANTS[variant][0], classes, bases)
 
 
 def split(state_dict: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

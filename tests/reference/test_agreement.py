@@ -1,5 +1,9 @@
 """MSCAN and SegNeXt compute what mmsegmentation's, and so the authors', compute."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import segmentation_models_pytorch as smp
 import timm
@@ -11,6 +15,7 @@ from make_golden import GOLDEN
 from random_checkpoints import VARIANTS, segmenter_shapes, write
 from segnext_timm import NMF2d, convert
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
 cases = pytest.mark.parametrize("variant", VARIANTS)
 
 
@@ -79,3 +84,22 @@ def test_converted_checkpoints_predict_as_mmsegmentation(variant, tmp_path):
             error = agreement.relative_error(output, expected[name])
             print(f"mscan_{variant} from {dialect} {name}: relative error {error:.1e}")
             assert error < 1e-5, f"{name} from {dialect}: relative error {error:.1e}"
+
+
+@pytest.mark.reference
+@pytest.mark.slow
+def test_importing_mmsegmentation_leaves_no_stand_in_behind():
+    """Also when it is imported again, and when the import fails."""
+    code = (
+        "import sys, segmentation.reference as reference\n"
+        "sys.modules['ftfy'] = None\n"
+        "try: reference.import_mmseg()\n"
+        "except ImportError: print(sorted(name for name in sys.modules if name.startswith('mmcv.ops')))\n"
+        "del sys.modules['ftfy']\n"
+        "first, second = reference.import_mmseg(), reference.import_mmseg()\n"
+        "import mmseg.datasets, mmseg.evaluation\n"
+        "new = [m for n, m in sys.modules.items() if n.split('.')[0] in ('mmseg', 'mmcv') and not m.__spec__]\n"
+        "print(first is second, new, sorted(name for name in sys.modules if name.startswith('mmcv.ops')))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=EXAMPLES)
+    assert done.stdout.splitlines() == ["[]", "True [] []"], done.stderr

@@ -2,6 +2,7 @@
 
 import pytest
 
+from segmentation.reference import import_mmseg
 from segnext_timm.label_sets import LABEL_SETS, voc_palette
 
 DATASETS = {
@@ -19,9 +20,7 @@ WITHOUT_COLORS = ("coco_stuff164k", "pascal_context")  # mmsegmentation drew ran
 @pytest.mark.slow
 @pytest.mark.parametrize("key", LABEL_SETS)
 def test_all_classes_and_colors_agree_with_mmsegmentation(key):
-    import reference
-
-    reference.import_mmseg()
+    import_mmseg()
     import mmseg.datasets
 
     theirs, ours = getattr(mmseg.datasets, DATASETS[key]).METAINFO, LABEL_SETS[key]

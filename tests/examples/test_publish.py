@@ -1,5 +1,6 @@
-"""`segnext-timm publish`: verified checkpoints to folders, to a Hub on loopback, and a patch."""
+"""publishing/publish.py: verified checkpoints to folders, to a Hub on loopback, and into the table of Hub ids."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -17,13 +18,14 @@ from huggingface_hub import ModelCard
 import hub_server
 import published_server
 import segnext_timm
+from publishing import publish
+from publishing.published import get_published, load_model
 from random_checkpoints import ACCEPT_CACHED, FILES, accept_cached, backbone_shapes, random_state_dict
-from segnext_timm.checkpoints import verification
+from segmentation.recipe import UserError
+from segnext_timm.checkpoints import catalog
 from segnext_timm.checkpoints.catalog import get_segmenter_cfg
-from segnext_timm.cli import main
-from segnext_timm.errors import HubError
-from segnext_timm.hub import publishing
-from segnext_timm.hub.publishing import Release, _with_segmenter_ids, hub_ids_patch
+from segnext_timm.checkpoints.loading import file_sha256
+from segnext_timm.errors import CheckpointError
 
 ORIGINS = ["segnext_t.mmseg_ade20k", "segnext_t.jseg_isaid", "segnext_t.paddleseg_cityscapes"]
 BACKBONE = "mscan_t.in1k"
@@ -42,8 +44,8 @@ def verified(tmp_path, monkeypatch):
     accept_cached(monkeypatch.setitem)
     entries = {}
     for name in (*ORIGINS, BACKBONE):
-        path = cache / verification.get_published(name).file
-        entries[name] = {"status": "verified", "sha256": verification.file_sha256(path), "size": path.stat().st_size}
+        path = get_published(name).path
+        entries[name] = {"status": "verified", "sha256": file_sha256(path), "size": path.stat().st_size}
     entries[ORIGINS[2]]["miou"] = 81.0
     report = tmp_path / "verified.json"
     report.write_text(json.dumps({"checkpoints": entries}))
@@ -51,7 +53,7 @@ def verified(tmp_path, monkeypatch):
 
 
 def run(*arguments):
-    return CliRunner().invoke(main, ["publish", *map(str, arguments)])
+    return CliRunner().invoke(publish.main, list(map(str, arguments)))
 
 
 @pytest.mark.slow
@@ -79,34 +81,40 @@ def test_a_dry_run_writes_folders_that_load_back_bit_equal(verified, tmp_path):
     assert ModelCard.load(out / BACKBONE / "README.md").data.license == "apache-2.0"
 
 
-def test_the_patch_makes_the_package_load_from_the_hub(tmp_path):
-    names = ["segnext_b.mmseg_ade20k", "mscan_t.in1k"]
-    patch = hub_ids_patch([Release(name, tmp_path, f"user/{name}") for name in names])
+def test_what_is_published_again_is_the_verified_file_not_what_is_on_the_hub(verified, tmp_path, monkeypatch):
+    name = ORIGINS[1]
+    cfg = dataclasses.replace(get_segmenter_cfg(name), hf_hub_id="user/none")
+    monkeypatch.setitem(catalog._CFGS, name, cfg)
+    assert run(name, "--to", "user", "--dry-run", "--report", verified, "-o", tmp_path / "out").exit_code == 0
+    published = get_published(name)
+    loaded, expected = smp.from_pretrained(tmp_path / "out" / name), load_model(published, published.path)
+    assert all(torch.equal(loaded.state_dict()[key], value) for key, value in expected.state_dict().items())
+
+
+def test_the_package_loads_the_models_of_the_table_from_the_hub(tmp_path):
     shutil.copytree(Path(segnext_timm.__file__).parent, tmp_path / "segnext_timm")
-    subprocess.run(["git", "apply", "-"], input=patch, text=True, cwd=tmp_path, check=True)
+    table = tmp_path / "segnext_timm" / "hub_ids.json"
+    publish.write_hub_ids(table, {name: f"user/{name}" for name in ("segnext_b.mmseg_ade20k", BACKBONE)})
     code = (
         "import segnext_timm, timm; from segnext_timm.checkpoints.catalog import get_segmenter_cfg as get; "
-        "print(segnext_timm.__file__, get('segnext_b').hf_hub_id, *(timm.get_pretrained_cfg(n).hf_hub_id for n in "
-        "('mscan_t.in1k', 'mscan_b.in1k')))"
+        "print(segnext_timm.__file__, get('segnext_b').hf_hub_id, get('segnext_s').hf_hub_id, "
+        "*(timm.get_pretrained_cfg(n).hf_hub_id for n in ('mscan_t.in1k', 'mscan_b.in1k')))"
     )
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
     place, *ids = done.stdout.split()
     assert Path(place).is_relative_to(tmp_path), done.stderr
-    assert ids == ["user/segnext_b.mmseg_ade20k", "user/mscan_t.in1k", "None"]
+    assert ids == ["user/segnext_b.mmseg_ade20k", "None", "user/mscan_t.in1k", "None"]
 
 
-def test_the_patch_replaces_an_id_and_fills_an_empty_row():
-    lines = [
-        '    "paddleseg_cityscapes": {\n',
-        '        "t": {},\n',
-        '        "s": {"size": 1, "hf_hub_id": "old/s"}\n',
-    ]
-    repos = {f"segnext_{key}.paddleseg_cityscapes": f"user/{key}" for key in "ts"}
-    assert list(_with_segmenter_ids(lines, repos))[1:] == [
-        '        "t": {"hf_hub_id": "user/t"},\n',
-        '        "s": {"size": 1, "hf_hub_id": "user/s"}\n',
-    ]
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_read_only_table_is_printed(tmp_path, capsys):
+    table = tmp_path / "hub_ids.json"
+    table.write_text("{}")
+    tmp_path.chmod(0o500)
+    publish.write_hub_ids(table, {"b": "user/b", "a": "user/a"})
+    assert list(json.loads(capsys.readouterr().out)) == ["a", "b"]
+    assert table.read_text() == "{}"
 
 
 def publish_to(server, tmp_path, *arguments, token="hf_writer"):
@@ -119,16 +127,20 @@ def publish_to(server, tmp_path, *arguments, token="hf_writer"):
         "HF_TOKEN": token,
         "OMP_NUM_THREADS": "1",
     }
-    code = ACCEPT_CACHED + "from segnext_timm.cli import main; main()"
-    command = [sys.executable, "-c", code, "publish", *map(str, arguments)]
+    code = (
+        ACCEPT_CACHED
+        + f"import runpy; sys.argv[0] = 'publish.py'; runpy.run_path({publish.__file__!r}, run_name='__main__')"
+    )
+    command = [sys.executable, "-c", ACCEPT_CACHED + code, *map(str, arguments)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
 
 
 @pytest.mark.slow
 def test_models_and_collection_reach_the_hub_and_nothing_is_overwritten(verified, tmp_path):
-    names = [ORIGINS[0], BACKBONE]
+    names, table = [ORIGINS[0], BACKBONE], tmp_path / "hub_ids.json"
+    table.write_text(f'{{"{BACKBONE}": "old/mscan", "segnext_l.jseg_isaid": "user/kept"}}')
     with hub_server.serve() as server:
-        options = ("--to", "user", "--report", verified, "--collection", "SegNeXt")
+        options = ("--to", "user", "--report", verified, "--collection", "SegNeXt", "--table", table)
         done = publish_to(server, tmp_path, *names, *options)
         assert done.returncode == 0, done.stderr
         assert set(server.repos) == {f"user/{name}" for name in names}
@@ -136,7 +148,8 @@ def test_models_and_collection_reach_the_hub_and_nothing_is_overwritten(verified
         files = server.repos[f"user/{ORIGINS[0]}"].branches["main"]
         assert set(files) >= {"README.md", "config.json", "model.safetensors"}
         assert f'smp.from_pretrained("user/{ORIGINS[0]}")'.encode() in files["README.md"]
-        assert f'"hf_hub_id": "user/{ORIGINS[0]}"' in done.stdout
+        ids = {name: f"user/{name}" for name in names} | {"segnext_l.jseg_isaid": "user/kept"}
+        assert list(json.loads(table.read_text()).items()) == sorted(ids.items())
 
         before = server.repos[f"user/{ORIGINS[0]}"].sha("main")
         again = publish_to(server, tmp_path, *names, *options)
@@ -152,21 +165,21 @@ def test_models_and_collection_reach_the_hub_and_nothing_is_overwritten(verified
         assert (
             refused.stderr.strip()
             .splitlines()[-1]
-            .startswith(f"Error: user/{ORIGINS[1]}: the token may not write to this repository on the Hub.")
+            .startswith(f"publish.py: user/{ORIGINS[1]}: the token may not write to this repository on the Hub.")
         )
 
 
 def test_only_verified_checkpoints_are_published(verified, tmp_path):
     out = tmp_path / "out"
     done = run("segnext_s", ORIGINS[0], "--to", "user", "--dry-run", "--report", verified, "-o", out)
-    assert done.exit_code == 1
-    assert "has not verified segnext_s.mmseg_ade20k: run `segnext-timm verify` first" in done.output
+    assert isinstance(done.exception, UserError)
+    assert "has not verified segnext_s.mmseg_ade20k: run verify.py first" in str(done.exception)
     cache = tmp_path / "home" / "hub" / "checkpoints" / get_segmenter_cfg(ORIGINS[0]).cached_name
     content = published_server.file_of(ORIGINS[0], published_server.weights_of(ORIGINS[0], seed=1), tmp_path)
     cache.write_bytes(content)
     done = run(ORIGINS[0], "--to", "user", "--dry-run", "--report", verified, "-o", out)
-    assert done.exit_code == 1
-    assert "its sha256 is" in done.output
+    assert isinstance(done.exception, CheckpointError)
+    assert "its sha256 is" in str(done.exception)
     assert not out.exists() or not list(out.iterdir())
 
 
@@ -175,21 +188,6 @@ def test_a_folder_with_other_files_is_not_replaced(verified, tmp_path):
     folder.mkdir(parents=True)
     (folder / "notes.txt").write_text("mine")
     done = run(ORIGINS[0], "--to", "user", "--dry-run", "--report", verified, "-o", tmp_path / "out")
-    assert done.exit_code == 1
-    assert "holds other files (notes.txt)" in done.output
+    assert isinstance(done.exception, FileExistsError)
+    assert "holds other files (notes.txt)" in str(done.exception)
     assert (folder / "notes.txt").read_text() == "mine"
-
-
-def test_a_second_release_replaces_the_repositories_and_one_without_a_line_is_told(tmp_path):
-    names = ["segnext_b.mmseg_ade20k", "mscan_t.in1k"]
-    lines = {
-        name: f'hf_hub_id="a/{name}"' if name.startswith("mscan") else f'"hf_hub_id": "a/{name}"' for name in names
-    }
-    mscan_lines = ['        "mscan_t.in1k": _cfg(_MMSEG + "x.pth", hf_hub_id="a/mscan_t.in1k"),\n']
-    catalog_lines = ['    "mmseg_ade20k": {\n', '        "b": {"id": "x", "hf_hub_id": "a/segnext_b.mmseg_ade20k"},\n']
-    repos = {name: f"b/{name}" for name in names}
-    edited = [*publishing._with_backbone_ids(mscan_lines, repos), *publishing._with_segmenter_ids(catalog_lines, repos)]
-    assert [line.count("hf_hub_id") for line in edited] == [1, 0, 1]
-    assert all(f"b/{name}" in "".join(edited) and lines[name] not in "".join(edited) for name in names)
-    with pytest.raises(HubError, match=r"No lines of user/segnext_x\.none are found"):
-        hub_ids_patch([Release("segnext_x.none", tmp_path, "user/segnext_x.none")])

@@ -1,8 +1,10 @@
-"""`segnext-timm verify` against published files on loopback: right ones, and every kind of wrong one."""
+"""publishing/verify.py against published files on loopback: right ones, and every kind of wrong one."""
 
+import hashlib
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,10 +14,14 @@ from PIL import Image
 
 import miniatures
 import published_server
-from segnext_timm.checkpoints import verification
-from segnext_timm.checkpoints.verification import Verifier, draw_picture, get_published, verify
-from segnext_timm.cli import main
-from segnext_timm.errors import CheckpointError
+from publishing import verify
+from publishing.published import draw_picture, get_published, load_model, prediction_digest
+from publishing.verify import Verification, main
+from random_checkpoints import FILES, backbone_shapes, random_state_dict
+from segmentation import evaluation, layouts
+from segmentation.recipe import DataError, UserError
+from segnext_timm import create_segmenter, predict
+from segnext_timm.models.mscan import PUBLISHED_SHA256
 
 MMSEG, JSEG, AUTHORS = "segnext_t.mmseg_ade20k", "segnext_t.jseg_ade20k", "segnext_t.authors_cityscapes"
 PADDLE, ISAID, SMALL = "segnext_t.paddleseg_cityscapes", "segnext_t.jseg_isaid", "segnext_s.mmseg_ade20k"
@@ -56,14 +62,15 @@ def one_process(monkeypatch):
     def run(command, **kwargs):
         if command[0] != sys.executable:
             return real(command, **kwargs)
-        digest = verification.prediction_digest(command[3], verification.Path(command[4]))
+        assert command[1] == verify.DIGEST_SCRIPT
+        digest = prediction_digest(load_model(get_published(command[2]), Path(command[3])))
         return subprocess.CompletedProcess(command, 0, f"{digest}\n", "")
 
-    monkeypatch.setattr(verification.subprocess, "run", run)
+    monkeypatch.setattr(verify.subprocess, "run", run)
 
 
 def run(*arguments):
-    return CliRunner().invoke(main, ["verify", *map(str, arguments)])
+    return CliRunner().invoke(main, list(map(str, arguments)))
 
 
 @pytest.mark.slow
@@ -80,7 +87,6 @@ def test_right_files_of_every_origin_are_verified(offer, server, tmp_path, cache
     done = run(MMSEG, JSEG, AUTHORS, PADDLE, "--report", report)
     assert done.exit_code == 0, done.output
     assert "Verified 4 of 4 checkpoints." in done.output
-    assert not torch.are_deterministic_algorithms_enabled()
     entries = json.loads(report.read_text())["checkpoints"]
     assert [entry["status"] for entry in entries.values()] == ["verified"] * 4
     spellings = ["mmsegmentation", "the paper's code", "the paper's code", "PaddleSeg"]
@@ -131,7 +137,7 @@ def test_a_broken_file_of_the_user_s_is_kept_and_named(offer, tmp_path, cache, o
     offer(MMSEG)
     path = cache / get_published(MMSEG).file
     path.write_bytes(b"not weights")
-    (entry,) = verify([MMSEG], tmp_path / "report.json", log=lambda text: None).values()
+    (entry,) = verify.verify([MMSEG], tmp_path / "report.json").values()
     assert entry["status"] == "failed"
     assert any(str(path) in note for note in entry["notes"])
     assert path.read_bytes() == b"not weights"
@@ -141,19 +147,19 @@ def test_a_broken_file_of_the_user_s_is_kept_and_named(offer, tmp_path, cache, o
 def test_an_interrupted_run_continues_without_a_second_download(offer, server, tmp_path, cache, monkeypatch):
     offer(MMSEG), offer(JSEG)
     report = tmp_path / "report.json"
-    check = Verifier.check_predictions
+    check = Verification.check_predictions
 
-    def interrupt(self, path):
+    def interrupt(self, model, path):
         if self.published.name == JSEG:
             raise KeyboardInterrupt
-        self.outcome.facts["prediction"] = "0" * 16
+        self.facts["prediction"] = "0" * 16
 
-    monkeypatch.setattr(Verifier, "check_predictions", interrupt)
+    monkeypatch.setattr(Verification, "check_predictions", interrupt)
     done = run(MMSEG, JSEG, "--report", report)
     assert done.exit_code == 130
     assert f"Interrupted. The same command continues {report}." in done.output
     assert list(json.loads(report.read_text())["checkpoints"]) == [MMSEG]
-    monkeypatch.setattr(Verifier, "check_predictions", check)
+    monkeypatch.setattr(Verification, "check_predictions", check)
     done = run(MMSEG, JSEG, "--report", report)
     assert done.exit_code == 0, done.output
     assert f"{MMSEG}: verified before" in done.output
@@ -163,12 +169,10 @@ def test_an_interrupted_run_continues_without_a_second_download(offer, server, t
 def test_predictions_that_differ_between_processes_are_a_problem(offer, tmp_path, monkeypatch):
     offer(MMSEG)
     digests = iter(("a" * 16, "b" * 16))
-    monkeypatch.setattr(verification, "prediction_digest", lambda name, path: next(digests))
-    monkeypatch.setattr(
-        verification.subprocess, "run", lambda *a, **k: subprocess.CompletedProcess(a, 0, next(digests), "")
-    )
-    (entry,) = verify([MMSEG], tmp_path / "report.json", log=lambda text: None).values()
-    assert entry["problems"] == [f"two processes give different predictions: {'a' * 16} and {'b' * 16}"]
+    monkeypatch.setattr(verify, "prediction_digest", lambda model: next(digests))
+    monkeypatch.setattr(verify.subprocess, "run", lambda *a, **k: subprocess.CompletedProcess(a, 0, next(digests), ""))
+    (entry,) = verify.verify([MMSEG], tmp_path / "report.json").values()
+    assert entry["problems"] == [f"two processes give different predictions: {'b' * 16} and {'a' * 16}"]
 
 
 def city(root):
@@ -179,7 +183,7 @@ def city(root):
 def test_the_data_set_is_evaluated_as_published_and_resumed(offer, tmp_path, one_process, monkeypatch):
     offer(PADDLE)
     root = city(tmp_path / "city")
-    monkeypatch.setattr(verification, "_SAVE_EVERY", 1)
+    monkeypatch.setattr(verify, "IMAGES_AT_ONCE", 1)
     report = tmp_path / "report.json"
     done = run(PADDLE, "--data", f"cityscapes={root}", "--report", report)
     assert done.exit_code == 1  # random weights do not reach the published result
@@ -189,22 +193,24 @@ def test_the_data_set_is_evaluated_as_published_and_resumed(offer, tmp_path, one
     assert not list(tmp_path.glob(".report*"))
 
     # the same number, from a run that was interrupted after the first image
-    saved = Verifier._save_state
+    save = Verification.save
 
-    def interrupt(self, *arguments):
-        saved(self, *arguments)
+    def interrupt(self, state):
+        save(self, state)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Verifier, "_save_state", interrupt)
+    monkeypatch.setattr(Verification, "save", interrupt)
     assert run(PADDLE, "--data", f"cityscapes={root}", "--report", report).exit_code == 130
-    monkeypatch.setattr(Verifier, "_save_state", saved)
-    opened = []
-    read = verification.read_image
-    monkeypatch.setattr(verification, "read_image", lambda path: opened.append(path) or read(path))
+    monkeypatch.setattr(Verification, "save", save)
+    evaluated = []
+    evaluate = evaluation.evaluate
+    monkeypatch.setattr(
+        verify, "evaluate", lambda model, split, *rest: evaluated.extend(split.images) or evaluate(model, split, *rest)
+    )
     run(PADDLE, "--data", f"cityscapes={root}", "--report", report)
     (resumed,) = json.loads(report.read_text())["checkpoints"].values()
     assert resumed["miou"] == entry["miou"]
-    assert len(opened) == len(miniatures.SIZES) - 1
+    assert len(evaluated) == len(miniatures.SIZES) - 1
 
 
 @pytest.mark.slow
@@ -213,12 +219,14 @@ def test_miou_is_that_of_the_confusion_matrix(offer, tmp_path, one_process, monk
     offer(ISAID)
     root = tmp_path / "isaid"
     miniatures.make("isaid", root, [0, 1, 2])
-    model = verification.create_segmenter(ISAID, pretrained=True).eval()
+    model = create_segmenter(ISAID, pretrained=True).eval()
     for image in sorted((root / "img_dir" / "val").iterdir()):
-        labels = verification.predict(model, image, mode="whole", fit_in=(896, 896))
+        labels = predict(model, image, mode="whole", fit_in=(896, 896))
         target = root / "ann_dir" / "val" / f"{image.stem}_instance_color_RGB.png"
         Image.fromarray(labels).save(target)
-    (entry,) = verify([ISAID], tmp_path / "report.json", {"isaid": root}, log=lambda text: None).values()
+    (entry,) = verify.verify(
+        [ISAID], tmp_path / "report.json", {"isaid": layouts.open_split("isaid", root, "val")}
+    ).values()
     assert entry["miou"] == 100.0
 
 
@@ -226,10 +234,10 @@ def test_miou_is_that_of_the_confusion_matrix(offer, tmp_path, one_process, monk
 @pytest.mark.slow
 def test_logits_are_compared_with_mmsegmentation(offer, tmp_path, one_process, monkeypatch):
     offer(PADDLE), offer(MMSEG)
-    entries = verify([PADDLE, MMSEG], tmp_path / "report.json", log=lambda text: None)
+    entries = verify.verify([PADDLE, MMSEG], tmp_path / "report.json")
     assert all(entry["reference_error"] < 1e-5 for entry in entries.values())
-    monkeypatch.setattr(verification, "reference_logits", lambda model, images: model(images) + 1)
-    (entry,) = verify([MMSEG], tmp_path / "other.json", log=lambda text: None).values()
+    monkeypatch.setattr(verify, "reference_logits", lambda model, images: model(images) + 1)
+    (entry,) = verify.verify([MMSEG], tmp_path / "other.json").values()
     assert "its logits differ from mmsegmentation's by" in entry["problems"][0]
 
 
@@ -237,13 +245,12 @@ def test_the_picture_is_the_same_everywhere():
     picture = draw_picture()
     assert picture.shape == (192, 256, 3)
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 100
-    assert verification.hashlib.sha256(picture.tobytes()).hexdigest().startswith("8739e3ebbf1e")
+    assert hashlib.sha256(picture.tobytes()).hexdigest().startswith("8739e3ebbf1e")
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("segnext_x",), "Unknown checkpoint 'segnext_x'. Did you mean"),
         (("--data", "ade20k"), "'ade20k' is not of the form KEY=DIR"),
         (("--data", "ade=."), "'ade=.' is not of the form KEY=DIR, where KEY is one of ade20k"),
         (("--data", "ade20k=none"), "none is not a folder"),
@@ -255,32 +262,47 @@ def test_invalid_arguments_end_before_any_download(arguments, message, cache):
     assert message in " ".join(done.output.split())
 
 
+def test_an_unknown_name_is_an_error_before_any_download(offer, server, tmp_path):
+    offer(MMSEG)
+    with pytest.raises(ValueError, match=r"Unknown checkpoint 'segnext_x'\. Did you mean"):
+        verify.verify([MMSEG, "segnext_x"], tmp_path / "r.json")
+    assert not server.requests
+
+
 def test_a_folder_that_is_not_the_data_set_is_named_before_any_download(offer, server, tmp_path):
     offer(MMSEG)
     done = run(MMSEG, "--data", f"ade20k={tmp_path}", "--report", tmp_path / "r.json")
-    assert done.exit_code == 1
-    assert "validation does not exist: point to the folder of the data set" in done.output
+    assert isinstance(done.exception, DataError)
+    assert "validation does not exist: point to the folder of the data set" in str(done.exception)
     assert not server.requests
+
+
+def test_the_script_ends_with_one_line_on_a_user_s_mistake(tmp_path):
+    (tmp_path / "r.json").write_text("[]")
+    script = [sys.executable, verify.__file__, MMSEG, "--report", tmp_path / "r.json"]
+    done = subprocess.run(script, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        f"verify.py: {tmp_path / 'r.json'}: not a report of verify.py. Choose another file."
+    ]
 
 
 def test_a_report_of_another_kind_is_not_overwritten(tmp_path, cache):
     (tmp_path / "r.json").write_text('{"results": []}')
-    with pytest.raises(CheckpointError, match=r"r\.json: not a report of `segnext-timm verify`"):
-        verify([MMSEG], tmp_path / "r.json")
+    with pytest.raises(UserError, match=r"r\.json: not a report of verify\.py"):
+        verify.verify([MMSEG], tmp_path / "r.json")
     assert (tmp_path / "r.json").read_text() == '{"results": []}'
 
 
 def test_backbones_are_verified_too(tmp_path, cache, monkeypatch, one_process):
-    from random_checkpoints import FILES, backbone_shapes, random_state_dict
-
     weights = random_state_dict(backbone_shapes("t", classifier=True))
     torch.save(weights, cache / FILES["t"])
     for variant in "ts":
-        monkeypatch.setitem(verification.mscan.PUBLISHED_SHA256, FILES[variant], None)
+        monkeypatch.setitem(PUBLISHED_SHA256, FILES[variant], None)
     names = ["mscan_t.in1k"]
-    entries = verify(names, tmp_path / "report.json", log=lambda text: None)
+    entries = verify.verify(names, tmp_path / "report.json")
     assert [entry["status"] for entry in entries.values()] == ["verified"], entries
     assert {entry["parameters"] for entry in entries.values()} == {3_903_584}
     torch.save({"state_dict": {}}, cache / FILES["s"])
-    (entry,) = verify(["mscan_s.in1k"], tmp_path / "report.json", log=lambda text: None).values()
+    (entry,) = verify.verify(["mscan_s.in1k"], tmp_path / "report.json").values()
     assert entry["status"] == "failed"

@@ -1,11 +1,8 @@
 import dataclasses
-import functools
 import json
 import logging
 import os
-import re
 import shutil
-import stat
 import statistics
 import subprocess
 import sys
@@ -19,18 +16,14 @@ import segmentation_models_pytorch as smp
 import timm
 import torch
 from click.testing import CliRunner
-from huggingface_hub import get_hf_file_metadata
 from PIL import Image
 
 import hub_server
 from segnext_timm import __version__, load_segmenter
 from segnext_timm._cli_types import Group, out_of_memory
 from segnext_timm.checkpoints.catalog import ORIGINS, find_backbone, get_segmenter_cfg
-from segnext_timm.checkpoints.hub import hub_errors
 from segnext_timm.cli import main
 from segnext_timm.errors import CheckpointError, ExportError, HubError
-from segnext_timm.prediction.pipeline import slow_precision
-from segnext_timm.variants import VARIANTS
 
 COMMAND = Path(sys.executable).with_name("segnext-timm")
 QUICK = [("--help",), ("--version",), ("models",), ("predict", "--help")]
@@ -462,14 +455,6 @@ def test_a_mistyped_model_in_a_folder_here_is_told_without_asking_the_hub(hub, f
     assert hub.requests == []
 
 
-def test_load_segmenter_does_not_ask_the_hub_for_a_model_in_a_folder_here(tmp_path, monkeypatch):
-    (tmp_path / "runs").mkdir()
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("socket.socket.connect", None)
-    with pytest.raises(FileNotFoundError, match=r"^runs/bset: the folder runs has no bset, so the Hub is not asked\.$"):
-        load_segmenter(Path("runs/bset"))
-
-
 def test_info_asks_the_hub_if_the_prefix_says_so(hub, folder, tmp_path):
     (tmp_path / "user").mkdir()
     hub.repos["user/model"] = hub_server.Repo(branches={"main": contents(folder)})
@@ -503,37 +488,6 @@ def test_a_hub_that_does_not_answer_is_asked_once_and_told_in_one_line(hub, faul
     assert [request for request in hub.requests if "/resolve/" in request] == [CONFIG_REQUEST]
 
 
-@pytest.mark.parametrize(
-    ("fault", "error", "message"),
-    [
-        (
-            (403, "GatedRepo", "Access to model user/model is restricted"),
-            PermissionError,
-            "this repository is gated. Accept its terms at https://huggingface.co/user/model, and log in",
-        ),
-        ((401, "GatedRepo", "You must be authenticated"), PermissionError, "this repository is gated. Accept"),
-        ((403, "", "Access to this resource is disabled."), PermissionError, "this repository on the Hub is disabled."),
-        ((404, "RevisionNotFound", "Invalid rev id: v9"), FileNotFoundError, "on the Hub has no revision 'v9'."),
-        (
-            (401, "", "Invalid credentials in Authorization header"),
-            PermissionError,
-            "the Hub refused the token. Log in",
-        ),
-        ((403, "", "Forbidden"), PermissionError, "the token may not read this repository on the Hub. Use a token"),
-        ((404, "RepoNotFound", "Repository not found"), FileNotFoundError, "no such repository on the Hub."),
-        ((404, "EntryNotFound", "Entry not found"), FileNotFoundError, "holds no model of smp or timm."),
-        ((400, "", "what?"), HubError, "the Hub refused the request (status 400): "),
-    ],
-)
-def test_what_the_hub_refuses_is_told_as_what_it_is(hub, fault, error, message):
-    hub.fault = fault
-    url = f"{hub.url}/user/model/resolve/v9/config.json"
-    with pytest.raises(error, match=f"^user/model: .*{re.escape(message)}") as caught, hub_errors("user/model", "v9"):
-        get_hf_file_metadata(url)
-    assert type(caught.value) is error
-    assert "\n" not in str(caught.value)
-
-
 def test_messages_are_printed_once_however_often_the_command_runs():
     log = logging.getLogger("segnext_timm.anywhere")
 
@@ -562,58 +516,6 @@ def test_a_folder_named_as_a_number_is_predicted_after_a_size(folder, tmp_path, 
     done = run("predict", folder, "--window", "512", "123", "-o", "out", "--device", "cpu")
     assert done.exit_code == 0, done.output
     assert Path("out/a.png").is_file()
-
-
-MODES = [
-    (0o077, 0o600, 0o700),
-    pytest.param(0o022, 0o644, 0o755, marks=pytest.mark.slow),
-    pytest.param(0o002, 0o664, 0o775, marks=pytest.mark.slow),
-]
-
-
-@pytest.mark.parametrize(("umask", "file_mode", "folder_mode"), MODES)
-def test_results_have_the_modes_that_the_users_umask_gives(folder, checkpoint, tmp_path, umask, file_mode, folder_mode):
-    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(tmp_path / "a.png")
-    out = tmp_path / "results"
-    predict = [folder, tmp_path / "a.png", "-o", out / "labels", "--probabilities", "--areas", "--device", "cpu"]
-    code = "import sys; from segnext_timm.cli import main\n"
-    code += "for line in sys.argv[1:]: main(eval(line), standalone_mode=False)"
-    lines = [
-        ["predict", *predict],
-        ["convert", checkpoint, out / "model"],
-        ["convert", checkpoint, out / "model.pth", "--to", "mmseg"],
-        ["export", folder, out / "model.pt2", "--size", "32"],
-    ]
-    arguments = [repr(list(map(str, line))) for line in lines]
-    done = subprocess.run([sys.executable, "-c", code, *arguments], umask=umask, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    modes = {path.relative_to(out).as_posix(): stat.S_IMODE(path.stat().st_mode) for path in out.rglob("*")}
-    folders = {"labels", "model"}
-    files = {"labels/a.png", "labels/a_overlay.jpg", "labels/a_probabilities.npy", "labels/areas.json"}
-    files |= {f"model/{name}" for name in ("model.safetensors", "config.json", "README.md")} | {
-        "model.pth",
-        "model.pt2",
-    }
-    assert modes == dict.fromkeys(folders, folder_mode) | dict.fromkeys(files, file_mode)
-
-
-@pytest.mark.parametrize(("umask", "file_mode", "folder_mode"), MODES)
-@pytest.mark.parametrize("writer", ["fill_when_complete", "replace_when_complete"])
-def test_what_a_library_writes_for_the_owner_only_gets_the_usual_modes(tmp_path, writer, umask, file_mode, folder_mode):
-    code = f"""
-import os, tempfile
-from pathlib import Path
-from segnext_timm._atomic import {writer} as writer
-with writer("out") as new:
-    new.mkdir(exist_ok=True)
-    inner = Path(tempfile.mkdtemp(dir=new)).rename(new / "inner")
-    for folder in (new, inner):
-        os.close(os.open(folder / "file", os.O_CREAT, 0o600))
-"""
-    subprocess.run([sys.executable, "-c", code], umask=umask, check=True, cwd=tmp_path)
-    modes = {path.relative_to(tmp_path).as_posix(): stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*")}
-    folders, files = ("out", "out/inner"), ("out/file", "out/inner/file")
-    assert modes == dict.fromkeys(folders, folder_mode) | dict.fromkeys(files, file_mode)
 
 
 def test_a_model_folder_goes_before_a_published_model_of_its_name(folder, tmp_path, monkeypatch, empty_cache):
@@ -673,20 +575,6 @@ def test_weights_that_are_damaged_or_do_not_fit_are_named(folder):
 
 
 @pytest.mark.skipif(not hasattr(torch.cpu, "_is_amx_tile_supported"), reason="this torch does not know the CPU")
-@pytest.mark.parametrize(("bf16", "amx"), [(True, False), (False, True), (False, False)])
-def test_a_cpu_without_bf16_arithmetic_is_told(monkeypatch, bf16, amx):
-    monkeypatch.setattr("platform.machine", lambda: "x86_64")
-    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: bf16)
-    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: amx)
-    line = "This CPU has no bf16 arithmetic: bf16 is about eight times slower than fp32 here."
-    assert slow_precision(torch.device("cpu"), "bf16") == (None if bf16 or amx else line)
-    assert slow_precision(torch.device("cpu"), "fp32") is None
-    assert slow_precision(torch.device("cuda"), "bf16") is None
-    monkeypatch.setattr("platform.machine", lambda: "riscv64")
-    assert slow_precision(torch.device("cpu"), "bf16") is None
-
-
-@pytest.mark.skipif(not hasattr(torch.cpu, "_is_amx_tile_supported"), reason="this torch does not know the CPU")
 def test_predict_tells_a_slow_precision_once_before_it_starts(monkeypatch, folder, tmp_path):
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: False)
@@ -698,20 +586,3 @@ def test_predict_tells_a_slow_precision_once_before_it_starts(monkeypatch, folde
     assert done.exit_code == 0
     assert done.stderr.startswith("This CPU has no bf16 arithmetic")
     assert done.stderr.count("no bf16 arithmetic") == 1
-
-
-def test_the_table_of_variants_counts_as_the_models_do():
-    for variant in VARIANTS.values():
-        with torch.device("meta"):
-            classifier = timm.create_model(variant.backbone)
-            backbone = timm.create_model(variant.backbone, num_classes=0)
-            make = functools.partial(smp.SegNeXt, f"tu-{variant.backbone}", encoder_weights=None)
-            segmenter = make(decoder_channels=variant.decoder_channels, classes=150)
-            narrow = make(decoder_channels=256, classes=19)
-        assert parameters(classifier) == variant.classifier_parameters
-        assert parameters(backbone) == variant.backbone_parameters
-        assert parameters(segmenter) == variant.segmenter_parameters(150)
-        assert parameters(narrow) == variant.segmenter_parameters(19, 256)
-        stages = backbone.stages
-        assert tuple(stage.norm.weight.shape[0] for stage in stages) == variant.dims
-        assert tuple(len(stage.blocks) for stage in stages) == variant.depths

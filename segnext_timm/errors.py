@@ -1,7 +1,7 @@
 """Exceptions that users may catch. Each message is one line that says what is wrong, what is allowed, and what to do.
 
-Every exception that this package raises about its arguments or a user's files is a :class:`SegNeXtError`, or an error
-of the operating system, such as FileNotFoundError. Others are bugs.
+Every exception that this package raises about its arguments or a user's files is a :class:`SegNeXtError`, or an
+OSError, such as FileNotFoundError. Others are bugs.
 """
 
 

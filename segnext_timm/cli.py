@@ -94,8 +94,8 @@ def _examples(*lines: str) -> str:
 def main(traceback: bool) -> None:
     """SegNeXt for timm, segmentation-models-pytorch and the Hugging Face Hub.
 
-    MODEL is a name that `segnext-timm models` lists, a model folder, or a repository on the Hugging Face Hub. SIZE is
-    in pixels: 512 for a square, or 512x1024 for height and width.
+    MODEL is a name that `segnext-timm models` lists, a model folder, or a repository on the Hub. SIZE is in pixels: 512
+    for a square, or 512x1024 for height and width.
     """
     logger = logging.getLogger("segnext_timm")  # of this package alone: other libraries print their own messages
     logger.handlers = [logging.StreamHandler()]  # to standard error
@@ -117,7 +117,7 @@ def models_command(dataset: str | None, origin: str | None, as_json: bool) -> No
 @click.argument("model")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def info_command(model: str, as_json: bool) -> None:
-    """Describe MODEL: architecture, classes, preprocessing, license, results.
+    """Describe MODEL (a published name, a folder or a Hub repository): architecture, preprocessing, license, results.
 
     Weights are neither downloaded nor loaded.
     """
@@ -197,9 +197,9 @@ def push_command(src: Path, repo: str, **options: Any) -> None:
 @click.option("--calibration", type=_FOLDER, help="Images for int8; with `images` and `labels` in it, for mIoU too.")
 @click.option("--fuse/--no-fuse", default=True, help=_FUSE_HELP)
 def export_command(model: str, file: Path, size: tuple[int, int] | None, batch: int, **options: Any) -> None:
-    """Export MODEL to FILE, which runs without this package: .onnx or .pt2.
+    """Export MODEL (a published name, a folder or a Hub repository) to FILE: .onnx or .pt2.
 
-    The graph takes images normalized with the mean and standard deviation in the file's metadata.
+    FILE runs without this package. The graph takes images normalized with the mean and standard deviation in the file's metadata.
     """
     check_segmenter(model)
     check_name(file)
@@ -255,7 +255,7 @@ def export_command(model: str, file: Path, size: tuple[int, int] | None, batch: 
 def predict_command(
     model: str, images: tuple[str, ...], out: Path, device: str | None, fused: bool, as_json: bool, **options: Any
 ) -> None:
-    """Predict the class of every pixel of images with MODEL.
+    """Predict the class of every pixel of images with MODEL (a published name, a folder or a Hub repository).
 
     Labels are written to OUT as indexed PNG, IMAGE.png, and drawn over the image in IMAGE_overlay.jpg. Images that
     cannot be read are listed at the end, and the exit status is 1. Ctrl-C keeps what is done, and --resume continues.

@@ -191,15 +191,13 @@ def push_command(src: Path, repo: str, **options: Any) -> None:
 @click.option("--dynamic", is_flag=True, help="Accept other batch and image sizes.")
 @click.option("--argmax", is_flag=True, help="Output labels instead of logits.")
 @click.option("--portable", is_flag=True, help="Labels by static shapes only, for TensorRT and others.")
-@click.option(
-    "--precision", type=click.Choice(["fp32", "fp16", "int8"]), default="fp32", help="16 or 8 bits: for ONNX."
-)
+@click.option("--precision", type=click.Choice(["fp32", "fp16", "int8"]), default="fp32", help="16 or 8 bits: ONNX.")
 @click.option("--calibration", type=_FOLDER, help="Images for int8; with `images` and `labels` in it, for mIoU too.")
 @click.option("--fuse/--no-fuse", default=True, help=_FUSE_HELP)
 def export_command(model: str, file: Path, size: tuple[int, int] | None, batch: int, **options: Any) -> None:
     """Export MODEL (a published name, a folder or a Hub repository) to FILE: .onnx or .pt2.
 
-    FILE runs without this package. The graph takes images normalized with the mean and standard deviation in the file's metadata.
+    FILE runs without this package. It takes images normalized with the mean and standard deviation in its metadata.
     """
     check_segmenter(model)
     check_name(file)

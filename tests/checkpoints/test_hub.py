@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import get_hf_file_metadata
+from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 import hub_server
 from segnext_timm import load_segmenter
-from segnext_timm.checkpoints.hub import hub_errors
+from segnext_timm.checkpoints.hub import hub_errors, is_hub_id
 from segnext_timm.errors import HubError
 
 
@@ -16,6 +17,29 @@ from segnext_timm.errors import HubError
 def hub():
     with hub_server.serve() as server:
         yield server
+
+
+def test_names_that_the_hub_takes_are_names_of_repositories():
+    good = ["user/model", "user/a", "a/b-c.d_1", "user-1/x.y"]
+    bad = [
+        "model",
+        "a/b/c",
+        "user/",
+        "-u/x",
+        "user/my model",
+        "user/a--b",
+        "u--v/x",
+        "user/a..b",
+        "user/x-",
+        "user/x.git",
+    ]
+    for name in good:
+        validate_repo_id(name)
+        assert is_hub_id(name)
+    assert not any(map(is_hub_id, bad))
+    for name in bad[1:]:
+        with pytest.raises(HFValidationError):
+            validate_repo_id(name)
 
 
 def test_load_segmenter_does_not_ask_the_hub_for_a_model_in_a_folder_here(tmp_path, monkeypatch):

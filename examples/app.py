@@ -201,7 +201,7 @@ def model_card(name: str) -> tuple[str, str]:
             if (readme := Path(name) / "README.md").is_file():
                 content = readme.read_text(encoding="utf-8", errors="replace")
                 text = ModelCard(content, ignore_metadata_errors=True).text
-    except (OSError, ValueError) as error:
+    except (segnext_timm.SegNeXtError, OSError) as error:
         return wrong(one_line(error)), ""
     if url.startswith(("https://", "http://")):
         link = f'<a href="{html.escape(url)}" target="_blank" rel="noopener">{html.escape(where)}</a>'
@@ -350,7 +350,7 @@ def make_space(folder: Path, models: list[str], requirement: str | None = None) 
 
     Raises:
         FileExistsError: If the folder is not empty, or two model folders have the same name.
-        ValueError: If this package should be copied but is not installed.
+        FileNotFoundError: If this package should be copied but is not installed.
     """
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty: choose another name.")
@@ -359,7 +359,7 @@ def make_space(folder: Path, models: list[str], requirement: str | None = None) 
         try:
             declared = importlib.metadata.requires("segnext-timm") or []
         except importlib.metadata.PackageNotFoundError:
-            raise ValueError(
+            raise FileNotFoundError(
                 "segnext-timm is not installed, so its dependencies are unknown: install it first."
             ) from None
     folder.mkdir(parents=True, exist_ok=True)
@@ -430,5 +430,5 @@ def main(argv: list[str] | None = None) -> None:
 if __name__ == "__main__":
     try:
         main()
-    except (OSError, ValueError) as error:
+    except (segnext_timm.SegNeXtError, OSError) as error:
         sys.exit(f"app: {one_line(error)}")

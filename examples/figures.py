@@ -33,6 +33,7 @@ from segmentation.diagrams import draw_architecture
 from segmentation.pictures import BLUE, GRAY, INK, LIGHT, add_legend, new_figure, save, set_title
 from segnext_timm import SegNeXt, overlay, predict
 from segnext_timm.checkpoints.loading import load_segmenter
+from segnext_timm.errors import OptionError, SegNeXtError
 from segnext_timm.models.model_info import ModelInfo
 from segnext_timm.prediction.images import read_image
 
@@ -306,7 +307,7 @@ def draw_model(args: argparse.Namespace) -> list[str]:
         draw_hero(model, images, args.out / "hero.png")
         return ["hero.png"]
     if not isinstance(model, SegNeXt) or "mscan" not in model.config["encoder_name"]:
-        raise ValueError(f"{args.model}: these pictures are of a SegNeXt on MSCAN.")
+        raise OptionError(f"{args.model}: these pictures are of a SegNeXt on MSCAN.")
     image = _read(args.image) if args.image else scenes.draw(1, SCENES[0], 256)[0]
     draw_attention(model, image, args.out / "attention.png")
     several = [image] if args.image else [scenes.draw(1, index, 512)[0] for index in range(8)]
@@ -338,5 +339,5 @@ def main(argv: list[str] | None = None) -> None:
 if __name__ == "__main__":
     try:
         main()
-    except (OSError, ValueError) as error:
+    except (SegNeXtError, OSError) as error:
         sys.exit(f"figures: {error}")

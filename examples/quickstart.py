@@ -31,7 +31,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 from tqdm import tqdm
 
-import segnext_timm  # noqa: F401  (registers MSCAN with timm and SegNeXt with smp)
+import segnext_timm  # registers MSCAN with timm and SegNeXt with smp
 from segmentation import scenes
 from segmentation.data import Split, TrainSamples, check_files, check_labels
 from segmentation.evaluation import evaluate, some_predictions
@@ -192,7 +192,7 @@ def main(argv: list[str] | None = None) -> None:
 if __name__ == "__main__":
     try:
         main()
-    except (UserError, OSError, ValueError) as error:
+    except (UserError, segnext_timm.SegNeXtError, OSError) as error:
         sys.exit(f"quickstart: {error}")
     except KeyboardInterrupt:
         sys.exit("quickstart: interrupted")

@@ -46,7 +46,7 @@ from segmentation.stepping import RunningStatistics, compile_model, gradient_nor
 from segmentation.transforms import finish_on_device
 from segnext_timm import SegNeXt, UpsampledCrossEntropyLoss, push_to_hub
 from segnext_timm._atomic import fill_when_complete, replace_when_complete
-from segnext_timm.errors import HubError
+from segnext_timm.errors import SegNeXtError
 from segnext_timm.models.model_info import ModelInfo
 from segnext_timm.prediction.pipeline import slow_precision
 
@@ -301,7 +301,7 @@ class Trainer:
         if settings.push_to_hub and self.accelerator.is_main_process:
             try:
                 print(push_to_hub(best, settings.push_to_hub).commit_url)
-            except (HubError, OSError, ValueError) as error:
+            except (SegNeXtError, OSError) as error:
                 again = f"segnext-timm push {best} {settings.push_to_hub}"
                 raise UserError(f"{error} The run is finished, and its models are there; to push: {again}") from None
 

@@ -1,55 +1,86 @@
 """The command `segnext-timm`.
 
-This module imports only light modules. Each command imports what it needs, so that help and tables appear at once.
+This module imports nothing heavy, and each command imports what it needs, so that help and tables appear at once. A
+command checks its arguments before it loads or downloads anything.
 """
 
 import json
 import logging
+import re
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from . import __version__
 from ._cli_info import describe_model, list_models, model_text, models_text
-from ._cli_types import (
-    ClassesType,
-    DeviceType,
-    ExportPathType,
-    Group,
-    RepoType,
-    ScalesType,
-    SegmenterType,
-    SizeType,
-    StoppedError,
-    out_of_memory,
-)
 from .checkpoints.catalog import ORIGINS
-from .exporting.formats import check_installed
+from .checkpoints.hub import check_segmenter, is_hub_id
+from .errors import OptionError, SegNeXtError
+from .exporting.formats import check_installed, check_name
 from .label_sets import LABEL_SETS
 from .variants import MIN_SIDE
 
 if TYPE_CHECKING:
     import torch
 
-F = TypeVar("F", bound=Callable[..., Any])
+    from .prediction.files import Predictions
 
-_DIRECTORY = click.Path(path_type=Path)
-_FILE = click.Path(dir_okay=False, path_type=Path)
+_PATH = click.Path(path_type=Path)
+_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 _FUSE_HELP = "Fold norms and layer scales into convolutions first: faster, same output."
+_DECIDING = ("mode", "window", "stride", "scales", "flip", "fit_in")  # options of predict that decide the labels
 
 
-class _LogHandler(logging.Handler):
-    """Print messages to what is standard error at the time, which changes in tests."""
+class _Group(click.Group):
+    """Ends with one line on errors that users can act on, and on Ctrl-C; other errors show their traceback."""
 
-    def emit(self, record: logging.LogRecord) -> None:
-        click.echo(self.format(record), err=True)
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as interrupt:
+            click.echo(" ".join(["\nInterrupted.", *interrupt.args]), err=True)  # below the ^C
+            ctx.exit(130)  # 128 + SIGINT, as shells have it
+        except (SegNeXtError, OSError) as error:
+            if ctx.params["traceback"] or isinstance(error, BrokenPipeError):  # click ends quietly on a closed pipe
+                raise
+            raise click.ClickException(" ".join(str(error).split())) from None
 
 
-_LOG_HANDLER = _LogHandler()  # for this package alone: other libraries print their own messages
+class _Size(click.ParamType):
+    """One or two sides in pixels, such as 512 or 512x1024, as a pair."""
+
+    name = "size"
+
+    def __init__(self, least: int = 1) -> None:
+        self._side = click.IntRange(least)
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        found = re.fullmatch("([0-9]+)(?:[xX×]([0-9]+))?", value)
+        if found is None:
+            self.fail(f"{value!r} is not a size: give pixels, such as 512, or two sides, such as 512x1024.", param, ctx)
+        return self._side(found[1], param, ctx), self._side(found[2] or found[1], param, ctx)
+
+
+def _read_scales(ctx: click.Context, param: click.Parameter, value: str) -> tuple[float, ...]:
+    """Read positive numbers that are separated by commas."""
+    return tuple(click.FloatRange(0, min_open=True)(scale, param, ctx) for scale in value.split(","))
+
+
+def _find_device(name: str | None) -> "torch.device":
+    """Find a device of this machine; an accelerator, if there is one, or the CPU by default."""
+    import torch
+
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    try:
+        device = torch.device(name or accelerator or "cpu")
+        torch.empty(1, device=device).cpu()
+        return device
+    except Exception:  # torch's backends raise RuntimeError, AssertionError, NotImplementedError, ...
+        here = f"cpu and {accelerator}, of which there are {torch.accelerator.device_count()}" if accelerator else "cpu"
+        raise OptionError(f"There is no device {name!r} here. This machine has {here}.") from None
 
 
 def _examples(*lines: str) -> str:
@@ -57,14 +88,19 @@ def _examples(*lines: str) -> str:
     return "\n".join(["\b", "Examples:", *(f"  segnext-timm {line}" for line in lines)])
 
 
-@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.version_option(__version__, message="%(prog)s %(version)s", help="Show the version.")
 @click.option("--traceback", is_flag=True, help="Show the traceback of errors.")
 def main(traceback: bool) -> None:
-    """SegNeXt for timm, segmentation-models-pytorch and the Hugging Face Hub."""
-    logger = logging.getLogger("segnext_timm")
-    logger.addHandler(_LOG_HANDLER)  # once, however often the command is called
+    """SegNeXt for timm, segmentation-models-pytorch and the Hugging Face Hub.
+
+    MODEL is a name that `segnext-timm models` lists, a model folder, or a repository on the Hub. SIZE is in pixels: 512
+    for a square, or 512x1024 for height and width.
+    """
+    logger = logging.getLogger("segnext_timm")  # of this package alone: other libraries print their own messages
+    logger.handlers = [logging.StreamHandler()]  # to standard error
     logger.setLevel(logging.INFO)
+    click.get_current_context().call_on_close(logger.handlers.clear)
 
 
 @main.command("models", epilog=_examples("models", "models --dataset cityscapes --origin paddleseg", "models --json"))
@@ -81,10 +117,9 @@ def models_command(dataset: str | None, origin: str | None, as_json: bool) -> No
 @click.argument("model")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def info_command(model: str, as_json: bool) -> None:
-    """Describe MODEL: architecture, classes, preprocessing, license, results.
+    """Describe MODEL (a published name, a folder or a Hub repository): architecture, preprocessing, license, results.
 
-    MODEL is a name that `segnext-timm models` lists, a model folder, or a repository on the Hugging Face Hub. Weights
-    are neither downloaded nor loaded.
+    Weights are neither downloaded nor loaded.
     """
     info = describe_model(model)
     click.echo(json.dumps(info, indent=1) if as_json else model_text(info))
@@ -98,59 +133,45 @@ def info_command(model: str, as_json: bool) -> None:
         "convert my-segnext segnext_b.pth --to mmseg",
     ),
 )
-@click.argument("src", type=_DIRECTORY)
-@click.argument("dst", type=_DIRECTORY)
-@click.option("--rank", type=click.IntRange(min=1), help="Rank of a segmenter's matrix decomposition.")
-@click.option(
-    "--to",
-    type=click.Choice(["native", "mmseg"]),
-    default="native",
-    show_default=True,
-    help="Write a folder for timm or smp, or a file for mmsegmentation.",
-)
-@click.option("--classes", type=ClassesType(), help="File with one class name per line, or a data set: ade20k, ...")
-@click.option("--num-classes", type=click.IntRange(min=1), help="Keep only the first outputs.")
+@click.argument("src", type=_PATH)
+@click.argument("dst", type=_PATH)
+@click.option("--rank", type=click.IntRange(1), help="Rank of a segmenter's matrix decomposition.")
+@click.option("--to", type=click.Choice(["native", "mmseg"]), default="native", help="mmseg: for mmsegmentation.")
+@click.option("--classes", help="File with one class name per line, or a data set: ade20k, ...")
+@click.option("--num-classes", type=click.IntRange(1), help="Keep only the first outputs.")
 @click.option("--ema", is_flag=True, help="Use the moving average of the weights.")
 @click.option("--force", is_flag=True, help="Replace DST.")
-def convert_command(src: Path, dst: Path, force: bool, **options: Any) -> None:
+def convert_command(src: Path, dst: Path, to: Literal["native", "mmseg"], **options: Any) -> None:
     """Convert the checkpoint SRC to a folder DST that timm or smp loads.
 
     SRC is a .pth, .pt, .pkl, .pdparams, .zip or .safetensors file of any origin, or such a folder. DST does not exist,
     or is an empty folder. With --to mmseg, DST is a .pth file for mmsegmentation.
     """
-    from . import convert
+    from .checkpoints.conversion import convert
 
-    click.echo(str(convert(src, dst, force=force, **options)))
-    if options["to"] == "mmseg":
-        click.echo(f"Wrote {dst}.")
-        return
-    config = (dst / "config.json").read_text(encoding="utf-8")
-    load = (
-        f'smp.from_pretrained("{dst}")'
-        if '"encoder_name"' in config
-        else f'timm.create_model("local-dir:{dst}", pretrained=True)'
-    )
-    click.echo(f"Wrote {dst}. Load it, after `import segnext_timm`, by {load}.")
+    checkpoint = convert(src, dst, to=to, **options)
+    click.echo(str(checkpoint))
+    load = f'timm.create_model("local-dir:{dst}", pretrained=True)'
+    if checkpoint.kind == "segmenter":
+        load = f'smp.from_pretrained("{dst}")'
+    click.echo(f"Wrote {dst}." + (f" Load it, after `import segnext_timm`, by {load}." if to == "native" else ""))
 
 
 @main.command("push", epilog=_examples("push my-segnext user/my-segnext", "push my-segnext user/my-segnext --private"))
-@click.argument("src", type=_DIRECTORY)
-@click.argument("repo", type=RepoType())
+@click.argument("src", type=_PATH)
+@click.argument("repo")
 @click.option("--private", is_flag=True, help="Make a private repository.")
 @click.option("--revision", help="Branch to push to.")
 @click.option("--create-pr", is_flag=True, help="Open a pull request.")
 @click.option("-m", "--message", "commit_message", help="Message of the commit.")
-@click.option("--extra-files/--no-extra-files", default=None, help="Push other files in SRC; asks if not given.")
-def push_command(src: Path, repo: str, extra_files: bool | None, **options: Any) -> None:
+@click.option("--extra-files", is_flag=True, help="Push other files in SRC too; never pickles.")
+def push_command(src: Path, repo: str, **options: Any) -> None:
     """Push the model folder SRC to REPO (user/name) on the Hugging Face Hub."""
-    from . import push_to_hub
+    if not is_hub_id(repo):
+        raise click.BadParameter(f"{repo!r} is not a repository on the Hub: give user/name.", param_hint="'REPO'")
+    from .hub.push import push_to_hub
 
-    def ask(names: list[str]) -> bool:
-        listed = "\n".join(f"  {name}" for name in names)
-        return click.confirm(f"{src} also holds\n{listed}\nPush these too?")
-
-    wanted = ask if extra_files is None and sys.stdin.isatty() else extra_files
-    commit = push_to_hub(src, repo, extra_files=wanted, **options)
+    commit = push_to_hub(src, repo, **options)
     click.echo(f"Pushed: {commit.pr_url or commit.commit_url}")
 
 
@@ -163,172 +184,42 @@ def push_command(src: Path, repo: str, extra_files: bool | None, **options: Any)
         "export my-segnext model.onnx --precision int8 --calibration photos/",
     ),
 )
-@click.argument("model", type=SegmenterType())
-@click.argument("file", type=ExportPathType())
-@click.option(
-    "--size",
-    type=SizeType(MIN_SIDE),
-    metavar="HEIGHT[xWIDTH]",
-    help="Size of the images in pixels; one number for a square.  [default: as trained, or 512]",
-)
-@click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Images per batch.")
+@click.argument("model")
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--size", type=_Size(MIN_SIDE), help="Size of the images.  [default: as trained, or 512]")
+@click.option("--batch", type=click.IntRange(1), default=1, help="Images per batch.")
 @click.option("--dynamic", is_flag=True, help="Accept other batch and image sizes.")
 @click.option("--argmax", is_flag=True, help="Output labels instead of logits.")
 @click.option("--portable", is_flag=True, help="Labels by static shapes only, for TensorRT and others.")
-@click.option(
-    "--precision",
-    type=click.Choice(["fp32", "fp16", "int8"]),
-    default="fp32",
-    show_default=True,
-    help="Precision: int8 for ONNX; fp16 for ONNX, ncnn and Core ML.",
-)
-@click.option("--calibration", type=_DIRECTORY, help="Folder of images for int8; `images` and `labels` in it for mIoU.")
-@click.option("--fuse/--no-fuse", default=True, show_default=True, help=_FUSE_HELP)
+@click.option("--precision", type=click.Choice(["fp32", "fp16", "int8"]), default="fp32", help="16 or 8 bits: ONNX.")
+@click.option("--calibration", type=_FOLDER, help="Images for int8; with `images` and `labels` in it, for mIoU too.")
+@click.option("--fuse/--no-fuse", default=True, help=_FUSE_HELP)
 def export_command(model: str, file: Path, size: tuple[int, int] | None, batch: int, **options: Any) -> None:
-    """Export MODEL to FILE, which runs without this package: .onnx, .pt2, .tflite, .ncnn or .mlpackage.
+    """Export MODEL (a published name, a folder or a Hub repository) to FILE: .onnx or .pt2.
 
-    MODEL is a name that `segnext-timm models` lists, a model folder, or a repository on the Hugging Face Hub. The graph
-    takes images normalized with the mean and standard deviation in the file's metadata.
+    FILE runs without this package. It takes images normalized with the mean and standard deviation in its metadata.
     """
+    check_segmenter(model)
+    check_name(file)
+    check_installed(file.suffix)
+    if options["precision"] != "fp32" and file.suffix != ".onnx":
+        raise click.UsageError(f"Only ONNX files can be {options['precision']}: choose a FILE that ends in .onnx.")
     if options["precision"] == "int8" and options["calibration"] is None:
         raise click.UsageError("int8 needs calibration images: --calibration DIR.")
-    if options["precision"] == "int8" and file.suffix != ".onnx":
-        raise click.UsageError("Only ONNX files can be int8: choose a FILE that ends in .onnx.")
-    if options["portable"] and not options["argmax"]:
-        raise click.UsageError("--portable applies to graphs of labels: add --argmax.")
-    if options["calibration"] is not None and not options["calibration"].is_dir():
-        raise click.BadParameter(f"{options['calibration']} is not a folder.", param_hint="'--calibration'")
-    try:
-        check_installed(file.suffix)
-    except ImportError as error:
-        raise click.ClickException(str(error)) from None
-    from . import export, load_segmenter
+    from .checkpoints.loading import load_segmenter
+    from .exporting.exporters import export
     from .models.model_info import ModelInfo
 
     with redirect_stdout(sys.stderr):  # libraries print warnings
         segmenter = load_segmenter(model)
     info = ModelInfo(segmenter)
-    shape = (batch, info.in_channels, *(size or info.input_size))
-    step = info.size_divisor
-    if shape[2] % step or shape[3] % step:
-        raise click.BadParameter(
-            f"this model takes multiples of {step}, got {shape[2]}x{shape[3]}.", param_hint="--size"
-        )
+    height, width = size or info.input_size
+    if height % info.size_divisor or width % info.size_divisor:
+        raise OptionError(f"{model} takes sizes that are multiples of {info.size_divisor}, got {height}x{width}.")
+    shape = (batch, info.in_channels, height, width)
     click.echo(f"Exporting for images {'like ' if options['dynamic'] else ''}{shape} ...")
     export(segmenter, file, shape, **options)
-    parts = [part for part in file.rglob("*") if part.is_file()] if file.is_dir() else [file]
-    size_mb = sum(part.stat().st_size for part in parts) / 1e6
-    click.echo(f"Wrote {file} ({size_mb:.1f} MB){', checked in ONNX Runtime' if file.suffix == '.onnx' else ''}.")
-
-
-_PREDICT_OPTIONS = (
-    click.option("-o", "--out", required=True, type=_DIRECTORY, help="Folder of the results."),
-    click.option(
-        "--mode",
-        type=click.Choice(["auto", "whole", "slide"]),
-        default="auto",
-        show_default=True,
-        help="Process images whole or in sliding windows; auto decides by size.",
-    ),
-    click.option(
-        "--window",
-        type=SizeType(MIN_SIDE),
-        metavar="HEIGHT[xWIDTH]",
-        help="Size of the windows in pixels, for images processed in windows.  [default: as trained, or 512]",
-    ),
-    click.option(
-        "--stride",
-        type=SizeType(1),
-        metavar="HEIGHT[xWIDTH]",
-        help="Distance of the windows in pixels.  [default: 3/4 of their size]",
-    ),
-    click.option(
-        "--scales",
-        type=ScalesType(),
-        default="1",
-        show_default=True,
-        metavar="NUMBERS",
-        help="Average over scales: 0.5,1,1.5",
-    ),
-    click.option("--flip", is_flag=True, help="Average over mirrored images too."),
-    click.option(
-        "--fit",
-        "fit_in",
-        type=SizeType(1, "long by short side", "2048x1024"),
-        metavar="LONG[xSHORT]",
-        help="First resize images to fit maximum side lengths in pixels; one number for both.",
-    ),
-    click.option(
-        "--device",
-        type=DeviceType(),
-        metavar="DEVICE",
-        help="cpu, cuda, cuda:1, mps, ...  [default: a GPU if there is one]",
-    ),
-    click.option(
-        "--precision",
-        type=click.Choice(["fp32", "bf16", "fp16"]),
-        default="fp32",
-        show_default=True,
-        help="Precision of the model; bf16 and fp16 use autocast.",
-    ),
-    click.option(
-        "--batch",
-        type=click.IntRange(min=1),
-        help="Windows per batch.  [default: what takes less than about 2 GB, up to 16, on a GPU; 1 elsewhere]",
-    ),
-    click.option(
-        "--tile",
-        type=click.IntRange(min=1),
-        metavar="PIXELS",
-        help="Side of the tiles whose scores are computed at once; smaller needs less memory.",
-    ),
-    click.option("--overlay/--no-overlay", "overlays", default=True, show_default=True, help="Write overlays."),
-    click.option("--probabilities", is_flag=True, help="Write probabilities: 2 bytes per class and pixel."),
-    click.option("--areas", is_flag=True, help="Write the area of each class to OUT/areas.json."),
-    click.option("--fuse/--no-fuse", "fused", default=True, show_default=True, help=_FUSE_HELP),
-    click.option("--resume", is_flag=True, help="Skip images whose labels are in OUT."),
-    click.option(
-        "--json", "as_json", is_flag=True, help="Print a summary as JSON; other output goes to standard error."
-    ),
-)
-
-
-_DECIDING = ("mode", "window", "stride", "scales", "flip", "fit_in")  # options that decide what is predicted
-
-
-def _predict_options(function: F) -> F:
-    """Add the options of `segnext-timm predict` to a command, in the order of its help."""
-    for option in reversed(_PREDICT_OPTIONS):
-        function = option(function)
-    return function
-
-
-@contextmanager
-def _progress(count: int) -> Iterator[Callable[[Path, float], None]]:
-    """Show a bar on standard error; yields the function that moves it, called with a file and its completed share."""
-    done = 0.0
-    bar: Any
-    with click.progressbar(
-        length=100 * count,
-        label="Predicting",
-        width=24,
-        item_show_func=lambda file: file and file.name,
-        file=sys.stderr,
-    ) as bar:
-
-        def report(file: Path, share: float) -> None:
-            nonlocal done
-            bar.update(round(100 * (done + share)) - bar.pos, file)
-            done += share == 1
-
-        yield report
-
-
-def _default_device() -> "torch.device":
-    import torch
-
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return accelerator or torch.device("cpu")
+    click.echo(f"Wrote {file} ({file.stat().st_size / 1e6:.1f} MB).")
 
 
 @main.command(
@@ -340,45 +231,51 @@ def _default_device() -> "torch.device":
         "predict my-segnext photos/ -o out --json > summary.json",
     ),
 )
-@click.argument("model", type=SegmenterType())
+@click.argument("model")
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE|DIR|PATTERN...")
-@_predict_options
+@click.option("-o", "--out", required=True, type=_PATH, help="Folder of the results.")
+@click.option("--mode", type=click.Choice(["auto", "whole", "slide"]), default="auto", help="Whole images, or windows.")
+@click.option("--window", type=_Size(MIN_SIDE), help="Size of the windows.  [default: as trained, or 512]")
+@click.option("--stride", type=_Size(), help="Distance of the windows.  [default: 3/4 of their size]")
+@click.option("--scales", metavar="NUMBERS", callback=_read_scales, default="1", help="Average over scales: 0.5,1,1.5")
+@click.option("--flip", is_flag=True, help="Average over mirrored images too.")
+@click.option("--fit", "fit_in", type=_Size(), help="First resize images to fit: long side, or LONGxSHORT.")
+@click.option("--device", help="cpu, cuda, cuda:1, mps, ...  [default: a GPU if there is one]")
+@click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32", help="16 bits by autocast.")
+@click.option("--batch", type=click.IntRange(1), help="Windows per batch.  [default: by their size on a GPU; else 1]")
+@click.option("--tile", type=click.IntRange(1), help="Pixels of a tile's side; smaller tiles need less memory.")
+@click.option("--overlay/--no-overlay", "overlays", default=True, help="Write overlays.")
+@click.option("--probabilities", is_flag=True, help="Write probabilities: 2 bytes per class and pixel.")
+@click.option("--areas", is_flag=True, help="Write the area of each class to OUT/areas.json.")
+@click.option("--fuse/--no-fuse", "fused", default=True, help=_FUSE_HELP)
+@click.option("--resume", is_flag=True, help="Skip images whose labels are in OUT.")
+@click.option("--json", "as_json", is_flag=True, help="Print a summary as JSON; other output goes to standard error.")
 def predict_command(
-    model: str, images: tuple[str, ...], out: Path, device: Any, fused: bool, as_json: bool, **options: Any
+    model: str, images: tuple[str, ...], out: Path, device: str | None, fused: bool, as_json: bool, **options: Any
 ) -> None:
-    """Predict the class of every pixel of images with MODEL.
+    """Predict the class of every pixel of images with MODEL (a published name, a folder or a Hub repository).
 
-    MODEL is a name that `segnext-timm models` lists, a model folder, or a repository on the Hugging Face Hub. Labels
-    are written to OUT as indexed PNG, IMAGE.png, and drawn over the image in IMAGE_overlay.jpg. Images that cannot be
-    read are listed at the end, and the exit status is 1. Ctrl-C keeps what is done, and --resume continues.
+    Labels are written to OUT as indexed PNG, IMAGE.png, and drawn over the image in IMAGE_overlay.jpg. Images that
+    cannot be read are listed at the end, and the exit status is 1. Ctrl-C keeps what is done, and --resume continues.
     """
+    check_segmenter(model)
     window, stride = options["window"], options["stride"]
     if window and stride and (stride[0] > window[0] or stride[1] > window[1]):
         message = f"stride must be from 1 to the window's side, got {stride} of {window}"
         raise click.BadParameter(message, param_hint="'--stride'")
-    import torch
-
-    from . import fuse, load_segmenter
-    from .prediction.files import find_images, outputs, predict_files
+    target = _find_device(device)
+    from .prediction.files import find_images, outputs
     from .prediction.pipeline import slow_precision
 
-    places, target = find_images(images, out), device or _default_device()
+    places = find_images(images, out)
     if warning := slow_precision(target, options["precision"]):
         click.echo(warning, err=True)
     try:
-        with redirect_stdout(sys.stderr), out_of_memory():  # libraries print warnings
-            segmenter = load_segmenter(model)
-            segmenter = fuse(segmenter, inplace=True) if fused else segmenter
-            segmenter = segmenter.to(target).to(memory_format=torch.channels_last)
-        with out_of_memory(), _progress(len(places)) as report:
-            words = [f"{name} {options[name]}" for name in _DECIDING if options[name]]
-            origin = ", ".join([str(Path(model)), *words])
-            found = predict_files(segmenter, places, out, report=report, measure_all=as_json, origin=origin, **options)
+        found = _predict(model, places, out, target, fused, measure_all=as_json, **options)
     except KeyboardInterrupt:
         kept = sum("labels" in outputs(result) for result in places.values())
-        raise StoppedError(
-            f"Interrupted. Labels of {kept} of {len(places)} images are in {out}; run the same command with --resume "
-            f"to go on."
+        raise KeyboardInterrupt(
+            f"Labels of {kept} of {len(places)} images are in {out}; run the same command with --resume to go on."
         ) from None
     kept = len(places) - found.predicted - len(found.failures)
     there = f"; the labels of {kept} were there" if kept else ""
@@ -389,10 +286,40 @@ def predict_command(
         entries = {Path(entry["file"]): entry for entry in found.images}
         done = [{**entries[file], "outputs": outputs(places[file])} for file in places if file in entries]
         failures = [{"file": str(file), "reason": reason} for file, reason in found.failures.items()]
-        summary = {"model": model, "out": str(out), "images": done, "failures": failures}
-        click.echo(json.dumps(summary, indent=1))
+        click.echo(json.dumps({"model": model, "out": str(out), "images": done, "failures": failures}, indent=1))
     if found.failures:
         sys.exit(1)
+
+
+def _predict(
+    name: str, places: dict[Path, Path], out: Path, device: "torch.device", fused: bool, **options: Any
+) -> "Predictions":
+    """Load a model and predict images, with a bar on standard error."""
+    import torch
+
+    from .checkpoints.loading import load_segmenter
+    from .models.fusion import fuse
+    from .prediction.files import predict_files
+    from .prediction.pipeline import is_out_of_memory
+
+    words = [f"{option} {options[option]}" for option in _DECIDING if options[option]]
+    origin = ", ".join([str(Path(name)), *words])
+    position = {file: number for number, file in enumerate(places)}
+    try:
+        with redirect_stdout(sys.stderr):  # libraries print warnings
+            model = load_segmenter(name)
+        model = fuse(model, inplace=True) if fused else model
+        model = model.to(device).to(memory_format=torch.channels_last)
+        with click.progressbar(length=100 * len(places), label="Predicting", file=sys.stderr) as bar:
+
+            def report(file: Path, share: float) -> None:
+                bar.update(round(100 * (position[file] + share)) - bar.pos)
+
+            return predict_files(model, places, out, report=report, origin=origin, **options)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise click.ClickException("Out of memory: try --mode slide, or a smaller --window or --tile.") from None
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ without colors use :func:`voc_palette`.
 
 from dataclasses import dataclass
 
+from .errors import OptionError
+
 Color = tuple[int, int, int]
 
 
@@ -37,10 +39,10 @@ def voc_palette(num_colors: int) -> tuple[Color, ...]:
     The bits of a label go in turn to red, green and blue, from the highest bit of each color down.
 
     Raises:
-        ValueError: If more than 256 colors are requested.
+        OptionError: If more than 256 colors are requested.
     """
     if num_colors > 256:
-        raise ValueError(f"The palette has 256 colors, but {num_colors} were requested.")
+        raise OptionError(f"The palette has 256 colors, but {num_colors} were requested.")
 
     def channel(label: int, offset: int) -> int:
         return sum((label >> (3 * i + offset) & 1) << (7 - i) for i in range(3))

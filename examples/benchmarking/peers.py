@@ -9,6 +9,7 @@ import segmentation_models_pytorch as smp
 import timm
 import torch
 
+from segmentation.recipe import UserError
 from segmentation.reference import import_mmseg
 from segnext_timm import SegNeXt, UpsampledCrossEntropyLoss, create_segmenter
 
@@ -24,7 +25,7 @@ def build(name: str, classes: int) -> torch.nn.Module:
 
     Raises:
         ImportError: If mmsegmentation is asked for and not installed.
-        ValueError: If there is no such model.
+        UserError: If there is no such model.
     """
     torch.manual_seed(0)
     if name.startswith("segnext_"):
@@ -35,7 +36,7 @@ def build(name: str, classes: int) -> torch.nn.Module:
         architecture, encoder = name.split(":", 1)
         return smp.create_model(architecture, encoder, encoder_weights=None, classes=classes).eval()
     if not timm.is_model(name):
-        raise ValueError(f"{name!r} is not a timm model, and not of the form segnext_t, mmseg_t or segformer:mit_b0.")
+        raise UserError(f"{name!r} is not a timm model, and not of the form segnext_t, mmseg_t or segformer:mit_b0.")
     return timm.create_model(name, num_classes=classes).eval()
 
 

@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar
 import tyro
 import yaml
 
+from segnext_timm import SegNeXtError
 from segnext_timm.label_sets import LABEL_SETS
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -262,12 +263,13 @@ def _split_commas(words: list[str], lists: list[str]) -> list[str]:
 
 
 def run(main: Callable[[list[str]], None]) -> None:
-    """Run a program; a user's mistake ends it with one line."""
+    """Run a program; a user's mistake ends it with one line, and a bug shows its traceback."""
     try:
         main(sys.argv[1:])
-    except (UserError, OSError, ValueError) as error:
-        # of an error in a worker process, torch gives its traceback too; its last line begins with the error's name
-        line = str(error).strip().splitlines()[-1].removeprefix("segmentation.recipe.DataError: ")
+    except (UserError, SegNeXtError, OSError) as error:
+        # torch adds the traceback of a worker process to its error; the last line begins with the error's name
+        kind = type(error)
+        line = str(error).strip().splitlines()[-1].removeprefix(f"{kind.__module__}.{kind.__name__}: ")
         sys.exit(f"{Path(sys.argv[0]).name}: {line}")
     except KeyboardInterrupt:
         sys.exit(f"{Path(sys.argv[0]).name}: interrupted")

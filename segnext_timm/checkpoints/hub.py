@@ -16,7 +16,7 @@ from .folder import CONFIG, read_config
 
 def is_hub_id(text: str) -> bool:
     """Whether a text has the form of a Hub repository, user/repo."""
-    return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", text) is not None
+    return re.fullmatch(r"(?!.*(?:--|\.\.))[A-Za-z0-9][\w.-]*/\w([\w.-]*\w)?(?<!\.git)", text) is not None
 
 
 def names_repository(text: str) -> bool:

@@ -4,6 +4,8 @@ import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..errors import ExportError, OptionError
+
 
 @dataclass(frozen=True)
 class Format:
@@ -32,14 +34,14 @@ FORMATS = {
 
 
 def check_name(path: Path) -> None:
-    """Raise a ValueError unless a path ends in a format's suffix."""
+    """Raise an OptionError unless a path ends in a format's suffix."""
     if path.suffix not in FORMATS:
-        raise ValueError(f"{path}: the name of an exported model ends in {', '.join(FORMATS)}.")
+        raise OptionError(f"{path}: the name of an exported model ends in {', '.join(FORMATS)}.")
 
 
 def check_installed(suffix: str) -> None:
-    """Raise an ImportError that names the extra if a package of a format is missing."""
+    """Raise an ExportError that names the extra if a package of a format is missing."""
     missing = [name for name in FORMATS[suffix].packages if importlib.util.find_spec(name) is None]
     if missing:
         extra = FORMATS[suffix].extra
-        raise ImportError(f"Exporting to {suffix} needs {missing[0]}: pip install 'segnext-timm[{extra}]'")
+        raise ExportError(f"Exporting to {suffix} needs {missing[0]}: pip install 'segnext-timm[{extra}]'")

@@ -1,4 +1,5 @@
 import functools
+import sys
 from dataclasses import fields
 
 import pytest
@@ -11,7 +12,7 @@ from huggingface_hub import ModelCard
 import miniatures
 import train
 import training
-from segmentation import data, layouts
+from segmentation import data, layouts, recipe
 from segmentation.recipe import SettingsError, TrainSettings, UserError
 from segnext_timm.errors import HubError
 from segnext_timm.prediction.pipeline import slow_precision
@@ -174,6 +175,41 @@ def test_a_finished_run_that_cannot_be_pushed_says_how_to(folder, tmp_path, monk
         UserError, match=rf"refused the request\. .*segnext-timm push {tmp_path / 'run/best'} user/repo"
     ):
         training.run("folder", *options)
+
+
+def test_a_bug_in_ones_own_loss_shows_its_traceback(folder, tmp_path, monkeypatch):
+    def loss(logits, labels):
+        batch, classes = logits.shape  # of four dimensions
+        return batch * classes
+
+    options = ("--data_root", folder, "--out", tmp_path / "run", "--iterations", 1)
+    monkeypatch.setattr(train, "UpsampledCrossEntropyLoss", lambda **options: loss)
+    monkeypatch.setattr(sys, "argv", ["train.py", *training.arguments("folder", *options)])
+    with pytest.raises(ValueError, match="too many values to unpack"):
+        recipe.run(train.main)
+
+
+@pytest.mark.parametrize("error", [UserError("wrong"), HubError("wrong"), FileNotFoundError("wrong")])
+def test_errors_that_users_can_act_on_end_a_script_in_one_line(monkeypatch, error):
+    def fail(argv):
+        raise error
+
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    with pytest.raises(SystemExit, match=r"^train\.py: wrong$"):
+        recipe.run(fail)
+
+
+def test_an_error_in_a_worker_process_ends_a_script_in_one_line(monkeypatch):
+    class Damaged(torch.utils.data.Dataset):
+        def __len__(self):
+            return 1
+
+        def __getitem__(self, index):
+            raise data.DataError("a.png cannot be read.")
+
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    with pytest.raises(SystemExit, match=r"^train\.py: a\.png cannot be read\.$"):
+        recipe.run(lambda argv: list(torch.utils.data.DataLoader(Damaged(), num_workers=1)))
 
 
 def test_recipes_hold_settings_only():

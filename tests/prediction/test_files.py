@@ -303,10 +303,7 @@ def test_mistakes_end_in_one_line_before_anything_is_done(model, tmp_path):
             (model, tmp_path / "a.png", "-o", tmp_path / "a.png" / "out"),
             "a.png is a file, but the results need a folder",
         ),
-        (
-            (model, tmp_path / "a.png", "-o", tmp_path / "out", "--scales", "a"),
-            "is not a list of positive numbers, such as 0.5,1,1.5",
-        ),
+        ((model, tmp_path / "a.png", "-o", tmp_path / "out", "--scales", "a"), "'a' is not a valid float range."),
         ((model, tmp_path / "a.png", "-o", tmp_path / "out", "--device", "gpu"), "device"),
         (
             (model, tmp_path / "a.png", tmp_path / "a.png", "-o", tmp_path / "out", "--window", 64, "--stride", 99),

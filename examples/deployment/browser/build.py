@@ -33,22 +33,26 @@ RUNTIME = (
 NEEDED = ("input_size", "output", "mean", "std")
 
 
+class BuildError(Exception):
+    """The site cannot be built; the message says why."""
+
+
 def read_metadata(model: Path) -> dict:
     """Metadata of a graph of labels for a fixed size of RGB images.
 
     Raises:
-        ValueError: If the graph is another one.
+        BuildError: If the graph is another one.
     """
     texts = {entry.key: entry.value for entry in onnx.load(model, load_external_data=False).metadata_props}
     missing = [key for key in NEEDED if key not in texts]
     if missing:
-        raise ValueError(f"{model} has no {', '.join(missing)} in its metadata: export it with segnext-timm.")
+        raise BuildError(f"{model} has no {', '.join(missing)} in its metadata: export it with segnext-timm.")
     if texts["output"] != "labels" or texts.get("dynamic") == "true":
-        raise ValueError(f"{model} must give labels for one size: export it with --argmax --portable, not --dynamic.")
+        raise BuildError(f"{model} must give labels for one size: export it with --argmax --portable, not --dynamic.")
     found = {key: json.loads(texts[key]) for key in ("input_size", "mean", "std")}
     found |= {key: json.loads(texts[key]) for key in ("label_names", "palette") if key in texts}
     if found["input_size"][:2] != [1, 3]:
-        raise ValueError(f"{model} takes {found['input_size']}: the page gives one RGB image.")
+        raise BuildError(f"{model} takes {found['input_size']}: the page gives one RGB image.")
     return found
 
 
@@ -57,7 +61,7 @@ def fetch_runtime(target: Path) -> None:
 
     Raises:
         FileNotFoundError: If npm is not installed.
-        ValueError: If npm cannot download the package.
+        BuildError: If npm cannot download the package.
     """
     npm = shutil.which("npm")
     if npm is None:
@@ -66,7 +70,7 @@ def fetch_runtime(target: Path) -> None:
         command = [npm, "pack", f"onnxruntime-web@{VERSION}", "--silent"]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise ValueError(f"npm cannot download onnxruntime-web: {done.stderr.strip()[-200:]}")
+            raise BuildError(f"npm cannot download onnxruntime-web: {done.stderr.strip()[-200:]}")
         with tarfile.open(next(Path(folder).glob("*.tgz"))) as archive:
             for name in RUNTIME:
                 member = archive.extractfile(f"package/dist/{name}")
@@ -79,7 +83,7 @@ def build(model: Path, site: Path) -> None:
 
     Raises:
         FileExistsError: If the folder is not empty.
-        ValueError: If the graph does not fit the page.
+        BuildError: If the graph does not fit the page.
     """
     if site.exists() and any(site.iterdir()):
         raise FileExistsError(f"{site} is not empty: choose another folder.")
@@ -97,5 +101,5 @@ if __name__ == "__main__":
         build(Path(sys.argv[1]), Path(sys.argv[2]))
     except IndexError:
         sys.exit("usage: build.py MODEL.onnx SITE")
-    except (OSError, ValueError) as error:
+    except (OSError, BuildError) as error:
         sys.exit(f"build: {error}")

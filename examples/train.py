@@ -43,7 +43,6 @@ from segmentation.models import build_model, note_results, parameter_groups, tra
 from segmentation.pictures import draw_predictions, draw_training
 from segmentation.recipe import SettingsError, TrainSettings, UserError, mixed_precision, parse, run
 from segmentation.stepping import RunningStatistics, compile_model, gradient_norm, prefers_fused, step_if
-from segmentation.transforms import finish_on_device
 from segnext_timm import SegNeXt, UpsampledCrossEntropyLoss, push_to_hub
 from segnext_timm._atomic import fill_when_complete, replace_when_complete
 from segnext_timm.errors import HubError
@@ -353,8 +352,7 @@ class Trainer:
         start = time.monotonic()
         batch = next(batches)
         self.waited += time.monotonic() - start
-        batch = [tensor.to(self.device, non_blocking=True) for tensor in batch]
-        images, labels = finish_on_device(*batch, self.normalization) if self.settings.color_on_device else batch
+        images, labels = (tensor.to(self.device, non_blocking=True) for tensor in batch)
         if self.settings.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         return images, labels

@@ -244,7 +244,7 @@ class TrainSamples(Dataset):
             self._epoch = (epoch, torch.randperm(len(self.split), generator=generator).tolist())
         return self._epoch[1][place]
 
-    def __getitem__(self, k: int) -> tuple[torch.Tensor, ...]:
+    def __getitem__(self, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         index = self.locate(k)
         image, labels = self.split.open(index)
         with torch.random.fork_rng(devices=[]):
@@ -258,7 +258,7 @@ def training_samples(split: Split, settings: TrainSettings, normalization: Norma
         settings.crop_size, settings.base_scale, settings.resize_factors, settings.max_class_share, split.ignore_index
     )
     distort = PhotometricDistortion() if settings.color_distortion else None
-    transform = TrainTransform(crop, distort, settings.color_on_device, normalization)
+    transform = TrainTransform(crop, distort, normalization)
     return TrainSamples(split, transform, settings.seed)
 
 

@@ -5,9 +5,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from timm.layers import BatchNormAct2d
 from torch._dynamo.testing import CompileCounter
 
+import miniatures
+import train
+import training
 from pretended_cuda import WaitCounter
 from segmentation.autocasting import _CastAll, reduce_casts
 from segmentation.models import with_synced_norms
@@ -95,3 +99,50 @@ def test_images_of_fifty_sizes_are_evaluated_without_compiling(how, graphs):
             model(torch.randn(1, 3, 40 + side, 50 + 2 * side))
     assert counter.frame_count == compiled
     torch._dynamo.reset()
+
+
+@pytest.fixture
+def trainer(tmp_path, monkeypatch):
+    """A trainer on the CPU that updates as on a GPU, and batches that are read already."""
+    monkeypatch.setattr(train, "prefers_fused", lambda device: True)
+    miniatures.make("folder", tmp_path / "data", [0, 1, 2, 255])
+
+    def make(**options):
+        settings = training.narrow_settings(
+            data_root=str(tmp_path / "data"),
+            out=str(tmp_path / "run"),
+            crop_size=32,
+            workers=0,
+            tracker="none",
+            **({"batch_size": 2} | options),
+        )
+        made = train.Trainer(settings)
+        return made, iter([batch for _, batch in zip(range(4), made.loader())])
+
+    yield make
+    AcceleratorState._reset_state(True)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"precision": "bf16", "ema_decay": 0.9, "clip_grad": 1.0},
+        {"accumulate": 2, "batch_size": 4, "one_step_gradient": True},
+        {"freeze_encoder": True, "grad_checkpointing": True},
+    ],
+)
+def test_a_training_step_never_waits(trainer, options):
+    run, batches = trainer(**options)
+    step(run, batches, 0)  # the first one creates the optimizer's state
+    with WaitCounter(everywhere=True) as counter:
+        step(run, batches, 1)
+    assert not counter.waits
+    run.iteration = 2
+    run.read_losses()
+    assert len(run.losses) == 2
+
+
+def step(run, batches, iteration):
+    run.prepare_iteration(iteration)
+    run.update(run.accumulate_gradient(batches))

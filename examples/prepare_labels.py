@@ -29,9 +29,9 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from segmentation.class_list import LEFT_OUT, ClassList, color_codes, color_name, distinct_colors, read_classes
+from segmentation.files import replace_when_complete
 from segmentation.label_sources import Annotated, embedded_image, read_coco, read_labelme
 from segmentation.recipe import DataError, UserError, run
-from segnext_timm._atomic import replace_when_complete
 
 Image.MAX_IMAGE_PIXELS = None  # aerial images are large
 IGNORED = 255

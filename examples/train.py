@@ -35,19 +35,17 @@ from timm.utils import ModelEmaV3
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from segmentation.autocasting import reduce_casts
+from segmentation.autocasting import reduce_casts, slow_precision
 from segmentation.data import check_labels, check_values, ignore_interrupts, training_samples, worker_count
 from segmentation.evaluation import end, evaluate, quiet_unless_main, some_predictions
+from segmentation.files import fill_when_complete, replace_when_complete
 from segmentation.layouts import open_split
 from segmentation.models import build_model, note_results, parameter_groups, training_facts, with_synced_norms
 from segmentation.pictures import draw_predictions, draw_training
 from segmentation.recipe import SettingsError, TrainSettings, UserError, mixed_precision, parse, run
 from segmentation.stepping import RunningStatistics, compile_model, gradient_norm, prefers_fused, step_if
-from segnext_timm import SegNeXt, UpsampledCrossEntropyLoss, push_to_hub
-from segnext_timm._atomic import fill_when_complete, replace_when_complete
+from segnext_timm import ModelInfo, SegNeXt, UpsampledCrossEntropyLoss, push_to_hub
 from segnext_timm.errors import HubError
-from segnext_timm.models.model_info import ModelInfo
-from segnext_timm.prediction.pipeline import slow_precision
 
 MAX_SKIPPED = 10  # updates in a row
 # settings of a run that a resumed one must have too

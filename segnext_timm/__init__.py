@@ -18,10 +18,12 @@ if TYPE_CHECKING:
     from .models.fusion import fuse
     from .models.hamburger import Hamburger, NMF2d
     from .models.losses import UpsampledCrossEntropyLoss
+    from .models.model_info import ModelInfo
     from .models.mscan import MSCAN
     from .models.segnext import LightHamDecoder, SegNeXt
     from .prediction.drawing import class_areas, overlay
-    from .prediction.pipeline import predict
+    from .prediction.images import read_image
+    from .prediction.pipeline import predict, segment
 
 __version__ = "0.1.0"
 
@@ -30,6 +32,7 @@ __all__ = [
     "CheckpointError",
     "Hamburger",
     "LightHamDecoder",
+    "ModelInfo",
     "NMF2d",
     "SegNeXt",
     "UpsampledCrossEntropyLoss",
@@ -45,6 +48,8 @@ __all__ = [
     "overlay",
     "predict",
     "push_to_hub",
+    "read_image",
+    "segment",
 ]
 
 # The module of each public name
@@ -53,6 +58,7 @@ _HOMES = {
     "CheckpointError": "errors",
     "Hamburger": "models.hamburger",
     "LightHamDecoder": "models.segnext",
+    "ModelInfo": "models.model_info",
     "NMF2d": "models.hamburger",
     "SegNeXt": "models.segnext",
     "UpsampledCrossEntropyLoss": "models.losses",
@@ -67,6 +73,8 @@ _HOMES = {
     "overlay": "prediction.drawing",
     "predict": "prediction.pipeline",
     "push_to_hub": "hub.push",
+    "read_image": "prediction.images",
+    "segment": "prediction.pipeline",
 }
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from segnext_timm.prediction.images import to_mode
+from segnext_timm import read_image
 
 from .class_list import color_codes, color_name
 from .recipe import DataError, DataSettings, TrainSettings
@@ -66,7 +66,9 @@ class Split:
         path, label_path = self.images[index], self.labels[index]
         try:
             image = Image.open(path)
-            image = to_mode(image if image.getexif().get(0x0112, 1) == 1 else ImageOps.exif_transpose(image), 3)
+            image.load()
+            if image.mode != "RGB" or image.getexif().get(0x0112, 1) != 1:  # as predict reads it
+                image = Image.fromarray(read_image(image).permute(1, 2, 0).numpy())
         except Exception as error:  # Pillow's decoders raise anything on damaged files
             raise DataError(f"{path} cannot be read as an image: {error}") from None
         labels = self.open_labels(index)

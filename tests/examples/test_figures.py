@@ -6,8 +6,8 @@ import segmentation_models_pytorch as smp
 import torch
 from PIL import Image
 
-import figures
-from segmentation.diagrams import draw_architecture
+from figures import draw as figures
+from figures.diagrams import draw_architecture
 from segmentation.pictures import contender_name
 
 

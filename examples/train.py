@@ -40,11 +40,18 @@ from segmentation.data import check_labels, check_values, ignore_interrupts, tra
 from segmentation.evaluation import end, evaluate, quiet_unless_main, some_predictions
 from segmentation.files import fill_when_complete, replace_when_complete
 from segmentation.layouts import open_split
-from segmentation.models import build_model, note_results, parameter_groups, training_facts, with_synced_norms
+from segmentation.models import (
+    build_model,
+    normalization,
+    note_results,
+    parameter_groups,
+    training_facts,
+    with_synced_norms,
+)
 from segmentation.pictures import draw_predictions, draw_training
 from segmentation.recipe import SettingsError, TrainSettings, UserError, mixed_precision, parse, run
 from segmentation.stepping import RunningStatistics, compile_model, gradient_norm, prefers_fused, step_if
-from segnext_timm import ModelInfo, SegNeXt, UpsampledCrossEntropyLoss, push_to_hub
+from segnext_timm import SegNeXt, UpsampledCrossEntropyLoss, push_to_hub
 from segnext_timm.errors import HubError
 
 MAX_SKIPPED = 10  # updates in a row
@@ -183,7 +190,7 @@ class Trainer:
         memory_format = torch.channels_last if settings.channels_last else torch.preserve_format
         report = (lambda text: None) if self.checkpoint.is_file() else self.accelerator.print  # it replaces the weights
         model = build_model(settings, self.train_split, report)
-        self.normalization = ModelInfo(model).normalization  # as predict and evaluate normalize
+        self.normalization = normalization(model)
         self.samples = training_samples(self.train_split, settings, self.normalization)
         model = model.to(self.device, memory_format=memory_format)
         model = with_synced_norms(model, settings.sync_batchnorm, self.processes, self.device, self.accelerator.print)

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from .models.fusion import fuse
     from .models.hamburger import Hamburger, NMF2d
     from .models.losses import UpsampledCrossEntropyLoss
-    from .models.model_info import ModelInfo
     from .models.mscan import MSCAN
     from .models.segnext import LightHamDecoder, SegNeXt
     from .prediction.drawing import class_areas, overlay
@@ -32,7 +31,6 @@ __all__ = [
     "CheckpointError",
     "Hamburger",
     "LightHamDecoder",
-    "ModelInfo",
     "NMF2d",
     "SegNeXt",
     "UpsampledCrossEntropyLoss",
@@ -58,7 +56,6 @@ _HOMES = {
     "CheckpointError": "errors",
     "Hamburger": "models.hamburger",
     "LightHamDecoder": "models.segnext",
-    "ModelInfo": "models.model_info",
     "NMF2d": "models.hamburger",
     "SegNeXt": "models.segnext",
     "UpsampledCrossEntropyLoss": "models.losses",

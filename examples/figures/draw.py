@@ -32,7 +32,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from figures.diagrams import draw_architecture
 from segmentation import scenes
 from segmentation.pictures import BLUE, GRAY, INK, LIGHT, add_legend, new_figure, save, set_title
-from segnext_timm import ModelInfo, SegNeXt, load_segmenter, overlay, predict, read_image
+from segnext_timm import SegNeXt, load_segmenter, overlay, predict, read_image
+from segnext_timm.models.model_info import ModelInfo
 
 # GMACs at 512², and mIoU on ADE20K val in percent, single scale. The mIoU is that of mmsegmentation 1.2.2's tables
 # (configs/*/metafile.yaml), which trained all of them for 160,000 iterations on crops of 512², from ImageNet-1k. The

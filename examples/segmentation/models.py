@@ -14,7 +14,7 @@ from segnext_timm.variants import VARIANTS as SIZES
 from .data import Split
 from .metrics import Scores
 from .recipe import SettingsError, TrainSettings
-from .transforms import MEAN, STD
+from .transforms import MEAN, STD, Normalization
 
 # encoder, decoder channels, rank and drop path rate of the paper's models (its code, configs of ADE20K)
 VARIANTS = {v.key: (f"tu-{v.backbone}", v.decoder_channels, v.decoder_rank, v.drop_path_rate) for v in SIZES.values()}
@@ -159,6 +159,18 @@ def with_synced_norms(
         reason = f"torch does so on GPUs only, and this is {device.type}" if wanted else "sync_batchnorm is off"
         log(f"Batch norms are not synchronized: {reason}.")
     return model
+
+
+def normalization(model: smp.base.SegmentationModel) -> Normalization:
+    """Mean and standard deviation that predict and evaluate use: those of the model, of its encoder, or smp's."""
+    for module in (model, getattr(model.encoder, "model", None)):
+        facts = getattr(module, "pretrained_cfg", None) or {}
+        if facts.get("mean") and facts.get("std"):
+            return tuple(facts["mean"]), tuple(facts["std"])
+    encoder, weights = model.config["encoder_name"], model.config.get("encoder_weights") or "imagenet"
+    facts = smp.encoders.get_preprocessing_params(encoder, weights)
+    mean, std = (tuple(value / facts["input_range"][1] for value in facts[key]) for key in ("mean", "std"))
+    return mean, std
 
 
 def describe(model: torch.nn.Module, split: Split, crop_size: int) -> None:

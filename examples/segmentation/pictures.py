@@ -13,7 +13,6 @@ from matplotlib.patches import Patch
 from PIL import Image
 
 from segnext_timm.label_sets import Color
-from segnext_timm.prediction.drawing import colored
 
 from .metrics import Scores
 
@@ -91,6 +90,11 @@ def add_legend(figure: Figure, present: Iterable[int], classes: Sequence[str], p
         legend.remove()
 
 
+def _colored(labels: np.ndarray, palette: Sequence[Color]) -> np.ndarray:
+    """Map labels (H, W) to colors (H, W, 3); black for labels beyond the palette."""
+    return np.array([*palette, (0, 0, 0)], np.uint8)[np.minimum(labels, len(palette))]
+
+
 def draw_samples(
     samples: Sequence[tuple[np.ndarray, np.ndarray]],
     classes: Sequence[str],
@@ -112,7 +116,7 @@ def draw_samples(
     for axis in axes.flat:
         axis.set_axis_off()
     for axis, (image, labels) in zip(axes.flat, samples):
-        over = np.where((labels == ignore_index)[..., None], image, colored(labels, palette) / 255)
+        over = np.where((labels == ignore_index)[..., None], image, _colored(labels, palette) / 255)
         axis.imshow(0.5 * image + 0.5 * over, interpolation="nearest")
     present = np.unique(np.concatenate([np.unique(labels) for _, labels in samples]))
     add_legend(figure, present[present < len(classes)], classes, palette)
@@ -150,7 +154,7 @@ def draw_predictions(
         valid = truth < len(classes)
         correct, counted = correct + (truth == prediction)[valid].sum(), counted + valid.sum()
         first = 4 * (place % across)
-        pictures = (image, colored(truth, palette), colored(prediction, palette))
+        pictures = (image, _colored(truth, palette), _colored(prediction, palette))
         for axis, picture in zip(axes[place // across, first : first + 3], pictures):
             axis.imshow(picture, interpolation="nearest")
     set_title(figure, f"{correct / max(counted, 1):.0%} of these pixels are labeled correctly")

@@ -190,11 +190,7 @@ def link(url: str, text: str) -> str:
 
 
 def model_card(name: str) -> tuple[str, str]:
-    """Look up the model card of a model, without a download.
-
-    Returns:
-        HTML with a link to it, or why there is none; and its text in Markdown if it is in a folder, else "".
-    """
+    """Find a model's card without a download: HTML with its link or an error, and the text of a folder's in Markdown."""
     try:
         check(name)
     except (OSError, ValueError) as error:
@@ -204,9 +200,8 @@ def model_card(name: str) -> tuple[str, str]:
         return "", ModelCard(readme.read_text(encoding="utf-8", errors="replace"), ignore_metadata_errors=True).text
     if Path(name).is_dir():
         return note("This folder holds no model card, README.md."), ""
-    if "/" not in name:
-        return note("The page of these published weights is named with the result."), ""
-    return f'<div class="note">Model card: {link(f"https://huggingface.co/{name}", name)}</div>', ""
+    card = f'<div class="note">Model card: {link(f"https://huggingface.co/{name}", name)}</div>'
+    return card if "/" in name else "", ""
 
 
 class App:

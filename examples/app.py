@@ -190,7 +190,7 @@ def link(url: str, text: str) -> str:
 
 
 def model_card(name: str) -> tuple[str, str]:
-    """Find a model's card without a download: HTML with its link or an error, and the text of a folder's in Markdown."""
+    """Find a model's card without a download: HTML with its link, or an error; and a folder's text in Markdown."""
     try:
         check(name)
     except (OSError, ValueError) as error:

@@ -24,19 +24,15 @@ from collections import deque
 from pathlib import Path
 
 import gradio as gr
+import numpy as np
 import torch
 from huggingface_hub import ModelCard
 from PIL import Image
 
 import segnext_timm
 from segmentation import scenes
-from segnext_timm.checkpoints.catalog import ORIGINS
-from segnext_timm.checkpoints.folder import read_config
-from segnext_timm.checkpoints.hub import check_segmenter, find_published
-from segnext_timm.models.model_info import ModelInfo
-from segnext_timm.prediction.drawing import class_areas, label_picture, overlay, share_text
-from segnext_timm.prediction.images import read_image
-from segnext_timm.prediction.pipeline import predict
+from segnext_timm import class_areas, overlay, predict
+from segnext_timm.label_sets import voc_palette
 
 SHOWN = 1600  # longest side of the pictures on the page
 KEPT = 50  # results that can be downloaded, of the newest predictions
@@ -143,7 +139,7 @@ def legend(areas: list[dict], palette: list) -> str:
             f'<tr><td><div class="swatch" style="background: {color}"></div></td>'
             f'<th scope="row">{html.escape(str(area["name"]))}</th>'
             f'<td><div class="bar" style="width: {100 * area["share"]:.1f}%; background: {color}">'
-            f'</div></td><td class="share">{html.escape(share_text(area["share"]))}</td></tr>'
+            f'</div></td><td class="share">{area["share"]:.1%}</td></tr>'
         )
     widths = "".join(f'<col style="width: {width}">' for width in ("36px", "auto", "38%", "64px"))
     head = '<th scope="col" colspan="2">Class</th><th scope="col" colspan="2" class="share">Share of the pixels</th>'
@@ -170,7 +166,7 @@ def comparison(picture: Image.Image, drawn: Image.Image, areas: list[dict]) -> s
     before, after = (
         data_url(one.resize(size, Image.Resampling.LANCZOS) if scale < 1 else one) for one in (picture, drawn)
     )
-    shares = ", ".join(f"{area['name']} {share_text(area['share'])}" for area in areas)
+    shares = ", ".join(f"{area['name']} {area['share']:.1%}" for area in areas)
     return (
         f'<div class="compare" style="--ratio: {size[0] / size[1]:.4f}"><img src="{before}" alt="The image">'
         f'<img class="over" src="{after}" alt="The image with its classes drawn over it: {html.escape(shares)}">'
@@ -181,32 +177,31 @@ def comparison(picture: Image.Image, drawn: Image.Image, areas: list[dict]) -> s
     )
 
 
-def model_card(name: str) -> tuple[str, str]:
-    """Look up the model card of a model, without its weights.
+def check(name: str) -> None:
+    """Load a model that needs no download, so that what is wrong with a folder or a name is told at once."""
+    published = {each.partition(".")[0] for each in segnext_timm.list_segmenters()}
+    if Path(name).exists() or (name.count("/") != 1 and name.partition(".")[0] not in published):
+        load(name)
 
-    Returns:
-        HTML with a link to it, and its text in Markdown if it is in the model's folder, else "".
-    """
+
+def link(url: str, text: str) -> str:
+    """Format a link as HTML."""
+    return f'<a href="{html.escape(url)}" target="_blank" rel="noopener">{html.escape(text)}</a>'
+
+
+def model_card(name: str) -> tuple[str, str]:
+    """Find a model's card without a download: HTML with its link, or an error; and a folder's text in Markdown."""
     try:
-        check_segmenter(name)
-        cfg, text = find_published(name), ""
-        where, url = f"{name} on the Hugging Face Hub", f"https://huggingface.co/{name}"
-        if cfg is not None and cfg.hf_hub_id:
-            where, url = f"{cfg.hf_hub_id} on the Hugging Face Hub", f"https://huggingface.co/{cfg.hf_hub_id}"
-        elif cfg is not None:
-            where, url = f"{cfg.name} at {ORIGINS[cfg.origin].name}", cfg.pretrained_cfg["origin_url"]
-        elif Path(name).is_dir():
-            facts = read_config(Path(name)).get("pretrained_cfg") or {}
-            where, url = f"origin of {Path(name).resolve().name}", str(facts.get("origin_url") or "")
-            if (readme := Path(name) / "README.md").is_file():
-                content = readme.read_text(encoding="utf-8", errors="replace")
-                text = ModelCard(content, ignore_metadata_errors=True).text
+        check(name)
     except (segnext_timm.SegNeXtError, OSError) as error:
         return wrong(one_line(error)), ""
-    if url.startswith(("https://", "http://")):
-        link = f'<a href="{html.escape(url)}" target="_blank" rel="noopener">{html.escape(where)}</a>'
-        return f'<div class="note">Model card: {link}</div>', text
-    return ("" if text else note("This folder holds no model card, README.md.")), text
+    readme = Path(name) / "README.md"
+    if readme.is_file():
+        return "", ModelCard(readme.read_text(encoding="utf-8", errors="replace"), ignore_metadata_errors=True).text
+    if Path(name).is_dir():
+        return note("This folder holds no model card, README.md."), ""
+    card = f'<div class="note">Model card: {link(f"https://huggingface.co/{name}", name)}</div>'
+    return card if "/" in name else "", ""
 
 
 class App:
@@ -245,29 +240,31 @@ class App:
         try:
             progress(0, desc="loading the model")
             model = load(name)
-            info = ModelInfo(model)
-            image = read_image(file, info.in_channels)
             start = time.monotonic()
-
-            def report(share: float) -> None:
-                progress(share, desc="segmenting")
-
-            labels = predict(model, image, mode=MODES[mode], scales=SCALES[scales], flip=flip, progress=report)
+            report = functools.partial(progress, desc="segmenting")
+            labels = predict(model, file, mode=MODES[mode], scales=SCALES[scales], flip=flip, progress=report)
             seconds = time.monotonic() - start
         except Exception as error:  # the page shows every error
             return wrong(one_line(error).replace(str(Path(file)), "The file")), "", hidden, hidden
-        names, palette = info.label_names, info.palette
+        facts = getattr(model, "pretrained_cfg", {})
+        names, palette = facts.get("label_names") or [], facts.get("palette") or voc_palette(256)
+        if len(names) == 1:  # labels of a binary model are 0 and 1
+            names, palette = ["background", *names], [(0, 0, 0), *palette]
         areas = class_areas(labels, names)
         height, width = labels.shape
         device = next(model.parameters()).device.type
         said = note(f"{width} × {height} pixels in {seconds:.1f} s on {device}, {name}")
-        picture = Image.fromarray(read_image(file).permute(1, 2, 0).numpy())
-        drawn = overlay(picture, labels, names, palette, alpha=0.6, legend=False)
+        url = str(facts.get("origin_url"))
+        origin = f'<div class="note">Weights: {link(url, url)}</div>' if url.startswith("https://") else ""
+        picture, drawn = (overlay(file, labels, names, palette, alpha, legend=False) for alpha in (0, 0.6))
         folder = self.keep()
-        label_picture(labels, palette).save(folder / "labels.png")
+        indexed = Image.fromarray(labels)
+        if labels.dtype == np.uint8:  # more than 256 classes have no palette
+            indexed.putpalette([value for color in palette for value in color])
+        indexed.save(folder / "labels.png")
         drawn.save(folder / "overlay.jpg", quality=95)
         files = (gr.DownloadButton(value=str(folder / one), visible=True) for one in ("labels.png", "overlay.jpg"))
-        return comparison(picture, drawn, areas), legend(areas, palette) + said, *files
+        return comparison(picture, drawn, areas), legend(areas, palette) + said + origin, *files
 
     def keep(self) -> Path:
         """Make a folder for the files of a result, and delete the oldest one."""
@@ -279,8 +276,8 @@ class App:
 
     def show_card(self, name: str | None) -> tuple:
         """Link to the model card of a model, and its text in an accordion if there is any."""
-        link, text = model_card((name or "").strip())
-        return gr.HTML(link, visible=bool(link)), gr.Accordion(visible=bool(text)), text
+        found, text = model_card((name or "").strip())
+        return gr.HTML(found, visible=bool(found)), gr.Accordion(visible=bool(text)), text
 
     def inputs(self) -> tuple:
         """Build the column of the inputs: image, examples, model, its card, settings, and button."""
@@ -298,8 +295,8 @@ class App:
             self.models, value=self.models[0], label="Model", elem_id="model", allow_custom_value=self.any_model,
             info="Choose one, or type a published name, user/repo of the Hub, or a folder." if self.any_model else None,
         )  # fmt: skip
-        link, text = model_card(self.models[0])
-        card = gr.HTML(link, visible=bool(link), label="Model card", elem_id="card")
+        found, text = model_card(self.models[0])
+        card = gr.HTML(found, visible=bool(found), label="Model card", elem_id="card")
         with gr.Accordion("Model card", open=False, visible=bool(text), elem_id="card-text") as accordion:
             card_text = gr.Markdown(text, elem_classes="card")
         model.change(self.show_card, model, [card, accordion, card_text], show_progress="hidden")
@@ -374,7 +371,7 @@ def make_space(folder: Path, models: list[str], requirement: str | None = None) 
         requirements = [line for line in declared if "extra ==" not in line]
     names = []
     for model in models:
-        if find_published(model) is None and Path(model).is_dir():
+        if Path(model).is_dir():
             place = folder / "models" / Path(model).resolve().name
             if place.exists():
                 raise FileExistsError(f"Two models are named {place.name}: rename one of their folders.")
@@ -410,7 +407,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     models = args.models or MODELS or segnext_timm.list_segmenters()
     for name in models:
-        check_segmenter(name)
+        check(name)
     if args.make_space:
         make_space(args.make_space, models, args.requirement)
         print(

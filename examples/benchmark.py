@@ -47,9 +47,9 @@ from tqdm import tqdm
 
 from benchmarking.cases import WAYS, Case, NotApplicableError
 from benchmarking.ceilings import ceilings, clock, count, machine
+from benchmarking.charts import draw_bars, draw_growth
 from benchmarking.memory import child, measure_memory
 from benchmarking.runtimes import RUNTIMES, missing, prepare
-from segmentation.pictures import draw_bars, draw_growth
 from segmentation.recipe import UserError, run
 
 

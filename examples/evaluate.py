@@ -16,14 +16,13 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
+from segmentation.autocasting import slow_precision
 from segmentation.evaluation import end, evaluate
 from segmentation.layouts import open_split
 from segmentation.metrics import Scores
 from segmentation.pictures import draw_confusion, draw_iou
 from segmentation.recipe import RECIPE, EvalSettings, SettingsError, mixed_precision, parse, run
-from segnext_timm.checkpoints.loading import load_segmenter
-from segnext_timm.hub.push import add_results
-from segnext_timm.prediction.pipeline import slow_precision
+from segnext_timm import add_results, load_segmenter
 
 MODEL = {"MODEL": "a published name, a folder, or a repository on the Hub"}
 

@@ -16,8 +16,8 @@ import tyro
 from PIL import Image
 from tqdm import tqdm
 
+from segmentation.files import replace_when_complete
 from segmentation.recipe import UserError, run
-from segnext_timm._atomic import replace_when_complete
 from segnext_timm.label_sets import LABEL_SETS
 
 Image.MAX_IMAGE_PIXELS = None  # DOTA's largest image has 13 thousand pixels a side

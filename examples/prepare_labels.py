@@ -29,9 +29,9 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from segmentation.class_list import LEFT_OUT, ClassList, color_codes, color_name, distinct_colors, read_classes
+from segmentation.files import replace_when_complete
 from segmentation.label_sources import Annotated, embedded_image, read_coco, read_labelme
 from segmentation.recipe import DataError, UserError, run
-from segnext_timm._atomic import replace_when_complete
 
 Image.MAX_IMAGE_PIXELS = None  # aerial images are large
 IGNORED = 255
@@ -138,12 +138,6 @@ class UnusableError(Exception):
 # One image
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that is whole once it has its name."""
-    with replace_when_complete(path) as new:
-        new.write_bytes(content)
-
-
 def make(job: Job, plan: Plan) -> tuple[bool, np.ndarray]:
     """Write an image and its labels, unless they are there.
 
@@ -176,19 +170,18 @@ def make(job: Job, plan: Plan) -> tuple[bool, np.ndarray]:
         )
     if labels.shape != upright:
         # labeled as the pixels are stored: without the note in the file that turns it
-        content = io.BytesIO()
-        image.save(content, format=image.format, **({"quality": 95} if image.format == "JPEG" else {}), exif=b"")
-        write_whole(image_path, content.getvalue())
+        with replace_when_complete(image_path) as new:
+            image.save(new, format=image.format, **({"quality": 95} if image.format == "JPEG" else {}), exif=b"")
     elif plan.link and not job.item.embedded:
         image_path.unlink(missing_ok=True)
         image_path.symlink_to(job.item.image.resolve())
     else:
-        write_whole(image_path, source.getvalue() if job.item.embedded else source.read_bytes())
+        with replace_when_complete(image_path) as new:
+            new.write_bytes(source.getvalue() if job.item.embedded else source.read_bytes())
     picture = Image.fromarray(labels)
     picture.putpalette([channel for color in _palette(plan) for channel in color])
-    content = io.BytesIO()
-    picture.save(content, format="PNG")
-    write_whole(label_path, content.getvalue())
+    with replace_when_complete(label_path) as new:
+        picture.save(new)
     return False, _count(labels)
 
 
@@ -364,7 +357,8 @@ def write_classes(plan: Plan) -> None:
             raise UserError(f"{path} has other classes or values than 0 to {count - 1}, {listed}: use another folder.")
     plan.target.mkdir(parents=True, exist_ok=True)
     if not path.is_file():
-        write_whole(path, text.encode())
+        with replace_when_complete(path) as new:
+            new.write_bytes(text.encode())
 
 
 def assign(items: Iterable[tuple[Annotated, Path | None]], settings: Output, skipped: dict[str, str]) -> list[Job]:

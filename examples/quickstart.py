@@ -31,18 +31,18 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 from tqdm import tqdm
 
-import segnext_timm  # registers MSCAN with timm and SegNeXt with smp
 from segmentation import scenes
 from segmentation.data import Split, TrainSamples, check_files, check_labels
 from segmentation.evaluation import evaluate, some_predictions
+from segmentation.files import fill_when_complete
 from segmentation.layouts import open_folder
 from segmentation.metrics import Scores
 from segmentation.models import describe, note_results
 from segmentation.pictures import draw_predictions, draw_training
 from segmentation.recipe import DataSettings, UserError
 from segmentation.transforms import RandomResizedCrop, TrainTransform
-from segnext_timm._atomic import fill_when_complete
-from segnext_timm.prediction.pipeline import predict
+from segnext_timm import SegNeXtError, predict
+from segnext_timm.variants import MIN_SIDE
 
 
 class Scenes(Split):
@@ -124,8 +124,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     for name in ("steps", "batch_size"):
         if getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
-    if args.crop_size < 32:
-        parser.error(f"--crop-size must be at least 32, got {args.crop_size}")
+    if args.crop_size < MIN_SIDE:
+        parser.error(f"--crop-size must be at least {MIN_SIDE}, got {args.crop_size}")
     return args
 
 
@@ -192,7 +192,7 @@ def main(argv: list[str] | None = None) -> None:
 if __name__ == "__main__":
     try:
         main()
-    except (UserError, segnext_timm.SegNeXtError, OSError) as error:
+    except (UserError, SegNeXtError, OSError) as error:
         sys.exit(f"quickstart: {error}")
     except KeyboardInterrupt:
         sys.exit("quickstart: interrupted")

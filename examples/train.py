@@ -35,20 +35,24 @@ from timm.utils import ModelEmaV3
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from segmentation.autocasting import reduce_casts
+from segmentation.autocasting import reduce_casts, slow_precision
 from segmentation.data import check_labels, check_values, ignore_interrupts, training_samples, worker_count
 from segmentation.evaluation import end, evaluate, quiet_unless_main, some_predictions
+from segmentation.files import fill_when_complete, replace_when_complete
 from segmentation.layouts import open_split
-from segmentation.models import build_model, note_results, parameter_groups, training_facts, with_synced_norms
+from segmentation.models import (
+    build_model,
+    normalization,
+    note_results,
+    parameter_groups,
+    training_facts,
+    with_synced_norms,
+)
 from segmentation.pictures import draw_predictions, draw_training
 from segmentation.recipe import SettingsError, TrainSettings, UserError, mixed_precision, parse, run
 from segmentation.stepping import RunningStatistics, compile_model, gradient_norm, prefers_fused, step_if
-from segmentation.transforms import finish_on_device
 from segnext_timm import SegNeXt, UpsampledCrossEntropyLoss, push_to_hub
-from segnext_timm._atomic import fill_when_complete, replace_when_complete
 from segnext_timm.errors import SegNeXtError
-from segnext_timm.models.model_info import ModelInfo
-from segnext_timm.prediction.pipeline import slow_precision
 
 MAX_SKIPPED = 10  # updates in a row
 # settings of a run that a resumed one must have too
@@ -186,7 +190,7 @@ class Trainer:
         memory_format = torch.channels_last if settings.channels_last else torch.preserve_format
         report = (lambda text: None) if self.checkpoint.is_file() else self.accelerator.print  # it replaces the weights
         model = build_model(settings, self.train_split, report)
-        self.normalization = ModelInfo(model).normalization  # as predict and evaluate normalize
+        self.normalization = normalization(model)
         self.samples = training_samples(self.train_split, settings, self.normalization)
         model = model.to(self.device, memory_format=memory_format)
         model = with_synced_norms(model, settings.sync_batchnorm, self.processes, self.device, self.accelerator.print)
@@ -353,8 +357,7 @@ class Trainer:
         start = time.monotonic()
         batch = next(batches)
         self.waited += time.monotonic() - start
-        batch = [tensor.to(self.device, non_blocking=True) for tensor in batch]
-        images, labels = finish_on_device(*batch, self.normalization) if self.settings.color_on_device else batch
+        images, labels = (tensor.to(self.device, non_blocking=True) for tensor in batch)
         if self.settings.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         return images, labels

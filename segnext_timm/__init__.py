@@ -31,6 +31,8 @@ __all__ = [
     "overlay",
     "predict",
     "push_to_hub",
+    "read_image",
+    "segment",
 ]
 
 
@@ -58,4 +60,5 @@ if TYPE_CHECKING or not _is_the_command():
     from .models.mscan import MSCAN
     from .models.segnext import LightHamDecoder, SegNeXt
     from .prediction.drawing import class_areas, overlay
-    from .prediction.pipeline import predict
+    from .prediction.images import read_image
+    from .prediction.pipeline import predict, segment

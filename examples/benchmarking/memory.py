@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from publishing.reference import import_mmseg
 from segmentation.recipe import UserError
-from segmentation.reference import import_mmseg
 
 from .cases import Case
 from .runtimes import RUNTIMES, prepare

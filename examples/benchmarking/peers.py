@@ -9,8 +9,8 @@ import segmentation_models_pytorch as smp
 import timm
 import torch
 
+from publishing.reference import import_mmseg
 from segmentation.recipe import UserError
-from segmentation.reference import import_mmseg
 from segnext_timm import SegNeXt, UpsampledCrossEntropyLoss, create_segmenter
 
 

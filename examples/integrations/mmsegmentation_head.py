@@ -13,7 +13,7 @@ import torch
 from generated import CLASSES, batches, normalize, show_versions, street_scenes
 
 import segnext_timm
-from segmentation.reference import import_mmseg  # `generated` makes the other examples importable
+from publishing.reference import import_mmseg  # `generated` makes the other examples importable
 
 warnings.simplefilter("ignore")
 import_mmseg()  # `import mmseg` is enough where mmcv is installed whole

@@ -23,12 +23,12 @@ from accelerate import Accelerator
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # the other examples
 from publishing.published import Published, get_published, load_model, normalized_picture, prediction_digest
+from publishing.reference import reference_logits
 from segmentation.data import Split
 from segmentation.evaluation import evaluate
 from segmentation.layouts import LAYOUTS, open_split
 from segmentation.metrics import Scores
 from segmentation.recipe import DataSettings, UserError, run
-from segmentation.reference import reference_logits
 from segnext_timm import SegNeXt, list_segmenters
 from segnext_timm._atomic import replace_when_complete
 from segnext_timm.checkpoints.catalog import SINGLE_SCALE, SegmenterCfg, list_backbones

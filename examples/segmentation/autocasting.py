@@ -108,6 +108,15 @@ def _forward_block(block: MSCANBlock, x: torch.Tensor) -> torch.Tensor:
     return _add_branch(x, block.mlp(block.norm2(x)), block.ls2.gamma, block.drop_path2)
 
 
+def slow_precision(device: torch.device, precision: str) -> str | None:
+    """Warn, in one line, if a device may compute slower in `precision`, "bf16" or "fp16", than in float32."""
+    if device.type == "cuda" and precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return "This GPU has no bf16 arithmetic, which it emulates slowly: use fp16."
+    if device.type == "cpu" and precision != "fp32":
+        return f"On most CPUs, {precision} is about ten times slower than fp32."
+    return None
+
+
 def reduce_casts(model: nn.Module) -> None:
     """Let a segmentation model, in training under autocast, cast its parameters group by group.
 

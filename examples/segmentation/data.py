@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from segnext_timm.prediction.images import to_mode
+from segnext_timm import read_image
 
 from .class_list import color_codes, color_name
 from .recipe import DataError, DataSettings, TrainSettings
@@ -66,7 +66,9 @@ class Split:
         path, label_path = self.images[index], self.labels[index]
         try:
             image = Image.open(path)
-            image = to_mode(image if image.getexif().get(0x0112, 1) == 1 else ImageOps.exif_transpose(image), 3)
+            image.load()
+            if image.mode != "RGB" or image.getexif().get(0x0112, 1) != 1:  # as predict reads it
+                image = Image.fromarray(read_image(image).permute(1, 2, 0).numpy())
         except Exception as error:  # Pillow's decoders raise anything on damaged files
             raise DataError(f"{path} cannot be read as an image: {error}") from None
         labels = self.open_labels(index)
@@ -244,7 +246,7 @@ class TrainSamples(Dataset):
             self._epoch = (epoch, torch.randperm(len(self.split), generator=generator).tolist())
         return self._epoch[1][place]
 
-    def __getitem__(self, k: int) -> tuple[torch.Tensor, ...]:
+    def __getitem__(self, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         index = self.locate(k)
         image, labels = self.split.open(index)
         with torch.random.fork_rng(devices=[]):
@@ -258,7 +260,7 @@ def training_samples(split: Split, settings: TrainSettings, normalization: Norma
         settings.crop_size, settings.base_scale, settings.resize_factors, settings.max_class_share, split.ignore_index
     )
     distort = PhotometricDistortion() if settings.color_distortion else None
-    transform = TrainTransform(crop, distort, settings.color_on_device, normalization)
+    transform = TrainTransform(crop, distort, normalization)
     return TrainSamples(split, transform, settings.seed)
 
 

@@ -6,9 +6,7 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from segnext_timm.models.model_info import evaluation_mode
-from segnext_timm.prediction.images import read_image
-from segnext_timm.prediction.pipeline import predict, segment
+from segnext_timm import predict, read_image, segment
 
 from .data import Split, ignore_interrupts, worker_count
 from .metrics import Scores, add_to_confusion
@@ -53,7 +51,7 @@ def evaluate(model: torch.nn.Module, split: Split, settings: DataSettings, accel
         split: The data.
         settings: Image size, mode and windows: the `eval_` fields.
         accelerator: The processes.
-        views: `scales` and `flip` of :func:`segnext_timm.prediction.pipeline.segment`.
+        views: `scales` and `flip` of :func:`segnext_timm.segment`.
 
     Raises:
         DataError: If the model has another number of classes, or a file cannot be read.
@@ -69,7 +67,9 @@ def evaluate(model: torch.nn.Module, split: Split, settings: DataSettings, accel
     )
     confusion = torch.zeros(classes, classes, dtype=torch.int64, device=accelerator.device)
     progress = tqdm(loader, desc="evaluate", unit="image", leave=False, **quiet_unless_main(accelerator))
-    with evaluation_mode(model):
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
         for image, labels in progress:
             with accelerator.autocast():
                 scores = segment(
@@ -88,6 +88,9 @@ def evaluate(model: torch.nn.Module, split: Split, settings: DataSettings, accel
                 )
             labels = labels.to(accelerator.device, non_blocking=True)
             add_to_confusion(confusion, labels, scores.argmax(0), split.ignore_index)
+    finally:
+        for module in training:
+            module.training = True
     return Scores(split.classes, accelerator.reduce(confusion, "sum").cpu())
 
 

@@ -8,17 +8,13 @@ import segmentation_models_pytorch as smp
 import torch
 from timm.layers import convert_sync_batchnorm
 
-from segnext_timm import SegNeXt, create_segmenter
-from segnext_timm.checkpoints.catalog import get_segmenter_cfg
-from segnext_timm.checkpoints.hub import find_published
-from segnext_timm.checkpoints.loading import load_segmenter
-from segnext_timm.models.model_info import weights_digest
+from segnext_timm import SegNeXt, create_segmenter, list_segmenters, load_segmenter
 from segnext_timm.variants import VARIANTS as SIZES
 
 from .data import Split
 from .metrics import Scores
 from .recipe import SettingsError, TrainSettings
-from .transforms import MEAN, STD
+from .transforms import MEAN, STD, Normalization
 
 # encoder, decoder channels, rank and drop path rate of the paper's models (its code, configs of ADE20K)
 VARIANTS = {v.key: (f"tu-{v.backbone}", v.decoder_channels, v.decoder_rank, v.drop_path_rate) for v in SIZES.values()}
@@ -38,14 +34,11 @@ def build_model(
         The model with its initial weights.
     """
     if settings.init_from in ("imagenet", "none") or _is_published(settings.init_from):
-        state = torch.get_rng_state()
+        with torch.random.fork_rng(devices=[]):
+            initial = create_model(settings, len(split.classes), False).state_dict()
         model = create_model(settings, len(split.classes), settings.init_from != "none")
         loaded = set()
-        if settings.init_from != "none":
-            # compare with a model without pretrained weights, to report what loading really changed
-            with torch.random.fork_rng(devices=[]):
-                torch.set_rng_state(state)
-                initial = create_model(settings, len(split.classes), False).state_dict()
+        if settings.init_from != "none":  # report what loading really changed
             meant = "" if _is_published(settings.init_from) else "encoder."
             changed = {name for name, value in model.state_dict().items() if not torch.equal(value, initial[name])}
             loaded = {name for name in changed if name.startswith(meant)}
@@ -67,22 +60,24 @@ def build_model(
 
 
 def _is_published(name: str) -> bool:
-    return find_published(name) is not None
+    """Whether a published segmenter has the name, or begins with it before its dot, and no folder here has it."""
+    published = list_segmenters()
+    return not Path(name).is_dir() and (name in published or name in {each.partition(".")[0] for each in published})
 
 
 def create_model(settings: TrainSettings, classes: int, pretrained: bool) -> SegNeXt:
     """Create SegNeXt from the settings, or the published segmenter that they name."""
     if _is_published(settings.init_from):
-        cfg = get_segmenter_cfg(settings.init_from)
-        _check_size(settings, cfg.encoder_name, cfg.decoder_channels, cfg.decoder_rank)
-        drop_path = cfg.variant.drop_path_rate if settings.drop_path_rate is None else settings.drop_path_rate
-        return create_segmenter(
+        _, _, _, drop_path = VARIANTS[settings.init_from.partition(".")[0].removeprefix("segnext_")]
+        model = create_segmenter(
             settings.init_from,
             pretrained=pretrained,
             classes=classes,
-            drop_path_rate=drop_path,
+            drop_path_rate=drop_path if settings.drop_path_rate is None else settings.drop_path_rate,
             decoder_one_step_gradient=settings.one_step_gradient,
         )
+        _check_size(settings, *(model.config[name] for name in ("encoder_name", "decoder_channels", "decoder_rank")))
+        return model
     encoder, channels, rank, drop_path = VARIANTS[settings.variant or "t"]
     encoder = settings.encoder or encoder
     drop_path = drop_path if settings.drop_path_rate is None else settings.drop_path_rate
@@ -166,6 +161,18 @@ def with_synced_norms(
     return model
 
 
+def normalization(model: smp.base.SegmentationModel) -> Normalization:
+    """Mean and standard deviation that predict and evaluate use: those of the model, of its encoder, or smp's."""
+    for module in (model, getattr(model.encoder, "model", None)):
+        facts = getattr(module, "pretrained_cfg", None) or {}
+        if facts.get("mean") and facts.get("std"):
+            return tuple(facts["mean"]), tuple(facts["std"])
+    encoder, weights = model.config["encoder_name"], model.config.get("encoder_weights") or "imagenet"
+    facts = smp.encoders.get_preprocessing_params(encoder, weights)
+    mean, std = (tuple(value / facts["input_range"][1] for value in facts[key]) for key in ("mean", "std"))
+    return mean, std
+
+
 def describe(model: torch.nn.Module, split: Split, crop_size: int) -> None:
     """Store data set, class names, palette and preprocessing in the model, which saves them."""
     if isinstance(model, SegNeXt):
@@ -181,10 +188,10 @@ def describe(model: torch.nn.Module, split: Split, crop_size: int) -> None:
 
 
 def note_results(model: SegNeXt, split: Split, scores: Scores) -> None:
-    """Store a split's mIoU in the model, which saves it as long as the weights do not change."""
+    """Store a split's mIoU in the model, which is saved with it if it is saved before it is trained further."""
     result = {"dataset": split.name, "split": "val", "metric": "mIoU", "value": round(100 * scores.miou, 2)}
     model.pretrained_cfg["results"] = [{**result, "setting": "single scale"}]
-    model.pretrained_cfg["results_digest"] = weights_digest(model)
+    model.pretrained_cfg.pop("results_digest", None)  # of weights that were saved before
 
 
 def training_facts(settings: TrainSettings, iteration: int) -> dict[str, Any]:

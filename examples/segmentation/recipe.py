@@ -142,8 +142,6 @@ class TrainSettings(DataSettings):
     it on one, after 8000 iterations (https://github.com/open-mmlab/mmsegmentation/pull/2247)."""
     compile: Compile = "off"
     """Use torch.compile for the encoder's blocks, which starts fastest, for the model, or with CUDA graphs too."""
-    color_on_device: bool = False
-    """Distort colors and normalize on the GPU. Images then go there as bytes, a quarter of the size."""
     deterministic: bool = False
     """Use deterministic kernels only: on a GPU, the same seed then gives the same run, more slowly."""
     seed: int = 0

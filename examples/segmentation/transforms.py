@@ -20,7 +20,7 @@ from torchvision.transforms import v2
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of values from 0 to 1, RGB
 
 Normalization = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation of each channel
-Transform = Callable[[Image.Image, np.ndarray], tuple[torch.Tensor, ...]]
+Transform = Callable[[Image.Image, np.ndarray], tuple[torch.Tensor, torch.Tensor]]
 
 
 def uniform(low: float, high: float) -> float:
@@ -145,7 +145,6 @@ class TrainTransform:
     Args:
         crop: Resizes and crops.
         distort: Changes colors, None for none.
-        color_on_device: Leave colors and normalization to :func:`finish_on_device`.
         normalization: Mean and standard deviation of each channel, of values from 0 to 1.
     """
 
@@ -153,23 +152,18 @@ class TrainTransform:
         self,
         crop: RandomResizedCrop,
         distort: Callable[[Image.Image], Image.Image] | None,
-        color_on_device: bool = False,
         normalization: Normalization = (MEAN, STD),
     ) -> None:
-        if color_on_device and not isinstance(distort, PhotometricDistortion | None):
-            raise ValueError("color_on_device needs a PhotometricDistortion, or None: others have no matrix.")
         self.crop = crop
         self.distort = distort
-        self.color_on_device = color_on_device
         self.normalization = normalization
         self.flip = v2.RandomHorizontalFlip()
 
-    def __call__(self, image: Image.Image, labels: np.ndarray) -> tuple[torch.Tensor, ...]:
+    def __call__(self, image: Image.Image, labels: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """Augment an image and its labels.
 
         Returns:
-            A normalized image (3, size, size) and int64 labels (size, size). With `color_on_device`, a uint8 image and
-            labels, the matrix of its colors (3, 4), and height and width without padding.
+            A normalized image (3, size, size) and int64 labels (size, size).
         """
         image, labels = self.crop(image, labels)
         # a label outside a byte, such as -1, fills the padding
@@ -178,19 +172,12 @@ class TrainTransform:
         image, mask = self.flip(image, mask)
         height, width = mask.shape[-2:]
         padding = [0, 0, self.crop.size - width, self.crop.size - height]
-        if self.color_on_device:
-            matrix = self.distort.matrix() if self.distort else np.eye(4)[:3]
-            x = torch.from_numpy(np.asarray(image).transpose(2, 0, 1).copy())
-        else:
-            image = self.distort(image) if self.distort else image
-            x = normalize(image, self.normalization)
+        image = self.distort(image) if self.distort else image
+        x = normalize(image, self.normalization)
         if any(padding):
             x = v2.functional.pad(x, padding)
             mask = v2.functional.pad(mask, padding, fill=self.crop.ignore_index)
-        mask = mask.as_subclass(torch.Tensor)
-        if self.color_on_device:
-            return x, mask, torch.from_numpy(matrix).float(), torch.tensor((height, width))
-        return x, mask.long()
+        return x, mask.as_subclass(torch.Tensor).long()
 
 
 @functools.cache
@@ -204,30 +191,3 @@ def normalize(image: Image.Image, normalization: Normalization = (MEAN, STD)) ->
     mean, std = _constants(normalization)
     x = torch.from_numpy(np.asarray(image).transpose(2, 0, 1).astype(np.float32))
     return x.sub_(mean).div_(std)
-
-
-def finish_on_device(
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    matrices: torch.Tensor,
-    sizes: torch.Tensor,
-    normalization: Normalization = (MEAN, STD),
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Distort colors and normalize, as :class:`TrainTransform` does on the CPU.
-
-    Args:
-        images: Shape (B, 3, H, W), uint8.
-        labels: Shape (B, H, W).
-        matrices: Matrices (B, 3, 4) of colors from 0 to 255.
-        sizes: Height and width (B, 2) of the images without padding.
-        normalization: As of :class:`TrainTransform`.
-
-    Returns:
-        Normalized images (B, 3, H, W), zeros in the padding, and int64 labels.
-    """
-    colors = torch.baddbmm(matrices[:, :, 3:], matrices[:, :, :3], images.flatten(2).float())
-    colors = colors.add_(0.5).floor_().clamp_(0, 255).view(images.shape)  # as Pillow rounds
-    mean, std = (constant.to(images.device, non_blocking=True) for constant in _constants(normalization))
-    rows, columns = (torch.arange(side, device=images.device) for side in images.shape[2:])
-    inside = (rows[:, None] < sizes[:, 0, None, None]) & (columns < sizes[:, 1, None, None])
-    return colors.sub_(mean).div_(std).mul_(inside[:, None]), labels.long()

@@ -19,8 +19,6 @@ from PIL import Image
 import segnext_timm
 from page_pictures import chromium, frames, legend_colors, served
 from segnext_timm import cli
-from segnext_timm.checkpoints.catalog import get_segmenter_cfg
-from segnext_timm.prediction.drawing import class_areas, share_text
 
 pytestmark = pytest.mark.slow
 APP = Path(__file__).parents[2] / "examples" / "app.py"
@@ -93,8 +91,8 @@ def rows(page):
 
 def expected(model, path, **options):
     loaded = segnext_timm.fuse(smp.from_pretrained(model).eval())
-    areas = class_areas(segnext_timm.predict(loaded, path, **options), NAMES)
-    return [[area["name"], share_text(area["share"])] for area in areas]
+    areas = segnext_timm.class_areas(segnext_timm.predict(loaded, path, **options), NAMES)
+    return [[area["name"], f"{area['share']:.1%}"] for area in areas]
 
 
 def choose(page, label, option):
@@ -231,7 +229,7 @@ def test_nothing_overflows_on_a_phone(open_page, tmp_path, scheme):
     page.get_by_text("pixels in").wait_for()
     page.wait_for_function("document.querySelector('#slider').getBoundingClientRect().top < innerHeight")
     assert fits(page)
-    choose(page, "Model", "segnext_b.mmseg_ade20k")
+    choose(page, "Model", "user/repo")
     card(page).wait_for()
     assert fits(page)
     page.screenshot(path=tmp_path / "phone.png", full_page=True)
@@ -242,13 +240,11 @@ def test_the_model_card_follows_the_model(open_page):
     page = open_page()
     assert card(page).count() == 0
     assert page.get_by_role("button", name="Model card").count() == 1
-    for name, address in (
-        ("segnext_b.mmseg_ade20k", get_segmenter_cfg("segnext_b").pretrained_cfg["origin_url"]),
-        ("user/repo", "https://huggingface.co/user/repo"),
-    ):
-        choose(page, "Model", name)
-        page.locator(f'#card a[href="{address}"]').wait_for()
-        assert page.get_by_role("button", name="Model card").count() == 0
+    choose(page, "Model", "user/repo")
+    page.locator('#card a[href="https://huggingface.co/user/repo"]').wait_for()
+    assert page.get_by_role("button", name="Model card").count() == 0
+    choose(page, "Model", "segnext_b.mmseg_ade20k")
+    card(page).wait_for(state="detached")
 
 
 @browser_test
@@ -367,12 +363,20 @@ def test_model_cards_are_found_without_weights(app, model, tmp_path):
     assert link == ""
     assert text.strip().startswith("# The card of a small model")
     assert "license" not in text
-    shutil.copy(model / "config.json", tmp_path)
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(model / name, tmp_path)
     assert "holds no model card" in app.model_card(str(tmp_path))[0]
-    for name in segnext_timm.list_segmenters():
-        cfg = get_segmenter_cfg(name)
-        address = f"https://huggingface.co/{cfg.hf_hub_id}" if cfg.hf_hub_id else cfg.pretrained_cfg["origin_url"]
-        assert f'href="{address}"' in app.model_card(name)[0]
+    assert 'href="https://huggingface.co/user/repo"' in app.model_card("user/repo")[0]
+
+
+def test_a_result_names_the_page_of_the_weights(app, model, tmp_path):
+    loaded = smp.from_pretrained(model)
+    loaded.pretrained_cfg["origin_url"] = "https://example.org/weights"
+    loaded.save_pretrained(tmp_path / "model")
+    page = app.App([str(tmp_path / "model")])
+    path = str(picture(tmp_path / "a.png", 60, 80, seed=0))
+    _, legend, *_ = page.segment(path, page.models[0], "whole image", "1", False)
+    assert 'href="https://example.org/weights"' in legend
 
 
 def test_examples_are_larger_than_the_scenes_to_train_on(app):

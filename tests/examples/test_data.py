@@ -15,7 +15,7 @@ from segmentation.data import TrainSamples, check_labels, training_samples
 from segmentation.evaluation import Samples
 from segmentation.layouts import open_split
 from segmentation.recipe import DataError, SettingsError, TrainSettings, read_recipe
-from segmentation.transforms import PhotometricDistortion, RandomResizedCrop, TrainTransform, finish_on_device
+from segmentation.transforms import PhotometricDistortion, RandomResizedCrop, TrainTransform
 from segnext_timm.label_sets import LABEL_SETS
 from segnext_timm.prediction.images import read_image
 
@@ -460,20 +460,6 @@ def test_recipes_are_the_paper_s(name, base_scale, crop, batch, iterations):
     assert (recipe["batch_size"], recipe["iterations"]) == (batch, iterations)
     defaults = TrainSettings()
     assert (defaults.lr, defaults.weight_decay, defaults.decoder_lr_factor, defaults.warmup) == (6e-5, 0.01, 10, 1500)
-
-
-def test_colors_on_the_device_are_those_on_the_cpu(tmp_path):
-    miniatures.make("folder", tmp_path, [0, 1, 2, 255], sizes=((48, 64), (20, 30), (90, 120)))
-    split = open_split("folder", tmp_path, "train")
-    settings = [TrainSettings(crop_size=64, base_scale=(96, 64), color_on_device=here) for here in (False, True)]
-    usual, split_up = (training_samples(split, each) for each in settings)
-    for k in range(12):
-        image, labels = usual[k]
-        found, found_labels = finish_on_device(*(part[None] for part in split_up[k]))
-        assert torch.equal(found_labels[0], labels)
-        difference = (found[0] - image).abs() * 255 * 0.229
-        assert difference.max() < 1.2  # a level of 255, where rounding is a tie
-        assert (difference > 0.1).float().mean() < 0.01
 
 
 def test_what_is_fed_is_shown(tmp_path, monkeypatch, capsys):

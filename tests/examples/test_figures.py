@@ -6,9 +6,9 @@ import segmentation_models_pytorch as smp
 import torch
 from PIL import Image
 
-import figures
-from segmentation.diagrams import draw_architecture
-from segmentation.pictures import contender_name
+from benchmarking.charts import contender_name
+from figures import draw as figures
+from figures.diagrams import draw_architecture
 
 
 @pytest.fixture(autouse=True)

@@ -1,252 +1,197 @@
-"""Tell what holds on this machine, and how fast it is: `python tests/gpu/prove.py`.
+"""Check and measure SegNeXt on this machine's GPU, in fifteen minutes at most: `python tests/gpu/prove.py`.
 
-    python tests/gpu/prove.py                                  # the GPU, in ten minutes
-    python tests/gpu/prove.py --only machine steps             # some sections; keeps the results of the others
-    python tests/gpu/prove.py --device cpu --small             # a dry run, in a minute and a half
+    python tests/gpu/prove.py                                  # the GPU
+    python tests/gpu/prove.py --only checks steps              # some sections
+    python tests/gpu/prove.py --device cpu --small             # a dry run, in a minute
 
-Checks: the tests that need CUDA, agreement with the CPU, training in each precision, a killed and resumed run, two
-processes. Measures: training steps beside the reference's arithmetic, depthwise convolutions, inference, the data.
+Checks: the kernels against plain torch in float64, a model against the CPU, the tests that need CUDA, killed and
+resumed trainings. Measures: training steps and predictions beside plain torch, the slowest kernels, the training data.
 
-Each section ends with a result: a failure is recorded, and the next section goes on. After each section, `prove.json`
-in the output folder holds all results and `prove.md` one page on them. Needs no network. Where a package is missing,
-the report says what was not run. The exit status is 1 if a check failed.
+Each result is one line of `prove.jsonl` in the output folder, written as soon as it is known; `prove.md` is one page
+on all of them. A failure is a result, too. The exit status is 1 if a check fails. Needs no network.
 """
 
 import argparse
-import importlib
-import json
+import os
+import platform
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
-from harness import NotRunError, OutOfTimeError, Run, Section, last_lines, make_importable, require, say
-from report import page
+import torch.nn.functional as F
+from speeds import inference, loader, steps
+from visit import CLASSES, IGNORED, ROOT, Row, Visit, autocast, batch_of, create, median_ms, page, resized
 
-GRACE = 15  # seconds that a section may exceed its time before it is interrupted
-PACKAGES = ("timm", "segmentation_models_pytorch")
+import segnext_timm
+from segnext_timm import kernels
 
 
-@dataclass(frozen=True)
-class Spec:
-    """A section to run.
+class OutOfTimeError(BaseException):
+    """A section exceeded its time. Not an Exception, so that no library catches it."""
 
-    Attributes:
-        name: Name of the section.
-        home: Module and function that run it.
-        share: Share of the whole time. What a section leaves, the next ones have.
-        is_check: Whether a failure makes the exit status 1.
-        needs: Packages that it needs.
-        call: The function, instead of `home`.
+
+def machine(visit: Visit) -> None:
+    """Names, versions, and the peak rates of copies and matrix products."""
+    versions = {name: sys.modules[name].__version__ for name in ("torch", "timm", "segnext_timm")}
+    visit.add("versions", python=platform.python_version(), cores=os.cpu_count(), **versions)
+    if visit.cuda:
+        properties = torch.cuda.get_device_properties(0)
+        names = {"gpu": properties.name, "GiB": properties.total_memory / 2**30, "cuda": torch.version.cuda}
+        visit.add("device", **names, capability=str(torch.cuda.get_device_capability()))
+    visit.measure("copy", copy_rate, visit)
+    for dtype in (torch.float32, visit.half):
+        visit.measure(f"product, {dtype}", product_rate, visit, dtype)
+
+
+def copy_rate(visit: Visit) -> Row:
+    source = torch.zeros(2**24 if visit.small else 2**28, device=visit.device)
+    target = torch.empty_like(source)
+    return {"GB/s": 2 * source.nbytes / median_ms(lambda: target.copy_(source), visit.device) / 1e6}
+
+
+def product_rate(visit: Visit, dtype: torch.dtype) -> Row:
+    side = 512 if visit.small else 8192
+    x = torch.randn(side, side, device=visit.device, dtype=dtype)
+    return {"TFLOP/s": 2 * side**3 / median_ms(lambda: x @ x, visit.device) / 1e9}
+
+
+def checks(visit: Visit) -> None:
+    """Kernels and models against plain forms, while pytest runs beside them."""
+    running = {}
+    tests = {"tests that need CUDA": ["-m", "cuda"], "runs that are killed and resumed": ["-k", "killed_ten_times"]}
+    for name, arguments in tests.items() if visit.cuda else ():
+        log = (visit.out / f"{name.replace(' ', '_')}.log").open("w", encoding="utf-8")
+        command = [sys.executable, "-m", "pytest", "-q", "-o", "addopts=", *arguments, "tests"]
+        running[name] = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT), Path(log.name)
+    try:
+        for classes, size in ((19, (32, 32)), (CLASSES, (17, 23)), (171, (64, 40)))[: 1 if visit.small else None]:
+            for dtype in (torch.float32, visit.half):
+                visit.measure(f"loss, {classes} classes, {dtype}", check_loss, visit, classes, size, dtype)
+        for dtype, tolerance in ((torch.float32, 1e-3), (torch.bfloat16, 0.1), (torch.float16, 2e-2)):
+            visit.measure(f"model in {dtype}", check_model, visit, dtype, tolerance)
+        for name, (process, log) in running.items():
+            try:
+                status = process.wait(max(visit.end - time.monotonic(), 1))
+            except subprocess.TimeoutExpired:
+                visit.add(name, note="no time was left")
+                continue
+            last = log.read_text(encoding="utf-8").strip().splitlines()[-1:]
+            visit.add(name, holds=status == 0, note="".join(last))
+    finally:
+        for process, _ in running.values():
+            process.kill()  # without effect on those that ended
+
+
+def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Euclidean norm of the difference over that of the expected values."""
+    found, expected = found.detach().double().cpu(), expected.detach().double().cpu()
+    return float((found - expected).norm() / expected.norm())
+
+
+def check_loss(visit: Visit, classes: int, size: tuple[int, int], dtype: torch.dtype) -> Row:
+    """Loss, gradient and labels of logits at an eighth of the size, against float64 on the CPU."""
+    generator = torch.Generator().manual_seed(classes)
+    logits = (10 * torch.randn(2, classes, *size, generator=generator)).to(dtype)
+    labels = torch.randint(0, classes, (2, 8 * size[0] - 3, 8 * size[1] - 5), generator=generator)
+    labels[:, :9] = IGNORED
+    exact = logits.double().requires_grad_()
+    full = resized(exact, labels.shape[1:])
+    expected = F.cross_entropy(full, labels, ignore_index=IGNORED)
+    expected.backward()
+    leaf = logits.to(visit.device).contiguous(memory_format=torch.channels_last).requires_grad_()
+    loss = segnext_timm.UpsampledCrossEntropyLoss(ignore_index=IGNORED)(leaf, labels.to(visit.device))
+    loss.backward()
+    errors = {"loss error": relative_error(loss, expected), "gradient error": relative_error(leaf.grad, exact.grad)}
+    return {**errors, "holds": max(errors.values()) < (1e-4 if dtype == torch.float32 else 1e-2)}
+
+
+def check_model(visit: Visit, dtype: torch.dtype, tolerance: float) -> Row:
+    """Logits, labels and gradients of a model in channels_last, against the CPU in float32 without kernels.
+
+    Batch norms, drop path and bases are those of evaluation, so that nothing random differs. Gradients may differ four
+    times as much as logits. A label counts as equal if its expected logit is as close to the largest as logits agree.
     """
+    model = create("narrow" if visit.small else "t").eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith("gamma"):  # with their first values, the layer scales would hide what the blocks compute
+            parameter.data.fill_(0.2)
+    images, labels = batch_of(2, 120, 88)  # not multiples of the stride
+    scale = 1024.0  # keeps gradients in float16 from becoming 0
 
-    name: str
-    home: str
-    share: float
-    is_check: bool = False
-    needs: tuple[str, ...] = PACKAGES
-    call: Callable[[Run, Section], None] | None = None
+    def run(model: torch.nn.Module, images: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+        with autocast(images.device, dtype):
+            logits = model(images)
+            predicted = model.predict_labels(images)
+        loss = F.cross_entropy(logits.float(), labels.to(images.device), ignore_index=IGNORED)
+        (scale * loss).backward()
+        return logits.detach(), torch.cat([p.grad.flatten() for p in model.parameters()]), predicted
 
-    def function(self) -> Callable[[Run, Section], None]:
-        """The function that runs the section. Its module is imported only now, since a package may be missing."""
-        if self.call:
-            return self.call
-        module, function = self.home.split(".")
-        return getattr(importlib.import_module(module), function)
+    with mock.patch.object(kernels, "ENABLED", False):
+        logits, gradients, _ = run(model, images, torch.float32)
+    model.zero_grad()
+    model = model.to(visit.device, memory_format=torch.channels_last)
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        found = run(model, images.to(visit.device).contiguous(memory_format=torch.channels_last), dtype)
+    errors = {"logits error": relative_error(found[0], logits), "gradient error": relative_error(found[1], gradients)}
+    chosen = logits.gather(1, found[2].cpu()[:, None])[:, 0]
+    errors["labels short by"] = float((logits.amax(1) - chosen).max() / logits.std())
+    bounds = (tolerance, 4 * tolerance, 10 * tolerance)
+    return {**errors, "holds": all(error <= bound for error, bound in zip(errors.values(), bounds))}
 
 
-SPECS = (
-    Spec("machine", "kernels.machine", 15, needs=()),
-    Spec("tests", "checks.cuda_tests", 80, is_check=True),
-    Spec("agreement", "checks.agreement", 35, is_check=True),
-    Spec("training", "checks.training", 35, is_check=True),
-    Spec("resume", "processes.resume", 70, is_check=True),
-    Spec("processes", "processes.two_processes", 35, is_check=True),
-    Spec("steps", "steps.training_steps", 200),
-    Spec("depthwise", "kernels.depthwise", 30),
-    Spec("inference", "inference.inference", 65),
-    Spec("loader", "processes.loader", 25),
-)
+SECTIONS = {machine: 15, checks: 180, steps: 300, inference: 180, loader: 45}  # seconds at most
+
+
+# The run
 
 
 @contextmanager
-def interrupted_after(seconds: float) -> Iterator[None]:
+def interrupted_after(seconds: float) -> Any:
     """Raise an OutOfTimeError after some seconds, where the system has such a clock."""
-    if not hasattr(signal, "SIGALRM"):
-        yield
-        return
 
     def interrupt(number: int, frame: Any) -> None:
-        raise OutOfTimeError("the section did not end in time")
+        raise OutOfTimeError
 
-    handler = signal.signal(signal.SIGALRM, interrupt)
-    timer = signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.1))
+    signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, *timer)
-        signal.signal(signal.SIGALRM, handler)
-
-
-def run_section(spec: Spec, run: Run) -> None:
-    """Run a section and record how it ended. Only Ctrl-C is raised."""
-    section = run.sections[spec.name] = Section(spec.name, spec.is_check)
-    start, stopped = time.monotonic(), False
-    say(f"{spec.name}, for at most {max(run.left(), 0):.0f} s")
-    try:
-        if run.left() <= 0:
-            raise OutOfTimeError("no time was left")
-        require(*spec.needs)
-        with interrupted_after(run.left() + GRACE):
-            spec.function()(run, section)
-    except NotRunError as error:
-        section.not_run.append(f"everything: {error}")
-    except OutOfTimeError as error:
-        stopped = True
-        section.cut.append(f"the rest: {error}")
-    except KeyboardInterrupt:
-        stopped = True
-        section.cut.append("the rest: interrupted")
-        raise
-    except Exception as error:
-        section.error = last_lines(error)
-        say("\n".join(section.error))
-    finally:
-        section.seconds = time.monotonic() - start
-        section.finish(stopped)
-        say(f"{spec.name}: {section.status}, {section.seconds:.0f} s")
-
-
-def run_sections(specs: Sequence[Spec], run: Run, settings: dict[str, Any]) -> None:
-    """Run sections one after another, and write the results after each."""
-    start, total, spent = time.monotonic(), sum(spec.share for spec in specs), 0.0
-    seconds = run.end - start
-    for i, spec in enumerate(specs):
-        spent += spec.share
-        run.section_end = start + seconds * spent / total
-        try:
-            run_section(spec, run)
-        finally:
-            write(run, settings)
-        remaining = [later.name for later in specs[i + 1 :]]
-        if remaining and not device_works(run):
-            say("CUDA does not answer any more: a new process continues.")
-            continue_in_new_process(remaining, run)
-            return
-
-
-def device_works(run: Run) -> bool:
-    """Whether the device still computes. Some errors of CUDA make every later call of the process fail."""
-    if not run.cuda:
-        return True
-    try:
-        return float(torch.ones(8, device=run.device).sum()) == 8
-    except Exception:
-        return False
-
-
-def continue_in_new_process(names: list[str], run: Run) -> None:
-    """Run the remaining sections in a new process, and take over its results."""
-    minutes = max(run.end - time.monotonic(), 1) / 60
-    command = [sys.executable, __file__, "--device", run.device.type, "--out", str(run.out)]
-    command += ["--minutes", f"{minutes:.2f}", *["--small"] * run.small, "--only", *names]
-    subprocess.run(command, check=False)
-    run.sections = earlier_sections(run.out)
-
-
-def earlier_sections(out: Path) -> dict[str, Section]:
-    """Sections of the results in a folder."""
-    path = out / "prove.json"
-    if not path.is_file():
-        return {}
-    sections = json.loads(path.read_text(encoding="utf-8"))["sections"]
-    return {fields["name"]: Section(**fields) for fields in sections}
-
-
-def write(run: Run, settings: dict[str, Any]) -> None:
-    """Write all results so far, replacing earlier files at once."""
-    order = [spec.name for spec in SPECS]
-    sections = sorted(run.sections.values(), key=lambda s: order.index(s.name) if s.name in order else len(order))
-    results = {"settings": settings, "sections": [asdict(section) for section in sections]}
-    replace(run.out / "prove.json", json.dumps(results, indent=1, default=str))
-    try:
-        text = page(sections, settings)
-    except Exception as error:  # the results are safe in the other file, and the run must go on
-        text = "\n".join(["The report could not be written; prove.json has the results.", *last_lines(error)])
-        say(text)
-    replace(run.out / "prove.md", text)
-
-
-def replace(path: Path, text: str) -> None:
-    """Write a file beside its place, then rename it."""
-    new = path.with_name(f"{path.name}.new")
-    new.write_text(text, encoding="utf-8")
-    new.replace(path)
-
-
-def exit_status(run: Run) -> int:
-    return int(any(section.is_check and section.status == "failed" for section in run.sections.values()))
-
-
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    """Parse the command line.
-
-    Raises:
-        SystemExit: With one line, if the device is unknown or missing.
-    """
-    names = [spec.name for spec in SPECS]
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu")
-    parser.add_argument("--small", action="store_true", help="a narrow model, small images and few steps")
-    parser.add_argument("--out", type=Path, default=Path("runs/prove"), help="folder of the results")
-    parser.add_argument("--minutes", type=float, default=10.0, help="time for everything")
-    parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="SECTION", help=", ".join(names))
-    parser.add_argument("--child", help=argparse.SUPPRESS)
-    args = parser.parse_args(argv)
-    if args.device not in ("cuda", "cpu"):
-        sys.exit(f"prove.py: unknown device {args.device!r}: choose cuda or cpu.")
-    if args.device == "cuda" and not torch.cuda.is_available():
-        sys.exit("prove.py: torch finds no CUDA device here. For a dry run: --device cpu --small")
-    if args.minutes <= 0:
-        sys.exit(f"prove.py: --minutes must be positive, got {args.minutes:g}.")
-    return args
-
-
-def measure_in_child(request: str) -> None:
-    """Measure what another process asks for; see `steps.in_children`."""
-    import inference
-    import steps
-
-    measures = {"step": (steps.Step, steps.measure), "inference": (inference.Inference, inference.measure)}
-    steps.child(request, measures)
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parse_args(argv)
-    make_importable()
-    if args.child:
-        measure_in_child(args.child)
-        return 0
-    out = args.out.resolve()
-    out.mkdir(parents=True, exist_ok=True)
-    run = Run(torch.device(args.device), args.small, out, time.monotonic() + 60 * args.minutes)
-    specs = [spec for spec in SPECS if spec.name in args.only]
-    if len(specs) < len(SPECS):
-        run.sections = {name: s for name, s in earlier_sections(out).items() if name not in args.only}
-    settings = {"device": args.device, "small": args.small, "minutes": args.minutes, "date": time.strftime("%Y-%m-%d")}
-    try:
-        run_sections(specs, run, settings)
-    except KeyboardInterrupt:
-        say(f"Interrupted; the results so far: {out / 'prove.md'}")
-        return 130
-    say(f"{out / 'prove.md'}, {out / 'prove.json'}")
-    return exit_status(run)
+    """Run the sections. Returns 1 if a check failed, else 0."""
+    names = [function.__name__ for function in SECTIONS]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--small", action="store_true", help="a narrow model, small images and few steps")
+    parser.add_argument("--out", type=Path, default=Path("runs/prove"), help="folder of the results")
+    parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="SECTION", help=", ".join(names))
+    args = parser.parse_args(argv)
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("torch finds no CUDA device here. For a dry run: --device cpu --small")
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "prove.jsonl").unlink(missing_ok=True)
+    visit = Visit(torch.device(args.device), args.small, args.out.resolve())
+    for function, seconds in SECTIONS.items():
+        visit.section = function.__name__
+        if visit.section in args.only:
+            visit.end = time.monotonic() + seconds
+            try:
+                with interrupted_after(seconds + 15):
+                    function(visit)
+            except OutOfTimeError:
+                visit.add("the rest", note="no time was left")
+            (visit.out / "prove.md").write_text(page(visit.rows), encoding="utf-8")
+    print(visit.out / "prove.md")
+    return int(any(row.get("holds") is False or "error" in row for row in visit.rows))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""What can be known of CUDA without a GPU: fake tensors on "cuda", waits for the device, and a step's traffic.
+"""What can be known of CUDA without a GPU: fake tensors on "cuda", and waits for the device.
 
 Fake tensors have shapes, strides, dtypes and devices but no data. Operators on fake "cuda" tensors choose dtypes and
 layouts as on a GPU, also under autocast, with one exception: whether cuDNN has bfloat16 is asked of the GPU. Backward
-passes on them need a driver; :func:`cuda_autocast_on_cpu` gives fake CPU tensors the dtypes that CUDA's autocast would.
+passes on them need a driver.
 """
 
 import traceback
@@ -16,7 +16,7 @@ from unittest import mock
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode, _pop_mode, _push_mode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from segnext_timm.kernels import resizing
 
@@ -70,16 +70,6 @@ def fake_autocast(dtype: torch.dtype | None) -> Iterator[None]:
             torch.clear_autocast_cache()
 
 
-class _Inside(TorchDispatchMode):
-    """See the operators inside the loss, which is one custom operator, as if it were not."""
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func is torch.ops.segnext_timm.upsampled_cross_entropy.default:
-            with _pushed(self):
-                return resizing.cross_entropy._init_fn(*args, **(kwargs or {}))
-        return self.see(func, args, kwargs or {})
-
-
 @contextmanager
 def _pushed(mode: TorchDispatchMode) -> Iterator[None]:
     _push_mode(mode)
@@ -96,7 +86,7 @@ def _caller() -> str:
     return f"{Path(frames[-1].filename).name}: {frames[-1].line}" if frames else "?"
 
 
-class WaitCounter(_Inside):
+class WaitCounter(TorchDispatchMode):
     """Count what would wait for a GPU, by operator or method and by line.
 
     On fake tensors only those on "cuda" count; with `everywhere`, those on the CPU do too, as if they were on a GPU.
@@ -137,7 +127,11 @@ class WaitCounter(_Inside):
     def counts(self, tensors: list[object]) -> bool:
         return any(isinstance(t, torch.Tensor) and (self.everywhere or t.device.type == "cuda") for t in tensors)
 
-    def see(self, func, args, kwargs):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is torch.ops.segnext_timm.upsampled_cross_entropy.default:
+            with _pushed(self):  # the loss is one custom operator: see the operators inside
+                return resizing.cross_entropy._init_fn(*args, **kwargs)
         if self.counts(tree_leaves((args, kwargs))):
             indices = tree_leaves(args[1]) if func in (aten.index.Tensor, aten.index_put_.default) else []
             if func in _WAITING or any(getattr(index, "dtype", None) in (torch.bool, torch.uint8) for index in indices):
@@ -151,50 +145,3 @@ class WaitCounter(_Inside):
     def _note_copy(self, source: torch.device, target: torch.device | None) -> None:
         if target is not None and source.type != target.type:
             self.note(f"copy from {source.type} to {target.type}")
-
-
-class Traffic(_Inside):
-    """Count operators, and the bytes that they read and write, by operator. Views and metadata are free."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bytes: Counter[str] = Counter()
-        self.count: Counter[str] = Counter()
-
-    def see(self, func, args, kwargs):
-        output = func(*args, **kwargs)
-        name = str(func)
-        if not func.is_view and not name.startswith("prim") and "empty" not in name:
-            tensors = [t for t in tree_leaves((args, kwargs, output)) if isinstance(t, torch.Tensor)]
-            key = name.removeprefix("aten.").split(".")[0]
-            self.bytes[key] += sum(t.numel() * t.element_size() for t in tensors)
-            self.count[key] += 1
-        return output
-
-
-@contextmanager
-def cuda_autocast_on_cpu(dtype: torch.dtype | None) -> Iterator[None]:
-    """Autocast on the CPU, with the operators in float32 that CUDA's autocast computes in float32."""
-    if dtype is None:
-        yield
-        return
-    library = torch.library.Library("aten", "IMPL")
-    for name in ("layer_norm", "group_norm", "softmax.int", "log_softmax.int"):
-        library.impl(name, _in_float32(getattr(aten, name.split(".")[0])), "AutocastCPU")
-    try:
-        with torch.autocast("cpu", dtype):
-            yield
-    finally:
-        library._destroy()
-
-
-def _in_float32(operator):
-    def widen(x: object) -> object:
-        half = isinstance(x, torch.Tensor) and x.dtype in (torch.bfloat16, torch.float16)
-        return x.float() if half else x
-
-    def run(*args, **kwargs):
-        with torch.autocast("cpu", enabled=False):
-            return operator(*tree_map(widen, args), **tree_map(widen, kwargs))
-
-    return run

@@ -3,7 +3,7 @@
 Both read, resize, crop, flip and distort the same files on one core, by turns; ours normalizes and pads besides, which
 mmsegmentation leaves to the model. Prints images per second of both and their ratio, for images of 2048×1024 (PNG, as
 of Cityscapes, crop 1024) and of 683×512 (JPEG, as of ADE20K, crop 512). Needs mmsegmentation: see
-examples/segmentation/reference.py.
+examples/publishing/reference.py.
 """
 
 import statistics
@@ -18,8 +18,8 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 sys.path += [str(ROOT / name) for name in ("examples", "tests/helpers")]
+from publishing.reference import import_mmseg
 from segmentation.data import Split, TrainSamples
-from segmentation.reference import import_mmseg
 from segmentation.transforms import PhotometricDistortion, RandomResizedCrop, TrainTransform
 
 COUNT, ROUNDS = 12, 5

@@ -2,8 +2,8 @@
 
 import torch
 
+from publishing.reference import mmseg_backbone, mmseg_head
 from random_checkpoints import VARIANTS
-from segmentation.reference import mmseg_backbone, mmseg_head
 
 
 def backbone(variant: str) -> torch.nn.Module:

@@ -91,7 +91,7 @@ def test_converted_checkpoints_predict_as_mmsegmentation(variant, tmp_path):
 def test_importing_mmsegmentation_leaves_no_stand_in_behind():
     """Also when it is imported again, and when the import fails."""
     code = (
-        "import sys, segmentation.reference as reference\n"
+        "import sys, publishing.reference as reference\n"
         "sys.modules['ftfy'] = None\n"
         "try: reference.import_mmseg()\n"
         "except ImportError: print(sorted(name for name in sys.modules if name.startswith('mmcv.ops')))\n"

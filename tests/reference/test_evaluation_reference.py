@@ -5,8 +5,8 @@ import types
 import pytest
 import torch
 
+from publishing.reference import import_mmseg
 from segmentation.metrics import Scores, add_to_confusion
-from segmentation.reference import import_mmseg
 from segnext_timm.prediction.pipeline import segment
 
 pytestmark = [pytest.mark.reference, pytest.mark.slow]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from segmentation.reference import import_mmseg
+from publishing.reference import import_mmseg
 from segnext_timm.label_sets import LABEL_SETS, voc_palette
 
 DATASETS = {

@@ -8,9 +8,8 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyBboxPatch
 
+from segmentation.pictures import BLUE, GRAY, INK, LIGHT, save
 from segnext_timm.variants import VARIANTS, Variant
-
-from .pictures import BLUE, GRAY, INK, LIGHT, save
 
 SIZE = (800, 748)  # units of the drawing, about the pixels of a page
 PLAIN, ENCODER, ATTENTION, DECODER, MATRIX = "#ffffff", "#dbeafe", "#93c5fd", "#dcfce7", "#fcd34d"

@@ -1,12 +1,12 @@
 """Pictures that explain SegNeXt: what it costs and gains, how it is built, how far it sees, what its parts pick out.
 
-    python examples/figures.py hero runs/quickstart -o DIR             # hero.png: three images and their predictions
-    python examples/figures.py architecture -o DIR                     # architecture.svg: encoder, decoder, block
-    python examples/figures.py cost -o DIR                             # accuracy.png: published mIoU over GMACs
-    python examples/figures.py benchmark runs/benchmark/benchmark.json -o DIR  # benchmark.png: measured speed
-    python examples/figures.py model runs/quickstart -o DIR            # attention.png, receptive_field.png, bases.png
-    python examples/figures.py model MODEL --image street.jpg -o DIR   # on an image of yours
-    python examples/figures.py count                                   # counts the GMACs of `PUBLISHED` again
+    python examples/figures/draw.py hero runs/quickstart -o DIR       # hero.png: three images and their predictions
+    python examples/figures/draw.py architecture -o DIR               # architecture.svg: encoder, decoder, block
+    python examples/figures/draw.py cost -o DIR                       # accuracy.png: published mIoU over GMACs
+    python examples/figures/draw.py benchmark benchmark.json -o DIR   # benchmark.png: measured speed
+    python examples/figures/draw.py model runs/quickstart -o DIR      # attention.png, receptive_field.png, bases.png
+    python examples/figures/draw.py model MODEL --image street.jpg    # on an image of yours
+    python examples/figures/draw.py count                             # counts the GMACs of `PUBLISHED` again
 
 MODEL is a published segmenter's name, a folder, or a repository on the Hugging Face Hub; for `model`, a SegNeXt on
 MSCAN. Without `--image`, the images are street scenes drawn here. `count` needs mmsegmentation 1.2.2, with mmcv-lite.
@@ -28,14 +28,13 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch.utils.flop_counter import FlopCounterMode
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from figures.diagrams import draw_architecture
 from segmentation import scenes
-from segmentation.diagrams import draw_architecture
 from segmentation.pictures import BLUE, GRAY, INK, LIGHT, add_legend, new_figure, save, set_title
-from segnext_timm import SegNeXt, overlay, predict
-from segnext_timm.checkpoints.loading import load_segmenter
-from segnext_timm.errors import OptionError, SegNeXtError
+from segnext_timm import SegNeXt, SegNeXtError, load_segmenter, overlay, predict, read_image
+from segnext_timm.errors import OptionError
 from segnext_timm.models.model_info import ModelInfo
-from segnext_timm.prediction.images import read_image
 
 # GMACs at 512², and mIoU on ADE20K val in percent, single scale. The mIoU is that of mmsegmentation 1.2.2's tables
 # (configs/*/metafile.yaml), which trained all of them for 160,000 iterations on crops of 512², from ImageNet-1k. The
@@ -64,7 +63,7 @@ CONFIGS = {
 def count(names: Iterable[str] = tuple(name for family in PUBLISHED.values() for name in family)) -> dict[str, float]:
     """GMACs of a 512² image of models of `PUBLISHED`, 150 classes."""
     from benchmarking.peers import build, logits_of
-    from segmentation.reference import import_mmseg
+    from publishing.reference import import_mmseg
 
     warnings.simplefilter("ignore")
     root = Path(import_mmseg().__file__).parents[1] / ".mim" / "configs"
@@ -118,7 +117,7 @@ def draw_cost(path: Path) -> None:
     axis.set_xlabel("GMACs of a 512×512 image, logarithmic", fontsize=9.5, color=INK)
     axis.set_title("mIoU on ADE20K val, single scale, %", loc="left", fontsize=9.5, color=INK)
     axis.grid(alpha=0.4, color=LIGHT)
-    note = "mIoU as mmsegmentation 1.2.2 publishes it; GMACs as figures.py counts them."
+    note = "mIoU as mmsegmentation 1.2.2 publishes it; GMACs as this repository counts them."
     set_title(figure, "SegNeXt-B is as accurate as UPerNet on Swin-B, with a tenth of the GMACs", note)
     save(figure, path)
 
@@ -340,4 +339,4 @@ if __name__ == "__main__":
     try:
         main()
     except (SegNeXtError, OSError) as error:
-        sys.exit(f"figures: {error}")
+        sys.exit(f"draw: {error}")

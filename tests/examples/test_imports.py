@@ -1,0 +1,50 @@
+"""Scripts that people copy use what segnext_timm promises, not its inner modules."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import segnext_timm
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+SCRIPTS = sorted(
+    path
+    for folder in (".", "segmentation", "deployment", "deployment/browser")
+    for path in (EXAMPLES / folder).glob("*.py")
+)
+PUBLIC_MODULES = {"errors", "label_sets", "variants", "models.mscan"}
+
+
+def private_imports(source):
+    """Names that a script imports from the package beyond its public ones."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names if alias.name.startswith("segnext_timm.")]
+        elif isinstance(node, ast.ImportFrom) and node.module == "segnext_timm":
+            found += [alias.name for alias in node.names if alias.name not in segnext_timm.__all__]
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("segnext_timm."):
+            module = node.module.removeprefix("segnext_timm.")
+            found += [module] if module not in PUBLIC_MODULES else []
+            found += [alias.name for alias in node.names if alias.name.startswith("_")]
+    return found
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.relative_to(EXAMPLES).as_posix())
+def test_examples_import_public_names_only(path):
+    assert private_imports(path.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from segnext_timm._atomic import replace_when_complete",
+        "from segnext_timm.prediction.pipeline import predict",
+        "from segnext_timm import hub",
+        "from segnext_timm.models.mscan import _create_mscan",
+        "import segnext_timm.checkpoints.hub",
+    ],
+)
+def test_private_imports_are_found(line):
+    assert len(private_imports(line)) == 1

@@ -140,17 +140,12 @@ def convert_command(src: Path, dst: Path, force: bool, **options: Any) -> None:
 @click.option("--revision", help="Branch to push to.")
 @click.option("--create-pr", is_flag=True, help="Open a pull request.")
 @click.option("-m", "--message", "commit_message", help="Message of the commit.")
-@click.option("--extra-files/--no-extra-files", default=None, help="Push other files in SRC; asks if not given.")
-def push_command(src: Path, repo: str, extra_files: bool | None, **options: Any) -> None:
+@click.option("--extra-files", is_flag=True, help="Push other files in SRC, too, but no pickles.")
+def push_command(src: Path, repo: str, **options: Any) -> None:
     """Push the model folder SRC to REPO (user/name) on the Hugging Face Hub."""
     from . import push_to_hub
 
-    def ask(names: list[str]) -> bool:
-        listed = "\n".join(f"  {name}" for name in names)
-        return click.confirm(f"{src} also holds\n{listed}\nPush these too?")
-
-    wanted = ask if extra_files is None and sys.stdin.isatty() else extra_files
-    commit = push_to_hub(src, repo, extra_files=wanted, **options)
+    commit = push_to_hub(src, repo, **options)
     click.echo(f"Pushed: {commit.pr_url or commit.commit_url}")
 
 

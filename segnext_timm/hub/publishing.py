@@ -16,14 +16,13 @@ from huggingface_hub import HfApi
 
 from .._atomic import replace_when_complete
 from ..checkpoints.catalog import ORIGINS, find_backbone
-from ..checkpoints.folder import CARD, MODEL_FILES, WEIGHTS, read_model_config
+from ..checkpoints.folder import MODEL_FILES
 from ..checkpoints.hub import hub_errors
 from ..checkpoints.loading import create_segmenter, fetch
 from ..checkpoints.verification import Published, get_published, read_report
 from ..errors import HubError
 from ..models import mscan
-from .cards import backbone_card
-from .folder import save_backbone, with_digest
+from .cards import save_backbone, write_card
 from .push import add_results, push_to_hub
 
 
@@ -162,7 +161,7 @@ def _write_backbone(published: Published, folder: Path) -> None:
     save_backbone(model, folder)
     facts = {"dataset": cfg.dataset, "license": ORIGINS[cfg.origin].license, "results": [cfg.result]}
     facts["dataset_terms"] = cfg.terms
-    backbone_card(read_model_config(folder), **with_digest(facts, folder / WEIGHTS)).save(folder / CARD)
+    write_card(folder, facts)
 
 
 def hub_ids_patch(releases: Iterable[Release]) -> str:

@@ -52,12 +52,12 @@ def push_to_hub(
         revision: Branch to push to; created if missing.
         create_pr: Open a pull request to the main branch instead.
         commit_message: Message of the commit.
-        card: An edited card, or facts that override the model's `pretrained_cfg`, where SegNeXt keeps them: `dataset`,
-            `license`, `description`, `label_names`, `training` (a dictionary of facts: recipe, seed, ...), `base_model`
-            (an id on the Hub), `metrics` (numbers by name), and `results` to add, a list of dictionaries with
-            `dataset`, `metric` ("mIoU"), `value` (in percent) and, if known, `split`, `setting`, `command`, `source` (a
-            URL) and `source_name`. No license is stated unless it is known from here or `pretrained_cfg`; timm's
-            license of its published weights does not count.
+        card: A card to push as it is, or facts that override the model's `pretrained_cfg`, where SegNeXt keeps them:
+            `dataset`, `license`, `description`, `label_names`, `training` (a dictionary: recipe, seed, ...),
+            `base_model` (an id on the Hub), `metrics` (numbers by name), and `results` to add, a list of dictionaries
+            with `dataset`, `metric` ("mIoU"), `value` (in percent) and, if known, `split`, `setting`, `command`,
+            `source` (a URL) and `source_name`. No license is stated unless it is known from here or `pretrained_cfg`;
+            timm's license of its published weights does not count.
         extra_files: Push the folder's other files, too, but no pickles and no hidden files. What is left out is logged.
         token: Token of the Hub. Default: the token of `hf auth login` or HF_TOKEN.
         allow_patterns: Push only files that match one of these, as in `HfApi.upload_folder`.
@@ -85,8 +85,6 @@ def push_to_hub(
             _save_model(unwrap(model_or_folder), folder, facts)
         else:
             _copy_folder(Path(model_or_folder), folder, extra_files)
-        if isinstance(card, ModelCard):
-            (folder / CARD).write_text(str(card), encoding="utf-8")
         write_card(folder)  # what is wrong with the folder is told before the Hub is asked
         if not (token or get_token()):
             raise PermissionError("There is no token for the Hub: log in with `hf auth login`, or set HF_TOKEN.")
@@ -99,6 +97,8 @@ def push_to_hub(
             exists = api.file_exists(repo_id, CARD, revision=revision)
             on_hub = Path(api.hf_hub_download(repo_id, CARD, revision=revision)) if exists else None
             write_card(folder, facts, repo_id, on_hub)
+            if isinstance(card, ModelCard):
+                (folder / CARD).write_text(str(card), encoding="utf-8")
             return api.upload_folder(
                 repo_id=repo_id,
                 folder_path=folder,

@@ -124,8 +124,10 @@ card.text += "Edited by hand."
 HfApi().upload_file(path_or_fileobj=str(card).encode(), path_in_repo="README.md", repo_id="writer/x")
 segnext_timm.push_to_hub(model, "writer/x")
 assert "Edited by hand" in ModelCard.load("writer/x").text
-segnext_timm.push_to_hub(model, "writer/x", card=ModelCard("---\\nlicense: mit\\n---\\nMine."))
-assert ModelCard.load("writer/x").text.endswith("Mine.")
+result = {"dataset": "x", "metric": "mIoU", "value": 71.34}
+given = model.generate_model_card(dataset="x", results=[result], repo_id="writer/x")
+segnext_timm.push_to_hub(model, "writer/x", card=given)
+assert str(ModelCard.load("writer/x")) == str(given) and given.data.eval_results
 """)
 
 

@@ -128,7 +128,8 @@ def test_addresses_and_python_versions_are_stated(metadata):
 def test_the_archives_hold_the_package_and_the_sources_what_the_readme_names(archives):
     with zipfile.ZipFile(next(archives.glob("*.whl"))) as wheel:
         tops = {name.split("/")[0].split("-")[0] for name in wheel.namelist()}
-        assert {"segnext_timm/checkpoints/catalog.json", "segnext_timm/hub_ids.json"} <= set(wheel.namelist())
+        data = {"checkpoints/catalog.json", "hub/card.md.jinja", "hub_ids.json"}
+        assert {f"segnext_timm/{name}" for name in data} <= set(wheel.namelist())
     assert tops == {"segnext_timm"}
     with tarfile.open(next(archives.glob("*.tar.gz"))) as sources:
         names = {name.split("/", 1)[1] for name in sources.getnames() if "/" in name}

@@ -24,11 +24,10 @@ from segmentation.recipe import UserError, run
 from segnext_timm import add_results, push_to_hub, variants
 from segnext_timm._atomic import replace_when_complete
 from segnext_timm.checkpoints.catalog import ORIGINS, find_backbone
-from segnext_timm.checkpoints.folder import CARD, MODEL_FILES, WEIGHTS, read_model_config
+from segnext_timm.checkpoints.folder import MODEL_FILES, WEIGHTS
 from segnext_timm.checkpoints.hub import hub_errors
 from segnext_timm.checkpoints.loading import fetch
-from segnext_timm.hub.cards import backbone_card
-from segnext_timm.hub.folder import save_backbone, with_digest
+from segnext_timm.hub.cards import save_backbone, write_card
 from segnext_timm.models.model_info import weights_digest
 
 
@@ -68,7 +67,7 @@ def write_backbone(model: torch.nn.Module, name: str, folder: Path) -> None:
     save_backbone(model, folder)
     facts = {"dataset": cfg.dataset, "dataset_terms": cfg.terms, "license": ORIGINS[cfg.origin].license}
     facts["results"] = [cfg.result]
-    backbone_card(read_model_config(folder), **with_digest(facts, folder / WEIGHTS)).save(folder / CARD)
+    write_card(folder, facts)
 
 
 def check_absent(api: HfApi, repo: str) -> None:

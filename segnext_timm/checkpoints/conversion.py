@@ -9,7 +9,7 @@ import torch
 
 from .._atomic import replace_when_complete
 from ..errors import CheckpointError
-from ..hub.folder import save_backbone
+from ..hub.cards import save_backbone
 from ..label_sets import LABEL_SETS
 from ..models.hamburger import NMF2d
 from ..models.mscan import check_parameters

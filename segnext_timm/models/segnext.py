@@ -7,6 +7,7 @@ Original code: https://github.com/Visual-Attention-Network/SegNeXt
 
 import difflib
 import logging
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import timm
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from huggingface_hub import CommitInfo, HfApi, ModelCard
+from huggingface_hub import CommitInfo, ModelCard
 from segmentation_models_pytorch.base import ClassificationHead, SegmentationModel
 from segmentation_models_pytorch.base.hub_mixin import supports_config_loading
 from segmentation_models_pytorch.base.utils import is_torch_compiling
@@ -338,68 +339,79 @@ class SegNeXt(SegmentationModel):
                 raise ValueError(f"The encoder {type(self.encoder).__name__} does not support gradient checkpointing.")
             wrapper.set_grad_checkpointing(enable)
 
-    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> str | None:
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> CommitInfo | None:
         """Save weights, configuration and a model card. Takes smp's arguments.
 
         A card that was edited by hand keeps its text: only the results in its front matter follow.
 
         Args:
             save_directory: Folder to write. It is also pushed with `push_to_hub=True` and `repo_id`.
-            args: Other arguments of smp's `save_pretrained`.
-            kwargs: Other arguments of smp's `save_pretrained`.
+            kwargs: `dataset`, `metrics` and `model_card_kwargs` are facts, which :attr:`pretrained_cfg` keeps, as in
+                the `card` of :func:`segnext_timm.push_to_hub`; others are arguments of :meth:`push_to_hub`.
 
         Raises:
-            ValueError: If the model is fused, or its segmentation head was replaced by one that is not smp's.
+            OptionError: If the model is fused, its segmentation head was replaced by one that is not smp's, or a fact
+                does not fit the model.
         """
-        self._update_config()  # before anything is written, or removed
+        from ..hub.cards import write_card  # above the models: smp asks a model for its card
+
+        facts = dict(kwargs.pop("model_card_kwargs", None) or {})
+        facts |= {name: kwargs.pop(name) for name in ("dataset", "metrics") if name in kwargs}
+        self._update_config(facts)  # before anything is written, or removed
         # a copy, in which smp's own name of the class does not come and go with other threads' saves
         config = kwargs.pop("config", None) or {**self.config, "_model_class": type(self).__name__}
+        push, repo_id = kwargs.pop("push_to_hub", False), kwargs.pop("repo_id", None)
         folder = Path(save_directory)
-        push, repo_id = kwargs.pop("push_to_hub", False), kwargs.pop("repo_id", None) or folder.name
-        about = dict(kwargs.pop("model_card_kwargs", None) or {})
-        about |= {name: kwargs.pop(name) for name in ("dataset", "metrics") if name in kwargs}
         with fill_when_complete(folder, last="config.json") as new:
-            super().save_pretrained(new, *args, config=config, model_card_kwargs=about)
-            _cards().follow(folder / "README.md", new / "README.md")
-        return self.push_to_hub(repo_id, config=config, model_card_kwargs=about, **kwargs) if push else None
+            if (folder / "README.md").is_file():
+                shutil.copyfile(folder / "README.md", new / "README.md")
+            super().save_pretrained(new, config=config)
+            write_card(new)
+        return self.push_to_hub(repo_id or folder.name, **kwargs) if push else None
 
     def push_to_hub(
-        self, repo_id: str, *, model_card_kwargs: dict[str, Any] | None = None, **kwargs: Any
+        self,
+        repo_id: str,
+        *,
+        branch: str | None = None,
+        model_card_kwargs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
     ) -> CommitInfo:
-        """Push weights, configuration and a model card to the Hugging Face Hub. Takes smp's arguments.
+        """Push weights, configuration and a model card to the Hub, as :func:`segnext_timm.push_to_hub` does.
 
         Args:
             repo_id: "user/repo".
-            model_card_kwargs: Arguments of :meth:`generate_model_card`.
-            kwargs: Other arguments of smp's `push_to_hub`.
+            branch: Branch to push to.
+            model_card_kwargs: Facts, as in `card` there.
+            kwargs: Other arguments of that function.
 
         Raises:
-            ValueError: If the model is fused, or its segmentation head was replaced by one that is not smp's.
+            OptionError: If the model is fused, or its segmentation head was replaced by one that is not smp's.
+            OSError: If the Hub refuses the request or cannot be reached.
         """
-        self._update_config()
-        if "/" not in repo_id:  # the Hub completes the name with the token's user
-            api, private = HfApi(token=kwargs.get("token")), kwargs.get("private")
-            repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        card_kwargs = {**(model_card_kwargs or {}), "repo_id": repo_id}
-        return super().push_to_hub(repo_id, model_card_kwargs=card_kwargs, **kwargs)
+        from ..hub.push import push_to_hub
 
-    def _update_config(self) -> None:
+        return push_to_hub(self, repo_id, revision=branch, card=model_card_kwargs, **kwargs)
+
+    def _update_config(self, facts: Mapping[str, Any]) -> None:
         """Make the configuration that of the model as it is, whose head and facts may have been changed in place.
 
         Raises:
-            ValueError: If no configuration describes the model.
+            OptionError: If no configuration describes the model, or a fact does not fit it.
         """
+        from ..hub.cards import add_facts
+
         check_not_fused(self)
         self.config.update(describe_head(self.segmentation_head, self.config.get("activation")))
         fitting, misfits = _fit_pretrained_cfg(self.pretrained_cfg, ModelInfo(self).num_classes, self.in_channels)
         true = true_results(fitting, self)
         if "results" in fitting and "results" not in true:
             misfits = ", ".join(filter(None, (misfits, "results of other weights")))
-        if true.get("results") and "results_digest" not in true:
-            true["results_digest"] = weights_digest(self)
-        self.config["pretrained_cfg"] = true
         if misfits:
             _logger.warning(f"pretrained_cfg: left out {misfits}.")
+        self.pretrained_cfg = add_facts(true, facts)
+        if self.pretrained_cfg.get("results") and "results_digest" not in self.pretrained_cfg:
+            self.pretrained_cfg["results_digest"] = weights_digest(self)
 
     @classmethod
     def _from_pretrained(cls, **kwargs: Any) -> "SegNeXt":
@@ -414,23 +426,14 @@ class SegNeXt(SegmentationModel):
 
         Args:
             args: Ignored, as by smp.
-            kwargs: `dataset`, the name of the training data set, overrides `pretrained_cfg`; `metrics`, results by
-                name, add to those in `pretrained_cfg`; `repo_id`, the Hub repository in the card's code (default: the
-                folder of the card).
+            kwargs: Facts, as in the `card` of :func:`segnext_timm.push_to_hub`; `repo_id`, the Hub repository in the
+                card's code (default: the folder of the card).
         """
-        given = {name: kwargs[name] for name in ("dataset", "metrics") if kwargs.get(name)}
-        if "metrics" in given:
-            given["results_digest"] = weights_digest(self)
-        info = true_results(self.pretrained_cfg, self)
-        config = self.config | {"_model_class": type(self).__name__, "pretrained_cfg": info}
-        return _cards().segmenter_card(config, repo=kwargs.get("repo_id") or _cards().HERE, **given)
+        from ..hub.cards import add_facts, model_card
 
-
-def _cards() -> Any:
-    """Module of the model cards, which is above the models: smp asks a model for its card."""
-    from ..hub import cards
-
-    return cards
+        repo = kwargs.pop("repo_id", None) or "."
+        info = add_facts(true_results(self.pretrained_cfg, self), kwargs)
+        return model_card({**self.config, "_model_class": type(self).__name__, "pretrained_cfg": info}, repo)
 
 
 def _check_upsampling(upsampling: int) -> None:

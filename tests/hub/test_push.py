@@ -18,6 +18,7 @@ import hub_server
 import segnext_timm
 from random_checkpoints import write
 from segnext_timm import CheckpointError, convert, push_to_hub
+from segnext_timm.errors import OptionError
 from small_models import narrow
 
 # Pushing and pulling. The client reads where the Hub is when it is imported: it runs in a process of its own.
@@ -91,7 +92,7 @@ assert HfApi().model_info("writer/segmenter").private
         assert card.data.library_name == (
             "timm" if name in ("model", "converted-backbone") else "segmentation-models-pytorch"
         )
-        assert f"writer/{name}" in card.text and "USER/REPO" not in card.text
+        assert f"writer/{name}" in card.text
     assert server.repos["writer/model"].messages == ["Mine"]
     card = ModelCard(server.repos["writer/segmenter"].branches["main"]["README.md"].decode())
     (result,) = card.data.eval_results
@@ -123,8 +124,10 @@ card.text += "Edited by hand."
 HfApi().upload_file(path_or_fileobj=str(card).encode(), path_in_repo="README.md", repo_id="writer/x")
 segnext_timm.push_to_hub(model, "writer/x")
 assert "Edited by hand" in ModelCard.load("writer/x").text
-segnext_timm.push_to_hub(model, "writer/x", card=ModelCard("---\\nlicense: mit\\n---\\nLoad USER/REPO."))
-assert ModelCard.load("writer/x").text.endswith("Load writer/x.")
+result = {"dataset": "x", "metric": "mIoU", "value": 71.34}
+given = model.generate_model_card(dataset="x", results=[result], repo_id="writer/x")
+segnext_timm.push_to_hub(model, "writer/x", card=given)
+assert str(ModelCard.load("writer/x")) == str(given) and given.data.eval_results
 """)
 
 
@@ -143,7 +146,7 @@ assert equal(model, smp.from_pretrained("writer/three"))
     for name in ("one", "two", "three"):
         card = server.repos[f"writer/{name}"].branches["main"]["README.md"].decode()
         assert f'smp.from_pretrained("writer/{name}")' in card
-        assert 'from_pretrained(".")' not in card and "USER/REPO" not in card
+        assert 'from_pretrained(".")' not in card
     assert "| mIoU |  | 0.5 |" in server.repos["writer/three"].branches["main"]["README.md"].decode()
 
 
@@ -152,12 +155,12 @@ def test_an_edited_card_of_a_folder_keeps_its_words_and_gets_the_place(hub, tmp_
     server, run = hub
     narrow().save_pretrained(tmp_path / "run")
     path = tmp_path / "run" / "README.md"
-    path.write_text(path.read_text(encoding="utf-8") + "\nMy words on USER/REPO.\n", encoding="utf-8")
+    path.write_text(path.read_text(encoding="utf-8") + "\nMy words.\n", encoding="utf-8")
     before = path.read_bytes()
     run('segnext_timm.push_to_hub(folder / "run", "writer/x")')
     card = server.repos["writer/x"].branches["main"]["README.md"].decode()
     assert 'smp.from_pretrained("writer/x")' in card
-    assert card.rstrip().endswith("My words on writer/x.")
+    assert card.rstrip().endswith("My words.")
     assert path.read_bytes() == before
 
 
@@ -172,7 +175,7 @@ assert one.oid == two.oid
 torch.nn.init.ones_(model.segmentation_head[0].bias)
 license = {"license": "mit"}
 segnext_timm.push_to_hub(model, "writer/x", revision="dev", commit_message="two")
-segnext_timm.push_to_hub(model, "writer/x", revision="dev", create_pr=True, commit_message="pr", card=license)
+segnext_timm.push_to_hub(model, "writer/x", create_pr=True, commit_message="pr", card=license)
 assert ModelCard(HfApi().hf_hub_download("writer/x", "README.md", revision="refs/pr/1")).content
 """)
     assert server.repos["writer/x"].messages == ["one", "two", "pr"]
@@ -189,7 +192,7 @@ segnext_timm.push_to_hub(narrow(), "writer/x", private=True)
 """,
         check=False,
     )
-    assert "ValueError: writer/x exists and is public: make it private on the Hub, or choose" in done.stderr
+    assert "OptionError: writer/x exists and is public: make it private, or choose another" in done.stderr
     assert len(server.repos["writer/x"].messages) == 1
 
 
@@ -216,25 +219,20 @@ for attempt in tries:
     assert {file.name: file.read_bytes() for file in (tmp_path / "kept").iterdir()} == before
 
 
-def test_files_that_are_not_the_model_s_are_asked_about(hub, tmp_path):
+def test_files_that_are_not_the_model_s_are_pushed_only_if_wanted_and_pickles_never(hub, tmp_path):
     server, run = hub
     narrow().save_pretrained(tmp_path / "run")
-    (tmp_path / "run" / "curve.png").write_bytes(b"png")
-    (tmp_path / "run" / "secrets.env").write_text("x", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"holds more than the model's files: curve\.png, secrets\.env"):
-        push_to_hub(tmp_path / "run", "writer/x")
-    run("""
-segnext_timm.push_to_hub(folder / "run", "writer/x", extra_files=False)
-files = [f.rfilename for f in HfApi().model_info("writer/x").siblings]
-assert files == ["README.md", "config.json", "model.safetensors"]
-asked = []
-segnext_timm.push_to_hub(folder / "run", "writer/x", extra_files=lambda names: asked.extend(names) or True)
-assert asked == ["curve.png", "secrets.env"]
-""")
-    assert "curve.png" in server.repos["writer/x"].branches["main"]
-    (tmp_path / "run" / "last.pth").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"holds pickles, which are not pushed: remove last\.pth"):
-        push_to_hub(tmp_path / "run", "writer/x", extra_files=True)
+    (tmp_path / "run" / ".git").mkdir()
+    (tmp_path / "run" / "plots").mkdir()
+    for name in (".env", ".git/config", "last.pth", "plots/curve.png", "plots/data.pkl"):
+        (tmp_path / "run" / name).write_bytes(b"x")
+    model = ["README.md", "config.json", "model.safetensors"]
+    done = run('segnext_timm.push_to_hub(folder / "run", "writer/x")')
+    assert sorted(server.repos["writer/x"].branches["main"]) == model
+    assert "Left out 3 files (last.pth, plots/curve.png, plots/data.pkl): see extra_files" in done.stderr
+    done = run('segnext_timm.push_to_hub(folder / "run", "writer/x", extra_files=True)')
+    assert sorted(server.repos["writer/x"].branches["main"]) == [*model, "plots/curve.png"]
+    assert "Left out 2 files (last.pth, plots/data.pkl): see extra_files; pickles are never pushed." in done.stderr
 
 
 TOKENS = {
@@ -273,12 +271,17 @@ def test_a_hub_that_is_away_is_named(tmp_path):
     assert done.stderr.strip().splitlines()[-1].startswith("Error: writer/x: the Hub cannot be reached (")
 
 
+def test_a_pull_request_from_a_branch_is_refused_before_the_hub_is_asked():
+    with pytest.raises(OptionError, match="give revision or create_pr, not both"):
+        push_to_hub(narrow(), "writer/x", revision="dev", create_pr=True, token="hf_writer")
+
+
 def test_what_cannot_be_pushed_is_named(tmp_path):
     (tmp_path / "x.pth").touch()
     for what, error, message in (
-        (torch.nn.Linear(1, 1), TypeError, "A Linear cannot be pushed"),
-        (timm.create_model("test_mscan", features_only=True), TypeError, "A FeatureListNet cannot be pushed: pass"),
-        (tmp_path / "x.pth", FileNotFoundError, "a file: convert it to a folder first"),
+        (torch.nn.Linear(1, 1), OptionError, "A Linear cannot be pushed"),
+        (timm.create_model("test_mscan", features_only=True), OptionError, "A FeatureListNet cannot be pushed: pass"),
+        (tmp_path / "x.pth", CheckpointError, "not a model folder.* Convert a checkpoint first"),
         (tmp_path / "none", FileNotFoundError, "no such folder"),
         (tmp_path, CheckpointError, "not a model folder"),
     ):
@@ -286,21 +289,23 @@ def test_what_cannot_be_pushed_is_named(tmp_path):
             push_to_hub(what, "writer/x", token="hf_writer")
 
 
-def test_a_folder_with_smp_s_own_card_gets_one_that_claims_nothing(hub, tmp_path):
+def test_smp_s_own_card_which_claims_a_license_is_replaced_unless_it_states_something(hub, tmp_path):
     server, run = hub
     model = smp.FPN("resnet18", encoder_weights=None, classes=3)
-    model.save_pretrained(tmp_path / "fpn", dataset="scenes", metrics={"IoU": 0.5})
-    assert ModelCard.load(tmp_path / "fpn" / "README.md").data.license == "mit"  # the license of smp
+    model.save_pretrained(tmp_path / "plain")
+    model.save_pretrained(tmp_path / "stated", dataset="scenes")
+    model.save_pretrained(tmp_path / "edited")
+    path = tmp_path / "edited" / "README.md"
+    path.write_text(path.read_text().replace("## Dataset\n", "## Dataset\nMy words.\n"), encoding="utf-8")
+    assert ModelCard.load(tmp_path / "plain" / "README.md").data.license == "mit"  # the license of smp
     run("""
-segnext_timm.push_to_hub(folder / "fpn", "writer/x")
-text = (folder / "fpn" / "README.md").read_text()
-(folder / "fpn" / "README.md").write_text(text + "My words.")
-segnext_timm.push_to_hub(folder / "fpn", "writer/edited")
+for name in ("plain", "stated", "edited"):
+    segnext_timm.push_to_hub(folder / name, f"writer/{name}", card={"dataset": "streets"})
 """)
-    card = ModelCard(server.repos["writer/x"].branches["main"]["README.md"].decode())
-    assert card.data.license is None and card.data.datasets == ["scenes"]
-    assert 'smp.from_pretrained("writer/x")' in card.text and "| IoU |  | 0.5 |" in card.text
-    assert server.repos["writer/edited"].branches["main"]["README.md"].endswith(b"My words.")
+    cards = {name: pushed(server, f"writer/{name}")[1] for name in ("plain", "stated", "edited")}
+    assert cards["plain"].data.license is None and cards["plain"].data.datasets == ["streets"]
+    assert 'smp.from_pretrained("writer/plain")' in cards["plain"].text
+    assert "Dataset name: scenes" in cards["stated"].text and "My words." in cards["edited"].text
 
 
 def pushed(server, name):
@@ -319,8 +324,7 @@ def test_results_of_replaced_weights_are_not_pushed(hub, tmp_path, edited):
     }
     for name, pair in models.items():
         for number, model in enumerate(pair):
-            with segnext_timm.hub.push._folder_of(model) as folder:
-                shutil.copytree(folder, tmp_path / f"{name}{number}")
+            segnext_timm.hub.push._save_model(model, tmp_path / f"{name}{number}", {})
         segnext_timm.add_results(tmp_path / f"{name}0", [{"dataset": "x", "metric": "mIoU", "value": 71.34}])
         shutil.copy(tmp_path / f"{name}1" / "model.safetensors", tmp_path / f"{name}0")
         if edited:
@@ -360,33 +364,59 @@ for name in ("generated", "edited"):
     assert card.text == "My words." and card.data.eval_results is None
 
 
-def test_facts_given_for_a_card_outlive_the_next_push_and_results_only_with_their_weights(hub):
+def test_facts_given_for_a_card_stay_with_the_model_and_results_only_with_their_weights(hub):
     server, run = hub
     run("""
 model = narrow()
 result = {"dataset": "x", "metric": "mIoU", "value": 71.34}
-for name in ("same", "other"):
-    facts = {"license": "mit", "dataset": "streets", "results": [result]}
-    segnext_timm.push_to_hub(model, f"writer/{name}", card=facts)
-segnext_timm.push_to_hub(model, "writer/same")
+segnext_timm.push_to_hub(model, "writer/x", card={"license": "mit", "dataset": "streets", "results": [result]})
+model = smp.from_pretrained("writer/x")
 segnext_timm.push_to_hub(model, "writer/same", card={"description": "A model that sees."})
 torch.nn.init.zeros_(model.encoder.model.stem.conv1.weight)
-segnext_timm.push_to_hub(model, "writer/other")
-backbone = timm.create_model("mscan_t", num_classes=3)
-segnext_timm.push_to_hub(backbone, "writer/backbone", card={"license": "mit", "label_names": ["a", "b", "c"]})
-segnext_timm.push_to_hub(backbone, "writer/backbone")
-assert "0 a, 1 b" in ModelCard.load("writer/backbone").text
-backbone.reset_classifier(2)
-segnext_timm.push_to_hub(backbone, "writer/backbone")
+model.push_to_hub("writer/other")
 """)
     for name in ("same", "other"):
-        _, card, text = pushed(server, f"writer/{name}")
+        config, card, text = pushed(server, f"writer/{name}")
         assert card.data.license == "mit" and card.data.datasets == ["streets"]
-        assert bool(card.data.eval_results) == ("| 71.34 |" in text) == (name == "same")
-        assert ("71.34" in text) == (name == "same")
-        assert ("A model that sees." in text) == (name == "same")
-    _, card, text = pushed(server, "writer/backbone")
-    assert card.data.license == "mit" and "0 a, 1 b" not in text
+        assert "A model that sees." in card.text
+        assert bool(card.data.eval_results) == ("| 71.34 |" in card.text) == ("71.34" in text) == (name == "same")
+        assert config["pretrained_cfg"]["dataset"] == "streets"
+
+
+def test_facts_given_for_a_backbone_stay_in_its_configuration_which_timm_loads(hub, tmp_path):
+    server, run = hub
+    run("""
+facts = {"license": "apache-2.0", "dataset": "leaves", "label_names": ["a", "b", "c"]}
+model = timm.create_model("mscan_t", num_classes=3)
+segnext_timm.push_to_hub(model, "writer/one", card=facts)
+assert equal(model, timm.create_model("hf-hub:writer/one", pretrained=True))
+segnext_timm.push_to_hub(Path(HfApi().snapshot_download("writer/one")), "writer/two")
+""")
+    for name in ("one", "two"):
+        _, card, _ = pushed(server, f"writer/{name}")
+        assert card.data.license == "apache-2.0" and card.data.datasets == ["leaves"] and "0 a, 1 b, 2 c" in card.text
+
+
+def test_a_card_edited_on_the_hub_keeps_its_text_whatever_is_pushed(hub, tmp_path):
+    server, run = hub
+    narrow().save_pretrained(tmp_path / "run")
+    ways = ['segnext_timm.push_to_hub(narrow(), "writer/x", card=facts)', 'narrow().push_to_hub("writer/x")']
+    ways += ['segnext_timm.push_to_hub(folder / "run", "writer/x", card=facts)']
+    ways += ['narrow().save_pretrained(folder / "new", push_to_hub=True, repo_id="writer/x", dataset="streets")']
+    run('segnext_timm.push_to_hub(folder / "run", "writer/x")')
+    server.repos["writer/x"].branches["main"]["README.md"] = b"---\nlicense: other\n---\nMy words.\n"
+    result = {"dataset": "x", "metric": "mIoU", "value": 71.34}
+    done = run(f"facts = {{'results': [{result}], 'license': 'mit'}}\n" + "\n".join(ways))
+    assert done.stderr.count("README.md was edited by hand: it keeps its text") == 2  # once for each `card`
+    _, card, _ = pushed(server, "writer/x")
+    assert card.text == "My words.\n" and card.data.license == "other"
+
+
+def test_the_patterns_of_smp_s_push_choose_files(hub):
+    server, run = hub
+    run('narrow().push_to_hub("writer/x", ignore_patterns="*.md", branch="dev", private=True)')
+    assert sorted(server.repos["writer/x"].branches["dev"]) == ["config.json", "model.safetensors"]
+    assert server.repos["writer/x"].private
 
 
 def test_a_unet_with_results_of_other_weights_is_pushed_without_them(hub):

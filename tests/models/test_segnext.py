@@ -519,11 +519,30 @@ def test_a_generated_card_is_rewritten_when_another_model_is_saved(tmp_path):
     measured(tmp_path, pretrained_cfg={"label_names": list("abcde"), "license": "mit"})
     tiny(pretrained_cfg={"label_names": list("vwxyz")}).save_pretrained(tmp_path, metrics={"mIoU": 0.25})
     card = ModelCard.load(tmp_path / "README.md")
-    assert results_in(tmp_path) == [False] * 3
+    assert "71.34" not in str(card) + (tmp_path / "config.json").read_text()
     assert "0 v, 1 w" in card.text and "0 a, 1 b" not in card.text and "| 0.25 |" in card.text
     assert card.data.license is None
     tiny().save_pretrained(tmp_path)
     assert "| 0.25 |" not in ModelCard.load(tmp_path / "README.md").text
+
+
+def test_facts_given_when_a_model_is_saved_stay_with_it_and_results_only_with_its_weights(tmp_path):
+    model = tiny()
+    model.save_pretrained(tmp_path / "one", dataset="scenes", metrics={"mIoU": 0.25})
+    model.save_pretrained(tmp_path / "two")
+    smp.from_pretrained(tmp_path / "one").save_pretrained(tmp_path / "three", metrics={"mIoU": 0.5})
+    zero_encoder(model)
+    model.save_pretrained(tmp_path / "four")
+    for name, value in (("one", 0.25), ("two", 0.25), ("three", 0.5), ("four", None)):
+        card = ModelCard.load(tmp_path / name / "README.md")
+        assert card.data.datasets == ["scenes"]
+        assert [f"| mIoU |  | {value} |" in card.text for value in (0.25, 0.5)] == [value == 0.25, value == 0.5]
+
+
+def test_a_fact_that_does_not_fit_the_model_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(ValueError, match="does not fit the model: label_names of 2 classes"):
+        tiny().save_pretrained(tmp_path / "one", model_card_kwargs={"label_names": ["a", "b"]})
+    assert not (tmp_path / "one").exists()
 
 
 def test_an_edited_card_keeps_its_words_when_another_model_is_saved(tmp_path):

@@ -16,7 +16,7 @@ import click
 
 from .checkpoints.hub import check_segmenter, is_hub_id
 from .errors import ExportError, HubError
-from .exporting.formats import FORMATS, check_name
+from .exporting.formats import check_name
 from .label_sets import LABEL_SETS
 
 if TYPE_CHECKING:
@@ -185,7 +185,7 @@ class ExportPathType(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         path = Path(os.fsdecode(super().convert(value, param, ctx)))
-        if path.is_dir() and not (path.suffix in FORMATS and FORMATS[path.suffix].is_folder):
+        if path.is_dir():
             self.fail(f"{path} is a directory.", param, ctx)
         try:
             check_name(path)

@@ -259,7 +259,7 @@ def test_unusable_calibration_images_are_named(model, photos, tmp_path):
     for options, message in (
         ({"precision": "int4"}, "can be fp32, fp16, int8, not 'int4'"),
         ({"precision": "int8"}, "int8 needs calibration images"),
-        ({"calibration": photos}, "int8 needs calibration images, and nothing else does"),
+        ({"calibration": photos}, "int8 needs calibration images, and only int8 takes them"),
         ({"portable": True}, "portable applies to graphs of labels"),
     ):
         with pytest.raises(ValueError, match=message):

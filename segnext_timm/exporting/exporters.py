@@ -204,7 +204,7 @@ def _compare(path: Path, graph: nn.Module, images: torch.Tensor, names: Sequence
         if output.shape != expected.shape:
             error = float("inf")
         elif isinstance(graph, LabelGraph):
-            error = 0.0 if torch.equal(output, expected) else graph.shortfall(images, output)
+            error = graph.shortfall(images, output)  # by scores that were resized in another way
         else:
             error = ((output - expected).abs().max() / expected.abs().max().clamp(min=1e-12)).item()
         if not error <= tolerance:

@@ -192,7 +192,7 @@ def push_command(src: Path, repo: str, **options: Any) -> None:
 @click.option("--argmax", is_flag=True, help="Output labels instead of logits.")
 @click.option("--portable", is_flag=True, help="Labels by static shapes only, for TensorRT and others.")
 @click.option("--precision", type=click.Choice(["fp32", "fp16", "int8"]), default="fp32", help="16 or 8 bits: ONNX.")
-@click.option("--calibration", type=_FOLDER, help="Images for int8; with `images` and `labels` in it, for mIoU too.")
+@click.option("--calibration", type=_FOLDER, help="Folder of images for int8.")
 @click.option("--fuse/--no-fuse", default=True, help=_FUSE_HELP)
 def export_command(model: str, file: Path, size: tuple[int, int] | None, batch: int, **options: Any) -> None:
     """Export MODEL (a published name, a folder or a Hub repository) to FILE: .onnx or .pt2.

@@ -1,6 +1,7 @@
 """Exported models in their runtimes: one function per runtime, each returning the call that runs a case once."""
 
 import importlib.util
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,6 @@ import numpy as np
 import torch
 
 from segnext_timm import export
-from segnext_timm.exporting.precision import quantize
 
 from .cases import Case, NotApplicableError, prepare_torch
 from .peers import build
@@ -100,6 +100,7 @@ RUNTIMES = {
     "ncnn": Runtime(("ncnn", "pnnx"), ".ncnn", ("fp16",), load_ncnn),
     "aotinductor": Runtime((), ".pt2", ("portable",), load_aotinductor),
 }
+CONVERTERS = {"litert": "to_litert", "ncnn": "to_ncnn"}  # scripts of examples/deployment
 
 
 def prepare(case: Case) -> Callable[[], Any]:
@@ -139,7 +140,14 @@ def _export(case: Case, file: Path, shape: tuple[int, ...], options: Sequence[st
     labels = case.task == "labels"
     model = build(case.model, case.classes)
     precision = "fp16" if "fp16" in options else "fp32"
+    if case.way in CONVERTERS:
+        sys.path.append(str(Path(__file__).parents[1] / "deployment"))  # its scripts import each other by name
+        converter, converting = (importlib.import_module(name) for name in (CONVERTERS[case.way], "converting"))
+        converting.write(model, file, shape[2:], converter.convert, converter.execute, labels, precision)
+        return
     export(model, file, shape, argmax=labels, portable=labels and "portable" in options, precision=precision)
     if "int8" in options:
+        from segnext_timm.exporting.quantization import quantize
+
         images = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)).numpy() for seed in range(2)]
         quantize(file, file, images)

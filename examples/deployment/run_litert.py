@@ -1,6 +1,6 @@
 """Segment an image with LiteRT (TensorFlow Lite), without torch.
 
-segnext-timm export my-segnext model.tflite --argmax
+python examples/deployment/to_litert.py my-segnext model.tflite --argmax
 pip install ai-edge-litert pillow
 python examples/deployment/run_litert.py model.tflite photo.jpg labels.png
 """

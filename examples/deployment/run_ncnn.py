@@ -1,6 +1,6 @@
 """Segment an image with ncnn, without torch.
 
-segnext-timm export my-segnext model.ncnn
+python examples/deployment/to_ncnn.py my-segnext model.ncnn
 pip install ncnn pillow
 python examples/deployment/run_ncnn.py model.ncnn photo.jpg labels.png
 """

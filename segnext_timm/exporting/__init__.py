@@ -1,1 +1,1 @@
-"""Models that run elsewhere."""
+"""Export models to ONNX and torch.export."""

@@ -25,7 +25,7 @@ from segmentation import scenes
 from segmentation.metrics import Scores, add_to_confusion
 from segnext_timm import export
 from segnext_timm.exporting.calibration import read_calibration
-from segnext_timm.exporting.precision import Reader, agreement, int8_pays
+from segnext_timm.exporting.quantization import Reader, agreement
 from segnext_timm.models.model_info import ModelInfo
 
 ROUNDS = 15
@@ -63,16 +63,16 @@ def main(folder: str, side: int) -> None:
     held = [scenes.draw(8, index, 128) for index in tqdm(range(40), desc="draw", leave=False)]
     large = [torch.nn.functional.interpolate(torch.from_numpy(t)[None, None].float(), (side, side)) for _, t in held]
     truth = [t[0, 0].numpy().astype(np.int64) for t in large]
-    tests = [read_calibration([image, image], info, size).images[0] for image, _ in held]
+    tests = [read_calibration([image, image], info, size)[0][0] for image, _ in held]
     with tempfile.TemporaryDirectory() as work:
         files = {"fp32": export(model, Path(work) / "fp32.onnx", size)}
         for precision in ("fp16", "int8"):
             options = {"calibration": photos} if precision == "int8" else {}
             files[precision] = export(model, Path(work) / f"{precision}.onnx", size, precision=precision, **options)
-        files["naive"] = naive(files["fp32"], Path(work) / "naive.onnx", read_calibration(photos, info, size).images)
+        files["naive"] = naive(files["fp32"], Path(work) / "naive.onnx", read_calibration(photos, info, size)[0])
         found, expected, times = runners(files), [], {}
         host = ", ".join(f"{k} {v}" for k, v in machine("cpu", (0, 0)).items() if v)
-        print(f"{host}, INT8 dot products {int8_pays()}; {folder}, {side}²")
+        print(f"{host}; {folder}, {side}²")
         print("| runtime | precision | equal labels | mIoU | MB | ms | speed |\n|---|---|---|---|---|---|---|")
         for _ in range(ROUNDS):
             for key, run in found.items():

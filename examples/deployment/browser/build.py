@@ -1,6 +1,6 @@
 """Build a static web page that segments photos in the browser: nothing leaves the visitor's machine.
 
-    pip install "segnext-timm[export]"
+    pip install "onnx>=1.16" onnxruntime onnxscript
     segnext-timm export my-segnext model.onnx --size 512 --argmax --portable
     python examples/deployment/browser/build.py model.onnx site
     python -m http.server --directory site 8000

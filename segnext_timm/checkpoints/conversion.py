@@ -8,7 +8,7 @@ import timm
 import torch
 
 from .._atomic import replace_when_complete
-from ..errors import CheckpointError
+from ..errors import CheckpointError, OptionError
 from ..hub.folder import save_backbone
 from ..label_sets import LABEL_SETS
 from ..models.hamburger import NMF2d
@@ -32,15 +32,19 @@ def _read_labels(source: str | Path | Sequence[str] | None) -> tuple[Sequence[st
     return tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()), None
 
 
-def _check_destination(path: Path, force: bool) -> None:
-    """Raise a FileExistsError if `path` holds something, unless `force` allows to replace a file or a model folder."""
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
-        return
-    if not force:
-        raise FileExistsError(f"{path} exists: choose another name, or replace it with --force (force=True).")
-    extra = sorted(file.name for file in path.iterdir() if file.name not in MODEL_FILES) if path.is_dir() else []
-    if extra:
-        raise FileExistsError(f"{path} holds more than a model ({', '.join(extra[:3])}): it is not replaced.")
+def _check_destination(dst: Path, to: str, force: bool) -> None:
+    """Raise an error if a checkpoint cannot be written to `dst`, or what is there may not be replaced."""
+    if to not in ("native", "mmseg"):
+        raise OptionError(f"to must be 'native' or 'mmseg', got {to!r}.")
+    if to == "mmseg" and dst.suffix != ".pth":
+        raise OptionError(f"mmsegmentation loads .pth files: choose a name that ends in .pth, not {dst}.")
+    if to == "native" and dst.suffix in (PICKLE_SUFFIXES | {".safetensors"}):
+        raise OptionError(f"{dst} will be a folder: choose a name without {dst.suffix}.")
+    inside = {file.name for file in dst.iterdir()} if dst.is_dir() else set()
+    if not force and (inside or dst.is_file()):
+        raise FileExistsError(f"{dst} exists: choose another name, or replace it with --force (force=True).")
+    if extra := sorted(inside - MODEL_FILES):
+        raise FileExistsError(f"{dst} holds more than a model ({', '.join(extra[:3])}): it is not replaced.")
 
 
 def _read_source(src: Path, rank: int | None, ema: bool) -> Checkpoint:
@@ -130,13 +134,7 @@ def convert(
         CheckpointError: If `src` cannot be read, could execute code, or is not MSCAN or SegNeXt.
     """
     src, dst = Path(src), Path(dst)
-    if to not in ("native", "mmseg"):
-        raise ValueError(f"to must be 'native' or 'mmseg', got {to!r}")
-    if to == "mmseg" and dst.suffix != ".pth":
-        raise ValueError(f"mmsegmentation loads .pth files: choose a name that ends in .pth, not {dst}.")
-    if to == "native" and dst.suffix in (PICKLE_SUFFIXES | {".safetensors"}):
-        raise ValueError(f"{dst} will be a folder: choose a name without {dst.suffix}.")
-    _check_destination(dst, force)
+    _check_destination(dst, to, force)
     with replace_when_complete(dst) as new:
         checkpoint = _read_source(src, rank, ema)
         try:

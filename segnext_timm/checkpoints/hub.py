@@ -126,43 +126,45 @@ def hub_errors(name: str | Path, revision: str | None = None, write: bool = Fals
 
     try:
         yield
-    except errors.GatedRepoError:
-        terms = f"Accept its terms at https://huggingface.co/{name}, and log in: hf auth login."
-        raise PermissionError(f"{name}: this repository is gated. {terms}") from None
-    except (errors.RepositoryNotFoundError, errors.EntryNotFoundError) as error:
-        if write or isinstance(error, errors.LocalEntryNotFoundError):
-            raise _no_answer(name, error.__cause__ or error, write) from None
-        what = "this repository on the Hub holds no model of smp or timm."
-        if isinstance(error, errors.RepositoryNotFoundError):
-            what = "no such folder, and no such repository on the Hub. If it is private, log in: hf auth login."
-        raise FileNotFoundError(f"{name}: {what}") from None
-    except errors.RevisionNotFoundError:
-        what = "such revision" if revision is None else f"revision {revision!r}"
-        raise FileNotFoundError(f"{name}: this repository on the Hub has no {what}.") from None
-    except errors.DisabledRepoError:
-        raise PermissionError(f"{name}: this repository on the Hub is disabled. Choose another one.") from None
     except Exception as error:
-        if not (isinstance(error, errors.HfHubHTTPError) or is_no_connection(error)):
+        if not (isinstance(error, errors.HfHubHTTPError | errors.LocalEntryNotFoundError) or is_no_connection(error)):
             raise
-        raise _no_answer(name, error, write) from None
+        kind, what = _explain(error, name, revision, write)
+        raise kind(f"{name}: {what}") from None
 
 
-def _no_answer(name: str | Path, error: BaseException, write: bool) -> Exception:
-    """Error for a Hub that refuses a request or cannot be reached."""
+def _explain(error: BaseException, name: str | Path, revision: str | None, write: bool) -> tuple[type[OSError], str]:
+    """Choose the type and the message of an error of the Hub."""
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.GatedRepoError):
+        page = f"https://huggingface.co/{name}"
+        return PermissionError, f"this repository is gated. Accept its terms at {page}, and log in: hf auth login."
+    if isinstance(error, errors.DisabledRepoError):
+        return PermissionError, "this repository on the Hub is disabled. Choose another one."
+    if isinstance(error, errors.RevisionNotFoundError):
+        return FileNotFoundError, f"this repository on the Hub has no revision {revision or 'main'!r}."
+    if isinstance(error, errors.LocalEntryNotFoundError):  # neither in the cache nor from the Hub
+        error = error.__cause__ or error
+    elif isinstance(error, errors.EntryNotFoundError) and not write:
+        return FileNotFoundError, "this repository on the Hub holds no model of smp or timm."
+    elif isinstance(error, errors.RepositoryNotFoundError) and not write:
+        hint = "If it is private, log in: hf auth login."
+        return FileNotFoundError, f"no such folder, and no such repository on the Hub. {hint}"
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status is None and write:
-        return ConnectionError(f"{name}: the Hub cannot be reached ({error}).")
+        return ConnectionError, f"the Hub cannot be reached ({error})."
     if status is None:
-        offline = type(error).__name__ == "OfflineModeIsEnabled"
+        offline = isinstance(error, errors.OfflineModeIsEnabled)
         why = "HF_HUB_OFFLINE is set" if offline else "the Hub cannot be reached"
-        return ConnectionError(f"{name}: no such folder, not in the Hub's cache, and {why}.")
+        return ConnectionError, f"no such folder, not in the Hub's cache, and {why}."
     if status == 401:
-        return PermissionError(f"{name}: the Hub refused the token. Log in with `hf auth login`, or set HF_TOKEN.")
+        return PermissionError, "the Hub refused the token. Log in with `hf auth login`, or set HF_TOKEN."
     if status == 403:
         verb, access = ("write to", "write") if write else ("read", "read")
         what = f"the token may not {verb} this repository on the Hub. Use a token with {access} access."
-        return PermissionError(f"{name}: {what}")
+        return PermissionError, what
     if status == 429 or status >= 500:
-        return ConnectionError(f"{name}: the Hub cannot answer now (status {status}). Try again later.")
+        return ConnectionError, f"the Hub cannot answer now (status {status}). Try again later."
     reason = getattr(error, "server_message", None) or str(error).strip().splitlines()[-1]
-    return HubError(f"{name}: the Hub refused the request (status {status}): {reason}")
+    return HubError, f"the Hub refused the request (status {status}): {reason}"

@@ -7,30 +7,29 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
-from urllib.request import Request, urlopen
 
 import segmentation_models_pytorch as smp
 import torch
 import torch.hub
 from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError
-from safetensors.torch import load_model
+from safetensors.torch import load_file
 from timm.models import adapt_input_conv
 
-from .._atomic import replace_when_complete
-from ..errors import CheckpointError
-from ..models.model_info import ModelInfo, weights_digest
+from ..errors import CheckpointError, OptionError
+from ..models.model_info import weights_digest
 from ..models.mscan import check_parameters
 from ..models.segnext import SegNeXt
 from .catalog import SegmenterCfg, get_segmenter_cfg
 from .dialects import load_checkpoint
 from .folder import WEIGHTS, read_config
-from .formats import check_whole
+from .formats import read_checkpoint
 from .hub import check_segmenter, find_published, hub_config, hub_errors
 
 _logger = logging.getLogger(__name__)
 
-_OF_CLASSES = ("label_names", "palette", "dataset", "results", "results_digest")  # facts that go with the classes
+_OF_CLASSES = {"label_names", "palette", "dataset", "results", "results_digest"}  # facts that go with the classes
+_OF_WEIGHTS = {"url", "origin_url", "license", "dataset_terms", "results"}
 # arguments that do not change the outputs in evaluation
 _TRAINING_ARGUMENTS = {
     "aux_params",
@@ -58,7 +57,7 @@ def create_segmenter(name: str, pretrained: bool = False, classes: int | None = 
         The model, in training mode; :attr:`SegNeXt.pretrained_cfg` has its class names, palette and preprocessing.
 
     Raises:
-        ValueError: If no segmenter has that name.
+        OptionError: If no segmenter has that name.
         CheckpointError: If the weights cannot be downloaded, are damaged, or do not fit the overrides.
     """
     return _create_published(get_segmenter_cfg(name), pretrained, classes, overrides)
@@ -69,8 +68,7 @@ def _create_published(
 ) -> SegNeXt:
     """Create a published segmenter: see :func:`create_segmenter`, and :func:`load_segmenter` for `source`."""
     same_classes = classes in (None, cfg.num_classes)
-    untrue = set() if same_classes else set(_OF_CLASSES)
-    untrue |= set() if pretrained else {"url", "origin_url", "license", "dataset_terms", "results"}
+    untrue = (set() if same_classes else _OF_CLASSES) | (set() if pretrained else _OF_WEIGHTS)
     untrue |= {"results"} if overrides.keys() - _TRAINING_ARGUMENTS else set()
     arguments = {
         "encoder_name": cfg.encoder_name,
@@ -82,7 +80,12 @@ def _create_published(
     }
     model = SegNeXt(**{**arguments, **overrides})
     if pretrained:
-        load_published(model, cfg, _published_file(cfg, **source), same_classes)
+        if cfg.hf_hub_id:
+            with hub_errors(cfg.hf_hub_id, source.get("revision")):
+                path = Path(hf_hub_download(cfg.hf_hub_id, WEIGHTS, **source))
+        else:
+            path = fetch(cfg.url, source.get("cache_dir"), cfg.sha256, cfg.cached_name)
+        load_published(model, cfg, path, same_classes)
         if not same_classes:
             _warn_of_classes(cfg.name, cfg.num_classes, classes)
     if "results" in model.pretrained_cfg:
@@ -94,22 +97,13 @@ def _warn_of_classes(name: str | Path, found: int, wanted: int | None) -> None:
     _logger.warning(f"{name} has {found} classes, but {wanted} are requested: the last layer is not loaded.")
 
 
-def _published_file(cfg: SegmenterCfg, **source: Any) -> Path:
-    """Download a published checkpoint: its safetensors on the Hub if there are any, else the publisher's file."""
-    if cfg.hf_hub_id:
-        with hub_errors(cfg.hf_hub_id, source.get("revision")):
-            return Path(hf_hub_download(cfg.hf_hub_id, WEIGHTS, **source))
-    return fetch(cfg.url, source.get("cache_dir"), sha256=cfg.sha256, file_name=cfg.cached_name)
-
-
 def fetch(
     url: str, cache_dir: str | Path | None = None, sha256: str | None = None, file_name: str | None = None
 ) -> Path:
     """Download a file into torch.hub's cache, with a progress bar, unless the cache has it.
 
     The file is checked after the download and whenever it is used from the cache: against `sha256` if that is known,
-    else that it can be read to its end; a download must also have the length that the server states. The file gets its
-    name only when it is complete; a failed download leaves nothing.
+    else that it can be read to its end. A failed download leaves nothing.
 
     Args:
         url: Address of the file.
@@ -124,27 +118,25 @@ def fetch(
         CheckpointError: If the download or a check fails.
     """
     folder = Path(cache_dir) if cache_dir else Path(torch.hub.get_dir()) / "checkpoints"
-    path = arriving = folder / (file_name or Path(urlparse(url).path).name)
+    path = folder / (file_name or Path(urlparse(url).path).name)
     if path.exists():
         try:
             if sha256 is None:
-                check_whole(path)
+                read_checkpoint(path, checksums=True)
             elif not (found := file_sha256(path)).startswith(sha256):
                 raise CheckpointError(f"{path}: its sha256 is {found}, but the published file's begins with {sha256}.")
         except CheckpointError as error:
             raise CheckpointError(f"{error} Remove {path} to download it again.") from None
         return path
     try:
-        with replace_when_complete(path) as arriving:
-            torch.hub.download_url_to_file(url, str(arriving), hash_prefix=sha256)
-            if sha256 is None:
-                _check_length(arriving, url)
-                check_whole(arriving)
-                _logger.info(f"{url}: no published sha256 is known; the file's is {file_sha256(arriving)}.")
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256)
+        if sha256 is None:
+            read_checkpoint(path, checksums=True)
     except (CheckpointError, OSError, RuntimeError, http.client.HTTPException) as error:  # RuntimeError: a wrong sha256
-        reason = str(error).replace(str(arriving), path.name)
+        path.unlink(missing_ok=True)
         raise CheckpointError(
-            f"{url}: the download failed ({reason}). Nothing was kept; try again, or put the file at {path} yourself."
+            f"{url}: the download failed ({error}). Nothing was kept; try again, or put the file at {path} yourself."
         ) from None
     return path
 
@@ -152,17 +144,6 @@ def fetch(
 def file_sha256(path: Path) -> str:
     """Compute the sha256 of a file, in hexadecimal digits."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _check_length(path: Path, url: str) -> None:
-    """Raise a CheckpointError if a download is not as long as its server states; torch.hub does not compare them."""
-    try:
-        with urlopen(Request(url, method="HEAD", headers={"User-Agent": "torch.hub"})) as answer:
-            length = answer.headers.get("Content-Length")
-    except OSError:  # a server that does not answer HEAD
-        return
-    if length is not None and int(length) != path.stat().st_size:
-        raise CheckpointError(f"{path.stat().st_size} bytes arrived of {length}")
 
 
 def load_published(model: SegNeXt, cfg: SegmenterCfg, path: Path, classifier: bool = True) -> None:
@@ -213,7 +194,7 @@ def load_segmenter(
         The model, in evaluation mode.
 
     Raises:
-        ValueError: If `classes` is less than 1.
+        OptionError: If `classes` is less than 1.
         FileNotFoundError: If no such segmenter, folder or repository exists.
         PermissionError: If the Hub does not give the repository to the token.
         ConnectionError: If the Hub cannot be reached.
@@ -221,7 +202,7 @@ def load_segmenter(
         CheckpointError: If the folder or repository holds something else, or its weights are damaged or do not fit.
     """
     if classes is not None and classes < 1:
-        raise ValueError(f"classes must be at least 1, got {classes}")
+        raise OptionError(f"classes must be at least 1, got {classes}.")
     check_segmenter(name)
     if (cfg := find_published(name)) is not None:
         given = {"revision": revision, "token": token, "cache_dir": cache_dir}
@@ -232,48 +213,40 @@ def load_segmenter(
         folder = hub_config(str(name), revision, token, cache_dir).parent
         with hub_errors(name, revision):  # of the same commit
             hf_hub_download(str(name), WEIGHTS, revision=folder.name, token=token, cache_dir=cache_dir)
-    config = read_config(folder)
-    model = _load_folder(folder, config, name)
-    found = ModelInfo(model).num_classes
-    if classes not in (None, found):
-        _warn_of_classes(name, found, classes)
-        model = _with_classes(model, config, classes)
-    model.config["encoder_weights"] = config.get("encoder_weights")  # what the training began with
-    return model.eval()
+    return _load_folder(folder, name, classes).eval()
 
 
-def _make(config: Mapping[str, Any], **changes: Any) -> Any:
-    """Create a model of smp from a configuration, without pretrained weights."""
-    arguments = {key: value for key, value in config.items() if not key.startswith("_")}
-    return getattr(smp, config["_model_class"])(**{**arguments, "encoder_weights": None, **changes})
-
-
-def _load_folder(folder: Path, config: Mapping[str, Any], name: str | Path) -> Any:
+def _load_folder(folder: Path, name: str | Path, classes: int | None) -> Any:
     """Load the model in a folder of smp; `name` is for messages."""
+    config = read_config(folder)
     architecture = getattr(smp, str(config.get("_model_class")), None)
     if not (isinstance(architecture, type) and issubclass(architecture, smp.base.SegmentationModel)):
         what = config.get("_model_class") or config.get("architecture", "something else")
         raise CheckpointError(f"{name}: holds {what}, not a segmentation model saved by smp or this package.")
     if not (folder / WEIGHTS).is_file():
         raise FileNotFoundError(f"{name}: has no {WEIGHTS}. Save or convert the model again.")
-    model = _make(config)
     try:
-        load_model(model, folder / WEIGHTS)
+        weights = load_file(folder / WEIGHTS)
     except SafetensorError as error:
         raise CheckpointError(f"{name}: its {WEIGHTS} is damaged ({error}). Get it again.") from None
+    arguments = {key: value for key, value in config.items() if not key.startswith("_")} | {"encoder_weights": None}
+    found = config.get("classes", 1)  # smp's default
+    if classes not in (None, found):
+        _warn_of_classes(name, found, classes)
+        arguments["classes"] = classes
+        if info := arguments.get("pretrained_cfg"):
+            arguments["pretrained_cfg"] = {key: value for key, value in info.items() if key not in _OF_CLASSES}
+    model = architecture(**arguments)
+    if classes not in (None, found):
+        own = model.state_dict()
+        layer = {key for key in own.keys() & weights.keys() if key.startswith("segmentation_head.")}
+        weights |= {key: own[key] for key in layer if own[key].shape != weights[key].shape}
+    try:
+        model.load_state_dict(weights)
     except RuntimeError as error:
         if not str(error).startswith("Error(s) in loading state_dict"):
             raise
         reason = " ".join(str(error).splitlines()[1].split())
         raise CheckpointError(f"{name}: the weights do not fit its config.json. {reason[:300]}") from None
+    model.config["encoder_weights"] = config.get("encoder_weights")  # what the training began with
     return model
-
-
-def _with_classes(model: Any, config: Mapping[str, Any], classes: int | None) -> Any:
-    """Create a model like a loaded one, with another number of classes and all weights that do not depend on it."""
-    facts = {key: value for key, value in (config.get("pretrained_cfg") or {}).items() if key not in _OF_CLASSES}
-    other = _make(config, classes=classes, **({"pretrained_cfg": facts} if facts else {}))
-    own = other.state_dict()
-    weights = model.state_dict().items()
-    other.load_state_dict({name: x if x.shape == own[name].shape else own[name] for name, x in weights})
-    return other

@@ -42,12 +42,7 @@ class BackboneCfg:
     dataset: str
     terms: list[dict[str, str]]  # what sources say of the data set's: `dataset`, `says`, `source` (an address)
     top1: float  # the paper's, in percent
-
-    @property
-    def result(self) -> dict[str, Any]:
-        """The published accuracy, in the form that model cards need."""
-        paper = {"source": "https://arxiv.org/abs/2209.08575", "source_name": "the paper"}
-        return {"dataset": self.dataset, "metric": "top-1", "value": self.top1, **paper}
+    result: dict[str, Any]  # the accuracy, in the form that model cards need
 
 
 @dataclass(frozen=True)
@@ -72,33 +67,19 @@ class SegmenterCfg:
     num_classes: int
     terms: list[dict[str, str]]  # what sources say of the data set's: `dataset`, `says`, `source` (an address)
     variant: Variant
+    encoder_name: str  # in smp
+    parameters: int  # their number
     input_size: tuple[int, int, int]  # channels, height and width of the crops in training
     evaluation: Evaluation  # of the single-scale result
     url: str  # digits at its end do not begin the file's sha256
     cached_name: str  # of its file
     miou: dict[str, float]  # on the validation set in percent, by setting; empty if none was published
+    results: list[dict[str, Any]]  # the same, in the form that model cards need
     decoder_channels: int
     decoder_rank: int
     sha256: str | None = None  # None if nobody has published it
     size: int | None = None  # in bytes; None if nobody has published it
     hf_hub_id: str | None = None  # Hub repository with its safetensors
-
-    @property
-    def encoder_name(self) -> str:
-        """Its encoder, in smp's spelling."""
-        return f"tu-{self.variant.backbone}"
-
-    @property
-    def parameters(self) -> int:
-        """Number of its parameters."""
-        return self.variant.segmenter_parameters(self.num_classes, self.decoder_channels)
-
-    @property
-    def results(self) -> list[dict[str, Any]]:
-        """The published mIoU, in the form that model cards need."""
-        common = {"dataset": self.dataset, "split": "validation", "metric": "mIoU"}
-        source = {"source": ORIGINS[self.origin].url, "source_name": ORIGINS[self.origin].name}
-        return [{**common, "setting": key, "value": value, **source} for key, value in self.miou.items()]
 
     @property
     def pretrained_cfg(self) -> dict[str, Any]:
@@ -115,50 +96,57 @@ class SegmenterCfg:
             "label_names": list(LABEL_SETS[self.labels].classes),
             "palette": [list(color) for color in LABEL_SETS[self.labels].palette],
             "license": ORIGINS[self.origin].license,
-            "dataset_terms": list(self.terms),
+            "dataset_terms": [*self.terms],
             "origin_url": ORIGINS[self.origin].url,
-            "results": self.results,
+            "results": [*self.results],
         }
 
 
-def _with_tuples(entry: dict[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
-
-
-_CATALOG = json.loads(Path(__file__).with_name("catalog.json").read_text("utf-8"), object_hook=_with_tuples)
+_CATALOG = json.loads(
+    Path(__file__).with_name("catalog.json").read_text("utf-8"),
+    object_hook=lambda entry: {k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()},
+)
 
 
 def _terms(key: str, dataset: str) -> list[dict[str, str]]:
     return [{"dataset": dataset, **term} for term in _CATALOG["terms"][key]]
 
 
-def _backbones() -> Iterator[BackboneCfg]:
+def _read_backbones() -> Iterator[BackboneCfg]:
     for tag, group in _CATALOG["backbones"].items():
-        shared = {key: group[key] for key in ("origin", "dataset")} | {"terms": _terms(tag, group["dataset"])}
+        origin, dataset = group["origin"], group["dataset"]
         for key, facts in group["models"].items():
-            yield BackboneCfg(f"{VARIANTS[key].backbone}.{tag}", variant=VARIANTS[key], **shared, **facts)
+            name, variant, top1 = f"{VARIANTS[key].backbone}.{tag}", VARIANTS[key], facts["top1"]
+            paper = {"source": "https://arxiv.org/abs/2209.08575", "source_name": "the paper"}
+            result = {"dataset": dataset, "metric": "top-1", "value": top1, **paper}
+            yield BackboneCfg(name, origin, variant, dataset, _terms(tag, dataset), top1, result)
 
 
-def _segmenters() -> Iterator[SegmenterCfg]:
+def _read_segmenters() -> Iterator[SegmenterCfg]:
     for tag, group in _CATALOG["segmenters"].items():
         origin, labels = tag.split("_", 1)
-        known = LABEL_SETS[labels]
-        shared = {
-            "origin": origin,
-            "labels": labels,
-            "dataset": known.name,
-            "num_classes": len(known.classes),
-            "terms": _terms(labels, known.name),
-            "input_size": group["input_size"],
-            "evaluation": Evaluation(**group["evaluation"]),
-        }
+        dataset, count = LABEL_SETS[labels].name, len(LABEL_SETS[labels].classes)
+        shared = {"origin": origin, "labels": labels, "dataset": dataset, "num_classes": count}
+        shared |= {"input_size": group["input_size"], "evaluation": Evaluation(**group["evaluation"])}
+        source = {"source": ORIGINS[origin].url, "source_name": ORIGINS[origin].name}
+        measure = {"dataset": dataset, "split": "validation", "metric": "mIoU"}
         for key, facts in group["models"].items():
-            yield SegmenterCfg(f"segnext_{key}.{tag}", variant=VARIANTS[key], **shared, **facts)
+            variant, miou = VARIANTS[key], facts["miou"]
+            yield SegmenterCfg(
+                f"segnext_{key}.{tag}",
+                variant=variant,
+                encoder_name=f"tu-{variant.backbone}",
+                parameters=variant.segmenter_parameters(count, facts["decoder_channels"]),
+                results=[{**measure, "setting": name, "value": value, **source} for name, value in miou.items()],
+                terms=_terms(labels, dataset),
+                **shared,
+                **facts,
+            )
 
 
 ORIGINS = {key: Origin(**facts) for key, facts in _CATALOG["origins"].items()}
-_BACKBONES = {cfg.name: cfg for cfg in _backbones()}
-_CFGS = {cfg.name: cfg for cfg in _segmenters()}
+_BACKBONES = {cfg.name: cfg for cfg in _read_backbones()}
+_CFGS = {cfg.name: cfg for cfg in _read_segmenters()}
 
 
 def list_segmenters(filter: str = "") -> list[str]:
@@ -191,20 +179,12 @@ def find_backbone(name: str) -> BackboneCfg | None:
 
 
 def get_segmenter_cfg(name: str) -> SegmenterCfg:
-    """Look up a published segmenter by its name, or the part before its dot.
-
-    Raises:
-        OptionError: If no segmenter has that name. The message suggests the nearest names.
-    """
+    """Look up a published segmenter by its name, or the part before its dot; an OptionError suggests near names."""
     return _CFGS[published_name(name, _CFGS, "segmenter")]
 
 
 def published_name(name: str, names: Iterable[str] = (*_BACKBONES, *_CFGS), what: str = "checkpoint") -> str:
-    """Complete the name of a published backbone or segmenter with its tag.
-
-    Raises:
-        OptionError: If no published checkpoint has that name. The message suggests the nearest names.
-    """
+    """Complete the name of a published checkpoint with its tag; an OptionError suggests near names."""
     if full := _complete(name, names):
         return full
     near = difflib.get_close_matches(name, names, n=2, cutoff=0.3) or names

@@ -1,15 +1,13 @@
 """Take networks out of checkpoints, identify them by their tensors, and rename these from and to published names.
 
-Weights are published under three spellings. The authors' code (https://github.com/Visual-Attention-Network/SegNeXt) and
-its Jittor version (https://github.com/uyzhang/JSeg) call the MLP's depthwise convolution `mlp.dwconv.dwconv`;
-mmsegmentation calls it `mlp.dwconv`; PaddleSeg (https://github.com/PaddlePaddle/PaddleSeg) differs from mmsegmentation
-in parts of names. Any spelling can occur in any file, so the names in the file decide, not its origin. The names of the
-backbone are those in :mod:`segnext_timm.models.mscan`.
+The authors' code and JSeg call the MLP's depthwise convolution `mlp.dwconv.dwconv`; mmsegmentation calls it
+`mlp.dwconv`; PaddleSeg differs from mmsegmentation in parts of names. Any spelling can occur in any file, so the names
+in the file decide, not its origin. The names of the backbone are those in :mod:`segnext_timm.models.mscan`.
 """
 
 import re
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,18 +50,11 @@ _ENCODER_SUFFIX = re.compile(rf"(?:(?:backbone|encoder\.{WRAPPERS}model)\.{WRAPP
 _EMA_KEYS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")  # timm's, timm's, mmengine's, JSeg's
 
 
-# Taking the network out of a checkpoint
-
-
 def take_state_dict(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """Take the tensors out of a checkpoint, in which they may be nested as `state_dict`, `model` or `module`.
-
-    Raises:
-        CheckpointError: If the checkpoint holds nothing by name.
-    """
+    """Take the tensors out of a checkpoint, in which they may be nested as `state_dict`, `model` or `module`."""
     if not isinstance(checkpoint, Mapping):
-        what = type(checkpoint).__name__
-        raise CheckpointError(f"a {what} instead of parameters by name. Check that it is the right file.")
+        found = type(checkpoint).__name__
+        raise CheckpointError(f"a {found} instead of parameters by name. Check that it is the right file.")
     for key in ("state_dict", "model", "module"):
         if isinstance(checkpoint.get(key), Mapping):
             return take_state_dict(checkpoint[key])
@@ -78,41 +69,21 @@ def take_state_dict(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
 
 
 def take_network(checkpoint: Mapping[str, Any], ema: bool = False) -> dict[str, torch.Tensor]:
-    """Take the one MSCAN or SegNeXt out of a checkpoint, which may hold losses and metrics beside it.
-
-    Args:
-        checkpoint: Tensors or arrays by name, or a dictionary that holds them beside other entries.
-        ema: Take the exponential moving average of the weights.
-
-    Returns:
-        Tensors by the names that the network itself gives them, without the prefixes of wrappers.
-
-    Raises:
-        CheckpointError: If the checkpoint holds nothing by name, no such network, or more than one; or if `ema` is set
-            and it holds no moving average.
-    """
+    """Take the one MSCAN or SegNeXt, or its moving average, out of a checkpoint; names have no prefixes of wrappers."""
     for key in _EMA_KEYS if ema and isinstance(checkpoint, Mapping) else ():
         if isinstance(checkpoint.get(key), Mapping):
             return take_network(checkpoint[key])
     tensors = take_state_dict(checkpoint)
     prefix = backbone_prefix(tensors, ema)
-    ema = ema and not is_average(prefix)
+    if ema and not is_average(prefix):
+        raise CheckpointError("the checkpoint has no moving average (EMA) of the weights: load the weights themselves.")
     prefix = _ENCODER_SUFFIX.sub("", prefix)
     own = {
         re.sub(rf"(?<![^.]){WRAPPERS}", "", name.removeprefix(prefix)): value
         for name, value in tensors.items()
         if name.startswith(prefix)
     }
-    # mmcv keeps averages beside the weights, under the weight's name with underscores for dots
-    names = {name: f"ema_{name.replace('.', '_')}" for name in own}
-    averages = {name: own[average] for name, average in names.items() if average in own}
-    if ema and not averages:
-        raise CheckpointError("the checkpoint has no moving average (EMA) of the weights: load the weights themselves.")
-    own = {name: value for name, value in own.items() if not name.startswith("ema_")}
-    return own | averages if ema else own
-
-
-# Renaming
+    return {name: value for name, value in own.items() if not name.startswith("ema_")}  # mmcv's averages
 
 
 def _to_mmseg_names(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -126,18 +97,11 @@ def _to_mmseg_names(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tens
 
 
 def segmenter_to_native(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """Rename SegNeXt parameters of a published segmenter to native names.
-
-    The result has the bases of the matrix decomposition only if the checkpoint has them; published ones do not.
-
-    Raises:
-        CheckpointError: If it is not a published segmenter.
-    """
+    """Rename the parameters of a published segmenter to native names; the bases are there only if it has them."""
     tensors = _to_mmseg_names(take_network(checkpoint))
     if _SQUEEZE not in tensors:
-        raise CheckpointError(
-            f"not a published SegNeXt segmenter: it has no {_SQUEEZE!r}. Check that it is the right file."
-        )
+        reason = f"not a published SegNeXt segmenter: it has no {_SQUEEZE!r}"
+        raise CheckpointError(f"{reason}. Check that it is the right file.")
     backbone = backbone_to_native(tensors)
     # timm's feature extractors flatten the stages into themselves
     native = {_ENCODER + re.sub(r"^stages\.", "stages_", name): value for name, value in backbone.items()}
@@ -151,13 +115,7 @@ def segmenter_to_native(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor
 
 
 def native_to_mmseg(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Rename native parameters of a backbone or a segmenter to mmsegmentation's names.
-
-    Leaves out the bases of the matrix decomposition, which mmsegmentation draws itself.
-
-    Raises:
-        CheckpointError: If mmsegmentation's SegNeXt lacks a parameter.
-    """
+    """Rename native parameters to mmsegmentation's names, without the bases, which mmsegmentation draws itself."""
     table = [(native, published) for published, native in (*_DECODER_NAMES, *reversed(PUBLISHED_NAMES))]
     published = {}
     for name, value in state_dict.items():
@@ -173,9 +131,6 @@ def native_to_mmseg(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.T
     if len(squeeze) in (1, 2):
         raise CheckpointError("mmsegmentation's SegNeXt has four stages, this model has fewer: convert to native.")
     return published | ({_SQUEEZE: torch.cat(squeeze, dim=1)} if squeeze else {})
-
-
-# Identifying
 
 
 @dataclass(frozen=True)
@@ -194,29 +149,10 @@ class Checkpoint:
     label_names: tuple[str, ...] | None = None
     palette: tuple[tuple[int, int, int], ...] | None = None
 
-    def with_labels(self, names: Sequence[str] | None, palette: Sequence[Sequence[int]] | None) -> "Checkpoint":
-        """Copy with other class names and palette; unchanged if `names` is None."""
-        colors: Any = palette and tuple(map(tuple, palette))
-        return self if names is None else replace(self, label_names=tuple(names), palette=colors)
-
-    def with_outputs(self, count: int) -> "Checkpoint":
-        """Copy with only the first `count` outputs of the last layer.
-
-        Raises:
-            CheckpointError: If it has fewer outputs.
-        """
-        if not 1 <= count <= self.num_classes:
-            raise CheckpointError(f"has {self.num_classes} classes, so the first {count} cannot be kept.")
-        layer = "segmentation_head.0" if self.kind == "segmenter" else "head.fc"
-        kept = {f"{layer}.{part}": self.state_dict[f"{layer}.{part}"][:count].clone() for part in ("weight", "bias")}
-        cut = replace(self, state_dict=self.state_dict | kept, num_classes=count)
-        return cut.with_labels(self.label_names and self.label_names[:count], self.palette and self.palette[:count])
-
     def __str__(self) -> str:
-        classes = f"{self.num_classes} classes" + (" with names" if self.label_names else "")
-        text = (
-            f"{self.architecture}, {classes if self.num_classes else 'no classifier'}, {self.in_chans} input channels"
-        )
+        classes = f"{self.num_classes} classes" if self.num_classes else "no classifier"
+        names = " with names" if self.label_names else ""
+        text = f"{self.architecture}, {classes}{names}, {self.in_chans} input channels"
         if self.kind == "segmenter":
             decoder = f"{self.decoder_channels} decoder channels, rank {self.rank} ({self.rank_source})"
             text = f"SegNeXt on {text}, {decoder}"
@@ -248,7 +184,7 @@ def _meta_labels(meta: Any, num_classes: int) -> tuple[tuple | None, tuple | Non
     """Class names and palette as mmsegmentation 0.x (CLASSES) and 1.x (dataset_meta) keep them."""
     meta = meta if isinstance(meta, Mapping) else {}
     meta = meta["dataset_meta"] if isinstance(meta.get("dataset_meta"), Mapping) else meta
-    found = {}
+    found: dict[str, Any] = {}
     for key, value in meta.items():
         value = value.tolist() if isinstance(value, np.ndarray) else value
         if isinstance(value, list | tuple) and len(value) == num_classes:
@@ -272,74 +208,55 @@ def _rank(state_dict: Mapping[str, torch.Tensor], meta: Any, architecture: str, 
     return _VARIANTS[architecture].decoder_rank, "from the paper's code, since the file does not contain it"
 
 
-def recognize(content: Any, rank: int | None = None, ema: bool = False) -> Checkpoint:
-    """Identify a checkpoint from its tensors and rename them to native names.
-
-    Args:
-        content: Contents of the file.
-        rank: Rank of a segmenter's matrix decomposition, for checkpoints without bases. Default: the rank in
-            mmsegmentation's configuration in the checkpoint, else the rank in the paper's code.
-        ema: Use the exponential moving average of the weights.
-
-    Raises:
-        CheckpointError: If it is not MSCAN or SegNeXt, not of a published size, or contains NaN or infinity.
-    """
+def recognize(content: Any, rank: int | None = None, ema: bool = False, num_classes: int | None = None) -> Checkpoint:
+    """Identify the contents of a file by their tensors, under native names; for the options see :func:`convert`."""
     if rank is not None and rank < 1:
         raise OptionError(f"rank must be at least 1, got {rank}.")
     tensors = take_network(content, ema)
-    spelling = _spelling(tensors)
     backbone = backbone_to_native(_to_mmseg_names(tensors))
     architecture = _describe_mscan(backbone)
     if architecture not in _VARIANTS:
-        raise CheckpointError(
-            f"{architecture}, which is not one of {', '.join(_VARIANTS)}: create it with timm.create_model('mscan_t', "
-            f"dims=…, depths=…) and load what segnext_timm.models.mscan.backbone_to_native returns."
-        )
+        hint = "create it with timm.create_model('mscan_t', dims=…, depths=…) and load the result of"
+        function = "segnext_timm.models.mscan.backbone_to_native"
+        raise CheckpointError(f"{architecture}, which is not one of {', '.join(_VARIANTS)}: {hint} {function}.")
+    state_dict = tensors if _NATIVE_SQUEEZE[0] in tensors else backbone
     if any(name.startswith("decode_head.squeeze.") for name in tensors):
         state_dict = segmenter_to_native(tensors)
-    else:
-        state_dict = tensors if _NATIVE_SQUEEZE[0] in tensors else backbone
     for name, value in state_dict.items():
         if value.is_floating_point() and not value.isfinite().all():
-            raise CheckpointError(
-                f"NaN or infinity in {name!r}: the training diverged, or the file is damaged. Use another one."
-            )
+            reason = "the training diverged, or the file is damaged"
+            raise CheckpointError(f"NaN or infinity in {name!r}: {reason}. Use another one.")
     for name in [name for name in state_dict if name.endswith(".running_mean")]:  # files of Jittor and Paddle lack them
         state_dict.setdefault(name.replace("running_mean", "num_batches_tracked"), torch.tensor(0))
     squeeze = state_dict.get(_NATIVE_SQUEEZE[0])  # a segmenter's alone
-    classifier = state_dict.get("head.fc.weight" if squeeze is None else "segmentation_head.0.weight")
-    num_classes = 0 if classifier is None else classifier.shape[0]
-    label_names, palette = _meta_labels(content.get("meta"), num_classes)
+    layer = "head.fc" if squeeze is None else "segmentation_head.0"
+    outputs = state_dict[f"{layer}.weight"].shape[0] if f"{layer}.weight" in state_dict else 0
+    names, palette = _meta_labels(content.get("meta"), outputs)
+    if num_classes is not None:
+        if not 1 <= num_classes <= outputs:
+            raise CheckpointError(f"has {outputs} classes, so the first {num_classes} cannot be kept.")
+        for name in (f"{layer}.weight", f"{layer}.bias"):
+            state_dict[name] = state_dict[name][:num_classes].clone()
     rank, source = (None, None) if squeeze is None else _rank(state_dict, content.get("meta"), architecture, rank)
     return Checkpoint(
         state_dict=state_dict,
         kind="backbone" if squeeze is None else "segmenter",
         architecture=architecture,
-        spelling=spelling,
+        spelling=_spelling(tensors),
         in_chans=backbone["stem.conv1.weight"].shape[1],
-        num_classes=num_classes,
+        num_classes=num_classes or outputs,
         decoder_channels=None if squeeze is None else squeeze.shape[0],
         rank=rank,
         rank_source=source,
-        label_names=label_names,
-        palette=palette,
+        label_names=names and names[:num_classes],
+        palette=palette and palette[:num_classes],
     )
 
 
-def load_checkpoint(path: str | Path, rank: int | None = None, ema: bool = False) -> Checkpoint:
-    """Read a published or native checkpoint safely, and identify it; see :func:`recognize`.
-
-    Args:
-        path: A .pth, .pt, .pkl, .pdparams, .zip or .safetensors file.
-        rank: Rank of a segmenter's matrix decomposition, for checkpoints without bases.
-        ema: Use the exponential moving average of the weights.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        CheckpointError: If it cannot be read, would run code, or is not what :func:`recognize` knows.
-    """
+def load_checkpoint(path: str | Path, **options: Any) -> Checkpoint:
+    """Read a published or native checkpoint safely; see :func:`recognize`, also for the options."""
     content = read_checkpoint(path)
     try:
-        return recognize(content, rank, ema)
+        return recognize(content, **options)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None

@@ -27,15 +27,12 @@ _MAX_BYTES = 2 << 30  # of the contents of a smaller zip file; the largest publi
 
 
 def read_checkpoint(path: str | Path, checksums: bool = False) -> Any:
-    """Read a checkpoint file without executing code from it.
+    """Read a checkpoint file without executing code from it: tensors, arrays and plain values in dictionaries.
 
     Args:
         path: A file of PyTorch (.pth, .pt), Jittor (.pkl), Paddle (.pdparams, or a zip file of one) or safetensors. The
             contents decide, not the name.
         checksums: Compare all checksums of a zip file. `torch.save` can be set to write none.
-
-    Returns:
-        Nested dictionaries of tensors, arrays and plain values.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -46,7 +43,14 @@ def read_checkpoint(path: str | Path, checksums: bool = False) -> Any:
         raise FileNotFoundError(f"{path}: no such file.")
     with path.open("rb") as file:
         head = file.read(512)
-    _check_is_download(path, head)
+    text = head.lstrip().lower()
+    if not head:
+        raise CheckpointError(f"{path}: an empty file. Download it again.")
+    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
+        hint = "The link leads to a page about the file: download the file itself."
+        raise CheckpointError(f"{path}: a web page, not a checkpoint. {hint}")
+    if text.startswith(b"version https://git-lfs"):
+        raise CheckpointError(f"{path}: a Git LFS pointer, not the file itself. Run `git lfs pull` to download it.")
     try:
         if head.startswith(_ZIP_MAGIC):
             return _read_zip(path, checksums)
@@ -64,24 +68,10 @@ def read_checkpoint(path: str | Path, checksums: bool = False) -> Any:
         ) from None
     except Exception as error:  # torch, pickle, zipfile, safetensors and numpy raise anything on damaged bytes
         if not (head.startswith((_ZIP_MAGIC, b"\x80")) or head[8:9] == b"{"):
-            raise CheckpointError(
-                f"{path}: not a checkpoint of PyTorch, Jittor, Paddle or safetensors. Check where it came from."
-            ) from None
+            what = "not a checkpoint of PyTorch, Jittor, Paddle or safetensors"
+            raise CheckpointError(f"{path}: {what}. Check where it came from.") from None
         reason = str(error).split("\n")[0].split(". ")[0] or type(error).__name__
         raise CheckpointError(f"{path}: damaged or cut short ({reason}). Download it again.") from None
-
-
-def _check_is_download(path: Path, head: bytes) -> None:
-    """Raise a CheckpointError for what downloads give in place of a file."""
-    text = head.lstrip().lower()
-    if not head:
-        raise CheckpointError(f"{path}: an empty file. Download it again.")
-    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise CheckpointError(
-            f"{path}: a web page, not a checkpoint. The link leads to a page about the file: download the file itself."
-        )
-    if text.startswith(b"version https://git-lfs"):
-        raise CheckpointError(f"{path}: a Git LFS pointer, not the file itself. Run `git lfs pull` to download it.")
 
 
 def _read_pickle(path: Path) -> Any:
@@ -98,21 +88,19 @@ def _read_pickle(path: Path) -> Any:
 def _read_zip(path: Path, checksums: bool) -> Any:
     """Read a zip file of PyTorch, or of one file of Paddle; refuse a file that could fill the memory."""
     with zipfile.ZipFile(path) as archive:
-        size = sum(member.file_size for member in archive.infolist())
+        members = archive.infolist()
+        size = sum(member.file_size for member in members)
+        reason = ""
         if size > max(_MAX_BYTES, path.stat().st_size):
-            raise CheckpointError(
-                f"{path}: refused, because its contents unpack to {size / 1e9:.1f} GB, more than any published "
-                f"checkpoint. Check where it came from."
-            )
-        if any(member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for member in archive.infolist()):
+            reason = f"its contents unpack to {size / 1e9:.1f} GB, more than any published checkpoint"
+        elif any(member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for member in members):
             # zipfile unpacks these beyond the size that their header states
-            raise CheckpointError(
-                f"{path}: refused, because its compression is neither of those of checkpoints, stored and deflated. "
-                f"Unpack it, and give the file inside."
-            )
+            reason = "its compression is neither of those of checkpoints, stored and deflated"
+        if reason:
+            raise CheckpointError(f"{path}: refused, because {reason}. Check where it came from.")
         if checksums and (broken := archive.testzip()):
             raise zipfile.BadZipFile(f"Bad CRC-32 for file {broken!r}")
-        paddle = [name for name in archive.namelist() if name.endswith(".pdparams")]
+        paddle = [member for member in members if member.filename.endswith(".pdparams")]
         if len(paddle) != 1:
             return _load_torch(path, zipped=True)
         content = io.BytesIO()
@@ -127,10 +115,8 @@ def _load_torch(path: Path, zipped: bool) -> Any:
         with path.open("rb") as file:  # what torch.load itself asks before it hands a file to torch.jit.load
             names = torch._C.PyTorchFileReader(file).get_all_records()
         if "constants.pkl" in names:
-            raise CheckpointError(
-                f"{path}: a TorchScript program, not a checkpoint: loading it could execute code. Ask for the weights "
-                f"alone, which torch.save(module.state_dict(), 'weights.pth') saves."
-            )
+            hint = "Ask for the weights alone, which torch.save(module.state_dict(), 'weights.pth') saves."
+            raise CheckpointError(f"{path}: a TorchScript program, not a checkpoint: it could execute code. {hint}")
     # Memory-mapped, so that the optimizer state of a training checkpoint is never read. Others are given as bytes:
     # torch takes some files for a tar, which it unpacks, and all of this name for safetensors.
     mapped = zipped and not path.name.endswith(".safetensors")
@@ -140,7 +126,5 @@ def _load_torch(path: Path, zipped: bool) -> Any:
     try:  # torch takes no other unpickler then
         return torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError:
-        raise CheckpointError(
-            f"{path}: TORCH_FORCE_WEIGHTS_ONLY_LOAD is set, and torch refuses the file. Unset it: this package "
-            f"executes no code either."
-        ) from None
+        reason = "TORCH_FORCE_WEIGHTS_ONLY_LOAD is set, and torch refuses the file"
+        raise CheckpointError(f"{path}: {reason}. Unset it: this package executes no code either.") from None

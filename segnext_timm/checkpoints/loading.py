@@ -12,8 +12,6 @@ import segmentation_models_pytorch as smp
 import torch
 import torch.hub
 from huggingface_hub import hf_hub_download
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from timm.models import adapt_input_conv
 
 from ..errors import CheckpointError, OptionError
@@ -22,23 +20,15 @@ from ..models.mscan import check_parameters
 from ..models.segnext import SegNeXt
 from .catalog import SegmenterCfg, get_segmenter_cfg
 from .dialects import load_checkpoint
-from .folder import WEIGHTS, read_config
+from .folder import WEIGHTS, not_a_segmenter, read_config
 from .formats import read_checkpoint
 from .hub import check_segmenter, find_published, hub_config, hub_errors
 
 _logger = logging.getLogger(__name__)
 
-_OF_CLASSES = {"label_names", "palette", "dataset", "results", "results_digest"}  # facts that go with the classes
+# Facts that are true of the published classes, and of the published weights, alone
+_OF_CLASSES = {"label_names", "palette", "dataset", "results", "results_digest"}
 _OF_WEIGHTS = {"url", "origin_url", "license", "dataset_terms", "results"}
-# arguments that do not change the outputs in evaluation
-_TRAINING_ARGUMENTS = {
-    "aux_params",
-    "decoder_dropout",
-    "decoder_one_step_gradient",
-    "decoder_train_steps",
-    "drop_path_rate",
-    "upsampling",
-}
 
 
 def create_segmenter(name: str, pretrained: bool = False, classes: int | None = None, **overrides: Any) -> SegNeXt:
@@ -60,16 +50,16 @@ def create_segmenter(name: str, pretrained: bool = False, classes: int | None = 
         OptionError: If no segmenter has that name.
         CheckpointError: If the weights cannot be downloaded, are damaged, or do not fit the overrides.
     """
-    return _create_published(get_segmenter_cfg(name), pretrained, classes, overrides)
+    return _create_published(get_segmenter_cfg(name), pretrained, classes, overrides, {})
 
 
 def _create_published(
-    cfg: SegmenterCfg, pretrained: bool, classes: int | None, overrides: Mapping[str, Any], **source: Any
+    cfg: SegmenterCfg, pretrained: bool, classes: int | None, overrides: Mapping[str, Any], source: Mapping[str, Any]
 ) -> SegNeXt:
-    """Create a published segmenter: see :func:`create_segmenter`, and :func:`load_segmenter` for `source`."""
+    """Create a published segmenter; `source` holds revision, token and cache_dir of :func:`load_segmenter`."""
     same_classes = classes in (None, cfg.num_classes)
     untrue = (set() if same_classes else _OF_CLASSES) | (set() if pretrained else _OF_WEIGHTS)
-    untrue |= {"results"} if overrides.keys() - _TRAINING_ARGUMENTS else set()
+    untrue |= {"results"} if overrides else set()
     arguments = {
         "encoder_name": cfg.encoder_name,
         "encoder_weights": None,
@@ -102,38 +92,23 @@ def fetch(
 ) -> Path:
     """Download a file into torch.hub's cache, with a progress bar, unless the cache has it.
 
-    The file is checked after the download and whenever it is used from the cache: against `sha256` if that is known,
-    else that it can be read to its end. A failed download leaves nothing.
-
-    Args:
-        url: Address of the file.
-        cache_dir: Folder to use instead of `$TORCH_HOME/hub/checkpoints`.
-        sha256: The file's sha256 in hexadecimal digits, or its first digits; None if unknown.
-        file_name: Name of the file in the cache. Default: the last part of the URL.
-
-    Returns:
-        Path of the file in the cache.
-
-    Raises:
-        CheckpointError: If the download or a check fails.
+    The file is checked either way: against `sha256`, or its first digits, if that is known, else that it can be read to
+    its end. A CheckpointError says what failed; a failed download leaves nothing.
     """
     folder = Path(cache_dir) if cache_dir else Path(torch.hub.get_dir()) / "checkpoints"
     path = folder / (file_name or Path(urlparse(url).path).name)
-    if path.exists():
-        try:
-            if sha256 is None:
-                read_checkpoint(path, checksums=True)
-            elif not (found := file_sha256(path)).startswith(sha256):
-                raise CheckpointError(f"{path}: its sha256 is {found}, but the published file's begins with {sha256}.")
-        except CheckpointError as error:
-            raise CheckpointError(f"{error} Remove {path} to download it again.") from None
-        return path
+    is_cached = path.exists()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256)
+        if not is_cached:
+            folder.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(path))
         if sha256 is None:
             read_checkpoint(path, checksums=True)
-    except (CheckpointError, OSError, RuntimeError, http.client.HTTPException) as error:  # RuntimeError: a wrong sha256
+        elif not (found := file_sha256(path)).startswith(sha256):
+            raise CheckpointError(f"{path}: its sha256 is {found}, but the published file's begins with {sha256}.")
+    except (CheckpointError, OSError, http.client.HTTPException) as error:
+        if is_cached:
+            raise CheckpointError(f"{error} Remove {path} to download it again.") from None
         path.unlink(missing_ok=True)
         raise CheckpointError(
             f"{url}: the download failed ({error}). Nothing was kept; try again, or put the file at {path} yourself."
@@ -147,18 +122,13 @@ def file_sha256(path: Path) -> str:
 
 
 def load_published(model: SegNeXt, cfg: SegmenterCfg, path: Path, classifier: bool = True) -> None:
-    """Load the checkpoint of a published segmenter from a file; without `classifier`, all but the last layer.
-
-    Raises:
-        CheckpointError: If the file is damaged, or has weights of another model.
-    """
+    """Load the checkpoint of a published segmenter from a file; without `classifier`, all but the last layer."""
     checkpoint, own = load_checkpoint(path), model.state_dict()
     state_dict, expected = dict(checkpoint.state_dict), cfg.variant.backbone
-    if (checkpoint.kind, checkpoint.architecture) != ("segmenter", expected):
-        what = checkpoint.architecture if checkpoint.kind == "segmenter" else f"the backbone {checkpoint.architecture}"
-        raise CheckpointError(f"{path}: weights of {what}, not of {expected}: remove the file.")
-    stem = "encoder.model.stem.conv1.weight"
-    if stem in state_dict and model.in_channels != state_dict[stem].shape[1]:
+    if checkpoint.architecture != expected:
+        raise CheckpointError(f"{path}: weights of {checkpoint.architecture}, not of {expected}: remove the file.")
+    if model.in_channels != checkpoint.in_chans:
+        stem = "encoder.model.stem.conv1.weight"
         state_dict[stem] = adapt_input_conv(model.in_channels, state_dict[stem])
     kept = ("decoder.hamburger.nmf.bases", "classification_head.", *(() if classifier else ("segmentation_head.0.",)))
     state_dict |= {name: value for name, value in own.items() if name.startswith(kept)}
@@ -205,9 +175,8 @@ def load_segmenter(
         raise OptionError(f"classes must be at least 1, got {classes}.")
     check_segmenter(name)
     if (cfg := find_published(name)) is not None:
-        given = {"revision": revision, "token": token, "cache_dir": cache_dir}
-        given = {key: value for key, value in given.items() if value is not None}
-        return _create_published(cfg, True, classes, {}, **given).eval()
+        source = {"revision": revision, "token": token, "cache_dir": cache_dir}
+        return _create_published(cfg, True, classes, {}, source).eval()
     folder = Path(name)
     if not folder.is_dir():
         folder = hub_config(str(name), revision, token, cache_dir).parent
@@ -221,32 +190,24 @@ def _load_folder(folder: Path, name: str | Path, classes: int | None) -> Any:
     config = read_config(folder)
     architecture = getattr(smp, str(config.get("_model_class")), None)
     if not (isinstance(architecture, type) and issubclass(architecture, smp.base.SegmentationModel)):
-        what = config.get("_model_class") or config.get("architecture", "something else")
-        raise CheckpointError(f"{name}: holds {what}, not a segmentation model saved by smp or this package.")
-    if not (folder / WEIGHTS).is_file():
-        raise FileNotFoundError(f"{name}: has no {WEIGHTS}. Save or convert the model again.")
-    try:
-        weights = load_file(folder / WEIGHTS)
-    except SafetensorError as error:
-        raise CheckpointError(f"{name}: its {WEIGHTS} is damaged ({error}). Get it again.") from None
+        raise not_a_segmenter(name, config)
+    weights = read_checkpoint(folder / WEIGHTS)
     arguments = {key: value for key, value in config.items() if not key.startswith("_")} | {"encoder_weights": None}
     found = config.get("classes", 1)  # smp's default
-    if classes not in (None, found):
+    if changed := classes not in (None, found):
         _warn_of_classes(name, found, classes)
         arguments["classes"] = classes
         if info := arguments.get("pretrained_cfg"):
             arguments["pretrained_cfg"] = {key: value for key, value in info.items() if key not in _OF_CLASSES}
     model = architecture(**arguments)
-    if classes not in (None, found):
+    if changed:
         own = model.state_dict()
-        layer = {key for key in own.keys() & weights.keys() if key.startswith("segmentation_head.")}
+        layer = [key for key in weights if key.startswith("segmentation_head.") and key in own]
         weights |= {key: own[key] for key in layer if own[key].shape != weights[key].shape}
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
-        if not str(error).startswith("Error(s) in loading state_dict"):
-            raise
-        reason = " ".join(str(error).splitlines()[1].split())
-        raise CheckpointError(f"{name}: the weights do not fit its config.json. {reason[:300]}") from None
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"{name}: the weights do not fit its config.json. {reason}") from None
     model.config["encoder_weights"] = config.get("encoder_weights")  # what the training began with
     return model

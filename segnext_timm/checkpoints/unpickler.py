@@ -1,8 +1,8 @@
 """An unpickler that executes no code: for checkpoints of PyTorch, Jittor and Paddle.
 
-It restores plain values, arrays and tensors. What a pickle names is never called itself, but a function here that checks
-its arguments: constructors of torch and numpy can be made to read any memory. `torch.load` takes this module in place
-of `pickle`.
+It restores plain values, arrays and tensors. What a pickle names is never called itself, but a function here that
+checks its arguments: constructors of torch and numpy can be made to read any memory. `torch.load` takes this module in
+place of `pickle`.
 """
 
 import _compat_pickle
@@ -28,7 +28,6 @@ class _StandIn:
 
     name: str
     make: Callable[..., Any]
-    is_class: bool = False  # its objects are made without arguments, and filled afterward
 
 
 class _DType:
@@ -52,13 +51,9 @@ def _resolve(dtype: Any) -> np.dtype:
     return dtype.dtype
 
 
-class _HistoryBuffer:
-    """Stand-in for the log of losses in mmengine's training checkpoints."""
-
-
 def _history_method(owner: Any, name: str) -> None:
-    """Stand-in for `getattr`, with which that log refers to its own methods."""
-    if not (isinstance(owner, _StandIn) and owner.make is _HistoryBuffer):
+    """Stand-in for `getattr`, with which mmengine's log of losses refers to its own methods."""
+    if not (isinstance(owner, _StandIn) and owner.name == _HISTORY):
         raise ForbiddenError("execute builtins.getattr")
 
 
@@ -67,18 +62,6 @@ def _encode(text: str, encoding: str) -> bytes:
     if encoding not in ("latin1", "latin-1"):
         raise pickle.UnpicklingError(f"bytes in the encoding {encoding}")
     return text.encode("latin1")
-
-
-def _jittor_var(array: Any) -> np.ndarray:
-    """Stand-in for `jittor.Var`, which newer versions of Jittor pickle with its one array."""
-    if not isinstance(array, np.ndarray):
-        raise pickle.UnpicklingError(f"a jittor.Var of a {type(array).__name__}")
-    return array
-
-
-def _empty_array(*args: Any) -> np.ndarray:
-    """An array that :func:`_fill_array` fills."""
-    return np.empty(0, np.int8)
 
 
 def _fill_array(array: np.ndarray, state: Any) -> None:
@@ -93,10 +76,6 @@ def _array_of_buffer(data: Any, dtype: Any, shape: Any, order: str) -> np.ndarra
     return np.frombuffer(bytes(data), _resolve(dtype)).reshape(shape, order="F" if order == "F" else "C")
 
 
-def _scalar(dtype: Any, data: bytes) -> Any:
-    return np.frombuffer(bytes(data), _resolve(dtype))[0]
-
-
 def _tensor(storage: Any, offset: int, size: Any, stride: Any, *others: Any) -> torch.Tensor:
     """Restore a tensor, as `torch._utils._rebuild_tensor_v2` and `_v3` do; without hooks and without gradient."""
     if not isinstance(storage, torch.storage.TypedStorage):
@@ -104,10 +83,6 @@ def _tensor(storage: Any, offset: int, size: Any, stride: Any, *others: Any) -> 
     dtype = next((other for other in others if isinstance(other, torch.dtype)), None)
     tensor = torch.empty(0, dtype=dtype or storage.dtype)
     return tensor.set_(storage._untyped_storage, offset, tuple(size), tuple(stride))
-
-
-def _parameter(data: torch.Tensor, requires_grad: bool, hooks: Any) -> torch.nn.Parameter:
-    return torch.nn.Parameter(data, bool(requires_grad))
 
 
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
@@ -118,12 +93,12 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "builtins.set": set,
     "collections.Counter": Counter,
     "collections.OrderedDict": OrderedDict,
-    "jittor.Var": _jittor_var,
-    "jittor_core.Var": _jittor_var,
+    "jittor.Var": lambda array: array,  # as newer versions of Jittor write
+    "jittor_core.Var": lambda array: array,
     "numpy.dtype": _DType,
-    "numpy.ndarray": _empty_array,
+    "numpy.ndarray": lambda *args: np.empty(0),
     "torch.Size": torch.Size,
-    "torch._utils._rebuild_parameter": _parameter,
+    "torch._utils._rebuild_parameter": lambda data, grad, hooks: torch.nn.Parameter(data, bool(grad)),
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_tensor_v3": _tensor,
@@ -131,33 +106,21 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "torch.serialization._get_layout": torch.serialization._get_layout,
 }
 for _core in ("numpy.core", "numpy._core"):  # before and since numpy 2
-    _FUNCTIONS[f"{_core}.multiarray._reconstruct"] = _empty_array
-    _FUNCTIONS[f"{_core}.multiarray.scalar"] = _scalar
+    _FUNCTIONS[f"{_core}.multiarray._reconstruct"] = lambda *args: np.empty(0)  # its state follows
+    _FUNCTIONS[f"{_core}.multiarray.scalar"] = lambda dtype, data: np.frombuffer(bytes(data), _resolve(dtype))[0]
     _FUNCTIONS[f"{_core}.numeric._frombuffer"] = _array_of_buffer
-_CLASSES = {
-    "argparse.Namespace": argparse.Namespace,  # the arguments of timm's training script
-    "mmengine.logging.history_buffer.HistoryBuffer": _HistoryBuffer,
-}
+_HISTORY = "mmengine.logging.history_buffer.HistoryBuffer"
+# Classes whose objects are made without arguments, and stay empty: the arguments of timm's train.py, mmengine's log
+_CLASSES: dict[str, Callable[..., Any]] = {"argparse.Namespace": argparse.Namespace, _HISTORY: argparse.Namespace}
 _ADMITTED: dict[str, Any] = {
     **{str(value): value for value in vars(torch).values() if isinstance(value, torch.dtype)},
     "torch.storage.UntypedStorage": torch.UntypedStorage,  # torch compares it, and nothing here makes one
-    **{name: _StandIn(name, make) for name, make in _FUNCTIONS.items()},
-    **{name: _StandIn(name, make, is_class=True) for name, make in _CLASSES.items()},
+    **{name: _StandIn(name, make) for name, make in (_FUNCTIONS | _CLASSES).items()},
 }
 
 
-def _ignore(target: Any, state: Any) -> None:
-    """Leave an object empty that no weights are read from."""
-
-
-# What fills an object with its state, by the object's type
-_FILL: dict[type, Callable[[Any, Any], None]] = {
-    np.ndarray: _fill_array,
-    _DType: _DType.set_order,
-    OrderedDict: _ignore,  # the versions of modules, in torch's state dicts
-    argparse.Namespace: _ignore,
-    _HistoryBuffer: _ignore,
-}
+_FILL: dict[type, Callable[[Any, Any], None]] = {np.ndarray: _fill_array, _DType: _DType.set_order}
+_STAY_EMPTY = (OrderedDict, argparse.Namespace)  # objects whose state is no weights
 
 
 def _describe(value: Any) -> str:
@@ -173,6 +136,7 @@ class Unpickler(_Base):
     """Unpickler that calls and fills only what the tables admit."""
 
     def find_class(self, module: str, name: str) -> Any:
+        """Look up what stands for a class or a function."""
         # names of Python 2, which torch.save writes
         moved = _compat_pickle.IMPORT_MAPPING.get(module, module), name
         full = ".".join(_compat_pickle.NAME_MAPPING.get((module, name), moved))
@@ -190,16 +154,17 @@ class Unpickler(_Base):
     def load_newobj(self) -> None:
         """Make an object of a class."""
         args, cls = self.stack.pop(), self.stack.pop()
-        if not (isinstance(cls, _StandIn) and cls.is_class and not args):
+        if not (isinstance(cls, _StandIn) and cls.name in _CLASSES and not args):
             raise ForbiddenError(f"execute {_describe(cls)}")
         self.append(cls.make())
 
     def load_build(self) -> None:
         """Fill an object with its state."""
         state, target = self.stack.pop(), self.stack[-1]
-        if type(target) not in _FILL:
+        if type(target) in _FILL:
+            _FILL[type(target)](target, state)
+        elif type(target) not in _STAY_EMPTY:
             raise ForbiddenError(f"change {_describe(target)}")
-        _FILL[type(target)](target, state)
 
     dispatch = {code: step for code, step in _Base.dispatch.items() if code not in _OTHER_CALLS} | {
         pickle.REDUCE[0]: load_reduce,
@@ -209,9 +174,5 @@ class Unpickler(_Base):
 
 
 def load(file: IO[bytes], **options: Any) -> Any:
-    """Read a pickle without executing code from it.
-
-    Raises:
-        ForbiddenError: If it would execute code.
-    """
+    """Read a pickle without executing code from it; raises a ForbiddenError if it would."""
     return Unpickler(file, **options).load()

@@ -281,7 +281,7 @@ def test_a_published_model_on_the_hub_is_loaded_from_there(tmp_path, monkeypatch
     monkeypatch.setitem(catalog._CFGS, cfg.name, dataclasses.replace(cfg, hf_hub_id="user/segnext_t.jseg_isaid"))
     asked = []
 
-    def download(repo, name):
+    def download(repo, name, **options):
         asked.append((repo, name))
         return str(folder / name)
 

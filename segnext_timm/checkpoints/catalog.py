@@ -42,7 +42,7 @@ class BackboneCfg:
     dataset: str
     terms: list[dict[str, str]]  # what sources say of the data set's: `dataset`, `says`, `source` (an address)
     top1: float  # the paper's, in percent
-    result: dict[str, Any]  # the accuracy, in the form that model cards need
+    result: dict[str, Any]  # the same, in the form that model cards need
 
 
 @dataclass(frozen=True)
@@ -113,13 +113,9 @@ def _terms(key: str, dataset: str) -> list[dict[str, str]]:
 
 
 def _read_backbones() -> Iterator[BackboneCfg]:
-    for tag, group in _CATALOG["backbones"].items():
-        origin, dataset = group["origin"], group["dataset"]
-        for key, facts in group["models"].items():
-            name, variant, top1 = f"{VARIANTS[key].backbone}.{tag}", VARIANTS[key], facts["top1"]
-            paper = {"source": "https://arxiv.org/abs/2209.08575", "source_name": "the paper"}
-            result = {"dataset": dataset, "metric": "top-1", "value": top1, **paper}
-            yield BackboneCfg(name, origin, variant, dataset, _terms(tag, dataset), top1, result)
+    for name, facts in _CATALOG["backbones"].items():
+        variant = next(variant for variant in VARIANTS.values() if name.startswith(f"{variant.backbone}."))
+        yield BackboneCfg(name, variant=variant, terms=_terms("in1k", facts["dataset"]), **facts)
 
 
 def _read_segmenters() -> Iterator[SegmenterCfg]:

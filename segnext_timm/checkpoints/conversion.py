@@ -99,9 +99,7 @@ def _check_destination(dst: Path, to: str, force: bool) -> None:
         raise FileExistsError(f"{dst} holds more than a model ({', '.join(extra[:3])}): it is not replaced.")
 
 
-def _with_labels(
-    checkpoint: Checkpoint, config: dict[str, Any], classes: str | Path | Sequence[str] | None
-) -> Checkpoint:
+def _with_labels(checkpoint: Checkpoint, config: dict, classes: str | Path | Sequence[str] | None) -> Checkpoint:
     """Add the class names and colors given, else those in a model folder's configuration, else keep the file's."""
     info = config.get("pretrained_cfg") or {}
     names, palette = config.get("label_names") or info.get("label_names"), info.get("palette")

@@ -130,8 +130,10 @@ def _explain(error: BaseException, name: str, revision: str | None, write: bool)
         return PermissionError, "the Hub refused the token. Log in with `hf auth login`, or set HF_TOKEN."
     if status == 403:
         verb, access = ("write to", "write") if write else ("read", "read")
-        what = f"the token may not {verb} this repository on the Hub. Use a token with {access} access."
-        return PermissionError, what
+        return (
+            PermissionError,
+            f"the token may not {verb} this repository on the Hub. Use a token with {access} access.",
+        )
     if status == 429 or status >= 500:
         return ConnectionError, f"the Hub cannot answer now (status {status}). Try again later."
     reason = getattr(error, "server_message", None) or str(error).strip().splitlines()[-1]

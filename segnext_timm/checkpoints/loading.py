@@ -10,7 +10,6 @@ from urllib.parse import urlparse
 
 import segmentation_models_pytorch as smp
 import torch
-import torch.hub
 from huggingface_hub import hf_hub_download
 from timm.models import adapt_input_conv
 
@@ -36,8 +35,7 @@ def create_segmenter(name: str, pretrained: bool = False, classes: int | None = 
 
     Args:
         name: One of :func:`list_segmenters`, such as "segnext_b.mmseg_ade20k".
-        pretrained: Load the published weights; they are downloaded once, into torch.hub's cache, and their hash is
-            checked.
+        pretrained: Load the published weights, downloaded once into torch.hub's cache and checked.
         classes: Number of classes, those of the published model by default. With another number, the last layer stays
             as initialized.
         overrides: Other arguments of :class:`SegNeXt` and of timm's encoder, such as `drop_path_rate=0.1`. With

@@ -64,7 +64,7 @@ def read_checkpoint(path: str | Path, checksums: bool = False) -> Any:
     except unpickler.ForbiddenError as error:
         raise CheckpointError(
             f"{path}: refused, because loading it would {error}, which weights never need. No code was executed. "
-            f"Get the file from its publisher, or ask them for safetensors."
+            f"Ask for the weights alone: safetensors, or torch.save(module.state_dict(), 'weights.pth')."
         ) from None
     except Exception as error:  # torch, pickle, zipfile, safetensors and numpy raise anything on damaged bytes
         if not (head.startswith((_ZIP_MAGIC, b"\x80")) or head[8:9] == b"{"):

@@ -105,15 +105,12 @@ def _explain(error: BaseException, name: str, revision: str | None, write: bool)
     if isinstance(error, errors.LocalEntryNotFoundError):  # neither in the cache nor from the Hub
         error = error.__cause__ or ConnectionError(str(error))
     page, login, named = f"https://huggingface.co/{name}", "log in: hf auth login.", revision or "main"
+    missing = "no such folder, and no such repository on the Hub."
     reading: tuple[tuple[type, type[OSError], str], ...] = (
         (errors.GatedRepoError, PermissionError, f"this repository is gated. Accept its terms at {page}, and {login}"),
         (errors.DisabledRepoError, PermissionError, "this repository on the Hub is disabled. Choose another one."),
         (errors.RevisionNotFoundError, FileNotFoundError, f"this repository on the Hub has no revision {named!r}."),
-        (
-            errors.RepositoryNotFoundError,
-            FileNotFoundError,
-            f"no such repository on the Hub. If it is private, {login}",
-        ),
+        (errors.RepositoryNotFoundError, FileNotFoundError, f"{missing} If it is private, {login}"),
         (errors.EntryNotFoundError, FileNotFoundError, "this repository on the Hub holds no model of smp or timm."),
     )
     for cls, kind, what in () if write else reading:

@@ -12,11 +12,8 @@ from pathlib import Path
 def replace_when_complete(path: str | Path) -> Iterator[Path]:
     """Yield a path to write a file or a folder to, and move it to `path` when the block ends.
 
-    If the block raises, `path` stays as it was. The parent folder is created. Files and folders get the
-    modes of new ones.
-
-    Args:
-        path: Final place of the file or folder; replaced if it exists.
+    If the block raises, `path` stays as it was. The parent folder is created. Files and folders get the modes of new
+    ones.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -59,13 +56,8 @@ def fill_when_complete(folder: str | Path, last: str | None = None) -> Iterator[
 
 
 def _give_usual_modes(paths: Iterable[Path], work: Path) -> None:
-    """Give files and folders the modes of new ones, whatever those they replace had; some libraries write for one user.
-
-    Args:
-        paths: Files, and folders with all that is in them.
-        work: Folder to create a file and a folder in. Their modes tell the umask, which a process cannot read without
-            changing it for all its threads.
-    """
+    """Give files, and folders with all that is in them, the modes of new ones; some libraries write for one user."""
+    # new ones in `work` tell the umask, which a process cannot read without changing it for all its threads
     with tempfile.TemporaryDirectory(dir=work) as name:
         file, folder = Path(name, "file"), Path(name, "folder")
         file.touch()

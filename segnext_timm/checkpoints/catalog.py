@@ -1,19 +1,19 @@
 """Published checkpoints: where they are, what they are, how they were evaluated, and their published results.
 
-The facts are in catalog.json. A group is named "origin_dataset" and holds what its models share; `like` takes what a
-group does not state from another group; `{key}` and `{id}` in an address are those of each model. A key that no class
-here has is an error. Imports nothing heavy.
+The facts are in catalog.json. A group of segmenters is named "origin_dataset", and its models by their size. Imports
+nothing heavy.
 """
 
 import difflib
 import fnmatch
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
+from ..errors import OptionError
 from ..label_sets import LABEL_SETS
 from ..variants import HUB_IDS, VARIANTS, Variant
 
@@ -30,7 +30,6 @@ class Origin:
     url: str  # page that describes its models
     license: str  # SPDX identifier in lower case
     license_note: str
-    batch_counts: bool  # whether its files contain `num_batches_tracked` of the batch norms
 
 
 @dataclass(frozen=True)
@@ -41,18 +40,9 @@ class BackboneCfg:
     origin: str  # key in `ORIGINS`
     variant: Variant
     dataset: str
+    terms: list[dict[str, str]]  # what sources say of the data set's: `dataset`, `says`, `source` (an address)
     top1: float  # the paper's, in percent
-
-    @property
-    def result(self) -> dict[str, Any]:
-        """The published accuracy, in the form that model cards need."""
-        paper = {"source": "https://arxiv.org/abs/2209.08575", "source_name": "the paper"}
-        return {"dataset": self.dataset, "metric": "top-1", "value": self.top1, **paper}
-
-    @property
-    def terms(self) -> list[dict[str, str]]:
-        """What sources say of the terms of its data set: `dataset`, `says`, `source` (an address)."""
-        return _terms(self.name.partition(".")[2], self.dataset)
+    result: dict[str, Any]  # the same, in the form that model cards need
 
 
 @dataclass(frozen=True)
@@ -73,56 +63,31 @@ class SegmenterCfg:
     name: str  # "architecture.tag"
     origin: str  # key in `ORIGINS`
     labels: str  # key in `LABEL_SETS`
+    dataset: str
+    num_classes: int
+    terms: list[dict[str, str]]  # what sources say of the data set's: `dataset`, `says`, `source` (an address)
     variant: Variant
-    decoder_channels: int
-    decoder_rank: int
+    encoder_name: str  # in smp
+    parameters: int  # their number
+    input_size: tuple[int, int, int]  # channels, height and width of the crops in training
+    evaluation: Evaluation  # of the single-scale result
     url: str  # digits at its end do not begin the file's sha256
     cached_name: str  # of its file
     miou: dict[str, float]  # on the validation set in percent, by setting; empty if none was published
-    input_size: tuple[int, int, int]  # channels, height and width of the crops in training
-    evaluation: Evaluation  # of the single-scale result
+    results: list[dict[str, Any]]  # the same, in the form that model cards need
+    decoder_channels: int
+    decoder_rank: int
     sha256: str | None = None  # None if nobody has published it
     size: int | None = None  # in bytes; None if nobody has published it
     hf_hub_id: str | None = None  # Hub repository with its safetensors
 
     @property
-    def encoder_name(self) -> str:
-        """Its encoder, in smp's spelling."""
-        return f"tu-{self.variant.backbone}"
-
-    @property
-    def dataset(self) -> str:
-        """Name of its data set."""
-        return LABEL_SETS[self.labels].name
-
-    @property
-    def num_classes(self) -> int:
-        """Number of its classes."""
-        return len(LABEL_SETS[self.labels].classes)
-
-    @property
-    def parameters(self) -> int:
-        """Number of its parameters."""
-        return self.variant.segmenter_parameters(self.num_classes, self.decoder_channels)
-
-    @property
-    def results(self) -> list[dict[str, Any]]:
-        """The published mIoU, in the form that model cards need."""
-        common = {"dataset": self.dataset, "split": "validation", "metric": "mIoU"}
-        source = {"source": ORIGINS[self.origin].url, "source_name": ORIGINS[self.origin].name}
-        return [{**common, "setting": key, "value": value, **source} for key, value in self.miou.items()]
-
-    @property
-    def terms(self) -> list[dict[str, str]]:
-        """What sources say of the terms of its data set: `dataset`, `says`, `source` (an address)."""
-        return _terms(self.labels, self.dataset)
-
-    @property
     def pretrained_cfg(self) -> dict[str, Any]:
         """Facts that go with the weights: classes, palette, preprocessing, license, terms and origin."""
+        architecture, _, tag = self.name.partition(".")
         return {
-            "architecture": self.name.partition(".")[0],
-            "tag": self.name.partition(".")[2],
+            "architecture": architecture,
+            "tag": tag,
             "url": self.url,
             "input_size": list(self.input_size),
             "mean": list(IMAGENET_MEAN),
@@ -131,73 +96,54 @@ class SegmenterCfg:
             "label_names": list(LABEL_SETS[self.labels].classes),
             "palette": [list(color) for color in LABEL_SETS[self.labels].palette],
             "license": ORIGINS[self.origin].license,
-            "dataset_terms": self.terms,
+            "dataset_terms": [*self.terms],
             "origin_url": ORIGINS[self.origin].url,
-            "results": self.results,
+            "results": [*self.results],
         }
 
 
-def _with_tuples(entry: dict[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
-
-
-_CATALOG = json.loads(Path(__file__).with_name("catalog.json").read_text("utf-8"), object_hook=_with_tuples)
+_CATALOG = json.loads(
+    Path(__file__).with_name("catalog.json").read_text("utf-8"),
+    object_hook=lambda entry: {k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()},
+)
 
 
 def _terms(key: str, dataset: str) -> list[dict[str, str]]:
-    return [{"dataset": dataset, **term} for term in _CATALOG["terms"].get(key, ())]
+    return [{"dataset": dataset, **term} for term in _CATALOG["terms"][key]]
 
 
-def _merged(kind: str, name: str) -> dict[str, Any]:
-    group = _CATALOG[kind][name]
-    merged = {**_merged(kind, group["like"]), **group} if "like" in group else group
-    return {key: value for key, value in merged.items() if key not in ("like", "note")}
+def _read_backbones() -> Iterator[BackboneCfg]:
+    for name, facts in _CATALOG["backbones"].items():
+        variant = next(variant for variant in VARIANTS.values() if name.startswith(f"{variant.backbone}."))
+        yield BackboneCfg(name, variant=variant, terms=_terms("in1k", facts["dataset"]), **facts)
 
 
-def _groups(kind: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    return ((name, _merged(kind, name)) for name in _CATALOG[kind])
-
-
-def _backbones() -> Iterator[BackboneCfg]:
-    for tag, group in _groups("backbones"):
-        for key, facts in group.pop("models").items():
-            yield BackboneCfg(f"{VARIANTS[key].backbone}.{tag}", variant=VARIANTS[key], **group, **facts)
-
-
-def _segmenters() -> Iterator[SegmenterCfg]:
-    for tag, group in _groups("segmenters"):
+def _read_segmenters() -> Iterator[SegmenterCfg]:
+    for tag, group in _CATALOG["segmenters"].items():
         origin, labels = tag.split("_", 1)
-        models, results, suffix = group.pop("models"), group.pop("results"), group.pop("suffix", None)
-        evaluation = Evaluation(**group.pop("evaluation"))
-        for key, facts in models.items():
-            name, variant = f"segnext_{key}.{tag}", VARIANTS[key]
-            facts = {"decoder_channels": variant.decoder_channels, "decoder_rank": variant.decoder_rank} | group | facts
-            url = facts.pop("url").format(key=key, id=facts.pop("id", None))
-            # an address that ends in no name of a file has the suffix of its files
-            cached_name = name + suffix if suffix else url.rpartition("/")[2]
-            miou = {setting: values[key] for setting, values in results.items() if key in values}
-            facts |= {"url": url, "cached_name": cached_name, "miou": miou, "evaluation": evaluation}
-            facts["hf_hub_id"] = HUB_IDS.get(name)
-            yield SegmenterCfg(name, origin, labels, variant, **facts)
+        dataset, count = LABEL_SETS[labels].name, len(LABEL_SETS[labels].classes)
+        shared = {"origin": origin, "labels": labels, "dataset": dataset, "num_classes": count}
+        shared |= {"input_size": group["input_size"], "evaluation": Evaluation(**group["evaluation"])}
+        source = {"source": ORIGINS[origin].url, "source_name": ORIGINS[origin].name}
+        measure = {"dataset": dataset, "split": "validation", "metric": "mIoU"}
+        for key, facts in group["models"].items():
+            name, variant, miou = f"segnext_{key}.{tag}", VARIANTS[key], facts["miou"]
+            yield SegmenterCfg(
+                name,
+                variant=variant,
+                hf_hub_id=HUB_IDS.get(name),
+                encoder_name=f"tu-{variant.backbone}",
+                parameters=variant.segmenter_parameters(count, facts["decoder_channels"]),
+                results=[{**measure, "setting": setting, "value": value, **source} for setting, value in miou.items()],
+                terms=_terms(labels, dataset),
+                **shared,
+                **facts,
+            )
 
 
-ORIGINS = {key: Origin(**group) for key, group in _groups("origins")}
-_BACKBONES = {cfg.name: cfg for cfg in _backbones()}
-_CFGS = {cfg.name: cfg for cfg in _segmenters()}
-
-Cfg = TypeVar("Cfg")
-
-
-def _find(name: str, cfgs: Mapping[str, Cfg]) -> Cfg | None:
-    """Look up a name, or the part before its dot, for which the first entry counts."""
-    return next((cfg for full, cfg in cfgs.items() if name in (full, full.partition(".")[0])), None)
-
-
-def _get(name: str, cfgs: Mapping[str, Cfg], what: str) -> Cfg:
-    if (cfg := _find(name, cfgs)) is None:
-        near = difflib.get_close_matches(name, cfgs, n=2, cutoff=0.3) or cfgs
-        raise ValueError(f"Unknown {what} {name!r}. Did you mean {' or '.join(map(repr, near))}?")
-    return cfg
+ORIGINS = {key: Origin(**facts) for key, facts in _CATALOG["origins"].items()}
+_BACKBONES = {cfg.name: cfg for cfg in _read_backbones()}
+_CFGS = {cfg.name: cfg for cfg in _read_segmenters()}
 
 
 def list_segmenters(filter: str = "") -> list[str]:
@@ -214,33 +160,32 @@ def list_backbones() -> list[str]:
     return list(_BACKBONES)
 
 
+def _complete(name: str, names: Iterable[str]) -> str:
+    """Complete a name with its tag, the first of those published; "" if it is not published."""
+    return next((full for full in names if name in (full, full.partition(".")[0])), "")
+
+
 def find_segmenter(name: str) -> SegmenterCfg | None:
     """Look up a published segmenter by its name, or the part before its dot; None if no segmenter has that name."""
-    return _find(name, _CFGS)
+    return _CFGS.get(_complete(name, _CFGS))
 
 
 def find_backbone(name: str) -> BackboneCfg | None:
     """Look up a published backbone by its name, or the part before its dot; None if no backbone has that name."""
-    return _find(name, _BACKBONES)
+    return _BACKBONES.get(_complete(name, _BACKBONES))
 
 
 def get_segmenter_cfg(name: str) -> SegmenterCfg:
-    """Look up a published segmenter by its name, or the part before its dot.
-
-    Raises:
-        ValueError: If no segmenter has that name. The message lists the nearest names.
-    """
-    return _get(name, _CFGS, "segmenter")
+    """Look up a published segmenter by its name, or the part before its dot; an OptionError suggests near names."""
+    return _CFGS[published_name(name, _CFGS, "segmenter")]
 
 
-def published_name(name: str) -> str:
-    """Complete the name of a published backbone or segmenter with its tag.
-
-    Raises:
-        ValueError: If no published checkpoint has that name. The message lists the nearest names.
-    """
-    full_names = {full: full for full in (*_BACKBONES, *_CFGS)}
-    return _get(name, full_names, "checkpoint")
+def published_name(name: str, names: Iterable[str] = (*_BACKBONES, *_CFGS), what: str = "checkpoint") -> str:
+    """Complete the name of a published checkpoint with its tag; an OptionError suggests near names."""
+    if full := _complete(name, names):
+        return full
+    near = difflib.get_close_matches(name, names, n=2, cutoff=0.3) or names
+    raise OptionError(f"Unknown {what} {name!r}. Did you mean {' or '.join(map(repr, near))}?")
 
 
 def cached_file(name: str) -> Path | None:

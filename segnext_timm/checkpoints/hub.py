@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..errors import CheckpointError, HubError
-from .catalog import SegmenterCfg, find_backbone, find_segmenter, list_segmenters
-from .folder import CONFIG, read_config
+from ..errors import HubError
+from .catalog import SegmenterCfg, find_backbone, find_segmenter, list_segmenters, published_name
+from .folder import CONFIG, not_a_segmenter, read_config
 
 
 def is_hub_id(text: str) -> bool:
@@ -30,25 +30,17 @@ def find_published(name: str | Path) -> SegmenterCfg | None:
 
 
 def check_segmenter(name: str | Path) -> None:
-    """Check, without a network, that `name` is a published segmenter, a segmenter's folder, or names a Hub repository.
-
-    Raises:
-        FileNotFoundError: If `name` is none of these. The message suggests the nearest published name.
-        CheckpointError: If it is a folder without a segmentation model.
-    """
+    """Raise an error, without a network, unless `name` is a published segmenter, a segmenter's folder, or a Hub id."""
     text, path = str(name), Path(name)
     if find_published(name) is not None:
         return
     if path.is_dir():
-        config = read_config(path)
-        if "_model_class" not in config:
-            what = config.get("architecture", "something else")
-            raise CheckpointError(f"{name}: holds {what}, not a segmentation model saved by smp or this package.")
+        if "_model_class" not in (config := read_config(path)):
+            raise not_a_segmenter(name, config)
     elif path.is_file() or not names_repository(text):
         if (backbone := find_backbone(text.partition(".")[0])) is not None:
-            near = find_segmenter(f"segnext_{backbone.variant.key}")
-            hint = f" Did you mean {near.name!r}?" if near else ""
-            raise FileNotFoundError(f"{name} is a backbone, which does not predict labels.{hint}")
+            hint = f"Did you mean {published_name(f'segnext_{backbone.variant.key}')!r}?"
+            raise FileNotFoundError(f"{name} is a backbone, which does not predict labels. {hint}")
         raise FileNotFoundError(unknown_model(text, list_segmenters()))
 
 
@@ -58,43 +50,28 @@ def unknown_model(text: str, names: Sequence[str]) -> str:
     if path.is_file():
         return f"{text}: a file, not a model folder. Convert it to a folder with `segnext-timm convert`."
     beside = [folder.parent.name for folder in path.parent.glob(f"*/{CONFIG}")]
-    similar = difflib.get_close_matches(path.name, beside, n=1, cutoff=0.75)
-    hint = f" Did you mean {str(path.parent / similar[0])!r}?" if similar else ""
+    similar = [str(path.parent / name) for name in difflib.get_close_matches(path.name, beside, n=1, cutoff=0.75)]
+    what = "not a folder, not a Hub repository (user/repo), and not a published model."
     if is_hub_id(text):
-        return f"{text}: the folder {path.parent} has no {path.name}, so the Hub is not asked.{hint}"
-    near = difflib.get_close_matches(text, [*names, *(name.split(".")[0] for name in names)], n=1, cutoff=0.5)
-    hint = hint or (f" Did you mean {near[0]!r}?" if near else " `segnext-timm models` lists the published models.")
-    return f"{text}: not a folder, not a Hub repository (user/repo), and not a published model.{hint}"
+        what = f"the folder {path.parent} has no {path.name}, so the Hub is not asked."
+    elif not similar:
+        similar = difflib.get_close_matches(text, [*names, *(name.split(".")[0] for name in names)], n=1, cutoff=0.5)
+        what += "" if similar else " `segnext-timm models` lists the published models."
+    return f"{text}: {what}" + "".join(f" Did you mean {name!r}?" for name in similar)
 
 
 def hub_config(
     repo: str, revision: str | None = None, token: str | bool | None = None, cache_dir: str | Path | None = None
 ) -> Path:
-    """Get the config.json of a Hub repository: from the Hub, or from the cache if the Hub does not answer.
-
-    The folder is that of a commit, which is the folder's name: with it as revision, other files are of the same commit.
-
-    Args:
-        repo: "user/repo".
-        revision: Branch, tag or commit. Default: main.
-        token: Token of the Hub. Default: the token of `hf auth login` or HF_TOKEN.
-        cache_dir: Folder to use instead of the Hub's cache.
-
-    Returns:
-        Path of the file in the cache.
-
-    Raises:
-        OSError: As of :func:`hub_errors`.
-        HubError: As of :func:`hub_errors`.
-    """
+    """Get the config.json of a Hub repository, or that in the cache; the name of its folder is that of the commit."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 
     with hub_errors(repo, revision):
         cached = try_to_load_from_cache(repo, CONFIG, cache_dir, revision)
-        if not isinstance(cached, str):
-            # without a file in the cache, hf_hub_download asks a Hub that does not answer seven times
-            get_hf_file_metadata(hf_hub_url(repo, CONFIG, revision=revision), token=token)
         try:
+            if not isinstance(cached, str):
+                # without a file in the cache, hf_hub_download asks a Hub that does not answer seven times
+                get_hf_file_metadata(hf_hub_url(repo, CONFIG, revision=revision), token=token)
             return Path(hf_hub_download(repo, CONFIG, revision=revision, token=token, cache_dir=cache_dir))
         except Exception as error:
             if isinstance(cached, str) and is_no_connection(error):  # a broken one, which huggingface_hub raises
@@ -109,60 +86,52 @@ def is_no_connection(error: BaseException) -> bool:
 
 @contextmanager
 def hub_errors(name: str | Path, revision: str | None = None, write: bool = False) -> Iterator[None]:
-    """Turn errors of the Hub and of the connection into one-line errors.
-
-    Args:
-        name: "user/repo".
-        revision: Branch, tag or commit, for the message.
-        write: Whether the request writes to the Hub.
-
-    Raises:
-        FileNotFoundError: If there is no such repository, no such revision of it, or no such file in it.
-        PermissionError: If the repository is gated or disabled, or the Hub refuses the token.
-        ConnectionError: If the Hub cannot be reached, or is overloaded.
-        HubError: If the Hub refuses the request for another reason.
-    """
+    """Turn errors of the Hub and of the connection into one-line errors: see :func:`load_segmenter`."""
     from huggingface_hub import errors
 
     try:
         yield
-    except errors.GatedRepoError:
-        terms = f"Accept its terms at https://huggingface.co/{name}, and log in: hf auth login."
-        raise PermissionError(f"{name}: this repository is gated. {terms}") from None
-    except (errors.RepositoryNotFoundError, errors.EntryNotFoundError) as error:
-        if write or isinstance(error, errors.LocalEntryNotFoundError):
-            raise _no_answer(name, error.__cause__ or error, write) from None
-        what = "this repository on the Hub holds no model of smp or timm."
-        if isinstance(error, errors.RepositoryNotFoundError):
-            what = "no such folder, and no such repository on the Hub. If it is private, log in: hf auth login."
-        raise FileNotFoundError(f"{name}: {what}") from None
-    except errors.RevisionNotFoundError:
-        what = "such revision" if revision is None else f"revision {revision!r}"
-        raise FileNotFoundError(f"{name}: this repository on the Hub has no {what}.") from None
-    except errors.DisabledRepoError:
-        raise PermissionError(f"{name}: this repository on the Hub is disabled. Choose another one.") from None
     except Exception as error:
-        if not (isinstance(error, errors.HfHubHTTPError) or is_no_connection(error)):
+        if not (isinstance(error, errors.HfHubHTTPError | errors.EntryNotFoundError) or is_no_connection(error)):
             raise
-        raise _no_answer(name, error, write) from None
+        kind, what = _explain(error, str(name), revision, write)
+        raise kind(f"{name}: {what}") from None
 
 
-def _no_answer(name: str | Path, error: BaseException, write: bool) -> Exception:
-    """Error for a Hub that refuses a request or cannot be reached."""
+def _explain(error: BaseException, name: str, revision: str | None, write: bool) -> tuple[type[OSError], str]:
+    """Choose the type and the message for an error of the Hub or of the connection."""
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.LocalEntryNotFoundError):  # neither in the cache nor from the Hub
+        error = error.__cause__ or ConnectionError(str(error))
+    page, login, named = f"https://huggingface.co/{name}", "log in: hf auth login.", revision or "main"
+    missing = "no such folder, and no such repository on the Hub."
+    reading: tuple[tuple[type, type[OSError], str], ...] = (
+        (errors.GatedRepoError, PermissionError, f"this repository is gated. Accept its terms at {page}, and {login}"),
+        (errors.DisabledRepoError, PermissionError, "this repository on the Hub is disabled. Choose another one."),
+        (errors.RevisionNotFoundError, FileNotFoundError, f"this repository on the Hub has no revision {named!r}."),
+        (errors.RepositoryNotFoundError, FileNotFoundError, f"{missing} If it is private, {login}"),
+        (errors.EntryNotFoundError, FileNotFoundError, "this repository on the Hub holds no model of smp or timm."),
+    )
+    for cls, kind, what in () if write else reading:
+        if isinstance(error, cls):
+            return kind, what
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status is None and write:
-        return ConnectionError(f"{name}: the Hub cannot be reached ({error}).")
+        return ConnectionError, f"the Hub cannot be reached ({error})."
     if status is None:
-        offline = type(error).__name__ == "OfflineModeIsEnabled"
+        offline = isinstance(error, errors.OfflineModeIsEnabled)
         why = "HF_HUB_OFFLINE is set" if offline else "the Hub cannot be reached"
-        return ConnectionError(f"{name}: no such folder, not in the Hub's cache, and {why}.")
+        return ConnectionError, f"no such folder, not in the Hub's cache, and {why}."
     if status == 401:
-        return PermissionError(f"{name}: the Hub refused the token. Log in with `hf auth login`, or set HF_TOKEN.")
+        return PermissionError, "the Hub refused the token. Log in with `hf auth login`, or set HF_TOKEN."
     if status == 403:
         verb, access = ("write to", "write") if write else ("read", "read")
-        what = f"the token may not {verb} this repository on the Hub. Use a token with {access} access."
-        return PermissionError(f"{name}: {what}")
+        return (
+            PermissionError,
+            f"the token may not {verb} this repository on the Hub. Use a token with {access} access.",
+        )
     if status == 429 or status >= 500:
-        return ConnectionError(f"{name}: the Hub cannot answer now (status {status}). Try again later.")
+        return ConnectionError, f"the Hub cannot answer now (status {status}). Try again later."
     reason = getattr(error, "server_message", None) or str(error).strip().splitlines()[-1]
-    return HubError(f"{name}: the Hub refused the request (status {status}): {reason}")
+    return HubError, f"the Hub refused the request (status {status}): {reason}"

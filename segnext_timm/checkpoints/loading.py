@@ -7,39 +7,27 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
-from urllib.request import Request, urlopen
 
 import segmentation_models_pytorch as smp
 import torch
-import torch.hub
 from huggingface_hub import hf_hub_download
-from safetensors import SafetensorError
-from safetensors.torch import load_model
 from timm.models import adapt_input_conv
 
-from .._atomic import replace_when_complete
-from ..errors import CheckpointError
-from ..models.model_info import ModelInfo, weights_digest
+from ..errors import CheckpointError, OptionError
+from ..models.model_info import weights_digest
 from ..models.mscan import check_parameters
 from ..models.segnext import SegNeXt
 from .catalog import SegmenterCfg, get_segmenter_cfg
 from .dialects import load_checkpoint
-from .folder import WEIGHTS, read_config
-from .formats import check_whole
+from .folder import WEIGHTS, not_a_segmenter, read_config
+from .formats import read_checkpoint
 from .hub import check_segmenter, find_published, hub_config, hub_errors
 
 _logger = logging.getLogger(__name__)
 
-_OF_CLASSES = ("label_names", "palette", "dataset", "results", "results_digest")  # facts that go with the classes
-# arguments that do not change the outputs in evaluation
-_TRAINING_ARGUMENTS = {
-    "aux_params",
-    "decoder_dropout",
-    "decoder_one_step_gradient",
-    "decoder_train_steps",
-    "drop_path_rate",
-    "upsampling",
-}
+# Facts that are true of the published classes, and of the published weights, alone
+_OF_CLASSES = {"label_names", "palette", "dataset", "results", "results_digest"}
+_OF_WEIGHTS = {"url", "origin_url", "license", "dataset_terms", "results"}
 
 
 def create_segmenter(name: str, pretrained: bool = False, classes: int | None = None, **overrides: Any) -> SegNeXt:
@@ -47,8 +35,7 @@ def create_segmenter(name: str, pretrained: bool = False, classes: int | None = 
 
     Args:
         name: One of :func:`list_segmenters`, such as "segnext_b.mmseg_ade20k".
-        pretrained: Load the published weights; they are downloaded once, into torch.hub's cache, and their hash is
-            checked.
+        pretrained: Load the published weights, downloaded once into torch.hub's cache and checked.
         classes: Number of classes, those of the published model by default. With another number, the last layer stays
             as initialized.
         overrides: Other arguments of :class:`SegNeXt` and of timm's encoder, such as `drop_path_rate=0.1`. With
@@ -58,20 +45,19 @@ def create_segmenter(name: str, pretrained: bool = False, classes: int | None = 
         The model, in training mode; :attr:`SegNeXt.pretrained_cfg` has its class names, palette and preprocessing.
 
     Raises:
-        ValueError: If no segmenter has that name.
+        OptionError: If no segmenter has that name.
         CheckpointError: If the weights cannot be downloaded, are damaged, or do not fit the overrides.
     """
-    return _create_published(get_segmenter_cfg(name), pretrained, classes, overrides)
+    return _create_published(get_segmenter_cfg(name), pretrained, classes, overrides, {})
 
 
 def _create_published(
-    cfg: SegmenterCfg, pretrained: bool, classes: int | None, overrides: Mapping[str, Any], **source: Any
+    cfg: SegmenterCfg, pretrained: bool, classes: int | None, overrides: Mapping[str, Any], source: Mapping[str, Any]
 ) -> SegNeXt:
-    """Create a published segmenter: see :func:`create_segmenter`, and :func:`load_segmenter` for `source`."""
+    """Create a published segmenter; `source` holds revision, token and cache_dir of :func:`load_segmenter`."""
     same_classes = classes in (None, cfg.num_classes)
-    untrue = set() if same_classes else set(_OF_CLASSES)
-    untrue |= set() if pretrained else {"url", "origin_url", "license", "dataset_terms", "results"}
-    untrue |= {"results"} if overrides.keys() - _TRAINING_ARGUMENTS else set()
+    untrue = (set() if same_classes else _OF_CLASSES) | (set() if pretrained else _OF_WEIGHTS)
+    untrue |= {"results"} if overrides else set()
     arguments = {
         "encoder_name": cfg.encoder_name,
         "encoder_weights": None,
@@ -82,7 +68,12 @@ def _create_published(
     }
     model = SegNeXt(**{**arguments, **overrides})
     if pretrained:
-        load_published(model, cfg, _published_file(cfg, **source), same_classes)
+        if cfg.hf_hub_id:
+            with hub_errors(cfg.hf_hub_id, source.get("revision")):
+                path = Path(hf_hub_download(cfg.hf_hub_id, WEIGHTS, **source))
+        else:
+            path = fetch(cfg.url, source.get("cache_dir"), cfg.sha256, cfg.cached_name)
+        load_published(model, cfg, path, same_classes)
         if not same_classes:
             _warn_of_classes(cfg.name, cfg.num_classes, classes)
     if "results" in model.pretrained_cfg:
@@ -94,57 +85,31 @@ def _warn_of_classes(name: str | Path, found: int, wanted: int | None) -> None:
     _logger.warning(f"{name} has {found} classes, but {wanted} are requested: the last layer is not loaded.")
 
 
-def _published_file(cfg: SegmenterCfg, **source: Any) -> Path:
-    """Download a published checkpoint: its safetensors on the Hub if there are any, else the publisher's file."""
-    if cfg.hf_hub_id:
-        with hub_errors(cfg.hf_hub_id, source.get("revision")):
-            return Path(hf_hub_download(cfg.hf_hub_id, WEIGHTS, **source))
-    return fetch(cfg.url, source.get("cache_dir"), sha256=cfg.sha256, file_name=cfg.cached_name)
-
-
 def fetch(
     url: str, cache_dir: str | Path | None = None, sha256: str | None = None, file_name: str | None = None
 ) -> Path:
     """Download a file into torch.hub's cache, with a progress bar, unless the cache has it.
 
-    The file is checked after the download and whenever it is used from the cache: against `sha256` if that is known,
-    else that it can be read to its end; a download must also have the length that the server states. The file gets its
-    name only when it is complete; a failed download leaves nothing.
-
-    Args:
-        url: Address of the file.
-        cache_dir: Folder to use instead of `$TORCH_HOME/hub/checkpoints`.
-        sha256: The file's sha256 in hexadecimal digits, or its first digits; None if unknown.
-        file_name: Name of the file in the cache. Default: the last part of the URL.
-
-    Returns:
-        Path of the file in the cache.
-
-    Raises:
-        CheckpointError: If the download or a check fails.
+    The file is checked either way: against `sha256`, or its first digits, if that is known, else that it can be read to
+    its end. A CheckpointError says what failed; a failed download leaves nothing.
     """
     folder = Path(cache_dir) if cache_dir else Path(torch.hub.get_dir()) / "checkpoints"
-    path = arriving = folder / (file_name or Path(urlparse(url).path).name)
-    if path.exists():
-        try:
-            if sha256 is None:
-                check_whole(path)
-            elif not (found := file_sha256(path)).startswith(sha256):
-                raise CheckpointError(f"{path}: its sha256 is {found}, but the published file's begins with {sha256}.")
-        except CheckpointError as error:
-            raise CheckpointError(f"{error} Remove {path} to download it again.") from None
-        return path
+    path = folder / (file_name or Path(urlparse(url).path).name)
+    is_cached = path.exists()
     try:
-        with replace_when_complete(path) as arriving:
-            torch.hub.download_url_to_file(url, str(arriving), hash_prefix=sha256)
-            if sha256 is None:
-                _check_length(arriving, url)
-                check_whole(arriving)
-                _logger.info(f"{url}: no published sha256 is known; the file's is {file_sha256(arriving)}.")
-    except (CheckpointError, OSError, RuntimeError, http.client.HTTPException) as error:  # RuntimeError: a wrong sha256
-        reason = str(error).replace(str(arriving), path.name)
+        if not is_cached:
+            folder.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(path))
+        if sha256 is None:
+            read_checkpoint(path, checksums=True)
+        elif not (found := file_sha256(path)).startswith(sha256):
+            raise CheckpointError(f"{path}: its sha256 is {found}, but the published file's begins with {sha256}.")
+    except (CheckpointError, OSError, http.client.HTTPException) as error:
+        if is_cached:
+            raise CheckpointError(f"{error} Remove {path} to download it again.") from None
+        path.unlink(missing_ok=True)
         raise CheckpointError(
-            f"{url}: the download failed ({reason}). Nothing was kept; try again, or put the file at {path} yourself."
+            f"{url}: the download failed ({error}). Nothing was kept; try again, or put the file at {path} yourself."
         ) from None
     return path
 
@@ -154,30 +119,14 @@ def file_sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _check_length(path: Path, url: str) -> None:
-    """Raise a CheckpointError if a download is not as long as its server states; torch.hub does not compare them."""
-    try:
-        with urlopen(Request(url, method="HEAD", headers={"User-Agent": "torch.hub"})) as answer:
-            length = answer.headers.get("Content-Length")
-    except OSError:  # a server that does not answer HEAD
-        return
-    if length is not None and int(length) != path.stat().st_size:
-        raise CheckpointError(f"{path.stat().st_size} bytes arrived of {length}")
-
-
 def load_published(model: SegNeXt, cfg: SegmenterCfg, path: Path, classifier: bool = True) -> None:
-    """Load the checkpoint of a published segmenter from a file; without `classifier`, all but the last layer.
-
-    Raises:
-        CheckpointError: If the file is damaged, or has weights of another model.
-    """
+    """Load the checkpoint of a published segmenter from a file; without `classifier`, all but the last layer."""
     checkpoint, own = load_checkpoint(path), model.state_dict()
     state_dict, expected = dict(checkpoint.state_dict), cfg.variant.backbone
-    if (checkpoint.kind, checkpoint.architecture) != ("segmenter", expected):
-        what = checkpoint.architecture if checkpoint.kind == "segmenter" else f"the backbone {checkpoint.architecture}"
-        raise CheckpointError(f"{path}: weights of {what}, not of {expected}: remove the file.")
-    stem = "encoder.model.stem.conv1.weight"
-    if stem in state_dict and model.in_channels != state_dict[stem].shape[1]:
+    if checkpoint.architecture != expected:
+        raise CheckpointError(f"{path}: weights of {checkpoint.architecture}, not of {expected}: remove the file.")
+    if model.in_channels != checkpoint.in_chans:
+        stem = "encoder.model.stem.conv1.weight"
         state_dict[stem] = adapt_input_conv(model.in_channels, state_dict[stem])
     kept = ("decoder.hamburger.nmf.bases", "classification_head.", *(() if classifier else ("segmentation_head.0.",)))
     state_dict |= {name: value for name, value in own.items() if name.startswith(kept)}
@@ -213,7 +162,7 @@ def load_segmenter(
         The model, in evaluation mode.
 
     Raises:
-        ValueError: If `classes` is less than 1.
+        OptionError: If `classes` is less than 1.
         FileNotFoundError: If no such segmenter, folder or repository exists.
         PermissionError: If the Hub does not give the repository to the token.
         ConnectionError: If the Hub cannot be reached.
@@ -221,59 +170,42 @@ def load_segmenter(
         CheckpointError: If the folder or repository holds something else, or its weights are damaged or do not fit.
     """
     if classes is not None and classes < 1:
-        raise ValueError(f"classes must be at least 1, got {classes}")
+        raise OptionError(f"classes must be at least 1, got {classes}.")
     check_segmenter(name)
     if (cfg := find_published(name)) is not None:
-        given = {"revision": revision, "token": token, "cache_dir": cache_dir}
-        given = {key: value for key, value in given.items() if value is not None}
-        return _create_published(cfg, True, classes, {}, **given).eval()
+        source = {"revision": revision, "token": token, "cache_dir": cache_dir}
+        return _create_published(cfg, True, classes, {}, source).eval()
     folder = Path(name)
     if not folder.is_dir():
         folder = hub_config(str(name), revision, token, cache_dir).parent
         with hub_errors(name, revision):  # of the same commit
             hf_hub_download(str(name), WEIGHTS, revision=folder.name, token=token, cache_dir=cache_dir)
-    config = read_config(folder)
-    model = _load_folder(folder, config, name)
-    found = ModelInfo(model).num_classes
-    if classes not in (None, found):
-        _warn_of_classes(name, found, classes)
-        model = _with_classes(model, config, classes)
-    model.config["encoder_weights"] = config.get("encoder_weights")  # what the training began with
-    return model.eval()
+    return _load_folder(folder, name, classes).eval()
 
 
-def _make(config: Mapping[str, Any], **changes: Any) -> Any:
-    """Create a model of smp from a configuration, without pretrained weights."""
-    arguments = {key: value for key, value in config.items() if not key.startswith("_")}
-    return getattr(smp, config["_model_class"])(**{**arguments, "encoder_weights": None, **changes})
-
-
-def _load_folder(folder: Path, config: Mapping[str, Any], name: str | Path) -> Any:
+def _load_folder(folder: Path, name: str | Path, classes: int | None) -> Any:
     """Load the model in a folder of smp; `name` is for messages."""
+    config = read_config(folder)
     architecture = getattr(smp, str(config.get("_model_class")), None)
     if not (isinstance(architecture, type) and issubclass(architecture, smp.base.SegmentationModel)):
-        what = config.get("_model_class") or config.get("architecture", "something else")
-        raise CheckpointError(f"{name}: holds {what}, not a segmentation model saved by smp or this package.")
-    if not (folder / WEIGHTS).is_file():
-        raise FileNotFoundError(f"{name}: has no {WEIGHTS}. Save or convert the model again.")
-    model = _make(config)
+        raise not_a_segmenter(name, config)
+    weights = read_checkpoint(folder / WEIGHTS)
+    arguments = {key: value for key, value in config.items() if not key.startswith("_")} | {"encoder_weights": None}
+    found = config.get("classes", 1)  # smp's default
+    if changed := classes not in (None, found):
+        _warn_of_classes(name, found, classes)
+        arguments["classes"] = classes
+        if info := arguments.get("pretrained_cfg"):
+            arguments["pretrained_cfg"] = {key: value for key, value in info.items() if key not in _OF_CLASSES}
+    model = architecture(**arguments)
+    if changed:
+        own = model.state_dict()
+        layer = [key for key in weights if key.startswith("segmentation_head.") and key in own]
+        weights |= {key: own[key] for key in layer if own[key].shape != weights[key].shape}
     try:
-        load_model(model, folder / WEIGHTS)
-    except SafetensorError as error:
-        raise CheckpointError(f"{name}: its {WEIGHTS} is damaged ({error}). Get it again.") from None
+        model.load_state_dict(weights)
     except RuntimeError as error:
-        if not str(error).startswith("Error(s) in loading state_dict"):
-            raise
-        reason = " ".join(str(error).splitlines()[1].split())
-        raise CheckpointError(f"{name}: the weights do not fit its config.json. {reason[:300]}") from None
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"{name}: the weights do not fit its config.json. {reason}") from None
+    model.config["encoder_weights"] = config.get("encoder_weights")  # what the training began with
     return model
-
-
-def _with_classes(model: Any, config: Mapping[str, Any], classes: int | None) -> Any:
-    """Create a model like a loaded one, with another number of classes and all weights that do not depend on it."""
-    facts = {key: value for key, value in (config.get("pretrained_cfg") or {}).items() if key not in _OF_CLASSES}
-    other = _make(config, classes=classes, **({"pretrained_cfg": facts} if facts else {}))
-    own = other.state_dict()
-    weights = model.state_dict().items()
-    other.load_state_dict({name: x if x.shape == own[name].shape else own[name] for name, x in weights})
-    return other

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from random_checkpoints import save_jittor
 from segnext_timm.checkpoints import unpickler
 from segnext_timm.checkpoints.dialects import take_state_dict
-from segnext_timm.checkpoints.formats import check_whole, read_checkpoint
+from segnext_timm.checkpoints.formats import read_checkpoint
 from segnext_timm.errors import CheckpointError
 
 WEIGHTS = {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(3)}
@@ -238,14 +238,6 @@ def test_variables_of_new_jittor_are_read_as_arrays(tmp_path, monkeypatch):
     assert all(np.array_equal(read[name], array) for name, array in ARRAYS.items())
 
 
-def test_a_jittor_variable_of_something_else_is_refused(tmp_path, monkeypatch):
-    var = jittor_module(monkeypatch)
-    save_jittor(tmp_path / "x.pkl", {"a": var("text")})
-    monkeypatch.undo()
-    with pytest.raises(CheckpointError, match=r"x\.pkl: damaged or cut short \(a jittor\.Var of a str\)"):
-        read_checkpoint(tmp_path / "x.pkl")
-
-
 @pytest.mark.parametrize("protocol", [2, 3, 4])
 @pytest.mark.parametrize("zipped", [False, True])
 def test_paddle_files_and_zips_of_them_are_read(tmp_path, protocol, zipped):
@@ -312,9 +304,8 @@ def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path, name):
 def test_zip_files_whose_compression_has_no_bound_are_refused(tmp_path, method):
     with zipfile.ZipFile(tmp_path / "x.zip", "w", method) as archive:
         archive.writestr("mscan/model.pdparams", bytes(1 << 20))
-    for read in (read_checkpoint, check_whole):
-        with pytest.raises(CheckpointError, match=r"x\.zip: refused, because its compression is neither .* stored and"):
-            read(tmp_path / "x.zip")
+    with pytest.raises(CheckpointError, match=r"x\.zip: refused, because its compression is neither .* stored and"):
+        read_checkpoint(tmp_path / "x.zip")
 
 
 def test_a_wrong_checksum_in_a_zip_file_is_damage(tmp_path):
@@ -324,9 +315,9 @@ def test_a_wrong_checksum_in_a_zip_file_is_damage(tmp_path):
     content = bytearray((tmp_path / "x.zip").read_bytes())
     content[content.index(ARRAYS["a.weight"].tobytes())] ^= 1
     (tmp_path / "x.zip").write_bytes(content)
-    for read in (read_checkpoint, check_whole):
+    for checksums in (False, True):
         with pytest.raises(CheckpointError, match=r"x\.zip: damaged or cut short \(Bad CRC-32"):
-            read(tmp_path / "x.zip")
+            read_checkpoint(tmp_path / "x.zip", checksums)
 
 
 @pytest.mark.slow
@@ -346,10 +337,6 @@ def test_a_zip_bomb_of_10_gb_takes_little_memory_and_time(tmp_path):
 
 
 # Torch's other formats, and its allow-list
-
-
-class Admitted:
-    """A class that a user admits."""
 
 
 class Later:
@@ -385,19 +372,6 @@ def test_threads_read_files_at_once_and_leave_torch_s_allow_list_alone(tmp_path,
         for result in results:
             result.result()
     assert set(torch.serialization.get_safe_globals()) == {*allow_list, Later}
-
-
-@pytest.mark.parametrize("writer", [torch.save, legacy])
-def test_what_the_user_has_admitted_for_torch_is_read(tmp_path, writer, allow_list):
-    own = Admitted()
-    own.note = "mine"
-    writer({**WEIGHTS, "own": own}, tmp_path / "x.pth")
-    with pytest.raises(CheckpointError, match=r"would execute [\w.]*test_formats\.Admitted"):
-        read_checkpoint(tmp_path / "x.pth")
-    with torch.serialization.safe_globals([Admitted]):
-        assert read_checkpoint(tmp_path / "x.pth")["own"].note == "mine"
-    with torch.serialization.safe_globals([(Admitted, f"{Admitted.__module__}.Admitted")]):
-        assert read_checkpoint(tmp_path / "x.pth")["own"].note == "mine"
 
 
 @pytest.mark.parametrize("writer", [torch.save, legacy])
@@ -490,14 +464,14 @@ class Patched(torch.nn.Module):
     dump_patches = True
 
 
-def test_reading_compares_no_source_code_and_writes_no_patch(tmp_path, monkeypatch):
+def test_a_whole_module_is_refused_and_its_source_code_is_not_compared(tmp_path, monkeypatch):
     legacy(Patched(), tmp_path / "x.pth")
     content = (tmp_path / "x.pth").read_bytes()
     (tmp_path / "x.pth").write_bytes(content.replace(b"dump_patches = True", b"dump_patches = 1   "))
     monkeypatch.chdir(tmp_path)
     with (
         torch.serialization.safe_globals([Patched]),
-        pytest.raises(CheckpointError, match=r"x\.pth: refused, because loading it would compare source code"),
+        pytest.raises(CheckpointError, match=r"x\.pth: refused, because loading it would execute [\w.]*Patched"),
     ):
         read_checkpoint(tmp_path / "x.pth")
     assert [file.name for file in tmp_path.iterdir()] == ["x.pth"]

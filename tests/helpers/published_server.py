@@ -19,13 +19,12 @@ class Files:
 
     Attributes:
         contents: Bytes by path, with the query.
-        lengths: Length that the server states, by path, where it is not the true one.
         cut: Paths whose connection is closed after half of the file.
         requests: Number of downloads by path.
     """
 
     def __init__(self):
-        self.contents, self.lengths, self.cut, self.requests, self.url = {}, {}, set(), {}, ""
+        self.contents, self.cut, self.requests, self.url = {}, set(), {}, ""
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -39,7 +38,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if content is None:
             return self.send_error(404)
         self.send_response(200)
-        self.send_header("Content-Length", str(self.files.lengths.get(self.path, len(content))))
+        self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         if self.command == "GET":
             self.files.requests[self.path] = self.files.requests.get(self.path, 0) + 1

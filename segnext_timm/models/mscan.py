@@ -21,7 +21,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 from urllib.parse import urlparse
 
 import torch
@@ -35,6 +35,7 @@ from timm.layers import (
     LayerScale2d,
     calculate_drop_path_rates,
     get_act_layer,
+    get_device_dtype,
     get_norm_layer,
     trunc_normal_,
 )
@@ -42,15 +43,15 @@ from timm.models import (
     build_model_with_cfg,
     checkpoint_seq,
     generate_default_cfgs,
-    load_state_dict,
     register_model,
     resolve_pretrained_cfg,
 )
+from timm.models._builder import _resolve_pretrained_source
 from timm.models._features import feature_take_indices
 from timm.models._hub import get_cache_dir
 from torch.hub import download_url_to_file
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, OptionError
 from ..variants import NARROW, VARIANTS
 from .fusion import FusedMSCANBlock, affine_of, fold_norm
 
@@ -72,15 +73,7 @@ class MultiScaleConvAttention(nn.Module):
     gather it at larger scales; a 1×1 convolution mixes their sum into the attention that weights the input.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        kernel_sizes: tuple[int, ...] = (7, 11, 21),
-        dilation: int = 1,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+    def __init__(self, dim: int, kernel_sizes: tuple[int, ...] = (7, 11, 21), dilation: int = 1, **dd: Any) -> None:
         super().__init__()
 
         def depthwise(height: int, width: int) -> nn.Conv2d:
@@ -104,19 +97,12 @@ class SpatialAttention(nn.Module):
     """MSCA between two 1×1 convolutions, with a shortcut around all three (figure 2 of the paper)."""
 
     def __init__(
-        self,
-        dim: int,
-        kernel_sizes: tuple[int, ...] = (7, 11, 21),
-        dilation: int = 1,
-        act_layer: Callable[..., nn.Module] = nn.GELU,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        self, dim: int, kernel_sizes: tuple[int, ...], dilation: int, act_layer: type[nn.Module], **dd: Any
     ) -> None:
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         super().__init__()
         self.proj_in = nn.Conv2d(dim, dim, 1, **dd)
         self.act = act_layer()
-        self.msca = MultiScaleConvAttention(dim, kernel_sizes, dilation=dilation, **dd)
+        self.msca = MultiScaleConvAttention(dim, kernel_sizes, dilation, **dd)
         self.proj_out = nn.Conv2d(dim, dim, 1, **dd)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -131,16 +117,8 @@ class ConvMlp(nn.Module):
     """Inverted bottleneck of 1×1 convolutions with a depthwise 3×3 convolution before its activation."""
 
     def __init__(
-        self,
-        dim: int,
-        hidden_dim: int,
-        dilation: int = 1,
-        act_layer: Callable[..., nn.Module] = nn.GELU,
-        drop: float = 0.0,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        self, dim: int, hidden_dim: int, dilation: int, act_layer: type[nn.Module], drop: float, **dd: Any
     ) -> None:
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         super().__init__()
         self.fc1 = nn.Conv2d(dim, hidden_dim, 1, **dd)
         self.dwconv = nn.Conv2d(hidden_dim, hidden_dim, 3, padding=dilation, dilation=dilation, groups=hidden_dim, **dd)
@@ -169,20 +147,18 @@ class MSCANBlock(nn.Module):
         dilation: int = 1,
         drop: float = 0.0,
         drop_path: float = 0.0,
-        act_layer: Callable[..., nn.Module] = nn.GELU,
-        norm_layer: Callable[..., nn.Module] = nn.BatchNorm2d,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        act_layer: type[nn.Module] = nn.GELU,
+        norm_layer: type[nn.Module] = nn.BatchNorm2d,
+        **dd: Any,
     ) -> None:
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         super().__init__()
         self.norm1 = norm_layer(dim, **dd)
-        self.attn = SpatialAttention(dim, kernel_sizes, dilation=dilation, act_layer=act_layer, **dd)
+        self.attn = SpatialAttention(dim, kernel_sizes, dilation, act_layer, **dd)
         self.ls1 = LayerScale2d(dim, init_values=ls_init_value, **dd)
         self.drop_path1 = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
 
         self.norm2 = norm_layer(dim, **dd)
-        self.mlp = ConvMlp(dim, int(dim * mlp_ratio), dilation=dilation, act_layer=act_layer, drop=drop, **dd)
+        self.mlp = ConvMlp(dim, int(dim * mlp_ratio), dilation, act_layer, drop, **dd)
         self.ls2 = LayerScale2d(dim, init_values=ls_init_value, **dd)
         self.drop_path2 = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
 
@@ -202,15 +178,8 @@ class Stem(nn.Module):
     """Two 3×3 convolutions of stride 2: an image to features at a quarter of its size."""
 
     def __init__(
-        self,
-        in_chs: int,
-        out_chs: int,
-        act_layer: Callable[..., nn.Module] = nn.GELU,
-        norm_layer: Callable[..., nn.Module] = nn.BatchNorm2d,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        self, in_chs: int, out_chs: int, act_layer: type[nn.Module], norm_layer: type[nn.Module], **dd: Any
     ) -> None:
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         super().__init__()
         self.conv1 = nn.Conv2d(in_chs, out_chs // 2, 3, stride=2, padding=1, **dd)
         self.norm1 = norm_layer(out_chs // 2, **dd)
@@ -233,16 +202,8 @@ class Downsample(nn.Module):
     """Overlapping 3×3 convolution and normalization between two stages."""
 
     def __init__(
-        self,
-        in_chs: int,
-        out_chs: int,
-        stride: int = 2,
-        dilation: int = 1,
-        norm_layer: Callable[..., nn.Module] = nn.BatchNorm2d,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        self, in_chs: int, out_chs: int, stride: int, dilation: int, norm_layer: type[nn.Module], **dd: Any
     ) -> None:
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         super().__init__()
         self.conv = nn.Conv2d(in_chs, out_chs, 3, stride=stride, padding=dilation, dilation=dilation, **dd)
         self.norm = norm_layer(out_chs, **dd)
@@ -257,54 +218,14 @@ class Downsample(nn.Module):
 
 
 class MSCANStage(nn.Module):
-    """Downsampling, blocks at one resolution, and a LayerNorm whose output is both feature and next input.
+    """Downsampling, blocks at one resolution, and a LayerNorm whose output is both feature and next input."""
 
-    The first stage has the stem in place of a downsampling. `dilation` is that of the downsampling and of the blocks.
-    """
-
-    def __init__(
-        self,
-        in_chs: int,
-        out_chs: int,
-        depth: int,
-        downsample: bool = True,
-        stride: int = 2,
-        dilation: tuple[int, int] = (1, 1),
-        mlp_ratio: float = 4.0,
-        kernel_sizes: tuple[int, ...] = (7, 11, 21),
-        ls_init_value: float = 1e-2,
-        drop: float = 0.0,
-        drop_path_rates: list[float] | None = None,
-        act_layer: Callable[..., nn.Module] = nn.GELU,
-        norm_layer: Callable[..., nn.Module] = nn.BatchNorm2d,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+    def __init__(self, dim: int, downsample: nn.Module, blocks: list[MSCANBlock], **dd: Any) -> None:
         super().__init__()
         self.grad_checkpointing = False
-        self.downsample = (
-            Downsample(in_chs, out_chs, stride, dilation[0], norm_layer, **dd) if downsample else nn.Identity()
-        )
-        drop_path_rates = drop_path_rates or [0.0] * depth
-        self.blocks = nn.Sequential(
-            *[
-                MSCANBlock(
-                    out_chs,
-                    mlp_ratio=mlp_ratio,
-                    kernel_sizes=kernel_sizes,
-                    ls_init_value=ls_init_value,
-                    dilation=dilation[1],
-                    drop=drop,
-                    drop_path=drop_path_rates[i],
-                    act_layer=act_layer,
-                    norm_layer=norm_layer,
-                    **dd,
-                )
-                for i in range(depth)
-            ]
-        )
-        self.norm = LayerNorm2d(out_chs, eps=1e-5, **dd)
+        self.downsample = downsample
+        self.blocks = nn.Sequential(*blocks)
+        self.norm = LayerNorm2d(dim, eps=1e-5, **dd)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Features (B, C, H, W) of the previous stage to those of this stage."""
@@ -314,23 +235,6 @@ class MSCANStage(nn.Module):
         else:
             x = self.blocks(x)
         return self.norm(x)
-
-
-def _stage_sampling(num_stages: int, output_stride: int) -> list[tuple[int, tuple[int, int], int]]:
-    """Compute each stage's stride, the dilations of its downsampling and of its blocks, and its total stride."""
-    if output_stride not in (8, 16, 32):
-        raise ValueError(f"output_stride must be 8, 16 or 32, got {output_stride}")
-    reduction, dilation = 4, 1
-    found = [(1, (1, 1), reduction)]
-    for _ in range(1, num_stages):
-        if reduction < output_stride:
-            reduction *= 2
-            found.append((2, (dilation, dilation), reduction))
-        else:
-            # the downsampling convolution still reads features at the previous stage's sampling
-            found.append((1, (dilation, 2 * dilation), reduction))
-            dilation *= 2
-    return found
 
 
 class MSCAN(nn.Module):
@@ -381,9 +285,14 @@ class MSCAN(nn.Module):
             drop_path_rate: Stochastic depth rate of the last block; rates rise linearly from 0 over all blocks.
             device: Device of the parameters.
             dtype: Data type of the parameters.
+
+        Raises:
+            OptionError: If `output_stride` is another.
         """
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        if output_stride not in (8, 16, 32):
+            raise OptionError(f"output_stride must be 8, 16 or 32, got {output_stride}")
         make_act: Any = get_act_layer(act_layer)
         make_norm: Any = get_norm_layer(norm_layer)
         self.num_classes = num_classes
@@ -391,53 +300,51 @@ class MSCAN(nn.Module):
         self.drop_rate = drop_rate
         self.feature_info: list[dict[str, Any]] = []
 
-        self.stem = Stem(in_chans, dims[0], act_layer=make_act, norm_layer=make_norm, **dd)
+        self.stem = Stem(in_chans, dims[0], make_act, make_norm, **dd)
 
         drop_path_rates: Any = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
         stages = []
-        for i, (stride, dilation, reduction) in enumerate(_stage_sampling(len(dims), output_stride)):
-            stages.append(
-                MSCANStage(
-                    dims[max(i - 1, 0)],
-                    dims[i],
-                    depths[i],
-                    downsample=i > 0,
-                    stride=stride,
-                    dilation=dilation,
+        reduction, dilation = 4, 1
+        for i, dim in enumerate(dims):
+            downsample: nn.Module = nn.Identity()
+            if i > 0:
+                stride = 2 if reduction < output_stride else 1
+                # the downsampling of a stage that loses its stride reads features at the previous stage's sampling
+                downsample = Downsample(dims[i - 1], dim, stride, dilation, make_norm, **dd)
+                reduction *= stride
+                dilation *= 2 // stride
+            blocks = [
+                MSCANBlock(
+                    dim,
                     mlp_ratio=mlp_ratios[i],
                     kernel_sizes=kernel_sizes,
                     ls_init_value=ls_init_value,
+                    dilation=dilation,
                     drop=proj_drop_rate,
-                    drop_path_rates=drop_path_rates[i],
+                    drop_path=rate,
                     act_layer=make_act,
                     norm_layer=make_norm,
                     **dd,
                 )
-            )
-            self.feature_info.append({"num_chs": dims[i], "reduction": reduction, "module": f"stages.{i}"})
+                for rate in drop_path_rates[i]
+            ]
+            stages.append(MSCANStage(dim, downsample, blocks, **dd))
+            self.feature_info.append({"num_chs": dim, "reduction": reduction, "module": f"stages.{i}"})
         self.stages = nn.Sequential(*stages)
 
         self.num_features = dims[-1]
         self.head = ClassifierHead(dims[-1], num_classes, pool_type=global_pool, drop_rate=drop_rate, **dd)
-        self.head_hidden_size = dims[-1] * self.head.global_pool.feat_mult()
+        self.head_hidden_size = self.head.num_features
         self.apply(_init_weights)
-        self.register_load_state_dict_pre_hook(_rename_published)
-
-    @torch.jit.unused
-    def _stages(self) -> list[MSCANStage]:
-        return cast(list[MSCANStage], list(self.stages))
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Regular expressions that sort the parameters into layers, for layer-wise learning rate decay.
-
-        Args:
-            coarse: One layer per stage instead of one per block.
-        """
+        """Patterns that group parameters by block, or by stage if `coarse`, for layer-wise learning rate decay."""
         if coarse:
             return {"stem": r"^stem", "blocks": r"^stages\.(\d+)"}
         # a stage's downsampling goes with its first block, its norm with its last
-        norms = [(rf"^stages\.({i})\.norm", (len(stage.blocks) - 1,)) for i, stage in enumerate(self._stages())]
+        stages: Any = self.stages
+        norms = [(rf"^stages\.({i})\.norm", (len(stage.blocks) - 1,)) for i, stage in enumerate(stages)]
         return {
             "stem": r"^stem",
             "blocks": [(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None), *norms],
@@ -446,7 +353,8 @@ class MSCAN(nn.Module):
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass instead of keeping its activations."""
-        for stage in self._stages():
+        stages: Any = self.stages
+        for stage in stages:
             stage.grad_checkpointing = enable
 
     @torch.jit.ignore
@@ -461,19 +369,9 @@ class MSCAN(nn.Module):
             num_classes: Number of classes, 0 to remove the classifier.
             global_pool: Pooling type, '' to remove the pooling too, None to keep it.
         """
-        parameter = next(self.parameters())
         self.num_classes = num_classes
-        if global_pool is None:
-            global_pool = self.head.global_pool.pool_type
-        self.head = ClassifierHead(
-            self.num_features,
-            num_classes,
-            pool_type=global_pool,
-            drop_rate=self.drop_rate,
-            device=parameter.device,
-            dtype=parameter.dtype,
-        ).train(self.training)
-        self.head_hidden_size = self.num_features * self.head.global_pool.feat_mult()
+        self.head.reset(num_classes, global_pool, in_features=self.num_features, **get_device_dtype(self))
+        self.head_hidden_size = self.head.num_features
         self.head.apply(_init_weights)
 
     def forward_intermediates(
@@ -485,18 +383,9 @@ class MSCAN(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[torch.Tensor] | tuple[torch.Tensor, list[torch.Tensor]]:
-        """Compute the features of stages, and what `forward_features` returns.
+        """Compute the features (B, C_i, H_i, W_i) of stages, after what `forward_features` returns.
 
-        Args:
-            x: Images of shape (B, C, H, W).
-            indices: Take last n stages if int, all if None, select matching indices if sequence.
-            norm: Without effect: the features of all stages are normalized.
-            stop_early: Stop iterating over stages when last desired intermediate hit.
-            output_fmt: Shape of intermediate feature outputs, only 'NCHW'.
-            intermediates_only: Only return intermediate features.
-
-        Returns:
-            List of features, or tuple of the last feature and that list.
+        Arguments as in timm's models. `norm` has no effect: the features of all stages are normalized.
         """
         assert output_fmt in ("NCHW",), "Output shape must be NCHW."
         intermediates = []
@@ -519,15 +408,9 @@ class MSCAN(nn.Module):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Prune layers not required for specified intermediates.
+        """Remove the stages behind the last of `indices`, and the classifier. Returns the indices, from 0.
 
-        Args:
-            indices: Indices of the stages to keep, the last n if int.
-            prune_norm: Without effect: each stage's norm is part of its feature.
-            prune_head: Prune the classifier even if all stages are kept.
-
-        Returns:
-            Indices of the kept features.
+        Arguments as in timm's models. `prune_norm` has no effect: each stage's norm is part of its feature.
         """
         take_indices, max_index = feature_take_indices(len(self.stages), indices)
         prune_end = max_index < len(self.stages) - 1
@@ -602,19 +485,6 @@ def rename(name: str, table: Iterable[tuple[str, str]]) -> str | None:
     return None
 
 
-def native_name(name: str) -> str:
-    """Rename a parameter of MSCAN from any name in `PUBLISHED_NAMES`; returns other names as they are."""
-    from_0 = re.sub(r"^(patch_embed|block|norm)(\d)", lambda match: f"{match[1]}{int(match[2]) - 1}", name)
-    return rename(from_0, PUBLISHED_NAMES) or name
-
-
-def _rename_published(model: nn.Module, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-    """Load-state-dict pre-hook: rename parameters of a published checkpoint, as of timm's `checkpoint_path`."""
-    if prefix + "patch_embed1.proj.0.weight" in state_dict:
-        for name in [name for name in state_dict if name.startswith(prefix)]:
-            state_dict[prefix + native_name(name[len(prefix) :])] = state_dict.pop(name)
-
-
 # Prefixes of DistributedDataParallel and torch.compile, also around parts of a network
 WRAPPERS = r"(?:(?:module|_orig_mod)\.)*"
 _STEM = re.compile(rf"((?:.+\.)?)(?:stem\.{WRAPPERS}conv1|patch_embed1\.{WRAPPERS}proj\.{WRAPPERS}0)\.weight")
@@ -626,15 +496,7 @@ def is_average(prefix: str) -> bool:
 
 
 def backbone_prefix(names: Iterable[str], ema: bool = False) -> str:
-    """Find the prefix of the one MSCAN among named parameters, by its stem.
-
-    Args:
-        names: Names of parameters.
-        ema: Of a network and its average, whose prefix contains "ema", take the average.
-
-    Raises:
-        CheckpointError: If there is no MSCAN among them, or more than one.
-    """
+    """Find the prefix of the one MSCAN among named parameters, or of its moving average if `ema`, by its stem."""
     names = list(names)
     prefixes = [match[1] for match in map(_STEM.fullmatch, names) if match]
     if not prefixes:
@@ -655,22 +517,22 @@ def backbone_prefix(names: Iterable[str], ema: bool = False) -> str:
 def backbone_to_native(state_dict: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """Take MSCAN's parameters out of a checkpoint, alone or as part of another network, under native names.
 
-    Args:
-        state_dict: Parameters by native or published names, which may be nested as `state_dict`, `model` or `module`.
-
     Raises:
         CheckpointError: If there is no MSCAN among them, or more than one.
     """
-    while nested := [
-        state_dict[k] for k in ("state_dict", "model", "module") if isinstance(state_dict.get(k), Mapping)
-    ]:
-        state_dict = nested[0]
-    tensors = {name: value for name, value in state_dict.items() if isinstance(value, torch.Tensor)}
-    prefix = backbone_prefix(tensors)
-    own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-    # mmcv keeps averages of the weights beside them; timm's feature extractors flatten the stages into themselves
-    own = {name: value for name, value in own.items() if not name.startswith("ema_")}
-    return {re.sub(r"^stages_", "stages.", native_name(name)): value for name, value in own.items()}
+    for key in ("state_dict", "model", "module"):
+        if isinstance(state_dict.get(key), Mapping):
+            return backbone_to_native(state_dict[key])
+    prefix = backbone_prefix(name for name, value in state_dict.items() if isinstance(value, torch.Tensor))
+    native = {}
+    for name, value in state_dict.items():
+        own = name.removeprefix(prefix)
+        if not name.startswith(prefix) or own.startswith("ema_") or not isinstance(value, torch.Tensor):
+            continue  # of what is around the backbone; mmcv keeps averages of the weights beside them
+        own = own.replace("stages_", "stages.")  # timm's feature extractors flatten the stages into themselves
+        from_0 = re.sub(r"^(patch_embed|block|norm)(\d)", lambda match: f"{match[1]}{int(match[2]) - 1}", own)
+        native[rename(from_0, PUBLISHED_NAMES) or own] = value
+    return native
 
 
 def check_parameters(state_dict: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
@@ -697,9 +559,6 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: MSCAN) -> dict[st
         CheckpointError: If parameters other than the classifier's are missing, unknown or of another shape.
     """
     expected, state_dict = model.state_dict(), backbone_to_native(state_dict)
-    for name in expected.keys() - state_dict.keys():  # files of Jittor and Paddle have no counts
-        if name.endswith("num_batches_tracked"):
-            state_dict[name] = torch.tensor(0)
     adapted = ("head.fc.weight", "head.fc.bias", "stem.conv1.weight")  # by timm, to other classes and channels
     check_parameters(
         *({n: v for n, v in names.items() if not n.startswith(adapted)} for names in (state_dict, expected))
@@ -770,34 +629,18 @@ def _fetch(url: str, cache_dir: str | Path | None) -> None:
         raise CheckpointError(f"{path}: its sha256 is not that of the published file. Remove it to download it again.")
 
 
-def _read(file: str | Path) -> dict[str, Any]:
-    try:
-        return load_state_dict(str(file))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{file}: no such file.") from None
-    except Exception as error:  # whatever torch.load raises
-        reason = " ".join(str(error).partition(". ")[0].split()) or type(error).__name__
-        raise CheckpointError(f"{file}: timm cannot read it ({reason}). Try `segnext-timm convert`.") from None
-
-
 def _create_mscan(variant: str, pretrained: bool = False, **kwargs: Any) -> MSCAN:
-    given, overlay = kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay") or {}
-    cfg = resolve_pretrained_cfg(variant, given, overlay)
-    before_files = cfg.source in ("hf-hub", "local-dir") or cfg.state_dict  # in timm's order of sources
-    if kwargs.get("features_only", False):
-        kwargs.setdefault("num_classes", 0)  # timm's wrapper drops the classifier anyway
-    if pretrained and cfg.file and not before_files:
-        classifier = backbone_to_native(_read(cfg.file)).get("head.fc.weight", ())
-        if len(classifier) and "num_classes" not in {**(given if isinstance(given, dict) else {}), **overlay}:
-            # timm would drop a classifier that is not of the published number of classes
-            kwargs["pretrained_cfg_overlay"] = {**overlay, "num_classes": len(classifier)}
+    cfg = resolve_pretrained_cfg(variant, kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay"))
+    source, location = _resolve_pretrained_source(cfg.to_dict())
 
     def build(**model_args: Any) -> MSCAN:
         model = MSCAN(**model_args)  # wrong arguments end here, before any download
-        if pretrained and cfg.url and not (before_files or cfg.file or cfg.hf_hub_id):
-            _fetch(str(cfg.url), kwargs.get("cache_dir"))
+        if pretrained and source == "url":
+            _fetch(location, kwargs.get("cache_dir"))
         return model
 
+    if kwargs.get("features_only", False):
+        kwargs.setdefault("num_classes", 0)  # timm's wrapper drops the classifier anyway
     return build_model_with_cfg(
         build,
         variant,

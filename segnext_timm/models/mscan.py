@@ -73,7 +73,7 @@ class MultiScaleConvAttention(nn.Module):
     gather it at larger scales; a 1×1 convolution mixes their sum into the attention that weights the input.
     """
 
-    def __init__(self, dim: int, kernel_sizes: tuple[int, ...] = (7, 11, 21), dilation: int = 1, **dd: Any) -> None:
+    def __init__(self, dim: int, dilation: int = 1, **dd: Any) -> None:
         super().__init__()
 
         def depthwise(height: int, width: int) -> nn.Conv2d:
@@ -81,7 +81,7 @@ class MultiScaleConvAttention(nn.Module):
             return nn.Conv2d(dim, dim, (height, width), padding=padding, dilation=dilation, groups=dim, **dd)
 
         self.dwconv = depthwise(5, 5)
-        self.branches = nn.ModuleList(nn.Sequential(depthwise(1, k), depthwise(k, 1)) for k in kernel_sizes)
+        self.branches = nn.ModuleList(nn.Sequential(depthwise(1, k), depthwise(k, 1)) for k in (7, 11, 21))
         self.proj = nn.Conv2d(dim, dim, 1, **dd)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -96,13 +96,11 @@ class MultiScaleConvAttention(nn.Module):
 class SpatialAttention(nn.Module):
     """MSCA between two 1×1 convolutions, with a shortcut around all three (figure 2 of the paper)."""
 
-    def __init__(
-        self, dim: int, kernel_sizes: tuple[int, ...], dilation: int, act_layer: type[nn.Module], **dd: Any
-    ) -> None:
+    def __init__(self, dim: int, dilation: int, act_layer: type[nn.Module], **dd: Any) -> None:
         super().__init__()
         self.proj_in = nn.Conv2d(dim, dim, 1, **dd)
         self.act = act_layer()
-        self.msca = MultiScaleConvAttention(dim, kernel_sizes, dilation, **dd)
+        self.msca = MultiScaleConvAttention(dim, dilation, **dd)
         self.proj_out = nn.Conv2d(dim, dim, 1, **dd)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -116,23 +114,18 @@ class SpatialAttention(nn.Module):
 class ConvMlp(nn.Module):
     """Inverted bottleneck of 1×1 convolutions with a depthwise 3×3 convolution before its activation."""
 
-    def __init__(
-        self, dim: int, hidden_dim: int, dilation: int, act_layer: type[nn.Module], drop: float, **dd: Any
-    ) -> None:
+    def __init__(self, dim: int, hidden_dim: int, dilation: int, act_layer: type[nn.Module], **dd: Any) -> None:
         super().__init__()
         self.fc1 = nn.Conv2d(dim, hidden_dim, 1, **dd)
         self.dwconv = nn.Conv2d(hidden_dim, hidden_dim, 3, padding=dilation, dilation=dilation, groups=hidden_dim, **dd)
         self.act = act_layer()
-        self.drop1 = nn.Dropout(drop)
         self.fc2 = nn.Conv2d(hidden_dim, dim, 1, **dd)
-        self.drop2 = nn.Dropout(drop)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Features (B, dim, H, W) to features of the same shape."""
         x = self.fc1(x)
         x = self.dwconv(x)
-        x = self.drop1(self.act(x))
-        return self.drop2(self.fc2(x))
+        return self.fc2(self.act(x))
 
 
 class MSCANBlock(nn.Module):
@@ -142,10 +135,8 @@ class MSCANBlock(nn.Module):
         self,
         dim: int,
         mlp_ratio: float = 4.0,
-        kernel_sizes: tuple[int, ...] = (7, 11, 21),
         ls_init_value: float = 1e-2,
         dilation: int = 1,
-        drop: float = 0.0,
         drop_path: float = 0.0,
         act_layer: type[nn.Module] = nn.GELU,
         norm_layer: type[nn.Module] = nn.BatchNorm2d,
@@ -153,12 +144,12 @@ class MSCANBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.norm1 = norm_layer(dim, **dd)
-        self.attn = SpatialAttention(dim, kernel_sizes, dilation, act_layer, **dd)
+        self.attn = SpatialAttention(dim, dilation, act_layer, **dd)
         self.ls1 = LayerScale2d(dim, init_values=ls_init_value, **dd)
         self.drop_path1 = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
 
         self.norm2 = norm_layer(dim, **dd)
-        self.mlp = ConvMlp(dim, int(dim * mlp_ratio), dilation, act_layer, drop, **dd)
+        self.mlp = ConvMlp(dim, int(dim * mlp_ratio), dilation, act_layer, **dd)
         self.ls2 = LayerScale2d(dim, init_values=ls_init_value, **dd)
         self.drop_path2 = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
 
@@ -253,12 +244,10 @@ class MSCAN(nn.Module):
         depths: tuple[int, ...] = (3, 3, 12, 3),
         dims: tuple[int, ...] = (64, 128, 320, 512),
         mlp_ratios: tuple[float, ...] = (8, 8, 4, 4),
-        kernel_sizes: tuple[int, ...] = (7, 11, 21),
         ls_init_value: float = 1e-2,
         act_layer: str | Callable[..., nn.Module] = "gelu",
         norm_layer: str | Callable[..., nn.Module] = "batchnorm2d",
         drop_rate: float = 0.0,
-        proj_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -274,14 +263,12 @@ class MSCAN(nn.Module):
             depths: Number of blocks in each stage.
             dims: Number of channels in each stage.
             mlp_ratios: Width of the MLP's hidden layer over that of the block, in each stage (table 2 of the paper).
-            kernel_sizes: Lengths of the attention's strip convolutions (section 3.1 of the paper: 7, 11 and 21).
             ls_init_value: Initial value of the blocks' layer scales; 1e-2 in the paper's code. Training from scratch
                 may want another.
             act_layer: Activation layer.
             norm_layer: Normalization layer of the stem, the downsampling and the blocks. The norm that ends each
                 stage is a LayerNorm over channels whatever this is.
             drop_rate: Dropout rate before the classifier.
-            proj_drop_rate: Dropout rate in the blocks' MLPs.
             drop_path_rate: Stochastic depth rate of the last block; rates rise linearly from 0 over all blocks.
             device: Device of the parameters.
             dtype: Data type of the parameters.
@@ -317,10 +304,8 @@ class MSCAN(nn.Module):
                 MSCANBlock(
                     dim,
                     mlp_ratio=mlp_ratios[i],
-                    kernel_sizes=kernel_sizes,
                     ls_init_value=ls_init_value,
                     dilation=dilation,
-                    drop=proj_drop_rate,
                     drop_path=rate,
                     act_layer=make_act,
                     norm_layer=make_norm,

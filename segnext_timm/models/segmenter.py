@@ -1,14 +1,15 @@
 """How predictions call a segmentation model of smp."""
 
-import inspect
-from typing import Any, cast
+import copy
+from typing import Any
 
 import torch
 import torch.nn as nn
 from segmentation_models_pytorch.base import SegmentationModel
 from segmentation_models_pytorch.base.modules import Clamp
 
-from .model_info import ModelInfo, to_labels, unwrap
+from ..errors import OptionError
+from .model_info import ModelInfo, to_labels
 
 
 class Segmenter:
@@ -21,40 +22,41 @@ class Segmenter:
     Args:
         model: Any model of smp, or another module that maps images (B, C, H, W) to maps (B, classes, h, w), with or
             without a second output.
+
+    Attributes:
+        gives_logits: Whether the maps are logits.
+        gives_small_maps: Whether the maps are logits of SegNeXt before they are resized.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.info = ModelInfo(model)
+        self.info = info = ModelInfo(model)
         self.model = model
-        activation = self.info.activation
-        self._clamp = activation if isinstance(activation, Clamp) else None
-        self.gives_logits = isinstance(activation, nn.Identity | None)
+        self._clamp = info.activation if isinstance(info.activation, Clamp) else None
+        self.gives_logits = isinstance(info.activation, nn.Identity | None)
         self._options: dict[str, Any] = {}
-        is_segnext = _takes_activated(unwrap(model))
-        if is_segnext and self.info.keeps_order and self.info.resizes_logits:
-            self.gives_logits, self._options = True, {"activated": False}
-        elif not is_segnext and not self.gives_logits and self.info.keeps_order and _is_plain(model):
-            self.model, self.gives_logits = _without_activation(cast(SegmentationModel, model)), True
+        if info.is_segnext:
+            if info.keeps_order and info.resizes_logits:
+                self.gives_logits, self._options = True, {"activated": False}
+        elif not self.gives_logits and info.keeps_order and _is_plain(model):
+            self.gives_logits, self.model = True, _without_activation(model)
         # log-probabilities are logits; the output of a tanh, from -1 to 1, is taken as one
-        self._gives_probabilities = not (self.gives_logits or isinstance(activation, nn.LogSoftmax | nn.Tanh))
-        self.gives_small_maps = self.gives_logits and is_segnext  # logits before they are resized
-        self._options |= {"upsampling": 1} if self.gives_small_maps else {}
+        self._gives_probabilities = not (self.gives_logits or isinstance(info.activation, nn.LogSoftmax | nn.Tanh))
+        self.gives_small_maps = self.gives_logits and info.is_segnext
+        if self.gives_small_maps:
+            self._options["upsampling"] = 1
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """Compute maps (B, classes, h, w), of an eighth of the images' size for SegNeXt's logits.
-
-        Args:
-            images: Normalized images (B, C, H, W).
+        """Compute maps (B, classes, h, w) of normalized images (B, C, H, W).
 
         Raises:
-            ValueError: If the model returns something else.
+            OptionError: If the model returns something else.
         """
         output = self.model(images, **self._options)
         maps = output[0] if isinstance(output, tuple) else output  # without those of a classification head
         if not isinstance(maps, torch.Tensor):
-            raise ValueError(f"The model returned a {type(maps).__name__}, not a tensor (B, classes, H, W).")
+            raise OptionError(f"The model returned a {type(maps).__name__}, not a tensor (B, classes, H, W).")
         if maps.ndim != 4 or not maps.is_floating_point():
-            raise ValueError(
+            raise OptionError(
                 f"The model returned {str(maps.dtype).removeprefix('torch.')} {tuple(maps.shape)}, not scores (B, "
                 f"classes, H, W) of each pixel: it does not segment images, or not by scores."
             )
@@ -78,28 +80,18 @@ class Segmenter:
         return maps.sigmoid() if binary else maps.softmax(dim)
 
 
-def _takes_activated(model: nn.Module) -> bool:
-    try:
-        return "activated" in inspect.signature(model.forward).parameters
-    except ValueError:  # a model of torch.jit
-        return False
-
-
-def _is_plain(model: nn.Module) -> bool:
+def _is_plain(model: Any) -> bool:
     """Whether calls of an smp model and its head run their classes' `forward`, uncompiled and not patched."""
     return isinstance(model, SegmentationModel) and all(
         module._compiled_call_impl is None and not vars(module).keys() & {"forward", "_orig_mod"}
-        for module in (model, cast(nn.Module, model.segmentation_head))
+        for module in (model, model.segmentation_head)
     )
 
 
-def _without_activation(model: SegmentationModel) -> nn.Module:
+def _without_activation(model: Any) -> nn.Module:
     """Copy a model and its head, with Identity for the activation; parts, parameters and hooks are shared."""
-
-    def copied(module: nn.Module, name: str, child: nn.Module) -> nn.Module:
-        new = object.__new__(type(module))
-        vars(new).update(vars(module), _modules={**module._modules, name: child}, training=False)
-        return new
-
-    head = cast(nn.Module, model.segmentation_head)
-    return copied(model, "segmentation_head", copied(head, list(head._modules)[-1], nn.Identity()))
+    model, head = copy.copy(model), copy.copy(model.segmentation_head)
+    head._modules = {**head._modules, list(head._modules)[-1]: nn.Identity()}
+    model._modules = {**model._modules, "segmentation_head": head}
+    model.training = head.training = False
+    return model

@@ -5,7 +5,7 @@ import functools
 import hashlib
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -13,7 +13,8 @@ from typing import Any, cast
 import numpy as np
 import torch
 import torch.nn as nn
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from segmentation_models_pytorch.base.modules import Activation, ArgMax, Clamp
 from segmentation_models_pytorch.encoders import get_preprocessing_params
 
@@ -25,34 +26,25 @@ _KEEPING_ORDER = (nn.Identity, nn.Sigmoid, nn.Softmax, nn.LogSoftmax, nn.Tanh, C
 
 
 def weights_digest(weights: nn.Module | Mapping[str, torch.Tensor] | Path) -> str:
-    """Compute a digest of all weights and statistics that predictions depend on: 16 digits of a sha256.
+    """Digest the weights of a model, state dict or safetensors file: 16 digits of a sha256, equal on every device.
 
-    Equal on every device and in every memory format. Floating point values are rounded to float16, so that a model
-    keeps its digest when it is stored in float16 or float64. Counters of batches and smp's classification head are left
-    out, because masks do not depend on them.
-
-    Args:
-        weights: A model, its state dict, or a safetensors file, which is read tensor by tensor.
+    Floating point values are rounded to float16, so that a model keeps its digest when it is stored in float16 or
+    float64. Counters of batches and smp's classification head are left out, because masks do not depend on them.
 
     Raises:
         CheckpointError: If the file is damaged.
     """
     if isinstance(weights, Path):
         try:
-            with safe_open(weights, "pt") as file:
-                return _digest(file.keys(), file.get_tensor)
+            weights = load_file(weights)
         except SafetensorError as error:
             raise CheckpointError(f"{weights}: the file is damaged ({error}). Get it again.") from None
     tensors = weights.state_dict() if isinstance(weights, nn.Module) else weights
-    return _digest(tensors, tensors.__getitem__)
-
-
-def _digest(names: Iterable[str], get: Callable[[str], torch.Tensor]) -> str:
     digest = hashlib.sha256()
-    for name in sorted(names):
+    for name in sorted(tensors):
         if name.endswith("num_batches_tracked") or name.startswith("classification_head."):
             continue
-        x = get(name).detach()
+        x = tensors[name].detach()
         digest.update(f"{name} {tuple(x.shape)}\n".encode())
         x = x.to(torch.float16) if x.is_floating_point() else x
         digest.update(np.ascontiguousarray(x.cpu().numpy()).data)

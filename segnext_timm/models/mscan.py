@@ -301,16 +301,7 @@ class MSCAN(nn.Module):
                 reduction *= stride
                 dilation *= 2 // stride
             blocks = [
-                MSCANBlock(
-                    dim,
-                    mlp_ratio=mlp_ratios[i],
-                    ls_init_value=ls_init_value,
-                    dilation=dilation,
-                    drop_path=rate,
-                    act_layer=make_act,
-                    norm_layer=make_norm,
-                    **dd,
-                )
+                MSCANBlock(dim, mlp_ratios[i], ls_init_value, dilation, rate, make_act, make_norm, **dd)
                 for rate in drop_path_rates[i]
             ]
             stages.append(MSCANStage(dim, downsample, blocks, **dd))

@@ -47,7 +47,7 @@ _PADDLE_NAMES = (
 )
 _SQUEEZE = "squeeze.conv.weight"  # one convolution over concatenated features; native: one convolution a feature
 _BASES = "decoder.hamburger.nmf.bases"
-_BACKBONE_TO_MMSEG = [(native, published) for published, native in reversed(PUBLISHED_NAMES)]
+_BACKBONE_TO_MMSEG = [(native, published) for published, native in PUBLISHED_NAMES]
 _DECODER_TO_MMSEG = [(native, published) for published, native in _DECODER_NAMES]
 
 _ENCODER = "encoder.model."  # where an smp model keeps an encoder of timm

@@ -423,9 +423,8 @@ def _init_weights(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-# Names in the code of the authors, JSeg and mmsegmentation, and names here; `{}` is a number. Stages count from 0 in
-# this table, from 1 in those codes. The first entry that fits counts; of names here, the last, so that `mlp.dwconv`
-# gets mmsegmentation's name.
+# Names in mmsegmentation's code and here; `{}` is a number. Stages count from 0 in this table, from 1 in that code. The
+# first entry that fits counts. The authors' and JSeg's code has `mlp.dwconv.dwconv` for `mlp.dwconv`.
 PUBLISHED_NAMES = (
     ("patch_embed0.proj.0", "stem.conv1"),
     ("patch_embed0.proj.1", "stem.norm1"),
@@ -433,7 +432,6 @@ PUBLISHED_NAMES = (
     ("patch_embed0.proj.4", "stem.norm2"),
     ("patch_embed{}.proj", "stages.{}.downsample.conv"),
     ("patch_embed{}.norm", "stages.{}.downsample.norm"),
-    ("block{}.{}.norm1", "stages.{}.blocks.{}.norm1"),
     ("block{}.{}.attn.proj_1", "stages.{}.blocks.{}.attn.proj_in"),
     ("block{}.{}.attn.spatial_gating_unit.conv0", "stages.{}.blocks.{}.attn.msca.dwconv"),
     ("block{}.{}.attn.spatial_gating_unit.conv{}_1", "stages.{}.blocks.{}.attn.msca.branches.{}.0"),
@@ -441,12 +439,8 @@ PUBLISHED_NAMES = (
     ("block{}.{}.attn.spatial_gating_unit.conv3", "stages.{}.blocks.{}.attn.msca.proj"),
     ("block{}.{}.attn.proj_2", "stages.{}.blocks.{}.attn.proj_out"),
     ("block{}.{}.layer_scale_1", "stages.{}.blocks.{}.ls1.gamma"),
-    ("block{}.{}.norm2", "stages.{}.blocks.{}.norm2"),
-    ("block{}.{}.mlp.fc1", "stages.{}.blocks.{}.mlp.fc1"),
-    ("block{}.{}.mlp.dwconv.dwconv", "stages.{}.blocks.{}.mlp.dwconv"),  # the authors' and JSeg's
-    ("block{}.{}.mlp.dwconv", "stages.{}.blocks.{}.mlp.dwconv"),  # mmsegmentation's
-    ("block{}.{}.mlp.fc2", "stages.{}.blocks.{}.mlp.fc2"),
     ("block{}.{}.layer_scale_2", "stages.{}.blocks.{}.ls2.gamma"),
+    ("block{}", "stages.{}.blocks"),
     ("norm{}", "stages.{}.norm"),
     ("head.weight", "head.fc.weight"),
     ("head.bias", "head.fc.bias"),
@@ -505,7 +499,8 @@ def backbone_to_native(state_dict: Mapping[str, Any]) -> dict[str, torch.Tensor]
         own = name.removeprefix(prefix)
         if not name.startswith(prefix) or own.startswith("ema_") or not isinstance(value, torch.Tensor):
             continue  # of what is around the backbone; mmcv keeps averages of the weights beside them
-        own = own.replace("stages_", "stages.")  # timm's feature extractors flatten the stages into themselves
+        # timm's feature extractors flatten the stages into themselves
+        own = own.replace("stages_", "stages.").replace("mlp.dwconv.dwconv", "mlp.dwconv")
         from_0 = re.sub(r"^(patch_embed|block|norm)(\d)", lambda match: f"{match[1]}{int(match[2]) - 1}", own)
         native[rename(from_0, PUBLISHED_NAMES) or own] = value
     return native

@@ -29,8 +29,7 @@ from ..variants import MIN_SIDE
 from .fusion import check_not_fused
 from .hamburger import GroupNorm, Hamburger
 from .losses import resized_argmax
-from .model_info import ModelInfo, evaluation_mode, true_results, weights_digest
-from .segmenter import Segmenter
+from .model_info import ModelInfo, Segmenter, evaluation_mode, true_results, weights_digest
 
 _logger = logging.getLogger(__name__)
 
@@ -43,6 +42,19 @@ class LightHamDecoder(nn.Module):
     Section 3.2 and figure 3(c) of the paper. The features are squeezed, each by a 1×1 convolution of its own, before
     they are resized and summed; the original resizes and concatenates them, then squeezes them together. Both give the
     same result, because a 1×1 convolution commutes with bilinear resizing; this order needs a quarter of the work.
+
+    Args:
+        encoder_channels: Channels of the encoder's features, the image first, strides doubling. The first three
+            (strides 1, 2, 4) are not used; at least one more is needed.
+        channels: Width of the decoder, divisible by 32.
+        rank: Number of bases of the matrix decomposition.
+        dropout: Rate at which whole channels of the output are dropped in training.
+        train_steps: Updates of the matrix decomposition in training.
+        eval_steps: Updates of the matrix decomposition in evaluation.
+        one_step_gradient: Back-propagate through the last of these updates only.
+
+    Raises:
+        OptionError: If `channels` is not divisible by 32.
     """
 
     def __init__(
@@ -55,31 +67,11 @@ class LightHamDecoder(nn.Module):
         eval_steps: int = 7,
         one_step_gradient: bool = False,
     ) -> None:
-        """Set up the decoder.
-
-        Args:
-            encoder_channels: Channels of the encoder's features, the image first, strides doubling. The first three
-                (strides 1, 2, 4) are not used; at least one more is needed.
-            channels: Width of the decoder, divisible by 32.
-            rank: Number of bases of the matrix decomposition.
-            dropout: Rate at which whole channels of the output are dropped in training.
-            train_steps: Updates of the matrix decomposition in training.
-            eval_steps: Updates of the matrix decomposition in evaluation.
-            one_step_gradient: Back-propagate through the last of these updates only.
-
-        Raises:
-            OptionError: If `channels` or the number of features does not fit.
-        """
         super().__init__()
-        if len(encoder_channels) < 4:
-            raise OptionError(
-                f"SegNeXt needs an encoder of depth 3, 4 or 5, got {len(encoder_channels) - 1}: its decoder takes the "
-                f"features from stride 8 on."
-            )
         if channels < 1 or channels % _NUM_GROUPS:
             raise OptionError(
-                f"decoder_channels must be a multiple of {_NUM_GROUPS} (its GroupNorms have {_NUM_GROUPS} groups), "
-                f"got {channels}; the nearest is {max(round(channels / _NUM_GROUPS), 1) * _NUM_GROUPS}."
+                f"decoder_channels must be a multiple of {_NUM_GROUPS} (the groups of its GroupNorms), got {channels}; "
+                f"the nearest is {max(round(channels / _NUM_GROUPS), 1) * _NUM_GROUPS}."
             )
         self.squeeze = nn.ModuleList(nn.Conv2d(chs, channels, 1, bias=False) for chs in encoder_channels[3:])
         self.squeeze_norm = GroupNorm(_NUM_GROUPS, channels)
@@ -137,12 +129,8 @@ class SegNeXt(SegmentationModel):
         classes: Number of classes, the channels of the output.
         activation: Applied to the output: "sigmoid", "softmax2d", "logsoftmax", "tanh", "identity", a callable that
             makes a module, or None for logits.
-        aux_params: Parameters of a classification head on top of the encoder, None for no such head:
-
-            - classes (int): Number of its classes
-            - pooling (str): "max" or "avg" (default)
-            - dropout (float): Dropout rate
-            - activation (str): Applied to its output
+        aux_params: Arguments of smp's `ClassificationHead` on top of the encoder: `classes`, `pooling` ("max" or
+            "avg"), `dropout` and `activation`; None for no such head.
         decoder_one_step_gradient: Back-propagate through the last update of the matrix decomposition only, as JSeg
             does, for less memory and time in training.
         upsampling: 8 for output of the images' size, 1 for that of the decoder's logits, an eighth of it, which
@@ -224,10 +212,9 @@ class SegNeXt(SegmentationModel):
     def pretrained_cfg(self) -> dict[str, Any]:
         """Facts about the weights, saved with the configuration, as in timm.
 
-        Under `label_names` and `palette`, the name and color (red, green, blue) of each class; under `mean` and `std`,
-        the normalization of images scaled to 0..1; under `dataset`, `license`, `description` and `results`, what the
-        model card says. `results_digest` identifies the weights that have these results: a model that was trained on is
-        saved without them.
+        `label_names` and `palette` (red, green, blue) of each class; `mean` and `std` of images scaled to 0..1;
+        `dataset`, `license`, `description` and `results` for the model card. `results_digest` identifies the weights
+        that have these results: a model that was trained on is saved without them.
 
         Raises:
             OptionError: If a new value has names, colors, mean or std for another number of classes or channels.
@@ -248,18 +235,16 @@ class SegNeXt(SegmentationModel):
 
     @torch.jit.unused
     def check_input_shape(self, x: torch.Tensor) -> None:
-        """Raise a OptionError unless `x` is a batch of images with the model's channels and 32×32 pixels or more."""
-        if x.ndim != 4:
-            raise OptionError(f"SegNeXt takes a batch of images (B, C, H, W), got a tensor of shape {tuple(x.shape)}.")
-        if x.shape[1] != self.in_channels:
+        """Raise an OptionError unless `x` is a batch of images with the model's channels and 32×32 pixels or more."""
+        shape = tuple(x.shape)
+        if x.ndim != 4 or min(shape[-2:]) < MIN_SIDE:
             raise OptionError(
-                f"This model takes images of {self.in_channels} channels, got {x.shape[1]}. Convert the images, or "
-                f"create the model with in_channels={x.shape[1]}."
+                f"SegNeXt takes images (B, C, H, W) of {MIN_SIDE}×{MIN_SIDE} pixels or more, got {shape}."
             )
-        if min(x.shape[-2:]) < MIN_SIDE:
+        if shape[1] != self.in_channels:
             raise OptionError(
-                f"SegNeXt takes images of {MIN_SIDE}×{MIN_SIDE} pixels or more, got {x.shape[-2]}×{x.shape[-1]} "
-                f"(height×width). Resize or pad the images."
+                f"This model takes images of {self.in_channels} channels, got {shape[1]}. Convert the images, or "
+                f"create the model with in_channels={shape[1]}."
             )
 
     def forward(
@@ -298,17 +283,13 @@ class SegNeXt(SegmentationModel):
     def predict_labels(self, x: torch.Tensor) -> torch.Tensor:
         """Predict labels in evaluation mode, equal to `forward(x).argmax(1)`, without full-resolution logits.
 
-        Calls the model, so that its hooks fire. A model compiled in place, by `model.compile()`, runs compiled; the
-        method of `torch.compile(model)` is that of the model in it.
+        Calls the model, so that its hooks fire. A model compiled in place, by `model.compile()`, runs compiled.
 
         Args:
             x: Images of shape (B, in_channels, H, W), H and W at least 32.
 
         Returns:
             Labels of shape (B, H, W), int64. A model of one class predicts 1 where its probability exceeds 0.5, else 0.
-
-        Raises:
-            OptionError: If the images do not fit the model.
         """
         segmenter = Segmenter(self)
         with torch.no_grad(), evaluation_mode(self):
@@ -449,9 +430,7 @@ def describe_head(head: nn.Module, activation: str | None) -> dict[str, Any]:
             f"would not load. Create the model with `classes` and `activation` instead, or save its state_dict."
         )
     if repr(head[2]) != repr(Activation(activation)):
-        _logger.warning(
-            f"activation: left out {head[2]}, which the configuration does not name: a saved model has none."
-        )
+        _logger.warning(f"activation: left out {head[2]}, which is not the configuration's: a saved model has none.")
         activation = None
     return {"classes": head[0].out_channels, "activation": activation}
 
@@ -469,27 +448,22 @@ def _fit_pretrained_cfg(cfg: Mapping[str, Any], classes: int, in_channels: int) 
             fitting.pop(key, None)
     if cfg.get("input_size") and cfg["input_size"][0] != in_channels:
         fitting["input_size"] = [in_channels, *cfg["input_size"][1:]]
-        misfits.append(f"input_size of {cfg['input_size'][0]} channels (the model has {in_channels})")
     return fitting, ", ".join(misfits)
 
 
 def _check_encoder_name(name: str) -> None:
     """Raise an OptionError that lists the nearest names unless `name` is an encoder of smp or timm."""
-    known = timm.is_model(name[3:].split(".")[0]) if name.startswith("tu-") else name in get_encoder_names()
-    if known or name.startswith("timm-") or ":" in name:  # smp renames the former; the latter are files
-        return
     names = [*get_encoder_names(), *(f"tu-{model}" for model in timm.list_models())]
-    near = difflib.get_close_matches(name, names, n=4) or ["tu-mscan_t"]
-    raise OptionError(f"Unknown encoder {name!r}. Did you mean {' or '.join(map(repr, near))}?")
+    if name.split(".")[0] not in names and not name.startswith("timm-") and ":" not in name:  # an old name, a file
+        near = difflib.get_close_matches(name, names, n=4) or ["tu-mscan_t"]
+        raise OptionError(f"Unknown encoder {name!r}. Did you mean {' or '.join(map(repr, near))}?")
 
 
 def _smp_encoder_weights(encoder_name: str, weights: str | bool | None) -> str | bool | None:
     """Translate `encoder_weights` for smp's `get_encoder`: True for timm's encoders, a name for smp's, or None."""
-    if weights is False or weights is None:
-        return None
-    if encoder_name.startswith("tu-"):
-        return True if weights == "imagenet" else weights
-    return "imagenet" if weights is True else weights
+    if weights in ("imagenet", True):
+        return True if encoder_name.startswith("tu-") else "imagenet"
+    return weights or None
 
 
 # Registration with smp: an attribute of the package, and a name for `create_model`

@@ -70,7 +70,7 @@ def _is_integer_fraction(part: torch.Size, full: torch.Size) -> bool:
 
 
 def check_sizes(logits: torch.Tensor, target: torch.Tensor) -> None:
-    """Raise an OptionError unless the sides of logits (B, classes, h, w) are a fraction of those of labels (B, H, W)."""
+    """Raise an OptionError unless logits (B, classes, h, w) have a fraction of the size of labels (B, H, W)."""
     if not _is_integer_fraction(logits.shape[-2:], target.shape[-2:]):
         raise OptionError(
             f"Logits of {tuple(logits.shape[-2:])} pixels (height, width) are not an integer fraction of labels of "

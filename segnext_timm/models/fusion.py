@@ -125,8 +125,7 @@ def fuse(model: nn.Module, inplace: bool = False) -> nn.Module:
     """Fuse a model for inference: the same outputs, up to rounding, in less time and memory.
 
     Folds batch norms and layer scales of MSCAN, alone or as an encoder, into adjacent convolutions, and reparameterizes
-    other timm encoders that support it. LayerNorm and GroupNorm stay, because they depend on the input. Same as
-    `timm.utils.reparameterize_model`.
+    other timm encoders that support it, as `timm.utils.reparameterize_model` does.
 
     Args:
         model: Any model in evaluation mode, such as MSCAN, its `features_only` form, or SegNeXt.

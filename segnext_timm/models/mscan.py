@@ -229,11 +229,7 @@ class MSCANStage(nn.Module):
 
 
 class MSCAN(nn.Module):
-    """Multi-Scale Convolutional Attention Network, the encoder of SegNeXt.
-
-    `SegNeXt: Rethinking Convolutional Attention Design for Semantic Segmentation`, https://arxiv.org/abs/2209.08575,
-    section 3.1 and table 2.
-    """
+    """Multi-Scale Convolutional Attention Network, the encoder of SegNeXt: section 3.1 and table 2 of the paper."""
 
     def __init__(
         self,
@@ -339,12 +335,7 @@ class MSCAN(nn.Module):
         return self.head.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifier.
-
-        Args:
-            num_classes: Number of classes, 0 to remove the classifier.
-            global_pool: Pooling type, '' to remove the pooling too, None to keep it.
-        """
+        """Replace the classifier, 0 classes for none, and its pooling: '' for none, None to keep it."""
         self.num_classes = num_classes
         self.head.reset(num_classes, global_pool, in_features=self.num_features, **get_device_dtype(self))
         self.head_hidden_size = self.head.num_features
@@ -508,12 +499,14 @@ def backbone_to_native(state_dict: Mapping[str, Any]) -> dict[str, torch.Tensor]
 
 def check_parameters(state_dict: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
     """Raise a CheckpointError that says in one line how names or shapes differ from a model's."""
-    differing = [n for n, v in state_dict.items() if n in expected and v.shape != expected[n].shape]
     problems = []
     for what, names in (
         ("lacks", [n for n in expected if n not in state_dict]),
         ("has the unknown", [n for n in state_dict if n not in expected]),
-        ("has the wrong shape in", differing),
+        (
+            "has the wrong shape in",
+            [n for n, v in state_dict.items() if n in expected and v.shape != expected[n].shape],
+        ),
     ):
         more = f" and {len(names) - 2} more" if len(names) > 2 else ""
         problems += [f"{what} {', '.join(names[:2])}{more}"] if names else []

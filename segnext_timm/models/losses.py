@@ -48,8 +48,8 @@ class UpsampledCrossEntropyLoss(nn.Module):
     Equals `CrossEntropyLoss(...)(interpolate(logits, labels.shape[1:], mode="bilinear"), labels)` and its gradient, in
     a fraction of the time and memory. Use it with `SegNeXt(upsampling=1)`, whose output has an eighth of the image's
     size; logits of the labels' own size work too. The loss is computed in float32, even under autocast or after
-    `half()`: by bands of rows on a CPU, by a Triton kernel on CUDA, else plainly. The first two are one
-    operator, `segnext_timm::upsampled_cross_entropy`, and can be differentiated once.
+    `half()`: by bands of rows on a CPU, by a Triton kernel on CUDA, else by torch on resized logits. The first two are
+    one operator, `segnext_timm::upsampled_cross_entropy`, and can be differentiated once.
 
     Args:
         weight: Weight of each class, shape (classes,); None for equal weights.

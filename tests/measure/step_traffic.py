@@ -22,8 +22,7 @@ from pretended_cuda import Traffic, cuda_autocast_on_cpu, fake
 from segmentation.autocasting import reduce_casts
 from segnext_timm import UpsampledCrossEntropyLoss, create_segmenter
 from segnext_timm.kernels import cells as triton_kernels
-from segnext_timm.kernels import resizing
-from segnext_timm.models.hamburger import GroupNorm
+from segnext_timm.kernels import norms, resizing
 
 BANDWIDTH = 3.35e12  # bytes per second, NVIDIA's data sheet of the H100 SXM
 SIDE, CLASSES = 512, 150
@@ -36,10 +35,10 @@ def count(variant: str, batch: int, plain: bool = False) -> tuple[Traffic, Traff
     if not plain:
         reduce_casts(model)
     loss_function = UpsampledCrossEntropyLoss(ignore_index=255, reduction="sum")
-    norm = torch.nn.GroupNorm.forward if plain else GroupNorm._forward_channels_last
+    norm = mock.patch.object(norms, "applies", lambda x: not plain)
     kernels = mock.patch.object(resizing, "_kernels", lambda logits: triton_kernels)
     step, loss_part = Traffic(), Traffic()
-    with FakeTensorMode() as mode, mock.patch.object(GroupNorm, "forward", norm), kernels:
+    with FakeTensorMode() as mode, norm, kernels:
         fake(model, mode, "cpu")
         images = torch.empty(batch, 3, SIDE, SIDE).contiguous(memory_format=torch.channels_last)
         labels = torch.empty(batch, SIDE, SIDE, dtype=torch.long)

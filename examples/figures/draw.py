@@ -254,7 +254,8 @@ def draw_bases(model: SegNeXt, image: np.ndarray, path: Path, shown: int = 6) ->
     hook = model.decoder.hamburger.nmf.register_forward_pre_hook(lambda module, inputs: taken.append(inputs[0]))
     labels = predict(model, image, mode="whole")
     hook.remove()
-    bases, maps = (factor[0] for factor in model.decoder.hamburger.nmf.decompose(taken[0].float()))
+    bases, coefficients = (factor[0] for factor in model.decoder.hamburger.nmf.decompose(taken[0].float().flatten(2)))
+    maps = coefficients.T.unflatten(1, taken[0].shape[2:])
     strength = bases.norm(dim=0) * maps.flatten(1).norm(dim=1)
     order = strength.argsort(descending=True)[:shown]
     info = ModelInfo(model)

@@ -116,7 +116,7 @@ def segmenter_to_native(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor
 
 def native_to_mmseg(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Rename native parameters to mmsegmentation's names, without the bases, which mmsegmentation draws itself."""
-    table = [(native, published) for published, native in (*_DECODER_NAMES, *reversed(PUBLISHED_NAMES))]
+    table = [(native, published) for published, native in (*_DECODER_NAMES, *PUBLISHED_NAMES)]
     published = {}
     for name, value in state_dict.items():
         if name == _BASES or name in _NATIVE_SQUEEZE:

@@ -16,8 +16,7 @@ from torch.export import ExportedProgram
 from .._atomic import replace_when_complete
 from ..errors import ExportError, OptionError
 from ..models.fusion import fuse as fuse_model
-from ..models.model_info import ModelInfo
-from ..models.segmenter import Segmenter
+from ..models.model_info import ModelInfo, Segmenter
 from .calibration import Image, read_calibration
 from .float16 import half_copy
 from .formats import FORMATS, check_installed, check_name

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from segmentation_models_pytorch.base.modules import Clamp
 
 from ..kernels.bands import candidate_classes, resizing_matrix
-from ..models.segmenter import Segmenter
+from ..models.model_info import Segmenter
 
 _BANDS = 8  # of rows: the maps of one fit the caches, and the graph stays small
 

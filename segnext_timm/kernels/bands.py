@@ -41,13 +41,10 @@ def _rows_at_once(width: int, classes: int) -> int:
 
 
 def candidate_classes(logits: torch.Tensor) -> torch.Tensor:
-    """Classes that can be the largest between two neighboring rows of logits (B, classes, h, w) when resized.
+    """Find classes that can be the largest between two rows of logits (B, classes, h, w): (B, classes, max(h - 1, 1)).
 
     Every value of a resized map lies between the values of the four pixels around it. A class whose largest of these
     four is below the smallest of another class cannot be the largest.
-
-    Returns:
-        True for candidates, of shape (B, classes, h - 1), or (B, classes, 1) if h is 1.
     """
     kernel = (min(2, logits.shape[2]), min(2, logits.shape[3]))
     most = F.max_pool2d(logits, kernel, stride=1)
@@ -56,15 +53,7 @@ def candidate_classes(logits: torch.Tensor) -> torch.Tensor:
 
 
 def argmax(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Compute the largest channel of resized logits, among those that can be the largest in a band of rows.
-
-    Args:
-        logits: Shape (B, classes, h, w).
-        size: Height and width of the labels.
-
-    Returns:
-        Labels of shape (B, *size), int64.
-    """
+    """See :func:`resizing.argmax`; compares only the channels that can be the largest in a band of rows."""
     logits = _widen(logits)
     batch, classes, height, _ = logits.shape
     above = [min(row, max(height - 2, 0)) for row in _first_pixels(height, size[0])]
@@ -100,19 +89,7 @@ def cross_entropy(
     smoothing: float,
     needs_gradient: bool,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Compute the cross-entropy of resized logits, summed over the pixels, and its gradient.
-
-    Args:
-        logits: Shape (B, classes, h, w).
-        target: Labels of shape (B, H, W), int64.
-        weight: Weight of each class, shape (classes,); None for equal weights.
-        ignore_index: Label of pixels to ignore.
-        smoothing: Label smoothing.
-        needs_gradient: Also compute the gradient, while the maps of a band are held.
-
-    Returns:
-        The loss, a scalar, and its gradient with respect to the logits, (B, h, w, classes).
-    """
+    """See :func:`resizing.cross_entropy`; computes the gradient while the maps of a band are held."""
     logits_nhwc = _widen(logits).permute(0, 2, 3, 1)  # (B, h, w, classes)
     batch, height, width, classes = logits_nhwc.shape
     rows = resizing_matrix(height, target.shape[1], logits_nhwc)
@@ -163,12 +140,7 @@ def _hidden_bytes(x: torch.Tensor, hidden: int) -> int:
 
 
 def add_mlp(x: torch.Tensor, mlp: Any) -> torch.Tensor:
-    """Compute `x + mlp(x)` some rows at a time.
-
-    Args:
-        x: Features of shape (B, C, H, W).
-        mlp: MSCAN's ConvMlp, in evaluation.
-    """
+    """Compute `x + mlp(x)` of features (B, C, H, W) and MSCAN's ConvMlp in evaluation, some rows at a time."""
     height = x.shape[2]
     rows = max(_MLP_BYTES * height // _hidden_bytes(x, mlp.fc1.out_channels), 1)
     halo = mlp.dwconv.dilation[0]  # its kernel has 3 rows

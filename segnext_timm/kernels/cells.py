@@ -282,19 +282,7 @@ def cross_entropy(
     smoothing: float,
     needs_gradient: bool,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Compute the cross-entropy of resized logits, summed over the pixels, and its gradient.
-
-    Args:
-        logits: Shape (B, classes, h, w), float32 or less, up to 1024 classes.
-        target: Labels of shape (B, H, W), int64. A label that is neither a class nor `ignore_index` makes the loss NaN.
-        weight: Weight of each class, shape (classes,); None for equal weights.
-        ignore_index: Label of pixels to ignore.
-        smoothing: Label smoothing.
-        needs_gradient: Also compute the gradient.
-
-    Returns:
-        The loss, a scalar in float32, and its gradient with respect to the logits, (B, h, w, classes) in float32.
-    """
+    """See :func:`resizing.cross_entropy`; up to 1024 classes. Labels beyond the classes make the loss NaN."""
     source = _nhwc(logits.detach())
     weight = None if weight is None else weight.to(source.device, torch.float32).contiguous()
     losses, corners = _cell_cross_entropy(source, target.contiguous(), weight, ignore_index, smoothing, needs_gradient)
@@ -302,13 +290,5 @@ def cross_entropy(
 
 
 def argmax(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Compute the largest channel of resized logits.
-
-    Args:
-        logits: Shape (B, classes, h, w), float32 or less, up to 1024 classes.
-        size: Height and width of the labels.
-
-    Returns:
-        Labels of shape (B, *size), int64.
-    """
+    """See :func:`resizing.argmax`; up to 1024 classes."""
     return _resized_argmax(_nhwc(logits.detach()), *size)

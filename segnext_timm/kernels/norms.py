@@ -8,7 +8,6 @@ from torch.autograd.function import once_differentiable
 from .. import kernels
 
 
-@torch.jit.unused
 def applies(x: torch.Tensor) -> bool:
     """Whether :func:`group_norm` is for features (B, C, H, W)."""
     return kernels.ENABLED and x.is_cuda and x.is_contiguous(memory_format=torch.channels_last)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from .. import kernels
+from ..errors import OptionError
 from . import bands
 
 _logger = logging.getLogger(__name__)
@@ -57,15 +58,7 @@ def _kernels(logits: torch.Tensor) -> Any:
 
 
 def argmax(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Compute the largest channel of resized logits.
-
-    Args:
-        logits: Shape (B, classes, h, w).
-        size: Height and width of the labels.
-
-    Returns:
-        Labels of shape (B, *size), int64.
-    """
+    """Compute labels (B, *size), int64: the largest channel of resized logits (B, classes, h, w)."""
     return _kernels(logits).argmax(logits, size)
 
 
@@ -77,9 +70,9 @@ def _is_integer_fraction(part: torch.Size, full: torch.Size) -> bool:
 
 
 def check_sizes(logits: torch.Tensor, target: torch.Tensor) -> None:
-    """Raise a ValueError unless the sides of logits (B, classes, h, w) are a fraction of those of labels (B, H, W)."""
+    """Raise an OptionError unless logits (B, classes, h, w) have a fraction of the size of labels (B, H, W)."""
     if not _is_integer_fraction(logits.shape[-2:], target.shape[-2:]):
-        raise ValueError(
+        raise OptionError(
             f"Logits of {tuple(logits.shape[-2:])} pixels (height, width) are not an integer fraction of labels of "
             f"{tuple(target.shape[-2:])}. Are these the labels of another image?"
         )
@@ -109,7 +102,7 @@ def cross_entropy(
         The loss, a scalar, and its gradient (B, h, w, classes), or (0,) without one; both in float32 or wider.
 
     Raises:
-        ValueError: If the sizes do not fit.
+        OptionError: If the sizes do not fit.
     """
     check_sizes(logits, target)  # where torch.compile did not
     with torch.autocast(logits.device.type, enabled=False):

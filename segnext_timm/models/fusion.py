@@ -8,16 +8,12 @@ import torch.nn as nn
 from timm.models import register_notrace_module
 from timm.utils import reparameterize_model
 
+from ..errors import OptionError
 from ..kernels import bands
 
 
 def affine_of(norm: Any) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Scale and shift of each channel that a norm applies in evaluation.
-
-    Returns:
-        Two tensors of shape (C,), in float32 or float64; None for a norm that depends on the input's statistics, such
-        as LayerNorm, or that contains an activation.
-    """
+    """Scale and shift (C,) that a norm applies in evaluation; None if it depends on the input or has an activation."""
     if getattr(norm, "running_mean", None) is None or hasattr(norm, "act"):
         return None
     mean, var = _widen(norm.running_mean), _widen(norm.running_var)
@@ -27,14 +23,13 @@ def affine_of(norm: Any) -> tuple[torch.Tensor, torch.Tensor] | None:
     return scale.detach(), (shift if norm.bias is None else shift + norm.bias).detach()
 
 
-def fold_before(conv: nn.Conv2d, scale: torch.Tensor, shift: torch.Tensor) -> nn.Conv2d:
-    """Create the convolution that maps x to conv(scale·x + shift). 1×1 only, because padding is not shifted."""
-    assert conv.kernel_size == (1, 1) and conv.padding == (0, 0) and conv.groups == 1
+def _fold_before(conv: nn.Conv2d, scale: torch.Tensor, shift: torch.Tensor) -> nn.Conv2d:
+    """Create the 1×1 convolution that maps x to conv(scale·x + shift)."""
     weight = _widen(conv.weight)
     return _replaced(conv, weight * scale[:, None, None], (weight[:, :, 0, 0] @ shift) + _bias(conv))
 
 
-def fold_after(conv: nn.Conv2d, scale: torch.Tensor, shift: torch.Tensor | float = 0.0) -> nn.Conv2d:
+def _fold_after(conv: nn.Conv2d, scale: torch.Tensor, shift: torch.Tensor | float = 0.0) -> nn.Conv2d:
     """Create the convolution that maps x to scale·conv(x) + shift."""
     return _replaced(conv, _widen(conv.weight) * scale[:, None, None, None], _bias(conv) * scale + shift)
 
@@ -42,90 +37,7 @@ def fold_after(conv: nn.Conv2d, scale: torch.Tensor, shift: torch.Tensor | float
 def fold_norm(conv: nn.Conv2d, norm: nn.Module) -> tuple[nn.Conv2d, nn.Module]:
     """Fold `norm` into `conv`. Returns the new convolution and Identity, or both unchanged if that is impossible."""
     affine = affine_of(norm)
-    return (conv, norm) if affine is None else (fold_after(conv, *affine), nn.Identity())
-
-
-@register_notrace_module
-class FusedMSCANBlock(nn.Module):
-    """An MSCANBlock in evaluation, its norms and layer scales folded into its 1×1 convolutions.
-
-    The attention's shortcut starts after the norm, so it adds γ·(s·x + t): γ·t becomes part of a bias, and γ·s is the
-    buffer `shortcut`.
-
-    Args:
-        block: The block to fuse, which stays as it is.
-        affine1: Scale and shift (C,) of its first norm.
-        affine2: Scale and shift (C,) of its second norm.
-    """
-
-    fused_for_inference = True
-    shortcut: torch.Tensor
-
-    def __init__(
-        self, block: Any, affine1: tuple[torch.Tensor, torch.Tensor], affine2: tuple[torch.Tensor, torch.Tensor]
-    ) -> None:
-        super().__init__()
-        attn, mlp = block.attn, block.mlp
-        gamma1, gamma2 = block.ls1.gamma.detach(), block.ls2.gamma.detach()
-
-        scale, shift = affine1
-        self.proj_in = fold_before(attn.proj_in, scale, shift)
-        self.act = copy.deepcopy(attn.act)
-        self.msca = copy.deepcopy(attn.msca)
-        self.proj_out = fold_after(attn.proj_out, gamma1, gamma1 * shift)
-        # γ·s alone, since bfloat16 would round 1 + γ·s to few digits
-        self.register_buffer("shortcut", (gamma1 * scale).to(gamma1.dtype)[:, None, None])
-
-        self.mlp = copy.deepcopy(mlp)
-        self.mlp.fc1 = fold_before(mlp.fc1, *affine2)
-        self.mlp.fc2 = fold_after(mlp.fc2, gamma2)
-        self.train(block.training)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Features (B, dim, H, W) to features of the same shape."""
-        attn = self.proj_out(self.msca(self.act(self.proj_in(x))))
-        if attn.dtype == torch.float16:
-            attn = attn.clamp(-65504.0, 65504.0)  # as in the block that is not fused
-        if not torch.jit.is_scripting() and self._is_converted():
-            x = x + (attn + x * self.shortcut)  # converters of Core ML and ncnn do not know addcmul
-        else:
-            x = x + torch.addcmul(attn, x, self.shortcut)
-        if not torch.jit.is_scripting() and not self.training and self._has_large_mlp(x):
-            return self._add_mlp_by_rows(x)
-        return x + self.mlp(x)
-
-    @torch.jit.unused
-    def _is_converted(self) -> bool:
-        return torch.jit.is_tracing() or torch.compiler.is_exporting()
-
-    @torch.jit.unused
-    def _has_large_mlp(self, x: torch.Tensor) -> bool:
-        return bands.applies_to_mlp(x, self.mlp.fc1.out_channels)
-
-    @torch.jit.unused
-    def _add_mlp_by_rows(self, x: torch.Tensor) -> torch.Tensor:
-        return bands.add_mlp(x, self.mlp)
-
-
-def is_fused(model: nn.Module) -> bool:
-    """Whether a part of the model is fused, so that no other model can load its weights.
-
-    Detects models fused by :func:`segnext_timm.fuse`, and by timm's `reparameterize_model` if they are MSCAN or have
-    blocks with a `reparam_conv` (RepVGG, MobileOne, FastViT and others).
-    """
-    return any(
-        getattr(module, "fused_for_inference", False) is True or getattr(module, "reparam_conv", None) is not None
-        for module in model.modules()
-    )
-
-
-def check_not_fused(model: nn.Module) -> None:
-    """Raise a ValueError if the model was fused, before it is saved or pushed."""
-    if is_fused(model):
-        raise ValueError(
-            "A fused model cannot be saved or pushed, because no other model can load its weights. Save the model "
-            "before fusing, and fuse it after loading; or export it."
-        )
+    return (conv, norm) if affine is None else (_fold_after(conv, *affine), nn.Identity())
 
 
 def _widen(x: torch.Tensor) -> torch.Tensor:
@@ -144,12 +56,76 @@ def _replaced(conv: nn.Conv2d, weight: torch.Tensor, bias: torch.Tensor) -> nn.C
     return new
 
 
+@register_notrace_module
+class FusedMSCANBlock(nn.Module):
+    """An MSCANBlock in evaluation, its norms and layer scales folded into its 1×1 convolutions.
+
+    The attention's shortcut starts after the norm, so it adds γ·(s·x + t): γ·t becomes part of a bias, and γ·s is the
+    buffer `shortcut`. `affine1` and `affine2` are scale and shift (C,) of the block's norms; the block stays as it is.
+    """
+
+    fused_for_inference = True
+    shortcut: torch.Tensor
+
+    def __init__(
+        self, block: Any, affine1: tuple[torch.Tensor, torch.Tensor], affine2: tuple[torch.Tensor, torch.Tensor]
+    ) -> None:
+        super().__init__()
+        attn, mlp = block.attn, block.mlp
+        gamma1, gamma2 = block.ls1.gamma.detach(), block.ls2.gamma.detach()
+
+        scale, shift = affine1
+        self.proj_in = _fold_before(attn.proj_in, scale, shift)
+        self.act = copy.deepcopy(attn.act)
+        self.msca = copy.deepcopy(attn.msca)
+        self.proj_out = _fold_after(attn.proj_out, gamma1, gamma1 * shift)
+        # γ·s alone, since bfloat16 would round 1 + γ·s to few digits
+        self.register_buffer("shortcut", (gamma1 * scale).to(gamma1.dtype)[:, None, None])
+
+        self.mlp = copy.deepcopy(mlp)
+        self.mlp.fc1 = _fold_before(mlp.fc1, *affine2)
+        self.mlp.fc2 = _fold_after(mlp.fc2, gamma2)
+        self.train(block.training)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Features (B, dim, H, W) to features of the same shape."""
+        attn = self.proj_out(self.msca(self.act(self.proj_in(x))))
+        if attn.dtype == torch.float16:
+            attn = attn.clamp(-65504.0, 65504.0)  # as in the block that is not fused
+        if torch.jit.is_scripting():
+            x = x + torch.addcmul(attn, x, self.shortcut)
+        else:
+            # converters of Core ML and ncnn do not know addcmul
+            converted = torch.jit.is_tracing() or torch.compiler.is_exporting()
+            x = x + (attn + x * self.shortcut if converted else torch.addcmul(attn, x, self.shortcut))
+            if not self.training and bands.applies_to_mlp(x, self.mlp.fc1.out_channels):
+                return bands.add_mlp(x, self.mlp)
+        return x + self.mlp(x)
+
+
+def is_fused(model: nn.Module) -> bool:
+    """Whether a part of the model is fused, by :func:`fuse` or timm, so that no other model can load its weights."""
+    # reparam_conv is the mark of RepVGG, MobileOne, FastViT and others
+    return any(
+        getattr(module, "fused_for_inference", False) is True or getattr(module, "reparam_conv", None) is not None
+        for module in model.modules()
+    )
+
+
+def check_not_fused(model: nn.Module) -> None:
+    """Raise an OptionError if the model was fused, before it is saved or pushed."""
+    if is_fused(model):
+        raise OptionError(
+            "A fused model cannot be saved or pushed, because no other model can load its weights. Save the model "
+            "before fusing, and fuse it after loading; or export it."
+        )
+
+
 def fuse(model: nn.Module, inplace: bool = False) -> nn.Module:
     """Fuse a model for inference: the same outputs, up to rounding, in less time and memory.
 
     Folds batch norms and layer scales of MSCAN, alone or as an encoder, into adjacent convolutions, and reparameterizes
-    other timm encoders that support it. LayerNorm and GroupNorm stay, because they depend on the input. Same as
-    `timm.utils.reparameterize_model`.
+    other timm encoders that support it, as `timm.utils.reparameterize_model` does.
 
     Args:
         model: Any model in evaluation mode, such as MSCAN, its `features_only` form, or SegNeXt.
@@ -160,10 +136,10 @@ def fuse(model: nn.Module, inplace: bool = False) -> nn.Module:
         fused model is not changed.
 
     Raises:
-        ValueError: If the model is in training mode, where norms depend on the batch.
+        OptionError: If the model is in training mode, where norms depend on the batch.
     """
     if model.training:
-        raise ValueError("A model in training mode cannot be fused: its norms depend on the batch. Call model.eval().")
+        raise OptionError("A model in training mode cannot be fused: its norms depend on the batch. Call model.eval().")
     if is_fused(model):
         return model if inplace else copy.deepcopy(model)
     names = model.state_dict().keys()

@@ -12,6 +12,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from ..errors import OptionError
 from ..kernels import norms
 
 
@@ -23,44 +24,37 @@ class NMF2d(nn.Module):
     replaced by B Cᵀ. The module has no parameters.
 
     Training draws new initial bases for each map at every step. Evaluation starts from the buffer `bases` (1, D, R),
-    which is drawn once from a fixed seed and saved with the weights. Evaluation is therefore deterministic; the
-    original code draws new bases at every call.
+    which is drawn once from a fixed seed and saved with the weights, and is therefore deterministic; the original code
+    draws new bases at every call.
 
     The factorization runs in float32 (float64 for float64 inputs), also under autocast: it divides small numbers by
-    small numbers, which overflows in half precision. The output has the dtype of the input.
+    small numbers, which overflows in half precision.
+
+    Args:
+        channels: Number of channels D.
+        rank: Number of bases R.
+        train_steps: Number of updates in training.
+        eval_steps: Number of updates in evaluation.
+        one_step_gradient: Back-propagate through the last update of the coefficients only (the Hamburger paper's
+            "one-step gradient", as in JSeg's SegNeXt), not through all updates: less memory, less time.
+
+    Raises:
+        OptionError: If the rank is below 1.
     """
 
     bases: torch.Tensor
 
     def __init__(
-        self,
-        channels: int,
-        rank: int = 64,
-        train_steps: int = 6,
-        eval_steps: int = 7,
-        one_step_gradient: bool = False,
-        eps: float = 1e-6,
+        self, channels: int, rank: int = 64, train_steps: int = 6, eval_steps: int = 7, one_step_gradient: bool = False
     ) -> None:
-        """Set up the decomposition.
-
-        Args:
-            channels: Number of channels D.
-            rank: Number of bases R.
-            train_steps: Number of updates in training.
-            eval_steps: Number of updates in evaluation.
-            one_step_gradient: Back-propagate through the last update of the coefficients only (the Hamburger paper's
-                "one-step gradient", as in JSeg's SegNeXt), not through all updates: less memory, less time.
-            eps: Added to denominators.
-        """
         super().__init__()
         if rank < 1:
-            raise ValueError(f"rank must be at least 1, got {rank}")
-        self.channels = channels
+            raise OptionError(f"rank must be at least 1, got {rank}")
         self.rank = rank
+        self.eps = 1e-6  # added to denominators
         self.train_steps = train_steps
         self.eval_steps = eval_steps
         self.one_step_gradient = one_step_gradient
-        self.eps = eps
         self.register_buffer("bases", torch.empty(1, channels, rank, dtype=torch.float32))
         self.reset_bases()
 
@@ -72,19 +66,9 @@ class NMF2d(nn.Module):
         bases = torch.rand(self.bases.shape, generator=generator, dtype=torch.float32, device="cpu")
         self.bases.copy_(F.normalize(bases, dim=1))
 
-    def _initial_bases(self, x: torch.Tensor) -> torch.Tensor:
-        if self.training:
-            return F.normalize(torch.rand(x.shape[0], self.channels, self.rank, dtype=x.dtype, device=x.device), dim=1)
-        return self.bases.to(x.dtype).expand(x.shape[0], -1, -1)
-
     def _update_coefficients(self, projection: torch.Tensor, bases: torch.Tensor, coef: torch.Tensor) -> torch.Tensor:
         denominator = torch.bmm(coef, torch.bmm(bases.transpose(1, 2), bases))
         return coef * projection / (denominator + self.eps)
-
-    def _update_bases(self, x: torch.Tensor, bases: torch.Tensor, coef: torch.Tensor) -> torch.Tensor:
-        numerator = torch.bmm(x, coef)
-        denominator = torch.bmm(bases, torch.bmm(coef.transpose(1, 2), coef))
-        return bases * numerator / (denominator + self.eps)
 
     def _factorize(self, x: torch.Tensor, bases: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Compute bases, coefficients, and the projection Xᵀ B, which the next update of the coefficients needs."""
@@ -92,13 +76,16 @@ class NMF2d(nn.Module):
         coef = F.softmax(projection, dim=-1)
         for _ in range(self.train_steps if self.training else self.eval_steps):
             coef = self._update_coefficients(projection, bases, coef)
-            bases = self._update_bases(x, bases, coef)
+            denominator = torch.bmm(bases, torch.bmm(coef.transpose(1, 2), coef))
+            bases = bases * torch.bmm(x, coef) / (denominator + self.eps)
             projection = torch.bmm(x.transpose(1, 2), bases)
         return bases, coef, projection
 
-    def _decompose(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Compute bases (B, D, R) and coefficients (B, N, R) of X (B, D, N)."""
-        bases = self._initial_bases(x)
+    def decompose(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Factorize matrices X (B, D, N) into bases (B, D, R) and coefficients (B, N, R)."""
+        bases = self.bases.to(x.dtype).expand(x.shape[0], -1, -1)
+        if self.training:
+            bases = F.normalize(torch.rand(bases.shape, dtype=x.dtype, device=x.device), dim=1)
         if self.one_step_gradient:
             with torch.no_grad():
                 bases, coef, projection = self._factorize(x, bases)
@@ -109,20 +96,13 @@ class NMF2d(nn.Module):
 
     def _approximate(self, x: torch.Tensor, channels_last: bool) -> torch.Tensor:
         """Approximate X (B, D, N) by B Cᵀ of the same shape, with the memory of its transpose if `channels_last`."""
-        bases, coef = self._decompose(x)
+        bases, coef = self.decompose(x)
         if channels_last:
             return torch.bmm(coef, bases.transpose(1, 2)).transpose(1, 2)
         return torch.bmm(bases, coef.transpose(1, 2))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Approximate feature maps.
-
-        Args:
-            x: Non-negative features of shape (B, D, H, W).
-
-        Returns:
-            Features of the same shape, dtype and memory format.
-        """
+        """Non-negative features (B, D, H, W) to features of the same shape, dtype and memory format."""
         channels_last = x.is_contiguous(memory_format=torch.channels_last)
         matrix = x.flatten(2).to(torch.promote_types(x.dtype, torch.float32))
         if torch.jit.is_scripting():
@@ -137,23 +117,6 @@ class NMF2d(nn.Module):
             matrix = self._approximate(matrix, channels_last)
         return matrix.reshape(x.shape).to(x.dtype)
 
-    @torch.jit.unused
-    def decompose(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Factorize feature maps for inspection: :meth:`forward` returns the product of the factors.
-
-        Args:
-            x: Non-negative features of shape (B, D, H, W), in float32 or float64.
-
-        Returns:
-            Bases of shape (B, D, R), and maps of their coefficients of shape (B, R, H, W).
-        """
-        bases, coef = self._decompose(x.flatten(2))
-        return bases, coef.transpose(1, 2).unflatten(2, x.shape[2:])
-
-    def extra_repr(self) -> str:
-        """Arguments shown by `repr`."""
-        return f"{self.channels}, rank={self.rank}, train_steps={self.train_steps}, eval_steps={self.eval_steps}"
-
 
 class GroupNorm(nn.GroupNorm):
     """Group normalization that keeps channels_last on GPUs, where torch's copies to NCHW and returns NCHW.
@@ -163,17 +126,23 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Features (B, C, H, W) to features of the same shape and memory format."""
-        if not torch.jit.is_scripting() and norms.applies(x):
-            return self._forward_channels_last(x)
+        if not torch.jit.is_scripting():  # noqa: SIM102 - the branch is not compiled
+            if norms.applies(x):
+                return norms.group_norm(x, self.num_groups, self.weight, self.bias, self.eps, self.training)
         return F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
-
-    @torch.jit.unused
-    def _forward_channels_last(self, x: torch.Tensor) -> torch.Tensor:
-        return norms.group_norm(x, self.num_groups, self.weight, self.bias, self.eps, self.training)
 
 
 class Hamburger(nn.Module):
-    """Matrix decomposition between two 1×1 convolutions, with a shortcut: relu(x + bread(NMF(relu(bread(x)))))."""
+    """Matrix decomposition between two 1×1 convolutions, with a shortcut: relu(x + bread(NMF(relu(bread(x))))).
+
+    Args:
+        channels: Number of input and output channels.
+        rank: Number of bases of the decomposition.
+        train_steps: Number of its updates in training.
+        eval_steps: Number of its updates in evaluation.
+        one_step_gradient: Back-propagate through its last update only.
+        num_groups: Number of groups of the normalization.
+    """
 
     def __init__(
         self,
@@ -184,16 +153,6 @@ class Hamburger(nn.Module):
         one_step_gradient: bool = False,
         num_groups: int = 32,
     ) -> None:
-        """Set up the Hamburger.
-
-        Args:
-            channels: Number of input and output channels.
-            rank: Number of bases of the decomposition.
-            train_steps: Number of its updates in training.
-            eval_steps: Number of its updates in evaluation.
-            one_step_gradient: Back-propagate through its last update only.
-            num_groups: Number of groups of the normalization.
-        """
         super().__init__()
         self.proj_in = nn.Conv2d(channels, channels, 1)
         self.nmf = NMF2d(channels, rank, train_steps, eval_steps, one_step_gradient)

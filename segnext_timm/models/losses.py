@@ -1,10 +1,8 @@
 """Argmax and cross-entropy of upsampled logits, without full-resolution logits.
 
 A segmenter computes logits at a fraction of the image's size and resizes them. For 150 classes at 1024×2048 pixels, the
-resized logits take 1.3 GB in float32, and as much time as a small network. The argmax and the cross-entropy need only a
-few rows of them at a time. This module has the plain forms; :mod:`segnext_timm.kernels.resizing` has faster ones.
-
-All resizing is bilinear with `align_corners=False`, as in `torch.nn.functional.interpolate`.
+resized logits take 1.3 GB in float32, and as much time as a small network. This module has the plain forms of argmax
+and cross-entropy; :mod:`segnext_timm.kernels.resizing` has faster ones, which need few rows of them at a time.
 """
 
 import torch
@@ -12,6 +10,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
+from ..errors import OptionError
 from ..kernels import resizing
 
 _BAND_BYTES = 16 << 20  # of the maps that the plain argmax holds at once
@@ -19,17 +18,10 @@ _BAND_BYTES = 16 << 20  # of the maps that the plain argmax holds at once
 
 @torch.compiler.disable  # kernels choose shapes by the data: torch.compile compiles the model up to here
 def resized_argmax(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Largest channel of resized maps: `interpolate(logits, size, mode="bilinear").argmax(1)`, some rows at a time.
+    """Labels (B, *size), int64, of logits (B, classes, h, w): `interpolate(logits, size, mode="bilinear").argmax(1)`.
 
-    Args:
-        logits: Shape (B, classes, h, w).
-        size: Height and width of the labels.
-
-    Returns:
-        Labels of shape (B, *size), int64. Ties, up to rounding, are broken arbitrarily.
+    Computed some rows at a time. Ties, up to rounding, are broken arbitrarily.
     """
-    if torch.compiler.is_compiling():  # sizes may be symbols
-        return _resize(logits, size).argmax(1)
     if resizing.applies(logits):
         return resizing.argmax(logits, size)
     batch, classes, height, _ = logits.shape
@@ -56,9 +48,8 @@ class UpsampledCrossEntropyLoss(nn.Module):
     Equals `CrossEntropyLoss(...)(interpolate(logits, labels.shape[1:], mode="bilinear"), labels)` and its gradient, in
     a fraction of the time and memory. Use it with `SegNeXt(upsampling=1)`, whose output has an eighth of the image's
     size; logits of the labels' own size work too. The loss is computed in float32, even under autocast or after
-    `half()`: by bands of rows on a CPU, by a Triton kernel on CUDA, else one image at a time. The first two are one
-    operator, `segnext_timm::upsampled_cross_entropy`, for torch.compile and torch.export, and can be differentiated
-    once.
+    `half()`: by bands of rows on a CPU, by a Triton kernel on CUDA, else by torch on resized logits. The first two are
+    one operator, `segnext_timm::upsampled_cross_entropy`, and can be differentiated once.
 
     Args:
         weight: Weight of each class, shape (classes,); None for equal weights.
@@ -67,7 +58,7 @@ class UpsampledCrossEntropyLoss(nn.Module):
         label_smoothing: Fraction of the target that is distributed evenly over all classes, from 0 to 1.
 
     Raises:
-        ValueError: If `reduction` or `label_smoothing` is out of its range.
+        OptionError: If `reduction` or `label_smoothing` is out of its range.
     """
 
     weight: torch.Tensor | None
@@ -81,40 +72,36 @@ class UpsampledCrossEntropyLoss(nn.Module):
     ) -> None:
         super().__init__()
         if reduction not in ("mean", "sum", "none"):
-            raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
+            raise OptionError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
         if not 0.0 <= label_smoothing <= 1.0:
-            raise ValueError(f"label_smoothing must be from 0 to 1, got {label_smoothing}")
+            raise OptionError(f"label_smoothing must be from 0 to 1, got {label_smoothing}")
         self.register_buffer("weight", weight)
         self.ignore_index = ignore_index
         self.reduction = reduction
         self.label_smoothing = label_smoothing
 
     def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Compute the loss.
+        """Compute the loss, a scalar, or of shape (B, H, W) with `reduction="none"`.
 
         Args:
             logits: Shape (B, classes, h, w), at an integer fraction of the labels' size, rounded up or down.
             target: Labels of shape (B, H, W), of any integer type.
 
-        Returns:
-            The loss: a scalar, or shape (B, H, W) with `reduction="none"`.
-
         Raises:
-            ValueError: If the shapes do not fit, or the labels are not integers.
+            OptionError: If the shapes do not fit, or the labels are not integers.
         """
         if target.dtype.is_floating_point or target.dtype.is_complex:
-            raise ValueError(
+            raise OptionError(
                 f"Labels must be integers, one class a pixel, got {target.dtype}. Convert class numbers by "
                 "`target.long()`, and maps of one probability a class by `target.argmax(1)`."
             )
         if target.ndim != 3 or logits.ndim != 4 or target.shape[0] != logits.shape[0]:
-            hint = " Use `target.squeeze(1)`." if target.ndim == 4 and target.shape[1] == 1 else ""
-            raise ValueError(
+            raise OptionError(
                 f"Logits (B, classes, h, w) need labels (B, H, W), got logits {tuple(logits.shape)} and labels "
-                f"{tuple(target.shape)}.{hint}"
+                f"{tuple(target.shape)}. Use `target.squeeze(1)` for labels with a channel."
             )
         if self.weight is not None and self.weight.numel() != logits.shape[1]:
-            raise ValueError(f"There are {self.weight.numel()} class weights for logits of {logits.shape[1]} classes.")
+            raise OptionError(f"There are {self.weight.numel()} class weights for logits of {logits.shape[1]} classes.")
         target = target.long()
         # wide also in a criterion cast to half precision, where the sum of the pixels' weights would overflow
         wide = torch.promote_types(logits.dtype, torch.float32)
@@ -128,12 +115,8 @@ class UpsampledCrossEntropyLoss(nn.Module):
             loss, _ = resizing.cross_entropy(
                 logits, target, weight, self.ignore_index, self.label_smoothing, needs_gradient
             )
-        elif torch.compiler.is_compiling() or len(logits) == 0:
-            loss = self._compute_plainly(logits, target, weight)
-        else:  # image by image, whose maps the backward pass computes again
-            images = zip(logits.split(1), target.split(1))
-            losses = [checkpoint(self._compute_plainly, *image, weight, use_reentrant=False) for image in images]
-            loss = torch.stack(losses).sum()
+        else:  # the backward pass computes the maps again
+            loss = checkpoint(self._compute_plainly, logits, target, weight, use_reentrant=False)
         if self.reduction == "sum":
             return loss
         counts = target != self.ignore_index  # sums, since a boolean index would wait for a GPU
@@ -150,7 +133,3 @@ class UpsampledCrossEntropyLoss(nn.Module):
             reduction="none" if self.reduction == "none" else "sum",
             label_smoothing=self.label_smoothing,
         )
-
-    def extra_repr(self) -> str:
-        """Arguments that `repr` shows."""
-        return f"ignore_index={self.ignore_index}, reduction={self.reduction!r}, label_smoothing={self.label_smoothing}"

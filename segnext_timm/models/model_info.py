@@ -4,7 +4,8 @@ import copy
 import functools
 import hashlib
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -12,49 +13,38 @@ from typing import Any, cast
 import numpy as np
 import torch
 import torch.nn as nn
-from safetensors import SafetensorError, safe_open
-from segmentation_models_pytorch.base.modules import Activation, ArgMax, Clamp
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from segmentation_models_pytorch.base.modules import Activation, ArgMax
 from segmentation_models_pytorch.encoders import get_preprocessing_params
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, OptionError
 from ..label_sets import Color, voc_palette
 
 # Per pixel, these keep the order of the logits; smp's argmax gives the largest of them
-_KEEPING_ORDER = (nn.Identity, nn.Sigmoid, nn.Softmax, nn.LogSoftmax, nn.Tanh, Clamp, ArgMax)
+_KEEPING_ORDER = (nn.Identity, nn.Sigmoid, nn.Softmax, nn.LogSoftmax, nn.Tanh, ArgMax)
 
 
 def weights_digest(weights: nn.Module | Mapping[str, torch.Tensor] | Path) -> str:
-    """Compute a digest of all weights and statistics that predictions depend on.
+    """Digest the weights of a model, state dict or safetensors file: 16 digits of a sha256, equal on every device.
 
-    It is the same on every device and in every memory format. Floating point values are rounded to float16, so that a
-    model keeps its digest when it is stored in float16 or float64. Counters of batches and smp's classification head
-    are left out, because masks do not depend on them.
-
-    Args:
-        weights: A model, its state dict, or a safetensors file, which is read tensor by tensor.
-
-    Returns:
-        The first 16 digits of a sha256.
+    Floating point values are rounded to float16, so that a model keeps its digest when it is stored in float16 or
+    float64. Counters of batches and smp's classification head are left out, because masks do not depend on them.
 
     Raises:
         CheckpointError: If the file is damaged.
     """
     if isinstance(weights, Path):
         try:
-            with safe_open(weights, "pt") as file:
-                return _digest(file.keys(), file.get_tensor)
+            weights = load_file(weights)
         except SafetensorError as error:
             raise CheckpointError(f"{weights}: the file is damaged ({error}). Get it again.") from None
     tensors = weights.state_dict() if isinstance(weights, nn.Module) else weights
-    return _digest(tensors, tensors.__getitem__)
-
-
-def _digest(names: Iterable[str], get: Callable[[str], torch.Tensor]) -> str:
     digest = hashlib.sha256()
-    for name in sorted(names):
+    for name in sorted(tensors):
         if name.endswith("num_batches_tracked") or name.startswith("classification_head."):
             continue
-        x = get(name).detach()
+        x = tensors[name].detach()
         digest.update(f"{name} {tuple(x.shape)}\n".encode())
         x = x.to(torch.float16) if x.is_floating_point() else x
         digest.update(np.ascontiguousarray(x.cpu().numpy()).data)
@@ -62,12 +52,7 @@ def _digest(names: Iterable[str], get: Callable[[str], torch.Tensor]) -> str:
 
 
 def true_results(info: Mapping[str, Any], weights: nn.Module | Path) -> dict[str, Any]:
-    """Return facts about weights without results of other weights; results without a digest are kept.
-
-    Args:
-        info: Facts as in `pretrained_cfg`.
-        weights: The weights that the facts describe: a model or a safetensors file.
-    """
+    """Copy a `pretrained_cfg` without results of other weights than `weights`; keeps results without a digest."""
     if info.get("results_digest") is None or info["results_digest"] == weights_digest(weights):
         return dict(info)
     return {key: value for key, value in info.items() if key not in ("results", "metrics", "results_digest")}
@@ -94,37 +79,40 @@ class ModelInfo:
     Args:
         model: Any model of smp, or another module that maps images (B, C, H, W) to logits of their size. May be
             wrapped: see :func:`unwrap`.
+
+    Attributes:
+        in_channels: Number of image channels; 3 for models that are not smp's.
+        num_classes: Number of output channels; 150, an upper guess for memory, for models that are not smp's.
+        input_size: Height and width in pixels of the images that the model was trained on; 512 each if unknown.
+        size_divisor: Number of pixels that the sides of the images must be multiples of.
+        activation: Final activation of an smp model, Identity if it has none; None for other models.
+        keeps_order: Whether the labels of activated logits are those of the logits, pixel by pixel.
+        is_segnext: Whether the model is SegNeXt, whose `forward` takes `upsampling` and `activated`.
+        resizes_logits: Whether SegNeXt's own head applies the activation, after it resized the logits.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._model = model = unwrap(model)
-        config, cfg = getattr(model, "config", None), getattr(model, "pretrained_cfg", None)
+        plain: Any = unwrap(model)
+        config, cfg = getattr(plain, "config", None), getattr(plain, "pretrained_cfg", None)
         self._config: Mapping[str, Any] = config if isinstance(config, Mapping) else {}
         self._cfg: Mapping[str, Any] = cfg if isinstance(cfg, Mapping) else {}
-
-    @property
-    def in_channels(self) -> int:
-        """Number of image channels; 3 for models that are not smp's."""
-        return self._config.get("in_channels", 3)
-
-    @property
-    def num_classes(self) -> int:
-        """Number of output channels; 150, an upper guess for memory, for models that are not smp's."""
-        head = getattr(self._model, "segmentation_head", None)
-        convs = [m for m in head.modules() if isinstance(m, nn.Conv2d)] if isinstance(head, nn.Module) else []
-        return convs[-1].out_channels if convs else self._config.get("classes", 150)
-
-    @property
-    def input_size(self) -> tuple[int, int]:
-        """Height and width in pixels of the images that the model was trained on; 512 each if unknown."""
+        self._encoder = getattr(plain, "encoder", None)
+        self.in_channels: int = self._config.get("in_channels", 3)
         height, width = (self._cfg.get("input_size") or (3, 512, 512))[1:]
-        return height, width
+        self.input_size: tuple[int, int] = (height, width)
+        divides = getattr(plain, "requires_divisible_input_shape", False)
+        self.size_divisor: int = plain.encoder.output_stride if divides else 1
 
-    @property
-    def size_divisor(self) -> int:
-        """Number of pixels that the sides of the images must be multiples of."""
-        divides = getattr(self._model, "requires_divisible_input_shape", False)
-        return cast(Any, self._model).encoder.output_stride if divides else 1
+        head = getattr(plain, "segmentation_head", None)
+        convs = [m for m in head.modules() if isinstance(m, nn.Conv2d)] if isinstance(head, nn.Module) else []
+        self.num_classes: int = convs[-1].out_channels if convs else self._config.get("classes", 150)
+        self.is_segnext: bool = getattr(plain, "takes_activated", False)
+        self.resizes_logits = hasattr(head, "takes_size")
+        head = unwrap(head) if isinstance(head, nn.Module) else None
+        last = head[-1] if isinstance(head, nn.Sequential) and len(head) else None
+        is_activation = type(last).__module__ == nn.Sigmoid.__module__
+        self.activation = last.activation if isinstance(last, Activation) else last if is_activation else None
+        self.keeps_order = isinstance(self.activation, _KEEPING_ORDER)
 
     @property
     def label_names(self) -> list[str]:
@@ -148,10 +136,9 @@ class ModelInfo:
         `smp.encoders.get_preprocessing_params`, which smp users train with.
 
         Raises:
-            ValueError: If neither the model nor its encoder states it.
+            OptionError: If neither the model nor its encoder states it.
         """
-        encoder = getattr(getattr(self._model, "encoder", None), "model", None)
-        for cfg in (self._cfg, getattr(encoder, "pretrained_cfg", None) or {}):
+        for cfg in (self._cfg, getattr(getattr(self._encoder, "model", None), "pretrained_cfg", None) or {}):
             if cfg.get("mean") and cfg.get("std"):
                 return tuple(cfg["mean"]), tuple(cfg["std"])
         reason, name = "it is not a model of smp", self._config.get("encoder_name")
@@ -161,29 +148,10 @@ class ModelInfo:
                 return _encoder_normalization(name, weights if isinstance(weights, str) else "imagenet")
             except Exception as error:  # smp downloads some encoders' settings: whatever its client raises
                 reason = f"those of its encoder {name!r} are unknown ({' '.join(str(error).split())[:200]})"
-        raise ValueError(
+        raise OptionError(
             f"The model does not state how its images are normalized, and {reason}. Set model.pretrained_cfg = "
             f'{{"mean": [...], "std": [...]}}, of RGB values from 0 to 1, as it was trained.'
         )
-
-    @property
-    def activation(self) -> nn.Module | None:
-        """Final activation of an smp model, Identity if it has none; None for other models."""
-        head = getattr(self._model, "segmentation_head", None)
-        head = unwrap(head) if isinstance(head, nn.Module) else None
-        last = head[-1] if isinstance(head, nn.Sequential) and len(head) else None
-        is_activation = type(last).__module__ == nn.Sigmoid.__module__
-        return last.activation if isinstance(last, Activation) else last if is_activation else None
-
-    @property
-    def keeps_order(self) -> bool:
-        """Whether the labels of activated logits are those of the logits, pixel by pixel."""
-        return isinstance(self.activation, _KEEPING_ORDER)
-
-    @property
-    def resizes_logits(self) -> bool:
-        """Whether SegNeXt's own head applies the activation, after it resized the logits."""
-        return hasattr(getattr(self._model, "segmentation_head", None), "takes_size")
 
     @functools.cached_property
     def threshold(self) -> float:
@@ -200,32 +168,83 @@ class ModelInfo:
         return (low + high) / 2 if max(abs(low), abs(high)) < 100 else middle
 
 
-def to_labels(scores: torch.Tensor, dim: int, threshold: float) -> torch.Tensor:
-    """Convert logits or probabilities to labels, int64.
-
-    Args:
-        scores: Scores of the classes along `dim`; one class for a binary model.
-        dim: Dimension of the classes, which the labels do not have.
-        threshold: Score above which a binary model predicts its class.
-    """
-    if scores.shape[dim] > 1:
-        return scores.max(dim).indices
-    return (scores.select(dim, 0) > threshold).long()
-
-
 @functools.cache
 def _encoder_normalization(encoder: str, weights: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     settings = get_preprocessing_params(encoder, weights)
     largest = settings["input_range"][1]
     mean, std = (tuple(value / largest for value in settings[key]) for key in ("mean", "std"))
     if settings["input_space"] != "RGB":
-        raise ValueError(f"it takes {settings['input_space']} images")
+        raise OptionError(f"it takes {settings['input_space']} images")
     return mean, std
 
 
-# Modules of running blocks: how many of them are running, and whether the module was in training mode
-_MODES: dict[nn.Module, tuple[int, bool]] = {}
-_MODES_LOCK = threading.Lock()
+def to_labels(scores: torch.Tensor, dim: int, threshold: float) -> torch.Tensor:
+    """Convert scores of the classes along `dim` to labels, int64, without this dimension.
+
+    The label of a binary model, which has one class, is 1 where its score exceeds `threshold`, else 0.
+    """
+    if scores.shape[dim] > 1:
+        return scores.max(dim).indices
+    return (scores.select(dim, 0) > threshold).long()
+
+
+class Segmenter:
+    """A segmentation model as predictions need it: called by `__call__`, for maps that can be resized and averaged.
+
+    SegNeXt leaves its activation out when it is asked to; the outputs of other models are taken as they are.
+
+    Args:
+        model: Any model of smp, or another module that maps images (B, C, H, W) to maps (B, classes, h, w), with or
+            without a second output.
+
+    Attributes:
+        gives_logits: Whether the maps are logits.
+        gives_small_maps: Whether the maps are logits of SegNeXt before they are resized.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.info = info = ModelInfo(model)
+        self.model = model
+        leaves_out = info.is_segnext and info.keeps_order and info.resizes_logits
+        self.gives_logits = leaves_out or isinstance(info.activation, nn.Identity | None)
+        self.gives_small_maps = self.gives_logits and info.is_segnext
+        self._options: dict[str, Any] = {"upsampling": 1} if self.gives_small_maps else {}
+        self._options |= {"activated": False} if leaves_out else {}
+        # log-probabilities are logits; the output of a tanh, from -1 to 1, is taken as one
+        self._gives_probabilities = not (self.gives_logits or isinstance(info.activation, nn.LogSoftmax | nn.Tanh))
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """Compute maps (B, classes, h, w) of normalized images (B, C, H, W).
+
+        Raises:
+            OptionError: If the model returns something else.
+        """
+        output = self.model(images, **self._options)
+        maps = output[0] if isinstance(output, tuple) else output  # without those of a classification head
+        if not isinstance(maps, torch.Tensor):
+            raise OptionError(f"The model returned a {type(maps).__name__}, not a tensor (B, classes, H, W).")
+        if maps.ndim != 4 or not maps.is_floating_point():
+            raise OptionError(
+                f"The model returned {str(maps.dtype).removeprefix('torch.')} {tuple(maps.shape)}, not scores (B, "
+                f"classes, H, W) of each pixel: it does not segment images, or not by scores."
+            )
+        return maps
+
+    def labels(self, scores: torch.Tensor, dim: int, probabilities: bool = False) -> torch.Tensor:
+        """Convert maps, or :meth:`probabilities`, to labels, int64, without the dimension `dim` of the classes."""
+        own = self.info.threshold if self._gives_probabilities else 0.0
+        return to_labels(scores, dim, 0.5 if probabilities and not self._gives_probabilities else own)
+
+    def probabilities(self, maps: torch.Tensor, dim: int) -> torch.Tensor:
+        """Convert maps with the classes along `dim` to probabilities: by softmax or, for one class, by sigmoid."""
+        if self._gives_probabilities:
+            return maps
+        binary = maps.shape[dim] == 1 or isinstance(self.info.activation, nn.Sigmoid)
+        return maps.sigmoid() if binary else maps.softmax(dim)
+
+
+_EVALUATING: Counter[nn.Module] = Counter()  # of modules in training mode, the number of running blocks that use them
+_LOCK = threading.Lock()
 
 
 @contextmanager
@@ -234,20 +253,18 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
     Blocks may overlap, in several threads, with models that share modules. A model in evaluation mode is not changed.
     """
-    with _MODES_LOCK:
+    with _LOCK:
         # a compiled module shares the mode of the module in it
-        modules = [m for m in model.modules() if (m.training or m in _MODES) and not _is_compiled(m)]
-        states = [_MODES.get(module, (0, module.training)) for module in modules]
-        for module, (blocks, training) in zip(modules, states):
-            _MODES[module] = (blocks + 1, training)
+        modules = [m for m in model.modules() if (m.training or m in _EVALUATING) and not _is_compiled(m)]
+        _EVALUATING.update(modules)
+        for module in modules:
             module.training = False
     try:
         yield
     finally:
-        with _MODES_LOCK:
+        with _LOCK:
+            _EVALUATING.subtract(modules)
             for module in modules:
-                blocks, training = _MODES.pop(module)
-                if blocks > 1:
-                    _MODES[module] = (blocks - 1, training)
-                elif training:
+                if not _EVALUATING[module]:
+                    del _EVALUATING[module]
                     module.training = True

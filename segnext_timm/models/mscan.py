@@ -21,7 +21,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 from urllib.parse import urlparse
 
 import torch
@@ -35,6 +35,7 @@ from timm.layers import (
     LayerScale2d,
     calculate_drop_path_rates,
     get_act_layer,
+    get_device_dtype,
     get_norm_layer,
     trunc_normal_,
 )
@@ -42,15 +43,15 @@ from timm.models import (
     build_model_with_cfg,
     checkpoint_seq,
     generate_default_cfgs,
-    load_state_dict,
     register_model,
     resolve_pretrained_cfg,
 )
+from timm.models._builder import _resolve_pretrained_source
 from timm.models._features import feature_take_indices
 from timm.models._hub import get_cache_dir
 from torch.hub import download_url_to_file
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, OptionError
 from ..variants import HUB_IDS, NARROW, VARIANTS
 from .fusion import FusedMSCANBlock, affine_of, fold_norm
 
@@ -72,15 +73,7 @@ class MultiScaleConvAttention(nn.Module):
     gather it at larger scales; a 1×1 convolution mixes their sum into the attention that weights the input.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        kernel_sizes: tuple[int, ...] = (7, 11, 21),
-        dilation: int = 1,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+    def __init__(self, dim: int, dilation: int = 1, **dd: Any) -> None:
         super().__init__()
 
         def depthwise(height: int, width: int) -> nn.Conv2d:
@@ -88,7 +81,7 @@ class MultiScaleConvAttention(nn.Module):
             return nn.Conv2d(dim, dim, (height, width), padding=padding, dilation=dilation, groups=dim, **dd)
 
         self.dwconv = depthwise(5, 5)
-        self.branches = nn.ModuleList(nn.Sequential(depthwise(1, k), depthwise(k, 1)) for k in kernel_sizes)
+        self.branches = nn.ModuleList(nn.Sequential(depthwise(1, k), depthwise(k, 1)) for k in (7, 11, 21))
         self.proj = nn.Conv2d(dim, dim, 1, **dd)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -103,20 +96,11 @@ class MultiScaleConvAttention(nn.Module):
 class SpatialAttention(nn.Module):
     """MSCA between two 1×1 convolutions, with a shortcut around all three (figure 2 of the paper)."""
 
-    def __init__(
-        self,
-        dim: int,
-        kernel_sizes: tuple[int, ...] = (7, 11, 21),
-        dilation: int = 1,
-        act_layer: Callable[..., nn.Module] = nn.GELU,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+    def __init__(self, dim: int, dilation: int, act_layer: type[nn.Module], **dd: Any) -> None:
         super().__init__()
         self.proj_in = nn.Conv2d(dim, dim, 1, **dd)
         self.act = act_layer()
-        self.msca = MultiScaleConvAttention(dim, kernel_sizes, dilation=dilation, **dd)
+        self.msca = MultiScaleConvAttention(dim, dilation, **dd)
         self.proj_out = nn.Conv2d(dim, dim, 1, **dd)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -130,31 +114,18 @@ class SpatialAttention(nn.Module):
 class ConvMlp(nn.Module):
     """Inverted bottleneck of 1×1 convolutions with a depthwise 3×3 convolution before its activation."""
 
-    def __init__(
-        self,
-        dim: int,
-        hidden_dim: int,
-        dilation: int = 1,
-        act_layer: Callable[..., nn.Module] = nn.GELU,
-        drop: float = 0.0,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+    def __init__(self, dim: int, hidden_dim: int, dilation: int, act_layer: type[nn.Module], **dd: Any) -> None:
         super().__init__()
         self.fc1 = nn.Conv2d(dim, hidden_dim, 1, **dd)
         self.dwconv = nn.Conv2d(hidden_dim, hidden_dim, 3, padding=dilation, dilation=dilation, groups=hidden_dim, **dd)
         self.act = act_layer()
-        self.drop1 = nn.Dropout(drop)
         self.fc2 = nn.Conv2d(hidden_dim, dim, 1, **dd)
-        self.drop2 = nn.Dropout(drop)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Features (B, dim, H, W) to features of the same shape."""
         x = self.fc1(x)
         x = self.dwconv(x)
-        x = self.drop1(self.act(x))
-        return self.drop2(self.fc2(x))
+        return self.fc2(self.act(x))
 
 
 class MSCANBlock(nn.Module):
@@ -164,25 +135,21 @@ class MSCANBlock(nn.Module):
         self,
         dim: int,
         mlp_ratio: float = 4.0,
-        kernel_sizes: tuple[int, ...] = (7, 11, 21),
         ls_init_value: float = 1e-2,
         dilation: int = 1,
-        drop: float = 0.0,
         drop_path: float = 0.0,
-        act_layer: Callable[..., nn.Module] = nn.GELU,
-        norm_layer: Callable[..., nn.Module] = nn.BatchNorm2d,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        act_layer: type[nn.Module] = nn.GELU,
+        norm_layer: type[nn.Module] = nn.BatchNorm2d,
+        **dd: Any,
     ) -> None:
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         super().__init__()
         self.norm1 = norm_layer(dim, **dd)
-        self.attn = SpatialAttention(dim, kernel_sizes, dilation=dilation, act_layer=act_layer, **dd)
+        self.attn = SpatialAttention(dim, dilation, act_layer, **dd)
         self.ls1 = LayerScale2d(dim, init_values=ls_init_value, **dd)
         self.drop_path1 = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
 
         self.norm2 = norm_layer(dim, **dd)
-        self.mlp = ConvMlp(dim, int(dim * mlp_ratio), dilation=dilation, act_layer=act_layer, drop=drop, **dd)
+        self.mlp = ConvMlp(dim, int(dim * mlp_ratio), dilation, act_layer, **dd)
         self.ls2 = LayerScale2d(dim, init_values=ls_init_value, **dd)
         self.drop_path2 = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
 
@@ -202,15 +169,8 @@ class Stem(nn.Module):
     """Two 3×3 convolutions of stride 2: an image to features at a quarter of its size."""
 
     def __init__(
-        self,
-        in_chs: int,
-        out_chs: int,
-        act_layer: Callable[..., nn.Module] = nn.GELU,
-        norm_layer: Callable[..., nn.Module] = nn.BatchNorm2d,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        self, in_chs: int, out_chs: int, act_layer: type[nn.Module], norm_layer: type[nn.Module], **dd: Any
     ) -> None:
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         super().__init__()
         self.conv1 = nn.Conv2d(in_chs, out_chs // 2, 3, stride=2, padding=1, **dd)
         self.norm1 = norm_layer(out_chs // 2, **dd)
@@ -233,16 +193,8 @@ class Downsample(nn.Module):
     """Overlapping 3×3 convolution and normalization between two stages."""
 
     def __init__(
-        self,
-        in_chs: int,
-        out_chs: int,
-        stride: int = 2,
-        dilation: int = 1,
-        norm_layer: Callable[..., nn.Module] = nn.BatchNorm2d,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        self, in_chs: int, out_chs: int, stride: int, dilation: int, norm_layer: type[nn.Module], **dd: Any
     ) -> None:
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         super().__init__()
         self.conv = nn.Conv2d(in_chs, out_chs, 3, stride=stride, padding=dilation, dilation=dilation, **dd)
         self.norm = norm_layer(out_chs, **dd)
@@ -257,54 +209,14 @@ class Downsample(nn.Module):
 
 
 class MSCANStage(nn.Module):
-    """Downsampling, blocks at one resolution, and a LayerNorm whose output is both feature and next input.
+    """Downsampling, blocks at one resolution, and a LayerNorm whose output is both feature and next input."""
 
-    The first stage has the stem in place of a downsampling. `dilation` is that of the downsampling and of the blocks.
-    """
-
-    def __init__(
-        self,
-        in_chs: int,
-        out_chs: int,
-        depth: int,
-        downsample: bool = True,
-        stride: int = 2,
-        dilation: tuple[int, int] = (1, 1),
-        mlp_ratio: float = 4.0,
-        kernel_sizes: tuple[int, ...] = (7, 11, 21),
-        ls_init_value: float = 1e-2,
-        drop: float = 0.0,
-        drop_path_rates: list[float] | None = None,
-        act_layer: Callable[..., nn.Module] = nn.GELU,
-        norm_layer: Callable[..., nn.Module] = nn.BatchNorm2d,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+    def __init__(self, dim: int, downsample: nn.Module, blocks: list[MSCANBlock], **dd: Any) -> None:
         super().__init__()
         self.grad_checkpointing = False
-        self.downsample = (
-            Downsample(in_chs, out_chs, stride, dilation[0], norm_layer, **dd) if downsample else nn.Identity()
-        )
-        drop_path_rates = drop_path_rates or [0.0] * depth
-        self.blocks = nn.Sequential(
-            *[
-                MSCANBlock(
-                    out_chs,
-                    mlp_ratio=mlp_ratio,
-                    kernel_sizes=kernel_sizes,
-                    ls_init_value=ls_init_value,
-                    dilation=dilation[1],
-                    drop=drop,
-                    drop_path=drop_path_rates[i],
-                    act_layer=act_layer,
-                    norm_layer=norm_layer,
-                    **dd,
-                )
-                for i in range(depth)
-            ]
-        )
-        self.norm = LayerNorm2d(out_chs, eps=1e-5, **dd)
+        self.downsample = downsample
+        self.blocks = nn.Sequential(*blocks)
+        self.norm = LayerNorm2d(dim, eps=1e-5, **dd)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Features (B, C, H, W) of the previous stage to those of this stage."""
@@ -316,29 +228,8 @@ class MSCANStage(nn.Module):
         return self.norm(x)
 
 
-def _stage_sampling(num_stages: int, output_stride: int) -> list[tuple[int, tuple[int, int], int]]:
-    """Compute each stage's stride, the dilations of its downsampling and of its blocks, and its total stride."""
-    if output_stride not in (8, 16, 32):
-        raise ValueError(f"output_stride must be 8, 16 or 32, got {output_stride}")
-    reduction, dilation = 4, 1
-    found = [(1, (1, 1), reduction)]
-    for _ in range(1, num_stages):
-        if reduction < output_stride:
-            reduction *= 2
-            found.append((2, (dilation, dilation), reduction))
-        else:
-            # the downsampling convolution still reads features at the previous stage's sampling
-            found.append((1, (dilation, 2 * dilation), reduction))
-            dilation *= 2
-    return found
-
-
 class MSCAN(nn.Module):
-    """Multi-Scale Convolutional Attention Network, the encoder of SegNeXt.
-
-    `SegNeXt: Rethinking Convolutional Attention Design for Semantic Segmentation`, https://arxiv.org/abs/2209.08575,
-    section 3.1 and table 2.
-    """
+    """Multi-Scale Convolutional Attention Network, the encoder of SegNeXt: section 3.1 and table 2 of the paper."""
 
     def __init__(
         self,
@@ -349,12 +240,10 @@ class MSCAN(nn.Module):
         depths: tuple[int, ...] = (3, 3, 12, 3),
         dims: tuple[int, ...] = (64, 128, 320, 512),
         mlp_ratios: tuple[float, ...] = (8, 8, 4, 4),
-        kernel_sizes: tuple[int, ...] = (7, 11, 21),
         ls_init_value: float = 1e-2,
         act_layer: str | Callable[..., nn.Module] = "gelu",
         norm_layer: str | Callable[..., nn.Module] = "batchnorm2d",
         drop_rate: float = 0.0,
-        proj_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -370,20 +259,23 @@ class MSCAN(nn.Module):
             depths: Number of blocks in each stage.
             dims: Number of channels in each stage.
             mlp_ratios: Width of the MLP's hidden layer over that of the block, in each stage (table 2 of the paper).
-            kernel_sizes: Lengths of the attention's strip convolutions (section 3.1 of the paper: 7, 11 and 21).
             ls_init_value: Initial value of the blocks' layer scales; 1e-2 in the paper's code. Training from scratch
                 may want another.
             act_layer: Activation layer.
             norm_layer: Normalization layer of the stem, the downsampling and the blocks. The norm that ends each
                 stage is a LayerNorm over channels whatever this is.
             drop_rate: Dropout rate before the classifier.
-            proj_drop_rate: Dropout rate in the blocks' MLPs.
             drop_path_rate: Stochastic depth rate of the last block; rates rise linearly from 0 over all blocks.
             device: Device of the parameters.
             dtype: Data type of the parameters.
+
+        Raises:
+            OptionError: If `output_stride` is another.
         """
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        if output_stride not in (8, 16, 32):
+            raise OptionError(f"output_stride must be 8, 16 or 32, got {output_stride}")
         make_act: Any = get_act_layer(act_layer)
         make_norm: Any = get_norm_layer(norm_layer)
         self.num_classes = num_classes
@@ -391,53 +283,40 @@ class MSCAN(nn.Module):
         self.drop_rate = drop_rate
         self.feature_info: list[dict[str, Any]] = []
 
-        self.stem = Stem(in_chans, dims[0], act_layer=make_act, norm_layer=make_norm, **dd)
+        self.stem = Stem(in_chans, dims[0], make_act, make_norm, **dd)
 
         drop_path_rates: Any = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
         stages = []
-        for i, (stride, dilation, reduction) in enumerate(_stage_sampling(len(dims), output_stride)):
-            stages.append(
-                MSCANStage(
-                    dims[max(i - 1, 0)],
-                    dims[i],
-                    depths[i],
-                    downsample=i > 0,
-                    stride=stride,
-                    dilation=dilation,
-                    mlp_ratio=mlp_ratios[i],
-                    kernel_sizes=kernel_sizes,
-                    ls_init_value=ls_init_value,
-                    drop=proj_drop_rate,
-                    drop_path_rates=drop_path_rates[i],
-                    act_layer=make_act,
-                    norm_layer=make_norm,
-                    **dd,
-                )
-            )
-            self.feature_info.append({"num_chs": dims[i], "reduction": reduction, "module": f"stages.{i}"})
+        reduction, dilation = 4, 1
+        for i, dim in enumerate(dims):
+            downsample: nn.Module = nn.Identity()
+            if i > 0:
+                stride = 2 if reduction < output_stride else 1
+                # the downsampling of a stage that loses its stride reads features at the previous stage's sampling
+                downsample = Downsample(dims[i - 1], dim, stride, dilation, make_norm, **dd)
+                reduction *= stride
+                dilation *= 2 // stride
+            blocks = [
+                MSCANBlock(dim, mlp_ratios[i], ls_init_value, dilation, rate, make_act, make_norm, **dd)
+                for rate in drop_path_rates[i]
+            ]
+            stages.append(MSCANStage(dim, downsample, blocks, **dd))
+            self.feature_info.append({"num_chs": dim, "reduction": reduction, "module": f"stages.{i}"})
         self.stages = nn.Sequential(*stages)
 
         self.num_features = dims[-1]
         self.head = ClassifierHead(dims[-1], num_classes, pool_type=global_pool, drop_rate=drop_rate, **dd)
-        self.head_hidden_size = dims[-1] * self.head.global_pool.feat_mult()
+        self.head_hidden_size = self.head.num_features
         self.apply(_init_weights)
-        self.register_load_state_dict_pre_hook(_rename_published)
-
-    @torch.jit.unused
-    def _stages(self) -> list[MSCANStage]:
-        return cast(list[MSCANStage], list(self.stages))
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Regular expressions that sort the parameters into layers, for layer-wise learning rate decay.
-
-        Args:
-            coarse: One layer per stage instead of one per block.
-        """
+        """Patterns that group parameters by block, or by stage if `coarse`, for layer-wise learning rate decay."""
         if coarse:
             return {"stem": r"^stem", "blocks": r"^stages\.(\d+)"}
         # a stage's downsampling goes with its first block, its norm with its last
-        norms = [(rf"^stages\.({i})\.norm", (len(stage.blocks) - 1,)) for i, stage in enumerate(self._stages())]
+        stages: Any = self.stages
+        norms = [(rf"^stages\.({i})\.norm", (len(stage.blocks) - 1,)) for i, stage in enumerate(stages)]
         return {
             "stem": r"^stem",
             "blocks": [(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None), *norms],
@@ -446,7 +325,8 @@ class MSCAN(nn.Module):
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass instead of keeping its activations."""
-        for stage in self._stages():
+        stages: Any = self.stages
+        for stage in stages:
             stage.grad_checkpointing = enable
 
     @torch.jit.ignore
@@ -455,25 +335,10 @@ class MSCAN(nn.Module):
         return self.head.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifier.
-
-        Args:
-            num_classes: Number of classes, 0 to remove the classifier.
-            global_pool: Pooling type, '' to remove the pooling too, None to keep it.
-        """
-        parameter = next(self.parameters())
+        """Replace the classifier, 0 classes for none, and its pooling: '' for none, None to keep it."""
         self.num_classes = num_classes
-        if global_pool is None:
-            global_pool = self.head.global_pool.pool_type
-        self.head = ClassifierHead(
-            self.num_features,
-            num_classes,
-            pool_type=global_pool,
-            drop_rate=self.drop_rate,
-            device=parameter.device,
-            dtype=parameter.dtype,
-        ).train(self.training)
-        self.head_hidden_size = self.num_features * self.head.global_pool.feat_mult()
+        self.head.reset(num_classes, global_pool, in_features=self.num_features, **get_device_dtype(self))
+        self.head_hidden_size = self.head.num_features
         self.head.apply(_init_weights)
 
     def forward_intermediates(
@@ -485,18 +350,9 @@ class MSCAN(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[torch.Tensor] | tuple[torch.Tensor, list[torch.Tensor]]:
-        """Compute the features of stages, and what `forward_features` returns.
+        """Compute the features (B, C_i, H_i, W_i) of stages, after what `forward_features` returns.
 
-        Args:
-            x: Images of shape (B, C, H, W).
-            indices: Take last n stages if int, all if None, select matching indices if sequence.
-            norm: Without effect: the features of all stages are normalized.
-            stop_early: Stop iterating over stages when last desired intermediate hit.
-            output_fmt: Shape of intermediate feature outputs, only 'NCHW'.
-            intermediates_only: Only return intermediate features.
-
-        Returns:
-            List of features, or tuple of the last feature and that list.
+        Arguments as in timm's models. `norm` has no effect: the features of all stages are normalized.
         """
         assert output_fmt in ("NCHW",), "Output shape must be NCHW."
         intermediates = []
@@ -519,15 +375,9 @@ class MSCAN(nn.Module):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Prune layers not required for specified intermediates.
+        """Remove the stages behind the last of `indices`, and the classifier. Returns the indices, from 0.
 
-        Args:
-            indices: Indices of the stages to keep, the last n if int.
-            prune_norm: Without effect: each stage's norm is part of its feature.
-            prune_head: Prune the classifier even if all stages are kept.
-
-        Returns:
-            Indices of the kept features.
+        Arguments as in timm's models. `prune_norm` has no effect: each stage's norm is part of its feature.
         """
         take_indices, max_index = feature_take_indices(len(self.stages), indices)
         prune_end = max_index < len(self.stages) - 1
@@ -564,9 +414,8 @@ def _init_weights(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-# Names in the code of the authors, JSeg and mmsegmentation, and names here; `{}` is a number. Stages count from 0 in
-# this table, from 1 in those codes. The first entry that fits counts; of names here, the last, so that `mlp.dwconv`
-# gets mmsegmentation's name.
+# Names in mmsegmentation's code and here; `{}` is a number. Stages count from 0 in this table, from 1 in that code. The
+# first entry that fits counts. The authors' and JSeg's code has `mlp.dwconv.dwconv` for `mlp.dwconv`.
 PUBLISHED_NAMES = (
     ("patch_embed0.proj.0", "stem.conv1"),
     ("patch_embed0.proj.1", "stem.norm1"),
@@ -574,7 +423,6 @@ PUBLISHED_NAMES = (
     ("patch_embed0.proj.4", "stem.norm2"),
     ("patch_embed{}.proj", "stages.{}.downsample.conv"),
     ("patch_embed{}.norm", "stages.{}.downsample.norm"),
-    ("block{}.{}.norm1", "stages.{}.blocks.{}.norm1"),
     ("block{}.{}.attn.proj_1", "stages.{}.blocks.{}.attn.proj_in"),
     ("block{}.{}.attn.spatial_gating_unit.conv0", "stages.{}.blocks.{}.attn.msca.dwconv"),
     ("block{}.{}.attn.spatial_gating_unit.conv{}_1", "stages.{}.blocks.{}.attn.msca.branches.{}.0"),
@@ -582,12 +430,8 @@ PUBLISHED_NAMES = (
     ("block{}.{}.attn.spatial_gating_unit.conv3", "stages.{}.blocks.{}.attn.msca.proj"),
     ("block{}.{}.attn.proj_2", "stages.{}.blocks.{}.attn.proj_out"),
     ("block{}.{}.layer_scale_1", "stages.{}.blocks.{}.ls1.gamma"),
-    ("block{}.{}.norm2", "stages.{}.blocks.{}.norm2"),
-    ("block{}.{}.mlp.fc1", "stages.{}.blocks.{}.mlp.fc1"),
-    ("block{}.{}.mlp.dwconv.dwconv", "stages.{}.blocks.{}.mlp.dwconv"),  # the authors' and JSeg's
-    ("block{}.{}.mlp.dwconv", "stages.{}.blocks.{}.mlp.dwconv"),  # mmsegmentation's
-    ("block{}.{}.mlp.fc2", "stages.{}.blocks.{}.mlp.fc2"),
     ("block{}.{}.layer_scale_2", "stages.{}.blocks.{}.ls2.gamma"),
+    ("block{}", "stages.{}.blocks"),
     ("norm{}", "stages.{}.norm"),
     ("head.weight", "head.fc.weight"),
     ("head.bias", "head.fc.bias"),
@@ -602,19 +446,6 @@ def rename(name: str, table: Iterable[tuple[str, str]]) -> str | None:
     return None
 
 
-def native_name(name: str) -> str:
-    """Rename a parameter of MSCAN from any name in `PUBLISHED_NAMES`; returns other names as they are."""
-    from_0 = re.sub(r"^(patch_embed|block|norm)(\d)", lambda match: f"{match[1]}{int(match[2]) - 1}", name)
-    return rename(from_0, PUBLISHED_NAMES) or name
-
-
-def _rename_published(model: nn.Module, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-    """Load-state-dict pre-hook: rename parameters of a published checkpoint, as of timm's `checkpoint_path`."""
-    if prefix + "patch_embed1.proj.0.weight" in state_dict:
-        for name in [name for name in state_dict if name.startswith(prefix)]:
-            state_dict[prefix + native_name(name[len(prefix) :])] = state_dict.pop(name)
-
-
 # Prefixes of DistributedDataParallel and torch.compile, also around parts of a network
 WRAPPERS = r"(?:(?:module|_orig_mod)\.)*"
 _STEM = re.compile(rf"((?:.+\.)?)(?:stem\.{WRAPPERS}conv1|patch_embed1\.{WRAPPERS}proj\.{WRAPPERS}0)\.weight")
@@ -626,15 +457,7 @@ def is_average(prefix: str) -> bool:
 
 
 def backbone_prefix(names: Iterable[str], ema: bool = False) -> str:
-    """Find the prefix of the one MSCAN among named parameters, by its stem.
-
-    Args:
-        names: Names of parameters.
-        ema: Of a network and its average, whose prefix contains "ema", take the average.
-
-    Raises:
-        CheckpointError: If there is no MSCAN among them, or more than one.
-    """
+    """Find the prefix of the one MSCAN among named parameters, or of its moving average if `ema`, by its stem."""
     names = list(names)
     prefixes = [match[1] for match in map(_STEM.fullmatch, names) if match]
     if not prefixes:
@@ -655,32 +478,35 @@ def backbone_prefix(names: Iterable[str], ema: bool = False) -> str:
 def backbone_to_native(state_dict: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """Take MSCAN's parameters out of a checkpoint, alone or as part of another network, under native names.
 
-    Args:
-        state_dict: Parameters by native or published names, which may be nested as `state_dict`, `model` or `module`.
-
     Raises:
         CheckpointError: If there is no MSCAN among them, or more than one.
     """
-    while nested := [
-        state_dict[k] for k in ("state_dict", "model", "module") if isinstance(state_dict.get(k), Mapping)
-    ]:
-        state_dict = nested[0]
-    tensors = {name: value for name, value in state_dict.items() if isinstance(value, torch.Tensor)}
-    prefix = backbone_prefix(tensors)
-    own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-    # mmcv keeps averages of the weights beside them; timm's feature extractors flatten the stages into themselves
-    own = {name: value for name, value in own.items() if not name.startswith("ema_")}
-    return {re.sub(r"^stages_", "stages.", native_name(name)): value for name, value in own.items()}
+    for key in ("state_dict", "model", "module"):
+        if isinstance(state_dict.get(key), Mapping):
+            return backbone_to_native(state_dict[key])
+    prefix = backbone_prefix(name for name, value in state_dict.items() if isinstance(value, torch.Tensor))
+    native = {}
+    for name, value in state_dict.items():
+        own = name.removeprefix(prefix)
+        if not name.startswith(prefix) or own.startswith("ema_") or not isinstance(value, torch.Tensor):
+            continue  # of what is around the backbone; mmcv keeps averages of the weights beside them
+        # timm's feature extractors flatten the stages into themselves
+        own = own.replace("stages_", "stages.").replace("mlp.dwconv.dwconv", "mlp.dwconv")
+        from_0 = re.sub(r"^(patch_embed|block|norm)(\d)", lambda match: f"{match[1]}{int(match[2]) - 1}", own)
+        native[rename(from_0, PUBLISHED_NAMES) or own] = value
+    return native
 
 
 def check_parameters(state_dict: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
     """Raise a CheckpointError that says in one line how names or shapes differ from a model's."""
-    differing = [n for n, v in state_dict.items() if n in expected and v.shape != expected[n].shape]
     problems = []
     for what, names in (
         ("lacks", [n for n in expected if n not in state_dict]),
         ("has the unknown", [n for n in state_dict if n not in expected]),
-        ("has the wrong shape in", differing),
+        (
+            "has the wrong shape in",
+            [n for n, v in state_dict.items() if n in expected and v.shape != expected[n].shape],
+        ),
     ):
         more = f" and {len(names) - 2} more" if len(names) > 2 else ""
         problems += [f"{what} {', '.join(names[:2])}{more}"] if names else []
@@ -697,9 +523,6 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: MSCAN) -> dict[st
         CheckpointError: If parameters other than the classifier's are missing, unknown or of another shape.
     """
     expected, state_dict = model.state_dict(), backbone_to_native(state_dict)
-    for name in expected.keys() - state_dict.keys():  # files of Jittor and Paddle have no counts
-        if name.endswith("num_batches_tracked"):
-            state_dict[name] = torch.tensor(0)
     adapted = ("head.fc.weight", "head.fc.bias", "stem.conv1.weight")  # by timm, to other classes and channels
     check_parameters(
         *({n: v for n, v in names.items() if not n.startswith(adapted)} for names in (state_dict, expected))
@@ -770,34 +593,18 @@ def _fetch(url: str, cache_dir: str | Path | None) -> None:
         raise CheckpointError(f"{path}: its sha256 is not that of the published file. Remove it to download it again.")
 
 
-def _read(file: str | Path) -> dict[str, Any]:
-    try:
-        return load_state_dict(str(file))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{file}: no such file.") from None
-    except Exception as error:  # whatever torch.load raises
-        reason = " ".join(str(error).partition(". ")[0].split()) or type(error).__name__
-        raise CheckpointError(f"{file}: timm cannot read it ({reason}). Try `segnext-timm convert`.") from None
-
-
 def _create_mscan(variant: str, pretrained: bool = False, **kwargs: Any) -> MSCAN:
-    given, overlay = kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay") or {}
-    cfg = resolve_pretrained_cfg(variant, given, overlay)
-    before_files = cfg.source in ("hf-hub", "local-dir") or cfg.state_dict  # in timm's order of sources
-    if kwargs.get("features_only", False):
-        kwargs.setdefault("num_classes", 0)  # timm's wrapper drops the classifier anyway
-    if pretrained and cfg.file and not before_files:
-        classifier = backbone_to_native(_read(cfg.file)).get("head.fc.weight", ())
-        if len(classifier) and "num_classes" not in {**(given if isinstance(given, dict) else {}), **overlay}:
-            # timm would drop a classifier that is not of the published number of classes
-            kwargs["pretrained_cfg_overlay"] = {**overlay, "num_classes": len(classifier)}
+    cfg = resolve_pretrained_cfg(variant, kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay"))
+    source, location = _resolve_pretrained_source(cfg.to_dict())
 
     def build(**model_args: Any) -> MSCAN:
         model = MSCAN(**model_args)  # wrong arguments end here, before any download
-        if pretrained and cfg.url and not (before_files or cfg.file or cfg.hf_hub_id):
-            _fetch(str(cfg.url), kwargs.get("cache_dir"))
+        if pretrained and source == "url":
+            _fetch(location, kwargs.get("cache_dir"))
         return model
 
+    if kwargs.get("features_only", False):
+        kwargs.setdefault("num_classes", 0)  # timm's wrapper drops the classifier anyway
     return build_model_with_cfg(
         build,
         variant,

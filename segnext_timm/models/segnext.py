@@ -18,19 +18,19 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from huggingface_hub import CommitInfo, ModelCard
-from segmentation_models_pytorch.base import ClassificationHead, SegmentationModel
+from segmentation_models_pytorch.base import ClassificationHead, SegmentationHead, SegmentationModel
 from segmentation_models_pytorch.base.hub_mixin import supports_config_loading
+from segmentation_models_pytorch.base.modules import Activation
 from segmentation_models_pytorch.base.utils import is_torch_compiling
 from segmentation_models_pytorch.encoders import get_encoder, get_encoder_names
 
 from .._atomic import fill_when_complete
+from ..errors import OptionError
 from ..variants import MIN_SIDE
 from .fusion import check_not_fused
 from .hamburger import GroupNorm, Hamburger
-from .heads import describe_head, make_head
 from .losses import resized_argmax
-from .model_info import ModelInfo, evaluation_mode, true_results, weights_digest
-from .segmenter import Segmenter
+from .model_info import ModelInfo, Segmenter, evaluation_mode, true_results, weights_digest
 
 _logger = logging.getLogger(__name__)
 
@@ -43,6 +43,19 @@ class LightHamDecoder(nn.Module):
     Section 3.2 and figure 3(c) of the paper. The features are squeezed, each by a 1×1 convolution of its own, before
     they are resized and summed; the original resizes and concatenates them, then squeezes them together. Both give the
     same result, because a 1×1 convolution commutes with bilinear resizing; this order needs a quarter of the work.
+
+    Args:
+        encoder_channels: Channels of the encoder's features, the image first, strides doubling. The first three
+            (strides 1, 2, 4) are not used; at least one more is needed.
+        channels: Width of the decoder, divisible by 32.
+        rank: Number of bases of the matrix decomposition.
+        dropout: Rate at which whole channels of the output are dropped in training.
+        train_steps: Updates of the matrix decomposition in training.
+        eval_steps: Updates of the matrix decomposition in evaluation.
+        one_step_gradient: Back-propagate through the last of these updates only.
+
+    Raises:
+        OptionError: If `channels` is not divisible by 32.
     """
 
     def __init__(
@@ -55,31 +68,11 @@ class LightHamDecoder(nn.Module):
         eval_steps: int = 7,
         one_step_gradient: bool = False,
     ) -> None:
-        """Set up the decoder.
-
-        Args:
-            encoder_channels: Channels of the encoder's features, the image first, strides doubling. The first three
-                (strides 1, 2, 4) are not used; at least one more is needed.
-            channels: Width of the decoder, divisible by 32.
-            rank: Number of bases of the matrix decomposition.
-            dropout: Rate at which whole channels of the output are dropped in training.
-            train_steps: Updates of the matrix decomposition in training.
-            eval_steps: Updates of the matrix decomposition in evaluation.
-            one_step_gradient: Back-propagate through the last of these updates only.
-
-        Raises:
-            ValueError: If `channels` or the number of features does not fit.
-        """
         super().__init__()
-        if len(encoder_channels) < 4:
-            raise ValueError(
-                f"SegNeXt needs an encoder of depth 3, 4 or 5, got {len(encoder_channels) - 1}: its decoder takes the "
-                f"features from stride 8 on."
-            )
         if channels < 1 or channels % _NUM_GROUPS:
-            raise ValueError(
-                f"decoder_channels must be a multiple of {_NUM_GROUPS} (its GroupNorms have {_NUM_GROUPS} groups), "
-                f"got {channels}; the nearest is {max(round(channels / _NUM_GROUPS), 1) * _NUM_GROUPS}."
+            raise OptionError(
+                f"decoder_channels must be a multiple of {_NUM_GROUPS} (the groups of its GroupNorms), got {channels}; "
+                f"the nearest is {max(round(channels / _NUM_GROUPS), 1) * _NUM_GROUPS}."
             )
         self.squeeze = nn.ModuleList(nn.Conv2d(chs, channels, 1, bias=False) for chs in encoder_channels[3:])
         self.squeeze_norm = GroupNorm(_NUM_GROUPS, channels)
@@ -89,14 +82,7 @@ class LightHamDecoder(nn.Module):
         self.dropout = nn.Dropout2d(dropout)
 
     def forward(self, features: list[torch.Tensor]) -> torch.Tensor:
-        """Fuse features.
-
-        Args:
-            features: One tensor (B, C_i, H_i, W_i) for each of `encoder_channels`.
-
-        Returns:
-            Features of shape (B, channels, H_3, W_3), where the size is that of the feature of stride 8.
-        """
+        """Fuse features (B, C_i, H_i, W_i), one for each of `encoder_channels`, to one (B, channels, H_3, W_3)."""
         x = self.squeeze[0](features[3])
         for i, squeeze in enumerate(self.squeeze):
             if i > 0:
@@ -105,6 +91,21 @@ class LightHamDecoder(nn.Module):
         x = self.hamburger(x)
         x = F.relu(self.align_norm(self.align(x)))
         return self.dropout(x)
+
+
+class ResizingHead(SegmentationHead):
+    """A 1×1 convolution and smp's activation of its output, which is resized first."""
+
+    def __init__(self, in_channels: int, classes: int, activation: Any = None) -> None:
+        super().__init__(in_channels, classes, kernel_size=1, activation=activation)
+        self.takes_size = True
+
+    def forward(self, x: torch.Tensor, size: list[int] | None, activated: bool = True) -> torch.Tensor:
+        """Features (B, in_channels, h, w) to a map (B, classes, *size), or (B, classes, h, w) if None."""
+        x = self[0](x)
+        if size is not None:
+            x = F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+        return self[2](x) if activated else x
 
 
 class SegNeXt(SegmentationModel):
@@ -129,12 +130,8 @@ class SegNeXt(SegmentationModel):
         classes: Number of classes, the channels of the output.
         activation: Applied to the output: "sigmoid", "softmax2d", "logsoftmax", "tanh", "identity", a callable that
             makes a module, or None for logits.
-        aux_params: Parameters of a classification head on top of the encoder, None for no such head:
-
-            - classes (int): Number of its classes
-            - pooling (str): "max" or "avg" (default)
-            - dropout (float): Dropout rate
-            - activation (str): Applied to its output
+        aux_params: Arguments of smp's `ClassificationHead` on top of the encoder: `classes`, `pooling` ("max" or
+            "avg"), `dropout` and `activation`; None for no such head.
         decoder_one_step_gradient: Back-propagate through the last update of the matrix decomposition only, as JSeg
             does, for less memory and time in training.
         upsampling: 8 for output of the images' size, 1 for that of the decoder's logits, an eighth of it, which
@@ -142,22 +139,19 @@ class SegNeXt(SegmentationModel):
             Saved models load with 8.
         pretrained_cfg: What is known of the weights: see the property :attr:`pretrained_cfg`. Entries for another
             number of classes or channels are left out, with a warning.
-        head_params: Parameters of the segmentation head, None for the paper's 1×1 convolution:
-
-            - kernel_size (int): Kernel size of its convolution
-            - upsampling (int): Makes the head smp's `SegmentationHead`, with this upsampling
-
-            Saved for a model whose `segmentation_head` was replaced. The output of any head is resized to the images'
-            size.
         kwargs: Arguments of timm's encoder, such as `drop_path_rate=0.1`, or `output_stride`.
 
+    Any head of smp fits as `segmentation_head`: its output is resized to the images' size. The configuration does not
+    describe it, so such a model is not saved by :meth:`save_pretrained`.
+
     Raises:
-        ValueError: If the encoder is unknown or an argument is out of its range.
+        OptionError: If the encoder is unknown or an argument is out of its range.
 
     .. seealso:: https://arxiv.org/abs/2209.08575
     """
 
     requires_divisible_input_shape = False
+    takes_activated = True  # an argument of `forward`: see ModelInfo
     __jit_unused_properties__ = ["pretrained_cfg"]
 
     @supports_config_loading
@@ -178,14 +172,13 @@ class SegNeXt(SegmentationModel):
         decoder_one_step_gradient: bool = False,
         upsampling: int = 8,
         pretrained_cfg: dict[str, Any] | None = None,
-        head_params: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__()
         _check_encoder_name(encoder_name)
         _check_upsampling(upsampling)
         if encoder_depth not in (3, 4, 5):
-            raise ValueError(f"encoder_depth must be 3, 4 or 5, got {encoder_depth}")
+            raise OptionError(f"encoder_depth must be 3, 4 or 5, got {encoder_depth}")
         self.in_channels = in_channels
         self.upsampling = upsampling
         self.config["upsampling"] = 8  # a model saved during training loads with full-size output
@@ -209,12 +202,10 @@ class SegNeXt(SegmentationModel):
             eval_steps=decoder_eval_steps,
             one_step_gradient=decoder_one_step_gradient,
         )
-        self.segmentation_head = make_head(decoder_channels, classes, activation, head_params)
-        if aux_params is not None:
-            self.classification_head = ClassificationHead(in_channels=self.encoder.out_channels[-1], **aux_params)
-        else:
-            self.classification_head = None
-
+        self.segmentation_head = ResizingHead(decoder_channels, classes, activation)
+        self.classification_head = (
+            None if aux_params is None else ClassificationHead(self.encoder.out_channels[-1], **aux_params)
+        )
         self.name = f"segnext-{encoder_name}"
         self.initialize()
 
@@ -222,13 +213,12 @@ class SegNeXt(SegmentationModel):
     def pretrained_cfg(self) -> dict[str, Any]:
         """Facts about the weights, saved with the configuration, as in timm.
 
-        Under `label_names` and `palette`, the name and color (red, green, blue) of each class; under `mean` and `std`,
-        the normalization of images scaled to 0..1; under `dataset`, `license`, `description` and `results`, what the
-        model card says. `results_digest` identifies the weights that have these results: a model that was trained on is
-        saved without them.
+        `label_names` and `palette` (red, green, blue) of each class; `mean` and `std` of images scaled to 0..1;
+        `dataset`, `license`, `description` and `results` for the model card. `results_digest` identifies the weights
+        that have these results: a model that was trained on is saved without them.
 
         Raises:
-            ValueError: If a new value has names, colors, mean or std for another number of classes or channels.
+            OptionError: If a new value has names, colors, mean or std for another number of classes or channels.
         """
         return self.config["pretrained_cfg"]
 
@@ -236,7 +226,7 @@ class SegNeXt(SegmentationModel):
     def pretrained_cfg(self, cfg: Mapping[str, Any] | None) -> None:
         _, misfits = _fit_pretrained_cfg(cfg or {}, ModelInfo(self).num_classes, self.in_channels)
         if misfits:
-            raise ValueError(f"pretrained_cfg does not fit the model: {misfits}.")
+            raise OptionError(f"pretrained_cfg does not fit the model: {misfits}.")
         self.config["pretrained_cfg"] = dict(cfg or {})
 
     def initialize(self) -> None:
@@ -246,18 +236,16 @@ class SegNeXt(SegmentationModel):
 
     @torch.jit.unused
     def check_input_shape(self, x: torch.Tensor) -> None:
-        """Raise a ValueError unless `x` is a batch of images with the model's channels and 32×32 pixels or more."""
-        if x.ndim != 4:
-            raise ValueError(f"SegNeXt takes a batch of images (B, C, H, W), got a tensor of shape {tuple(x.shape)}.")
-        if x.shape[1] != self.in_channels:
-            raise ValueError(
-                f"This model takes images of {self.in_channels} channels, got {x.shape[1]}. Convert the images, or "
-                f"create the model with in_channels={x.shape[1]}."
+        """Raise an OptionError unless `x` is a batch of images with the model's channels and 32×32 pixels or more."""
+        shape = tuple(x.shape)
+        if x.ndim != 4 or min(shape[-2:]) < MIN_SIDE:
+            raise OptionError(
+                f"SegNeXt takes images (B, C, H, W) of {MIN_SIDE}×{MIN_SIDE} pixels or more, got {shape}."
             )
-        if min(x.shape[-2:]) < MIN_SIDE:
-            raise ValueError(
-                f"SegNeXt takes images of {MIN_SIDE}×{MIN_SIDE} pixels or more, got {x.shape[-2]}×{x.shape[-1]} "
-                f"(height×width). Resize or pad the images."
+        if shape[1] != self.in_channels:
+            raise OptionError(
+                f"This model takes images of {self.in_channels} channels, got {shape[1]}. Convert the images, or "
+                f"create the model with in_channels={shape[1]}."
             )
 
     def forward(
@@ -296,17 +284,13 @@ class SegNeXt(SegmentationModel):
     def predict_labels(self, x: torch.Tensor) -> torch.Tensor:
         """Predict labels in evaluation mode, equal to `forward(x).argmax(1)`, without full-resolution logits.
 
-        Calls the model, so that its hooks fire. A model compiled in place, by `model.compile()`, runs compiled; the
-        method of `torch.compile(model)` is that of the model in it.
+        Calls the model, so that its hooks fire. A model compiled in place, by `model.compile()`, runs compiled.
 
         Args:
             x: Images of shape (B, in_channels, H, W), H and W at least 32.
 
         Returns:
             Labels of shape (B, H, W), int64. A model of one class predicts 1 where its probability exceeds 0.5, else 0.
-
-        Raises:
-            ValueError: If the images do not fit the model.
         """
         segmenter = Segmenter(self)
         with torch.no_grad(), evaluation_mode(self):
@@ -321,23 +305,17 @@ class SegNeXt(SegmentationModel):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the encoder's activations in the backward pass: less memory, more time.
 
-        Works block by block in MSCAN and in other timm encoders whose stages support it. In the remaining timm
-        encoders it works stage by stage, which keeps all activations of one stage at once.
-
-        Args:
-            enable: Recompute the activations, or keep them.
+        Works block by block in MSCAN and in other timm encoders whose stages support it, else stage by stage.
 
         Raises:
-            ValueError: If the encoder does not support it.
+            OptionError: If the encoder does not support it.
         """
-        wrapper: Any = getattr(self.encoder, "model", None)
-        stages: list[Any] = [m for m in self.encoder.modules() if hasattr(m, "grad_checkpointing") and m is not wrapper]
-        for stage in stages:
-            stage.grad_checkpointing = enable
-        if not stages:
-            if not hasattr(wrapper, "set_grad_checkpointing"):
-                raise ValueError(f"The encoder {type(self.encoder).__name__} does not support gradient checkpointing.")
-            wrapper.set_grad_checkpointing(enable)
+        able: list[Any] = [module for module in self.encoder.modules() if hasattr(module, "grad_checkpointing")]
+        if not able:
+            raise OptionError(f"The encoder {type(self.encoder).__name__} does not support gradient checkpointing.")
+        stages = [module for module in able if module is not getattr(self.encoder, "model", None)]
+        for module in stages or able:
+            module.grad_checkpointing = enable
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> CommitInfo | None:
         """Save weights, configuration and a model card. Takes smp's arguments.
@@ -438,9 +416,26 @@ class SegNeXt(SegmentationModel):
 
 def _check_upsampling(upsampling: int) -> None:
     if upsampling not in (1, 8):
-        raise ValueError(
+        raise OptionError(
             f"upsampling must be 8 (output of the images' size) or 1 (output of the decoder's size), got {upsampling!r}"
         )
+
+
+def describe_head(head: nn.Module, activation: str | None) -> dict[str, Any]:
+    """Describe SegNeXt's own segmentation head by arguments, without an activation other than `activation`.
+
+    Raises:
+        OptionError: If it is another head.
+    """
+    if not (isinstance(head, ResizingHead) and type(head[0]) is nn.Conv2d and head[0].kernel_size == (1, 1)):
+        raise OptionError(
+            f"The configuration cannot describe this segmentation head, a {type(head).__name__}, so the saved model "
+            f"would not load. Create the model with `classes` and `activation` instead, or save its state_dict."
+        )
+    if repr(head[2]) != repr(Activation(activation)):
+        _logger.warning(f"activation: left out {head[2]}, which is not the configuration's: a saved model has none.")
+        activation = None
+    return {"classes": head[0].out_channels, "activation": activation}
 
 
 def _fit_pretrained_cfg(cfg: Mapping[str, Any], classes: int, in_channels: int) -> tuple[dict[str, Any], str]:
@@ -456,43 +451,26 @@ def _fit_pretrained_cfg(cfg: Mapping[str, Any], classes: int, in_channels: int) 
             fitting.pop(key, None)
     if cfg.get("input_size") and cfg["input_size"][0] != in_channels:
         fitting["input_size"] = [in_channels, *cfg["input_size"][1:]]
-        misfits.append(f"input_size of {cfg['input_size'][0]} channels (the model has {in_channels})")
     return fitting, ", ".join(misfits)
 
 
 def _check_encoder_name(name: str) -> None:
-    """Raise a ValueError that lists the nearest names unless `name` is an encoder of smp or timm."""
-    if name.startswith("tu-"):
-        arch = name.removeprefix("tu-").split(".")[0]
-        if ":" in name or timm.is_model(arch):
-            return
-        near = [f"tu-{n}" for n in difflib.get_close_matches(arch, timm.list_models(), n=4)]
-    else:
-        if name in get_encoder_names() or name.startswith("timm-"):
-            return
-        names = [*get_encoder_names(), *(f"tu-{n}" for n in timm.list_models("*mscan*"))]
-        near = difflib.get_close_matches(name, names, n=4)
-        if timm.is_model(name.split(".")[0]):
-            near = [f"tu-{name}"]
-    hint = f"Did you mean {' or '.join(map(repr, near))}?" if near else "timm's models are named 'tu-<model>'."
-    raise ValueError(f"Unknown encoder {name!r}. {hint}")
+    """Raise an OptionError that lists the nearest names unless `name` is an encoder of smp or timm."""
+    names = [*get_encoder_names(), *(f"tu-{model}" for model in timm.list_models())]
+    if name.split(".")[0] not in names and not name.startswith("timm-") and ":" not in name:  # an old name, a file
+        near = difflib.get_close_matches(name, names, n=4) or ["tu-mscan_t"]
+        raise OptionError(f"Unknown encoder {name!r}. Did you mean {' or '.join(map(repr, near))}?")
 
 
 def _smp_encoder_weights(encoder_name: str, weights: str | bool | None) -> str | bool | None:
     """Translate `encoder_weights` for smp's `get_encoder`: True for timm's encoders, a name for smp's, or None."""
-    if weights is False or weights is None:
-        return None
-    if encoder_name.startswith("tu-"):
-        return True if weights == "imagenet" else weights
-    return "imagenet" if weights is True else weights
+    if weights in ("imagenet", True):
+        return True if encoder_name.startswith("tu-") else "imagenet"
+    return weights or None
 
 
-def _register() -> None:
-    """Register SegNeXt with smp: as an attribute of the package, and by name for `create_model`."""
-    smp.SegNeXt = SegNeXt
-    smp.MODEL_ARCHITECTURES_MAPPING["segnext"] = SegNeXt
-    if "SegNeXt" not in smp.__all__:
-        smp.__all__.append("SegNeXt")
-
-
-_register()
+# Registration with smp: an attribute of the package, and a name for `create_model`
+smp.SegNeXt = SegNeXt
+smp.MODEL_ARCHITECTURES_MAPPING["segnext"] = SegNeXt
+if "SegNeXt" not in smp.__all__:
+    smp.__all__.append("SegNeXt")

@@ -21,8 +21,7 @@ import torch.nn as nn
 from PIL import Image
 
 from ..models.losses import resized_argmax
-from ..models.model_info import ModelInfo, evaluation_mode
-from ..models.segmenter import Segmenter
+from ..models.model_info import ModelInfo, Segmenter, evaluation_mode
 from .images import read_image
 from .windows import PRECISIONS, Mode, Precision, PredictionPlan, WindowedMaps
 

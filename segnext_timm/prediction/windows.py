@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torchvision.transforms.v2 import functional as TF
 
-from ..models.segmenter import Segmenter
+from ..models.model_info import Segmenter
 from ..variants import MIN_SIDE
 
 Mode = Literal["auto", "whole", "slide"]

@@ -669,8 +669,8 @@ def test_bad_arguments_are_named(arguments, message):
             (1, 1, 64, 64),
             "takes images of 3 channels, got 1. Convert the images, or create the model with in_channels=1",
         ),
-        ((1, 3, 64, 31), r"32×32 pixels or more, got 64×31 \(height×width\)"),
-        ((3, 64, 64), r"a batch of images \(B, C, H, W\), got a tensor of shape \(3, 64, 64\)"),
+        ((1, 3, 64, 31), r"32×32 pixels or more, got \(1, 3, 64, 31\)"),
+        ((3, 64, 64), r"takes images \(B, C, H, W\) .*, got \(3, 64, 64\)"),
     ],
 )
 def test_bad_images_are_named(shape, message):

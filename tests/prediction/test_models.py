@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 import stress
 from segnext_timm import predict
+from segnext_timm.errors import OptionError
 from segnext_timm.models.model_info import evaluation_mode
 from segnext_timm.prediction import pipeline
 from small_models import narrow
@@ -219,7 +220,7 @@ def test_a_model_that_does_not_segment_is_told():
     classifier = timm.create_model("test_mscan", num_classes=10)
     with pytest.raises(ValueError, match=r"returned float32 \(1, 10\), not scores \(B, classes, H, W\) of each pixel"):
         predict(classifier, noise())
-    with pytest.raises(TypeError, match=r"predict takes a model, got a str: load one by segnext_timm\.load_segmenter"):
+    with pytest.raises(OptionError, match=r"takes a model, got a str: load one by segnext_timm\.load_segmenter"):
         predict("segnext_b", noise())
     features = timm.create_model("test_mscan", features_only=True)
     features.pretrained_cfg = CFG

@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from segnext_timm import predict
+from segnext_timm.errors import ImageError, OptionError
 from segnext_timm.models.model_info import ModelInfo
 from segnext_timm.prediction.pipeline import fit, segment
 from small_models import narrow
@@ -272,11 +273,11 @@ def test_other_numbers_of_channels_need_their_own_statistics():
     torch.manual_seed(0)
     model = smp.SegNeXt("tu-test_mscan", encoder_weights=None, classes=3, decoder_channels=32, in_channels=6)
     image = np.concatenate([noise(40, 60), noise(40, 60, seed=1)], 2)
-    with pytest.raises(ValueError, match=r"takes 6 channels, and its mean and std have 3: put those of your images"):
+    with pytest.raises(OptionError, match=r"takes 6 channels, and its mean and std have 3: put those of your images"):
         predict(model, image)
     model.pretrained_cfg.update(mean=[0.5] * 6, std=[0.25] * 6)
     assert predict(model, image).shape == (40, 60)
-    with pytest.raises(ValueError, match=r"takes images of 6 channels, got uint8 \(40, 60, 3\)"):
+    with pytest.raises(ImageError, match=r"takes images of 6 channels, got uint8 \(40, 60, 3\)"):
         predict(model, noise(40, 60))
     gray = smp.SegNeXt("tu-test_mscan", encoder_weights=None, classes=3, decoder_channels=32, in_channels=1)
     gray.pretrained_cfg.update(mean=[0.5], std=[0.25])
@@ -365,7 +366,7 @@ def test_invalid_options_and_images_raise_errors_that_name_them(model):
         ({"batch": 0}, "batch must be at least 1"),
         ({"tile": 0}, "tile must be at least 1"),
     ):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(OptionError, match=message):
             predict(model, noise(40, 40), **options)
 
 

@@ -151,7 +151,7 @@ def test_settings_of_the_training_apply_to_models_that_are_loaded_too(folder, tm
         models.build_model(TrainSettings(decoder_rank=16, **start), split, str)
 
 
-@pytest.mark.parametrize(("variant", "rate"), [("b", 0.1), ("l", 0.3)])
+@pytest.mark.parametrize(("variant", "rate"), [("t", 0.1), ("l", 0.3)])
 def test_published_segmenters_are_trained_with_the_drop_path_rate_of_their_size(variant, rate):
     name = f"segnext_{variant}.mmseg_ade20k"
     with torch.device("meta"):

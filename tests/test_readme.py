@@ -146,8 +146,12 @@ def options_of(script):
                 {field.target.id} if ast.unparse(field.annotation) == "bool" else set()
             )
     for node in ast.walk(own):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "add_argument":
-            found |= {argument.value for argument in node.args if isinstance(argument, ast.Constant)}
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") in (
+            "add_argument",
+            "option",
+        ):  # argparse, click
+            texts = [argument.value for argument in node.args if isinstance(argument, ast.Constant)]
+            found |= {option for text in texts for option in text.split("/")}
     return found
 
 

@@ -185,6 +185,7 @@ def test_the_loss_is_a_module_that_moves_and_saves_its_class_weights():
 
 
 REDUCTIONS = ["mean", "sum", "none"]
+COMPILED = ["mean", *(pytest.param(reduction, marks=pytest.mark.slow) for reduction in ("sum", "none"))]
 
 
 @pytest.fixture
@@ -268,7 +269,7 @@ def test_a_gradient_is_not_differentiated_once_more():
 
 
 @pytest.mark.parametrize("arguments", [{}, {"weight": torch.arange(1.0, 7), "label_smoothing": 0.1}])
-@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("reduction", COMPILED)
 def test_the_compiled_loss_and_its_gradient_are_the_eager_ones(compiles, reduction, arguments):
     criterion = UpsampledCrossEntropyLoss(ignore_index=255, reduction=reduction, **arguments)
     compiled = torch.compile(criterion, fullgraph=True, backend="aot_eager")
@@ -365,7 +366,7 @@ def test_the_plain_form_is_differentiated_twice(form):
 
 
 @pytest.mark.parametrize("form", ["plain"], indirect=True)
-@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("reduction", COMPILED)
 def test_the_plain_form_is_compiled_for_all_sizes(form, compiles, reduction):
     counter = CompileCounterWithBackend("aot_eager")
     criterion = UpsampledCrossEntropyLoss(reduction=reduction)

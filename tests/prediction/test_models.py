@@ -131,7 +131,12 @@ class Counter:
 
 @pytest.mark.parametrize(
     ("in_place", "activation", "classes"),
-    [(False, None, 3), (True, None, 1), (False, "sigmoid", 1), (True, "softmax2d", 3)],
+    [
+        (False, None, 3),
+        (True, "softmax2d", 3),
+        pytest.param(True, None, 1, marks=pytest.mark.slow),
+        pytest.param(False, "sigmoid", 1, marks=pytest.mark.slow),
+    ],
 )
 def test_compiled_models_run_compiled_and_predict_the_same(in_place, activation, classes):
     torch._dynamo.reset()

@@ -23,8 +23,15 @@ NEEDS = {
 }
 
 
+LARGE = {"b", "l", "mscan_b", "mscan_l"}  # parameters of tests that are slow, since they run models of size B and L
+
+
+@pytest.hookimpl(tryfirst=True)  # before tests marked slow are deselected
 def pytest_collection_modifyitems(items):
     for item in items:
+        parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        if LARGE.intersection(value for value in parameters if isinstance(value, str)):
+            item.add_marker(pytest.mark.slow)
         for name, (reason, fulfilled) in NEEDS.items():
             if item.get_closest_marker(name) and not fulfilled:
                 item.add_marker(pytest.mark.skip(reason=reason))

@@ -17,7 +17,7 @@ RULES = {
     r"\b(utili[sz]e|leverage|seamless(ly)?|blazing|cutting-edge|state-of-the-art|powerful)\b": "plain words",
     r"\bin order to\b": "to",
     r"\b(e\.g\.|i\.e\.|etc\.)": "such as; that is; and others",
-    r"^Of (a|an|the) [^,.]*, ": "begin with the subject",
+    r"^(?-i:Of) (a|an|the) [^,.]*, ": "begin with the subject",
     r"\b(go on with|goes on with)\b": "continue, resume",
     r"\b(\w+) \1\b": "a word twice",
     r"\bTODO\b|\bFIXME\b|\bXXX\b": "finish it",
@@ -25,29 +25,48 @@ RULES = {
 }
 
 
-def prose(path):
-    """Lines of text: of a page outside its code, of a module its docstrings."""
-    text = path.read_text(encoding="utf-8")
-    if path.suffix == ".md":
-        text = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
-        text = re.sub(r"`[^`\n]*`|!\[|\]\([^)]*\)", " CODE ", text)
-        return [line for line in text.splitlines() if not line.startswith("|")]
-    kinds = ast.Module | ast.ClassDef | ast.FunctionDef
-    docstrings = [ast.get_docstring(node) or "" for node in ast.walk(ast.parse(text)) if isinstance(node, kinds)]
-    lines = [line for docstring in docstrings for line in docstring.splitlines() if not line.startswith("    python ")]
-    return [re.sub(r"`[^`\n]*`", " CODE ", line) for line in lines]
-
-
-@pytest.mark.parametrize("path", [*PAGES, *MODULES], ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_prose_is_plain(path):
+def flaws(path, lines):
+    """What breaks a rule in lines of prose, each with its file and the advice; code in backticks is left out."""
     found = []
-    for line in prose(path):
+    for line in lines:
+        line = re.sub(r"`[^`\n]*`", " CODE ", line)
         for pattern, advice in RULES.items():
             for match in re.finditer(pattern, line, re.IGNORECASE):
-                repeated = re.fullmatch(r"[\d\s]+|code code|that that|had had", match[0].lower())
-                if not repeated:
-                    found.append(f"{match[0]!r} ({advice}): {line.strip()}")
-    assert not found
+                if not re.fullmatch(r"[\d\s]+|code code|that that|had had", match[0].lower()):
+                    found.append(f"{path.relative_to(ROOT)}: {match[0]!r} ({advice}): {line.strip()}")
+    return found
+
+
+def trees():
+    return {path: ast.parse(path.read_text(encoding="utf-8")) for path in MODULES}
+
+
+def test_pages_are_plain():
+    found = []
+    for path in PAGES:
+        text = re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+        text = re.sub(r"`[^`\n]*`|!\[|\]\([^)]*\)", " CODE ", text)
+        found += flaws(path, [line for line in text.splitlines() if not line.startswith("|")])
+    assert not found, "\n".join(found)
+
+
+def test_docstrings_are_plain():
+    found = []
+    for path, tree in trees().items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+                lines = (ast.get_docstring(node) or "").splitlines()
+                found += flaws(path, [line for line in lines if not line.startswith("    python ")])
+    assert not found, "\n".join(found)
+
+
+def test_messages_of_errors_are_plain():
+    found = []
+    for path, tree in trees().items():
+        for node in (node for raised in ast.walk(tree) if isinstance(raised, ast.Raise) for node in ast.walk(raised)):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found += flaws(path, [node.value])
+    assert not found, "\n".join(found)
 
 
 @pytest.mark.slow

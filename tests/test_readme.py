@@ -1,5 +1,6 @@
 """README and guides: their blocks run, trainings for few iterations; links, options and messages lead somewhere."""
 
+import ast
 import importlib.util
 import json
 import os
@@ -27,6 +28,7 @@ PAGES = ("README.md", *sorted(f"examples/{path.name}" for path in (ROOT / "examp
 PAGES = (*PAGES, "examples/deployment/README.md", ".github/CONTRIBUTING.md")
 T = "segnext_t.mmseg_ade20k"
 API = ROOT / "examples" / "api.md"
+RECIPE = ROOT / "examples" / "segmentation" / "recipe.py"
 UNRUN = ("examples/api.md", ".github/CONTRIBUTING.md")  # signatures; the steps of a fresh clone
 RUN = [page for page in PAGES if any(b.language != "text" for b in blocks(ROOT / page)) and page not in UNRUN]
 
@@ -95,7 +97,7 @@ def anchors(text):
 
 
 def test_commands_name_scripts_extras_and_options_that_exist():
-    extras = set(re.findall(r"^(\w+) = \[", text_of("pyproject.toml"), re.MULTILINE))
+    extras = set(re.findall(r"^(\w+) = \[", text_of("pyproject.toml").split("optional-dependencies]")[1], re.MULTILINE))
     for page in PAGES:
         text = text_of(page)
         for names in re.findall(r"pip install [^\n`]*\[([\w,]+)\]", text):
@@ -110,6 +112,7 @@ def test_commands_name_scripts_extras_and_options_that_exist():
 def check_options(page, words):
     options = {word.split("=")[0] for word in words if word.startswith("--")}
     if words[0] == "segnext-timm":
+        assert words[1] in main.commands, (page, words)
         parameters = main.commands[words[1]].params
         known = {option for parameter in parameters for option in (*parameter.opts, *parameter.secondary_opts)}
         assert options <= known, (page, words)
@@ -117,11 +120,45 @@ def check_options(page, words):
     script = next((word for word in words if word.startswith("examples/") and word.endswith(".py")), None)
     if script is None:
         return
-    sources = [(ROOT / script).read_text(encoding="utf-8"), text_of("examples/segmentation/recipe.py")]
-    for option in (word for word in words[words.index(script) :] if word.startswith("--")):
-        name = option.split("=")[0].removeprefix("--").removeprefix("no-")
-        found = any(re.search(rf"\b{name.replace('-', '[-_]')}\b", source) for source in sources)
-        assert found, (page, script, option)
+    known = options_of(ROOT / script)
+    for option in (word.split("=")[0] for word in words[words.index(script) :] if word.startswith("--")):
+        assert option in known or option.removeprefix("--no-") in known, (page, script, option)
+
+
+def options_of(script):
+    """Options of a script: its parser's arguments, and fields of its settings and of those that it imports.
+
+    Fields that are true or false are listed without `--` too, for `--no-NAME`.
+    """
+    own, recipe = (ast.parse(path.read_text(encoding="utf-8")) for path in (script, RECIPE))
+    classes = {node.name: node for tree in (recipe, own) for node in tree.body if isinstance(node, ast.ClassDef)}
+    names = {node.name for node in own.body if isinstance(node, ast.ClassDef)}
+    for node in (
+        node for node in own.body if isinstance(node, ast.ImportFrom) and node.module == "segmentation.recipe"
+    ):
+        names |= classes.keys() & {alias.name for alias in node.names}
+    found = {"--help"}
+    while names:
+        settings = classes[names.pop()]
+        names |= {base.id for base in settings.bases if isinstance(base, ast.Name)} & classes.keys()
+        for field in (node for node in settings.body if isinstance(node, ast.AnnAssign)):
+            found |= {f"--{field.target.id}"} | (
+                {field.target.id} if ast.unparse(field.annotation) == "bool" else set()
+            )
+    for node in ast.walk(own):
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") in (
+            "add_argument",
+            "option",
+        ):  # argparse, click
+            texts = [argument.value for argument in node.args if isinstance(argument, ast.Constant)]
+            found |= {option for text in texts for option in text.split("/")}
+    return found
+
+
+def test_an_option_of_another_script_does_not_pass_for_one():
+    options = options_of(ROOT / "examples" / "evaluate.py")
+    assert {"--data_root", "--flip", "flip"} <= options
+    assert not {"--iterations", "--lr", "--miou", "data_root"} & options
 
 
 def test_messages_of_the_troubleshooting_are_those_of_the_code():

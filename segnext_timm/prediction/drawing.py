@@ -7,10 +7,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from ..errors import OptionError
 from ..label_sets import Color, voc_palette
 from .images import read_image
-
-_INK, _PAPER = (30, 30, 30), (255, 255, 255)
 
 
 def colored(labels: np.ndarray, palette: Sequence[Color]) -> np.ndarray:
@@ -21,14 +20,9 @@ def colored(labels: np.ndarray, palette: Sequence[Color]) -> np.ndarray:
 
 
 def label_picture(labels: np.ndarray, palette: Sequence[Color]) -> Image.Image:
-    """Create a picture whose pixel values are the labels.
+    """Create a picture whose pixel values are the labels (H, W).
 
-    Args:
-        labels: Shape (H, W): uint8, or another type for labels beyond 255.
-        palette: Color of each label up to 255.
-
-    Returns:
-        An indexed picture with the palette; for labels beyond 255, a gray one of 16 bits.
+    Indexed, with the palette, for labels of type uint8; else gray with 16 bits.
     """
     if labels.dtype != np.uint8:
         return Image.fromarray(labels.astype(np.uint16))
@@ -48,11 +42,10 @@ def class_areas(labels: np.ndarray, names: Sequence[str]) -> list[dict[str, int 
     Returns:
         `label`, `name`, `pixels` and `share`, from 0 to 1, of each class that occurs.
     """
+    counts = np.zeros(int(labels.max()) + 1, np.int64)
     rows = max((1 << 24) // labels.shape[1], 1)  # at a time: bincount converts each label to 8 bytes
-    bands = [np.bincount(labels[top : top + rows].ravel()) for top in range(0, len(labels), rows)]
-    counts = np.zeros(max(map(len, bands)), np.int64)
-    for band in bands:
-        counts[: len(band)] += band
+    for top in range(0, len(labels), rows):
+        counts += np.bincount(labels[top : top + rows].ravel(), minlength=len(counts))
     order = sorted(np.flatnonzero(counts).tolist(), key=lambda label: -counts[label])
     return [
         {
@@ -87,11 +80,12 @@ def overlay(
         The picture; with a legend, it is higher than the image, and wider than a very narrow one.
 
     Raises:
-        ValueError: If the sizes of image and labels differ, or the image cannot be read.
+        ImageError: If the image cannot be read.
+        OptionError: If the sizes of image and labels differ.
     """
     picture, labels = read_image(image), np.asarray(labels)
     if tuple(picture.shape[1:]) != labels.shape:
-        raise ValueError(
+        raise OptionError(
             f"The image has {tuple(picture.shape[1:])} pixels (height, width), but the labels have {labels.shape}."
         )
     if picture.dtype != torch.uint8:
@@ -109,26 +103,24 @@ def overlay(
 
 def _with_legend(picture: Image.Image, areas: Sequence[dict], palette: Sequence[Color]) -> Image.Image:
     """Add a row of swatches and names below a picture."""
-    size = min(max(picture.width // 48, 12), 160)  # of the letters
-    font = ImageFont.load_default(size)
-    pad, box = size // 2, size
+    size = min(max(picture.width // 48, 12), 160)  # of the letters and the swatches
+    font, pad = ImageFont.load_default(size), size // 2
     texts = [f"{area['name']} {share_text(area['share'])}" for area in areas]
-    widths = [int(font.getlength(text)) + box + 3 * pad for text in texts]
+    widths = [int(font.getlength(text)) + size + 3 * pad for text in texts]
     width = max(picture.width, max(widths) + pad)
-    places, x, y = [], pad, pad
+    places, x, y = [], pad, picture.height + pad
     for entry in widths:
         if x + entry > width and x > pad:
-            x, y = pad, y + box + pad
+            x, y = pad, y + size + pad
         places.append((x, y))
         x += entry
-    sheet = Image.new("RGB", (width, picture.height + y + box + pad), _PAPER)
+    sheet = Image.new("RGB", (width, y + size + pad), (255, 255, 255))
     sheet.paste(picture, (0, 0))
-    draw = ImageDraw.Draw(sheet)
+    draw, ink = ImageDraw.Draw(sheet), (30, 30, 30)
     for area, text, (x, y) in zip(areas, texts, places):
-        top = picture.height + y
         color = tuple(palette[area["label"]]) if area["label"] < len(palette) else (0, 0, 0)
-        draw.rectangle((x, top, x + box, top + box), fill=color, outline=_INK)
-        draw.text((x + box + pad // 2 + 1, top + box / 2), text, fill=_INK, font=font, anchor="lm")
+        draw.rectangle((x, y, x + size, y + size), fill=color, outline=ink)
+        draw.text((x + size + pad // 2 + 1, y + size / 2), text, fill=ink, font=font, anchor="lm")
     return sheet
 
 

@@ -14,16 +14,20 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from .._atomic import fill_when_complete, replace_when_complete
-from ..errors import ImageError
+from ..errors import ImageError, OptionError
 from ..models.model_info import ModelInfo
 from .drawing import class_areas, label_picture, overlay
 from .images import read_image
 from .pipeline import predict
 
-AREAS = "areas.json"
-_PROBABILITIES = "_probabilities.npy"
+_LABELS, _PROBABILITIES = ".png", "_probabilities.npy"
+_OVERLAYS = ("_overlay.jpg", "_overlay.png")
 _ORIGIN = "Predicted with"  # key in the metadata of PNG files
 _JPEG_SIDE = 65_500  # the longest that JPEG's library writes
+
+
+def _named(result: Path, ending: str) -> Path:
+    return result.with_name(result.name + ending)
 
 
 def find_images(paths: Sequence[str | Path], out: str | Path) -> dict[Path, Path]:
@@ -40,45 +44,51 @@ def find_images(paths: Sequence[str | Path], out: str | Path) -> dict[Path, Path
 
     Raises:
         FileNotFoundError: If there is no such file or folder, or no image in them.
-        ValueError: If `out` is a file or contains images to predict, or if two results would have the same name.
+        OptionError: If `out` is a file or contains images to predict, or if two results would have the same name.
     """
     out = Path(out)
     lowest = next(path for path in (out, *out.parents) if path.exists())
     if not lowest.is_dir():
-        raise ValueError(f"{lowest} is a file, but the results need a folder.")
+        raise OptionError(f"{lowest} is a file, but the results need a folder.")
     known = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     places: dict[Path, Path] = {}
     for path in map(Path, paths):
+        root = path.parent
         if path.is_dir():
             if path.resolve() == out.resolve():
-                raise ValueError(f"{out} is the folder of the images: choose another for the results.")
-            files = [
-                f for f in sorted(path.rglob("*")) if f.suffix.lower() in known and f.name[0] != "." and f.is_file()
-            ]
-            places |= {f: f.relative_to(path) for f in files if out.resolve() not in f.resolve().parents}
+                raise OptionError(f"{out} is the folder of the images: choose another for the results.")
+            root, files = path, [f for f in sorted(path.rglob("*")) if f.suffix.lower() in known and f.name[0] != "."]
+            files = [f for f in files if f.is_file() and out.resolve() not in f.resolve().parents]
         elif path.exists():
-            places[path] = Path(path.name)
+            files = [path]
         elif glob.has_magic(str(path)):
             files = sorted(Path(f) for f in glob.glob(str(path), recursive=True) if Path(f).is_file())  # noqa: PTH207
             root = Path(*path.parts[: next(i for i, part in enumerate(path.parts) if glob.has_magic(part))])
-            places |= {f: f.relative_to(root) for f in files}
         else:
             raise FileNotFoundError(f"{path}: no such file or folder.")
+        places |= {file: file.relative_to(root) for file in files}
     if not places:
         raise FileNotFoundError(f"no images in {', '.join(map(str, paths))}.")
-    inside = [file for file in places if file.resolve().parent == out.resolve()]
-    if inside:
-        raise ValueError(
-            f"{out} contains {inside[0].name}, an image to predict: choose another folder for the results."
-        )
+    for file in places:
+        if file.resolve().parent == out.resolve():
+            raise OptionError(
+                f"{out} contains {file.name}, an image to predict: choose another folder for the results."
+            )
     stems = Counter(place.with_suffix("") for place in places.values())
     places = {f: place.with_suffix("") if stems[place.with_suffix("")] == 1 else place for f, place in places.items()}
     twice = [place for place, count in Counter(places.values()).items() if count > 1]
     if twice:
-        raise ValueError(
+        raise OptionError(
             f"{len(twice)} results would share the name of another, {twice[0]}: predict the folders one by one."
         )
     return {file: out / place for file, place in places.items()}
+
+
+def outputs(result: Path) -> dict[str, str]:
+    """Existing files of a result of :func:`find_images` by kind: `labels`, `overlay`, `probabilities`."""
+    kinds = {_LABELS: "labels", **dict.fromkeys(_OVERLAYS, "overlay"), _PROBABILITIES: "probabilities"}
+    files = {_named(result, ending): kind for ending, kind in kinds.items()}
+    return {kind: str(file) for file, kind in files.items() if file.is_file()}
 
 
 def predict_file(
@@ -93,7 +103,7 @@ def predict_file(
     """Predict one image and write the results; each file is complete once it has its name.
 
     Args:
-        model: See :func:`predict`.
+        model: See :func:`predict`, which states what is raised, too.
         file: The image.
         result: Path of the results without suffix. `.png` is added for the labels, an indexed picture with the palette
             (16-bit gray for more than 256 classes); `_overlay.jpg` for the overlay with its legend, or `_overlay.png`
@@ -105,15 +115,11 @@ def predict_file(
 
     Returns:
         `file`, `height`, `width` and `classes`, see :func:`class_areas`.
-
-    Raises:
-        ImageError: If the image cannot be read, or does not fit the model.
-        ValueError: If an option of :func:`predict` is invalid.
     """
     file, result, info = Path(file), Path(result), ModelInfo(model)
     image = read_image(file, info.in_channels)
     # the labels come last: if they exist, so do the other results
-    with fill_when_complete(result.parent, last=_named(result, ".png").name) as folder:
+    with fill_when_complete(result.parent, last=_named(result, _LABELS).name) as folder:
         work = folder / result.name
 
         def store(classes: int) -> np.ndarray:
@@ -122,61 +128,25 @@ def predict_file(
 
         labels = predict(model, image, probabilities=store if probabilities else False, **options)
         labels = labels[0] if probabilities else labels
-        names, palette = info.label_names, info.palette
         if overlays:
-            picture = overlay(image[:3], labels, names, palette)  # RGB of four channels
-            ending = "_overlay.jpg" if max(picture.size) <= _JPEG_SIDE else "_overlay.png"
-            picture.save(_named(work, ending), quality=90)
+            picture = overlay(image[:3], labels, info.label_names, info.palette)  # RGB of four channels
+            picture.save(_named(work, _OVERLAYS[max(picture.size) > _JPEG_SIDE]), quality=90)
             del picture
         metadata = PngInfo()
         metadata.add_text(_ORIGIN, origin)
-        label_picture(labels, palette).save(_named(work, ".png"), pnginfo=metadata if origin else None)
-    return _entry(file, labels, names)
+        label_picture(labels, info.palette).save(_named(work, _LABELS), pnginfo=metadata if origin else None)
+    return _entry(file, labels, info)
 
 
-def _entry(file: Path, labels: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
+def _entry(file: Path, labels: np.ndarray, info: ModelInfo) -> dict[str, Any]:
     """Entry of `areas.json` for one image."""
     height, width = labels.shape
-    return {"file": str(file), "height": height, "width": width, "classes": class_areas(labels, names)}
-
-
-def outputs(result: Path) -> dict[str, str]:
-    """Existing result files of one image by kind: `labels`, `overlay`, `probabilities`.
-
-    Args:
-        result: Path of the results without suffix, as of :func:`find_images`.
-    """
-    endings = {"labels": (".png",), "overlay": ("_overlay.jpg", "_overlay.png"), "probabilities": (_PROBABILITIES,)}
-    files = {kind: [_named(result, ending) for ending in endings[kind]] for kind in endings}
-    return {kind: str(file) for kind, named in files.items() for file in named if file.is_file()}
-
-
-def _named(path: Path, ending: str) -> Path:
-    return path.with_name(path.name + ending)
-
-
-def _check_origin(labels: Sequence[Path], origin: str) -> None:
-    """Raise a ValueError if existing label files state another origin."""
-    for path in labels:
-        if path.is_file():
-            with Image.open(path) as picture:
-                found = picture.info.get(_ORIGIN, origin)
-            if found != origin:
-                raise ValueError(
-                    f"{path} was predicted with {found}, not with {origin}: choose another folder, or predict all "
-                    f"images again, without resuming."
-                )
+    return {"file": str(file), "height": height, "width": width, "classes": class_areas(labels, info.label_names)}
 
 
 @dataclass
 class Predictions:
-    """Results of :func:`predict_files`.
-
-    Attributes:
-        predicted: Number of images that were predicted now.
-        images: `file`, `height`, `width` and `classes` (see :func:`class_areas`) of each labeled image.
-        failures: Reason for each image that cannot be read.
-    """
+    """Number of images predicted now, what :func:`predict_file` says of each labeled image, and reasons of failures."""
 
     predicted: int = 0
     images: list[dict[str, Any]] = field(default_factory=list)
@@ -207,28 +177,28 @@ def predict_files(
         origin: Model and options in words. Existing labels that state another origin cannot be resumed from.
         options: Others of :func:`predict_file`.
 
-    Returns:
-        Predicted images, skipped images that were measured, and unreadable images.
-
     Raises:
-        ValueError: If an option is invalid, the model does not state how its images are normalized, or existing labels
-            are of another origin.
+        OptionError: If an option is invalid, or existing labels are of another origin.
     """
     predictions = Predictions()
-    if resume:
-        _check_origin([_named(result, ".png") for result in places.values()], origin)
-    listed = Path(out) / AREAS
+    done = {file: _named(result, _LABELS) for file, result in places.items() if _named(result, _LABELS).is_file()}
+    done = done if resume else {}
+    for labels in done.values():
+        with Image.open(labels) as picture:
+            found = picture.info.get(_ORIGIN, origin)
+        if found != origin:
+            raise OptionError(
+                f"{labels} was predicted with {found}, not with {origin}: choose another folder, or predict all "
+                f"images again, without resuming."
+            )
+    listed = Path(out) / "areas.json"
     entries: dict[str, dict[str, Any]] = {}
     if areas and resume and listed.is_file():
         entries = {entry["file"]: entry for entry in json.loads(listed.read_text(encoding="utf-8"))["images"]}
     try:
         for file, result in places.items():
             report(file, 0)
-            if resume and _named(result, ".png").is_file():
-                if (areas or measure_all) and str(file) not in entries:  # predicted without --areas
-                    with Image.open(_named(result, ".png")) as labels:
-                        entries[str(file)] = _entry(file, np.asarray(labels), ModelInfo(model).label_names)
-            else:
+            if file not in done:
                 entries.pop(str(file), None)
                 try:
                     progress = lambda share, file=file: report(file, min(share, 0.999))  # noqa: E731
@@ -237,6 +207,9 @@ def predict_files(
                 except (FileNotFoundError, ImageError) as error:
                     text = str(error).removeprefix(f"{file}").lstrip(": ")
                     predictions.failures[file] = " ".join(text.split())
+            elif (areas or measure_all) and str(file) not in entries:  # predicted without --areas
+                with Image.open(done[file]) as picture:
+                    entries[str(file)] = _entry(file, np.asarray(picture), ModelInfo(model))
             report(file, 1)
     finally:
         predictions.images = list(entries.values())

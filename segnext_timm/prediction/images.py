@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..errors import ImageError
 
@@ -33,48 +33,45 @@ def to_mode(image: Image.Image, channels: int) -> Image.Image:
     return image if image.mode == _MODES[channels] else image.convert(_MODES[channels])
 
 
-def _open(image: str | os.PathLike[str] | Image.Image, channels: int) -> np.ndarray:
-    """Read a file or a Pillow image as an upright array (H, W) or (H, W, channels) of uint8."""
-    if isinstance(image, Image.Image):
-        return np.array(to_mode(ImageOps.exif_transpose(image), channels))
-    with warnings.catch_warnings():
-        # of sizes: Pillow warns from 89 megapixels on, and refuses from 179 on
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        with Image.open(image) as opened:
-            opened.load()
-            ImageOps.exif_transpose(opened, in_place=True)
-            return np.array(to_mode(opened, channels))
-
-
 def _read_file(image: str | os.PathLike[str] | Image.Image, channels: int) -> torch.Tensor:
-    """Read a file or a Pillow image as a tensor (channels, H, W) of uint8."""
+    """Read a file or a Pillow image as an upright tensor (channels, H, W) of uint8."""
     try:
-        array = _open(image, channels)
-    except IsADirectoryError:
-        reason = "it is a folder. Pass its files, or use `segnext-timm predict`."
-        raise ImageError(f"{image} cannot be read as an image: {reason}") from None
+        if isinstance(image, Image.Image):
+            array = np.array(to_mode(ImageOps.exif_transpose(image), channels))
+        else:
+            with warnings.catch_warnings():  # Pillow warns from 89 megapixels on, and refuses from 179 on
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+                opened = Image.open(image)
+            with opened:
+                opened.load()
+                ImageOps.exif_transpose(opened, in_place=True)
+                array = np.array(to_mode(opened, channels))
     except FileNotFoundError:
         raise
-    except Image.DecompressionBombError as error:
-        raise ImageError(f"{image}: {error} Raise PIL.Image.MAX_IMAGE_PIXELS if you trust the file.") from None
     except Exception as error:  # Pillow's decoders raise many types of errors on damaged files
-        reason = "not an image file" if type(error).__name__ == "UnidentifiedImageError" else str(error)
+        reason = str(error)
+        if isinstance(error, IsADirectoryError):
+            reason = "it is a folder. Pass its files, or use `segnext-timm predict`."
+        elif isinstance(error, UnidentifiedImageError):
+            reason = "not an image file"
+        elif isinstance(error, Image.DecompressionBombError):
+            reason += " Raise PIL.Image.MAX_IMAGE_PIXELS if you trust the file."
         raise ImageError(f"{image} cannot be read as an image: {reason}") from None
-    return torch.from_numpy(np.atleast_3d(array)).permute(2, 0, 1)
+    return torch.from_numpy(np.atleast_3d(array)).permute(2, 0, 1).contiguous()
 
 
 def _as_array(image: Any) -> np.ndarray:
     """Convert an array of any library to NumPy's; raise an ImageError for other objects."""
     what, hint = f"an object of type {type(image).__name__}", ""
-    if image is None or isinstance(image, bool | int | float | complex):
+    if image is None or isinstance(image, int | float):
         what = repr(image)
     elif isinstance(image, bytes | bytearray | memoryview):
         what, hint = "the bytes of a file", ": pass PIL.Image.open(io.BytesIO(data))"
-    elif hasattr(image, "read") and hasattr(image, "seek"):
+    elif hasattr(image, "read"):
         what, hint = "an open file", ": pass PIL.Image.open(file)"
     elif isinstance(image, list | tuple):
-        what, hint = (f"a {type(image).__name__}", ": pass numbers as numpy.array(image, numpy.uint8)")
-    elif hasattr(image, "__array__") or hasattr(image, "__array_interface__"):
+        what, hint = f"a {type(image).__name__}", ": pass numbers as numpy.array(image, numpy.uint8)"
+    elif hasattr(image, "__array__"):
         try:
             return np.asarray(image)
         except Exception as error:  # of any library
@@ -132,7 +129,7 @@ def read_image(
         ImageError: If a file cannot be read as an image, or its shape, type or values are invalid.
     """
     if isinstance(image, str | os.PathLike | Image.Image):
-        return _read_file(image, channels).contiguous()
+        return _read_file(image, channels)
     tensor, found = _take(image)
     if tensor.dtype == torch.uint16:
         tensor = tensor.float() / 65535
@@ -145,14 +142,13 @@ def read_image(
     if tensor.shape[0] != channels:
         hint = _axes_hint(tensor, channels, isinstance(image, torch.Tensor))
         raise ImageError(f"The model takes images of {channels} channels, got {found}{hint}.")
-    if tensor.dtype == torch.uint8:
-        return tensor.contiguous()
-    tensor = tensor.float()
-    if not (tensor.amin() >= 0 and tensor.amax() <= 1):  # NaN too
-        raise ImageError(
-            f"Images of floating point have values from 0 to 1, not normalized ones; got {tensor.amin():.3g} to "
-            f"{tensor.amax():.3g}."
-        )
+    if tensor.dtype != torch.uint8:
+        tensor = tensor.float()
+        if not (tensor.amin() >= 0 and tensor.amax() <= 1):  # NaN too
+            raise ImageError(
+                f"Images of floating point have values from 0 to 1, not normalized ones; got {tensor.amin():.3g} to "
+                f"{tensor.amax():.3g}."
+            )
     return tensor.contiguous()
 
 

@@ -13,18 +13,20 @@ import platform
 from collections.abc import Callable, Iterator, Sequence
 from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn as nn
 from PIL import Image
 
+from ..errors import OptionError
 from ..models.losses import resized_argmax
-from ..models.model_info import ModelInfo, Segmenter, evaluation_mode
+from ..models.model_info import Segmenter, evaluation_mode
 from .images import read_image
-from .windows import PRECISIONS, Mode, Precision, PredictionPlan, WindowedMaps
+from .windows import PRECISIONS, Precision, WindowedMaps
 
+Mode = Literal["auto", "whole", "slide"]
 ImageLike = str | Path | Image.Image | np.ndarray | torch.Tensor
 
 _WHOLE_BYTES = 2 << 30  # memory that mode "auto" allows a whole image, and a batch of windows on a GPU
@@ -34,59 +36,86 @@ _CPU_TILE_BYTES = 1 << 24  # of one tile's scores: measured on a CPU with 32 MB 
 _TILE_BYTES = 1 << 27  # of one tile's scores elsewhere
 
 
-def _label_type(classes: int) -> type[np.integer]:
-    return np.uint8 if classes <= 256 else np.int32
-
-
 def _pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:
     """Read an option of one or two whole numbers of pixels from 1 on."""
     sides: Any = (value, value) if isinstance(value, Integral) else value
     try:
         first, second = (int(side) for side in sides if isinstance(side, Integral) and int(side) > 0)
     except (TypeError, ValueError):
-        raise ValueError(f"{name} must be a number of pixels from 1 on, or two of them, got {value!r}") from None
+        raise OptionError(f"{name} must be a number of pixels from 1 on, or two of them, got {value!r}") from None
     return first, second
 
 
-def _size_of(image: torch.Tensor) -> tuple[int, int]:
-    return image.shape[-2], image.shape[-1]
-
-
-def _device_of(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
-
-
-def _move(image: torch.Tensor, device: torch.device) -> torch.Tensor:
-    return image.to(device, non_blocking=device.type == "cuda")  # a copy to the CPU would be read too early
-
-
 def fit(size: tuple[int, int], long: float, short: float, divisor: int = 1) -> tuple[int, int]:
-    """Compute the size of an image resized to fit maximum side lengths, keeping its aspect ratio.
-
-    Args:
-        size: Height and width of the image.
-        long: Maximum length of the longer side.
-        short: Maximum length of the shorter side.
-        divisor: Round both sides up to multiples of it.
-    """
+    """Compute the size of an image resized to maximum sides, keeping its aspect ratio, then up to whole `divisor`s."""
     scale = min(long / max(size), short / min(size))
     height, width = (max(round(side * scale), 1) for side in size)
     return -(-height // divisor) * divisor, -(-width // divisor) * divisor
 
 
+def _plan(
+    segmenter: Segmenter,
+    image: torch.Tensor,
+    mode: Mode = "auto",
+    window: int | tuple[int, int] | None = None,
+    stride: int | tuple[int, int] | None = None,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    fit_in: int | tuple[int, int] | None = None,
+    precision: Precision = "fp32",
+    batch: int | None = None,
+    divisor: int = 1,
+) -> tuple[Mode, list[WindowedMaps]]:
+    """Validate options, and resolve their defaults for an image (C, H, W) on the model's device.
+
+    Returns:
+        "whole" or "slide", and the maps of each pass over the image, which are computed when they are read.
+    """
+    if mode not in ("auto", "whole", "slide"):
+        raise OptionError(f"mode must be 'auto', 'whole' or 'slide', got {mode!r}")
+    if precision not in PRECISIONS:
+        raise OptionError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    if not isinstance(scales, Sequence) or not scales or not all(0 < scale < math.inf for scale in scales):
+        raise OptionError(f"scales must be positive numbers, such as (0.5, 1.0), got {scales!r}")
+    if batch is not None and batch < 1:
+        raise OptionError(f"batch must be at least 1, got {batch}")
+    info = segmenter.info
+    height, width = info.input_size if window is None else _pair("window", window)
+    steps = (max(height * 3 // 4, 1), max(width * 3 // 4, 1)) if stride is None else _pair("stride", stride)
+    if steps[0] > height or steps[1] > width:
+        raise OptionError(f"stride must be from 1 to the window's side, got {steps} of {(height, width)}")
+    known = len(info.normalization[0])
+    if known != info.in_channels:
+        raise OptionError(
+            f"The model takes {info.in_channels} channels, and its mean and std have {known}: put those of your "
+            f'images, of values from 0 to 1, into model.pretrained_cfg["mean"] and ["std"].'
+        )
+    size = (image.shape[-2], image.shape[-1])
+    long, short = (max(size), min(size)) if fit_in is None else _pair("fit_in", fit_in)
+    sizes = [fit(size, long * scale, short * scale, divisor) for scale in scales]
+    bytes_per_pixel = _PIXEL_BYTES + (0 if segmenter.gives_small_maps else 12 * info.num_classes)
+    if mode == "auto":
+        needed = bytes_per_pixel * max(height * width for height, width in sizes)
+        mode = "whole" if needed <= _WHOLE_BYTES else "slide"
+    if mode == "whole":
+        height, width = steps = (max(height for height, _ in sizes), max(width for _, width in sizes))
+    if batch is None:
+        fitting = _WHOLE_BYTES // (bytes_per_pixel * height * width)
+        batch = min(max(fitting, 1), _MAX_BATCH) if image.device.type == "cuda" else 1
+    passes = [(size, mirrored) for size in sizes for mirrored in ((False, True) if flip else (False,))]
+    return mode, [WindowedMaps(segmenter, image, *one, (height, width), steps, precision, batch) for one in passes]
+
+
 def _tiles_of_scores(
-    segmenter: Segmenter, image: torch.Tensor, plan: PredictionPlan, tile: int | None
+    segmenter: Segmenter, passes: Sequence[WindowedMaps], size: tuple[int, int], tile: tuple[int, int]
 ) -> Iterator[tuple[slice, slice, torch.Tensor]]:
     """Yield rows, columns and scores (rows, columns, classes) of each tile of an image, from the top down.
 
     Scores are the model's maps for a single pass, else mean probabilities.
     """
-    size = _size_of(image)
-    passes = [WindowedMaps(segmenter, image, resized, mirrored, plan) for resized, mirrored in plan.passes]
-    steps = size if tile is None else (tile, tile)
-    for top in range(0, size[0], steps[0]):
-        for left in range(0, size[1], steps[1]):
-            rows, columns = slice(top, min(top + steps[0], size[0])), slice(left, min(left + steps[1], size[1]))
+    for top in range(0, size[0], tile[0]):
+        for left in range(0, size[1], tile[1]):
+            rows, columns = slice(top, min(top + tile[0], size[0])), slice(left, min(left + tile[1], size[1]))
             scores = passes[0].read(rows, columns)
             if len(passes) > 1:
                 scores = segmenter.probabilities(scores, -1) / len(passes)
@@ -95,67 +124,9 @@ def _tiles_of_scores(
             yield rows, columns, scores
 
 
-def _resolve_windows(
-    info: ModelInfo, window: int | tuple[int, int] | None, stride: int | tuple[int, int] | None
-) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Resolve the defaults of window and stride.
-
-    Raises:
-        ValueError: If the stride is not from 1 to the window's side.
-    """
-    height, width = info.input_size if window is None else _pair("window", window)
-    steps = (max(height * 3 // 4, 1), max(width * 3 // 4, 1)) if stride is None else _pair("stride", stride)
-    if steps[0] > height or steps[1] > width:
-        raise ValueError(f"stride must be from 1 to the window's side, got {steps} of {(height, width)}")
-    return (height, width), steps
-
-
-def _make_plan(
-    segmenter: Segmenter,
-    size: tuple[int, int],
-    mode: Mode = "auto",
-    window: int | tuple[int, int] | None = None,
-    stride: int | tuple[int, int] | None = None,
-    scales: Sequence[float] = (1.0,),
-    flip: bool = False,
-    fit_in: int | tuple[int, int] | None = None,
-    divisor: int = 1,
-    precision: Precision = "fp32",
-    batch: int | None = None,
-) -> PredictionPlan:
-    """Validate predict's options and resolve their defaults for one image size.
-
-    Raises:
-        ValueError: If an option is invalid.
-    """
-    if mode not in ("auto", "whole", "slide"):
-        raise ValueError(f"mode must be 'auto', 'whole' or 'slide', got {mode!r}")
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
-    if not isinstance(scales, Sequence) or not scales or not all(0 < scale < math.inf for scale in scales):
-        raise ValueError(f"scales must be positive numbers, such as (0.5, 1.0), got {scales!r}")
-    if batch is not None and batch < 1:
-        raise ValueError(f"batch must be at least 1, got {batch}")
-    info = segmenter.info
-    sides, steps = _resolve_windows(info, window, stride)
-    known = len(info.normalization[0])
-    if known != info.in_channels:
-        raise ValueError(
-            f"The model takes {info.in_channels} channels, and its mean and std have {known}: put those of your "
-            f'images, of values from 0 to 1, into model.pretrained_cfg["mean"] and ["std"].'
-        )
-    long, short = (max(size), min(size)) if fit_in is None else _pair("fit_in", fit_in)
-    sizes = [fit(size, long * scale, short * scale, divisor) for scale in scales]
-    bytes_per_pixel = _PIXEL_BYTES + (0 if segmenter.gives_small_maps else 12 * info.num_classes)
-    if mode == "auto":
-        needed = bytes_per_pixel * max(height * width for height, width in sizes)
-        mode = "whole" if needed <= _WHOLE_BYTES else "slide"
-    if mode == "whole":
-        sides = steps = (max(height for height, _ in sizes), max(width for _, width in sizes))
-    if batch is None:
-        fitting = _WHOLE_BYTES // (bytes_per_pixel * sides[0] * sides[1])
-        batch = min(max(fitting, 1), _MAX_BATCH) if _device_of(segmenter.model).type == "cuda" else 1
-    return PredictionPlan(mode, sides, steps, sizes, flip, precision, batch)
+def _move(image: torch.Tensor, model: nn.Module) -> torch.Tensor:
+    device = next(model.parameters()).device
+    return image.to(device, non_blocking=device.type == "cuda")  # a copy to the CPU would be read too early
 
 
 @torch.inference_mode()
@@ -172,56 +143,54 @@ def segment(model: nn.Module, image: torch.Tensor, **options: Any) -> torch.Tens
         Scores of shape (classes, H, W), on the model's device: the model's maps for a single pass, logits if it has no
         other activation than smp's, else the mean of the probabilities.
     """
-    segmenter = Segmenter(model)
-    plan = _make_plan(segmenter, _size_of(image), **options)
-    ((_, _, scores),) = _tiles_of_scores(segmenter, _move(image, _device_of(model)), plan, tile=None)
+    segmenter, size = Segmenter(model), (image.shape[-2], image.shape[-1])
+    _, passes = _plan(segmenter, _move(image, model), **options)
+    ((_, _, scores),) = _tiles_of_scores(segmenter, passes, size, size)
     return scores.permute(2, 0, 1)
 
 
 @torch.inference_mode()
 def _predict(
     segmenter: Segmenter,
-    image: torch.Tensor,
-    plan: PredictionPlan,
+    passes: Sequence[WindowedMaps],
+    whole: bool,
     tile: int | None,
     probabilities: bool | Callable[[int], np.ndarray],
-    progress: Callable[[float], None] | None,
+    progress: Callable[[float], None],
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Compute labels (H, W), and probabilities (classes, H, W) if requested: see :func:`predict`."""
-    size = _size_of(image)
-    image = _move(image, _device_of(segmenter.model))
-    known = segmenter.info.num_classes
-    if plan.mode == "whole" and plan.passes == [(size, False)] and not probabilities and segmenter.gives_small_maps:
-        windows = WindowedMaps(segmenter, image, size, False, plan)
-        logits = windows.run([(0, 0)])
+    first, image = passes[0], passes[0].image
+    size = (image.shape[-2], image.shape[-1])
+    averaged = len(passes) > 1
+    if whole and not averaged and first.size == size and not probabilities and segmenter.gives_small_maps:
+        logits = first.run([(0, 0)])
         if logits.shape[1] > 1:  # no map of all classes at all
-            found = resized_argmax(logits, windows.padded_window)[0, : size[0], : size[1]]
-            if progress is not None:
-                progress(1.0)
-            return found.cpu().numpy().astype(_label_type(known)), None
+            found = resized_argmax(logits, first.padded_window)[0, : size[0], : size[1]]
+            progress(1.0)
+            return found.cpu().numpy().astype(_label_type(logits.shape[1])), None
     if tile is None:
         tile_bytes = _CPU_TILE_BYTES if image.device.type == "cpu" else _TILE_BYTES
-        tile = min(max(int((tile_bytes / 4 / known) ** 0.5), 64), 4096)
-    averaged = len(plan.passes) > 1
-    labels = np.empty(size, _label_type(known))
+        tile = min(max(int((tile_bytes / 4 / segmenter.info.num_classes) ** 0.5), 64), 4096)
+    labels: np.ndarray | None = None
     stored: np.ndarray | None = None
-    done = 0
-    for rows, columns, scores in _tiles_of_scores(segmenter, image, plan, tile):
-        classes = scores.shape[-1]
-        if done == 0:
-            labels = labels.astype(_label_type(classes), copy=False)
-            if callable(probabilities):
-                stored = probabilities(classes)
-            elif probabilities:
-                stored = np.empty((classes, *size), np.float32)
+    for rows, columns, scores in _tiles_of_scores(segmenter, passes, size, (tile, tile)):
+        if labels is None:
+            classes = scores.shape[-1]
+            labels = np.empty(size, _label_type(classes))
+            if probabilities:
+                stored = probabilities(classes) if callable(probabilities) else np.empty((classes, *size), np.float32)
         labels[rows, columns] = segmenter.labels(scores, -1, probabilities=averaged).cpu().numpy()
         if stored is not None:
             shares = scores if averaged else segmenter.probabilities(scores, -1)
             stored[:, rows, columns] = shares.permute(2, 0, 1).cpu().numpy()
-        done += scores.shape[0] * scores.shape[1]
-        if progress is not None:
-            progress(done / labels.size)
+        done = rows.start * size[1] + (rows.stop - rows.start) * columns.stop
+        progress(done / labels.size)
+    assert labels is not None  # images have a pixel at least
     return labels, stored
+
+
+def _label_type(classes: int) -> type[np.integer]:
+    return np.uint8 if classes <= 256 else np.int32
 
 
 def predict(
@@ -273,42 +242,32 @@ def predict(
 
     Raises:
         FileNotFoundError: If a file does not exist.
-        ValueError: If an option is invalid, an image cannot be read or does not fit the model, or the model does not
-            return maps.
-        TypeError: If the model is not a module.
+        ImageError: If an image cannot be read or does not fit the model.
+        OptionError: If an option or the model is invalid.
         MemoryError, RuntimeError: If there is too little memory, with a hint.
     """
     if tile is not None and tile < 1:
-        raise ValueError(f"tile must be at least 1, got {tile}")
+        raise OptionError(f"tile must be at least 1, got {tile}")
     if not isinstance(model, nn.Module):
-        raise TypeError(
+        raise OptionError(
             f"predict takes a model, got a {type(model).__name__}: load one by segnext_timm.load_segmenter."
         )
     segmenter = Segmenter(model)
-    options: dict[str, Any] = {
-        "mode": mode,
-        "window": window,
-        "stride": stride,
-        "scales": scales,
-        "flip": flip,
-        "fit_in": fit_in,
-        "precision": precision,
-        "batch": batch,
-    }
+    report = progress or (lambda share: None)
 
     def predict_one(image: ImageLike) -> Any:
-        pixels = read_image(image, segmenter.info.in_channels)
-        plan = _make_plan(segmenter, _size_of(pixels), **options)
+        pixels = _move(read_image(image, segmenter.info.in_channels), model)
+        resolved, passes = _plan(segmenter, pixels, mode, window, stride, scales, flip, fit_in, precision, batch)
         try:
-            labels, stored = _predict(segmenter, pixels, plan, tile, probabilities, progress)
+            labels, stored = _predict(segmenter, passes, resolved == "whole", tile, probabilities, report)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            height, width = _size_of(pixels)
+            height, width = pixels.shape[-2:]
             kinds = (MemoryError, torch.OutOfMemoryError, RuntimeError)
             raise next(kind for kind in kinds if isinstance(error, kind))(
                 f"Out of memory for an image of {height}×{width} pixels (height×width), processed in mode "
-                f"{plan.mode!r}. Use mode='slide', a smaller window or tile, or batch=1. ({error})"
+                f"{resolved!r}. Use mode='slide', a smaller window or tile, or batch=1. ({error})"
             ) from error
         return (labels, stored) if probabilities else labels
 
@@ -324,14 +283,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def slow_precision(device: torch.device, precision: str) -> str | None:
-    """Warning for users if a device computes slower in `precision` than in float32.
-
-    Args:
-        device: Device that the model runs on.
-        precision: "bf16" or "fp16"; anything else is float32.
+    """Warn if a device computes slower in `precision`, "bf16" or "fp16", than in float32.
 
     Returns:
-        One line; None if the device supports the precision, or if that is unknown.
+        One line for users; None if the device supports the precision, or if that is unknown.
     """
     if device.type == "cuda" and precision == "bf16" and torch.cuda.is_available():
         has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)

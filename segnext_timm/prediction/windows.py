@@ -8,7 +8,8 @@ the maps at once, with no map of the size in between.
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from functools import cached_property
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -18,23 +19,10 @@ from torchvision.transforms.v2 import functional as TF
 from ..models.model_info import Segmenter
 from ..variants import MIN_SIDE
 
-Mode = Literal["auto", "whole", "slide"]
 Precision = Literal["fp32", "bf16", "fp16"]
 
 PRECISIONS: dict[Precision, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 _CACHE_BYTES = 1 << 30  # of the windows' logits that other tiles will need
-
-
-def pad_images(images: torch.Tensor, divisor: int) -> torch.Tensor:
-    """Pad images (B, C, H, W) with zeros at the bottom and right: at least 32 pixels, and multiples of `divisor`."""
-    height, width = (-(-max(side, MIN_SIDE) // divisor) * divisor for side in images.shape[-2:])
-    return F.pad(images, (0, width - images.shape[-1], 0, height - images.shape[-2]))
-
-
-def autocast(device: torch.device, precision: Precision) -> torch.autocast | nullcontext:
-    """Create the autocast context of a precision; it does nothing for "fp32"."""
-    dtype = PRECISIONS[precision]
-    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
 def window_origins(full: int, side: int, stride: int) -> list[int]:
@@ -42,34 +30,15 @@ def window_origins(full: int, side: int, stride: int) -> list[int]:
     return [min(i * stride, full - side) for i in range(-(-(full - side) // stride) + 1)]
 
 
-def _constants(values: Sequence[float], device: torch.device) -> torch.Tensor:
-    """Create a tensor (C, 1, 1) on a device without a copy from the host, which would wait for a GPU."""
-    return torch.cat([torch.full((1, 1, 1), value, dtype=torch.float32, device=device) for value in values])
+class Taps(NamedTuple):
+    """Pixels that each of `n` pixels of an axis is a weighted sum of: on the host, which needs to know them first."""
 
-
-@dataclass(frozen=True)
-class Taps:
-    """Pixels that each of `n` pixels of an axis is a weighted sum of.
-
-    Arrays of numpy, since the host needs to know them before a GPU would.
-
-    Attributes:
-        indices: Their indices, shape (n, taps), int64.
-        weights: Their weights, shape (n, taps), float32.
-    """
-
-    indices: np.ndarray
-    weights: np.ndarray
+    indices: np.ndarray  # (n, taps), int64
+    weights: np.ndarray  # (n, taps), float32
 
 
 def resizing_taps(size: int, resized: int, part: slice) -> Taps:
-    """Taps of bilinear resizing with `align_corners=False`, as in `torch.nn.functional.interpolate`.
-
-    Args:
-        size: Number of pixels of the axis.
-        resized: Their number after resizing.
-        part: Resized pixels to compute.
-    """
+    """Compute taps of a part of `size` pixels that are resized to `resized` ones, as by `F.interpolate`, bilinear."""
     pixels = np.arange(part.start, part.stop)
     if size == resized:
         return Taps(pixels[:, None], np.ones((len(pixels), 1), np.float32))
@@ -102,79 +71,59 @@ def resample(maps: torch.Tensor, rows: Taps, columns: Taps) -> torch.Tensor:
     return _combine(wide.transpose(0, 1).reshape(height, -1), needed[0]).view(-1, wide.shape[0], channels)
 
 
-@dataclass(frozen=True)
-class PredictionPlan:
-    """How one image is processed.
-
-    Attributes:
-        mode: "whole" or "slide".
-        window: Height and width of the windows in pixels; at least those of the image in mode "whole".
-        stride: Vertical and horizontal distance of the windows in pixels.
-        sizes: Heights and widths that the image is resized to, one pass each.
-        flip: Add a pass on the mirrored image for each size.
-        precision: Precision that the model runs in.
-        batch: Number of windows per batch.
-    """
-
-    mode: Mode
-    window: tuple[int, int]
-    stride: tuple[int, int]
-    sizes: list[tuple[int, int]]
-    flip: bool
-    precision: Precision
-    batch: int
-
-    @property
-    def passes(self) -> list[tuple[tuple[int, int], bool]]:
-        """Size and flip of each pass over the image."""
-        return [(size, flip) for size in self.sizes for flip in ((False, True) if self.flip else (False,))]
-
-
+@dataclass
 class WindowedMaps:
     """Window-averaged maps of an image at one scale and flip, computed on demand.
 
     The model's maps of windows are cached as they are. Regions should be read from the top down: :meth:`read` evicts
     windows that end above its region, and the oldest windows when the cache is full. An evicted window is computed
     again if a later region needs it.
-
-    Args:
-        segmenter: The model, in evaluation mode.
-        image: The image (C, H, W), uint8 or float32, on the model's device.
-        size: Height and width that the image is resized to.
-        mirrored: Mirror the image, and its maps back.
-        plan: Windows, precision and batch.
     """
 
-    def __init__(
-        self, segmenter: Segmenter, image: torch.Tensor, size: tuple[int, int], mirrored: bool, plan: PredictionPlan
-    ) -> None:
-        self.segmenter = segmenter
-        self.image = TF.resize(image, list(size), antialias=True) if size != tuple(image.shape[-2:]) else image
-        self.image_size = (image.shape[-2], image.shape[-1])
-        self.size = size
-        self.mirrored = mirrored
-        self.window = (min(plan.window[0], size[0]), min(plan.window[1], size[1]))
-        self.batch = plan.batch
-        self.precision = plan.precision
-        self.dtype = next(segmenter.model.parameters()).dtype
-        self.mean, self.std = (_constants(values, image.device) for values in segmenter.info.normalization)
-        self.origins = [window_origins(*sides) for sides in zip(size, self.window, plan.stride)]
-        self.padded_window = self.window
+    segmenter: Segmenter  # in evaluation mode
+    image: torch.Tensor  # (C, H, W), uint8 or float32, on the model's device
+    size: tuple[int, int]  # height and width that the image is resized to
+    mirrored: bool  # mirror the image, and its maps back
+    window: tuple[int, int]  # height and width in pixels; cut to `size`
+    stride: tuple[int, int]  # vertical and horizontal, in pixels
+    precision: Precision
+    batch: int  # windows per batch
+
+    def __post_init__(self) -> None:
+        self.window = (min(self.window[0], self.size[0]), min(self.window[1], self.size[1]))
+        self.origins = [window_origins(*sides) for sides in zip(self.size, self.window, self.stride)]
+        divisor = self.segmenter.info.size_divisor
+        height, width = (-(-max(side, MIN_SIDE) // divisor) * divisor for side in self.window)
+        self.padded_window = (height, width)
         self._cache: dict[tuple[int, int], torch.Tensor] = {}  # maps (h, w, classes) by origin
 
-    def crop(self, top: int, left: int) -> torch.Tensor:
+    @cached_property
+    def _resized(self) -> torch.Tensor:
+        same = self.size == tuple(self.image.shape[-2:])
+        return self.image if same else TF.resize(self.image, list(self.size), antialias=True)
+
+    @cached_property
+    def _mean_and_std(self) -> list[torch.Tensor]:
+        """Two tensors (C, 1, 1)."""
+        tensors = (torch.tensor(values)[:, None, None] for values in self.segmenter.info.normalization)
+        return [x.to(self.image.device, non_blocking=self.image.is_cuda) for x in tensors]
+
+    def _crop(self, top: int, left: int) -> torch.Tensor:
         """Compute the normalized pixels (1, C, h, w) of the window at an origin."""
         left = self.size[1] - left - self.window[1] if self.mirrored else left
-        x = self.image[:, top : top + self.window[0], left : left + self.window[1]]
-        x = TF.to_dtype(x, torch.float32, scale=True).sub(self.mean).div_(self.std)[None]
-        return (x.flip(-1) if self.mirrored else x).to(self.dtype)
+        x = self._resized[:, top : top + self.window[0], left : left + self.window[1]]
+        mean, std = self._mean_and_std
+        x = TF.to_dtype(x, torch.float32, scale=True).sub(mean).div_(std)[None]
+        return x.flip(-1) if self.mirrored else x
 
     def run(self, origins: Sequence[tuple[int, int]]) -> torch.Tensor:
-        """Run the model on windows: maps (windows, classes, h, w) of the padded windows."""
-        images = pad_images(torch.cat([self.crop(*origin) for origin in origins]), self.segmenter.info.size_divisor)
-        self.padded_window = (images.shape[-2], images.shape[-1])
-        with autocast(images.device, self.precision):
-            return self.segmenter(images)
+        """Run the model on windows, padded by zeros at the bottom and right: maps (windows, classes, h, w)."""
+        images = torch.cat([self._crop(*origin) for origin in origins])
+        images = images.to(next(self.segmenter.model.parameters()).dtype)
+        padding = (0, self.padded_window[1] - self.window[1], 0, self.padded_window[0] - self.window[0])
+        dtype = PRECISIONS[self.precision]
+        with nullcontext() if dtype is None else torch.autocast(images.device.type, dtype):
+            return self.segmenter(F.pad(images, padding))
 
     def _evict(self, above: int) -> None:
         """Drop the windows that end above a row, then the oldest ones, until the rest fits the cache."""
@@ -184,17 +133,10 @@ class WindowedMaps:
             del self._cache[next(iter(self._cache))]
 
     def _window_taps(self, axis: int, origin: int, taps: Taps, source: int) -> tuple[slice, Taps]:
-        """Taps into one window's maps of the pixels that the window contributes to.
+        """Compute the part of a region that a window contributes to, and its taps into the window's `source` pixels.
 
-        Args:
-            axis: 0 for rows, 1 for columns.
-            origin: First pixel of the window.
-            taps: Taps of a region's pixels into the resized image.
-            source: Number of pixels of the window's maps.
-
-        Returns:
-            The part of the region that the window contributes to, and the taps of that part, weighted by the window's
-            share in the average.
+        `taps` are those of the region's pixels into the resized image. The returned ones are weighted by the window's
+        share in the average.
         """
         side, pixels = self.window[axis], taps.indices
         inside = (pixels >= origin) & (pixels < origin + side)
@@ -209,7 +151,7 @@ class WindowedMaps:
 
     def read(self, rows: slice, columns: slice) -> torch.Tensor:
         """Compute maps (rows, columns, classes) of a region of the image, at the image's size."""
-        taps = [resizing_taps(*sides) for sides in zip(self.size, self.image_size, (rows, columns))]
+        taps = [resizing_taps(*sides) for sides in zip(self.size, self.image.shape[-2:], (rows, columns))]
         if self.mirrored:
             taps[1] = Taps(self.size[1] - 1 - taps[1].indices, taps[1].weights)
         tops, lefts = (

@@ -378,6 +378,7 @@ def test_only_the_first_outputs_are_kept_on_request():
         recognize(published, num_classes=151)
 
 
+@pytest.mark.slow
 def test_the_command_of_the_issue_template_lists_names_and_shapes(tmp_path):
     template = Path(__file__).parents[2] / ".github" / "ISSUE_TEMPLATE" / "checkpoint.yml"
     text = " ".join(template.read_text(encoding="utf-8").split())

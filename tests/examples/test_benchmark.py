@@ -22,6 +22,7 @@ def run(tmp_path, *arguments):
     return json.loads((tmp_path / "out" / "benchmark.json").read_text())["results"]
 
 
+@pytest.mark.slow
 def test_growth_over_sizes_and_batches(tmp_path, capsys):
     contenders = (f"{SEGNEXT}@fused", "unet:tu-test_mscan@bf16", "test_mscan@eager")
     sizes = ("--sizes", "64", "64x96", "--batches", "1", "2", "--rounds", "2", "--warmup", "0", "--no-memory")

@@ -229,6 +229,7 @@ def test_titles_name_the_best_result_and_ties(tmp_path, monkeypatch):
     ]
 
 
+@pytest.mark.slow
 def test_bars_are_of_the_first_process_and_can_be_turned_off(root):
     folder, model = root
     command = [sys.executable, EXAMPLES / "evaluate.py", model, FOLDER, "--data_root", folder, "--workers", "0"]

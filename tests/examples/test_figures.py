@@ -116,6 +116,7 @@ def test_contenders_have_names_for_people(contender, name):
     assert contender_name(contender) == name
 
 
+@pytest.mark.slow
 def test_a_model_s_pictures_are_drawn(model, photo, tmp_path):
     figures.main(["model", str(model), "-o", str(tmp_path / "a")])
     figures.main(["model", str(model), "--image", str(photo), "-o", str(tmp_path / "b")])

@@ -1,4 +1,5 @@
 import functools
+import shutil
 import sys
 from dataclasses import fields
 
@@ -99,32 +100,38 @@ def test_invalid_settings_and_data_raise_errors_that_name_them(folder, tmp_path,
         training.run("folder", "--data_root", folder, "--out", tmp_path / "run", *arguments)
 
 
-def test_a_run_is_not_overwritten(folder, tmp_path):
-    options = ("--data_root", folder, "--out", tmp_path / "run", "--iterations", 2)
-    training.run("folder", *options)
+def test_a_run_is_not_overwritten(finished_run, tmp_path):
+    options = finished_run.options
+    before = {file: file.read_bytes() for file in finished_run.out.rglob("*") if file.is_file()}
     with pytest.raises(SettingsError, match="belongs to another run: choose another --out"):
         training.run("folder", *options, "--no-resume")
     with pytest.raises(SettingsError, match="was written with seed 0, not 1: choose another --out"):
         training.run("folder", *options, "--seed", 1)
-    (folder / "classes.txt").write_text("a\nb\nsomething else\n", encoding="utf-8")
+    shutil.copytree(finished_run.data, tmp_path / "data")
+    (tmp_path / "data" / "classes.txt").write_text("a\nb\nsomething else\n", encoding="utf-8")
     wrong = r"was written with 3 training images of 3 classes \(\w{8}\), not 3 training images of 3 classes \(\w{8}\)"
     with pytest.raises(SettingsError, match=wrong):
-        training.run("folder", *options)
+        training.run("folder", *options, "--data_root", tmp_path / "data")
+    assert {file: file.read_bytes() for file in finished_run.out.rglob("*") if file.is_file()} == before
 
 
-def test_a_run_goes_on_where_the_folder_moved_to_and_names_what_changed(folder, tmp_path, capsys):
-    options = ("--out", tmp_path / "run", "--iterations", 2)
-    training.run("folder", "--data_root", folder, *options)
+def test_a_run_goes_on_where_the_folder_moved_to_and_names_what_changed(finished_run, tmp_path, capsys):
+    shutil.copytree(finished_run.data, tmp_path / "moved")
+    shutil.copytree(finished_run.out, tmp_path / "run")
     state = training.checkpoint(tmp_path / "run")
     torch.save(state | {"iteration": 1}, tmp_path / "run" / "checkpoint.pt")
-    folder.rename(tmp_path / "moved")
-    capsys.readouterr()
-    training.run("folder", "--data_root", tmp_path / "moved", *options, "--lr", "1e-3")
-    changed = f"Changed since the checkpoint: data_root {folder}, now {tmp_path / 'moved'}; lr 0.0001, now 0.001.\n"
+    options = ("--data_root", tmp_path / "moved", "--out", tmp_path / "run", "--iterations", 2)
+    training.run("folder", *options, "--lr", "1e-3")
     said = capsys.readouterr().out
-    assert changed in said
+    (line,) = (line for line in said.splitlines() if line.startswith("Changed since the checkpoint: "))
+    moved = {
+        f"data_root {finished_run.data}, now {tmp_path / 'moved'}",
+        f"out {finished_run.out}, now {tmp_path / 'run'}",
+    }
+    changed = set(line.removeprefix("Changed since the checkpoint: ").removesuffix(".").split("; "))
+    assert changed == {*moved, "lr 0.0001, now 0.001"}
     assert "Initial weights" not in said
-    training.run("folder", "--data_root", tmp_path / "moved", *options, "--lr", "1e-2")
+    training.run("folder", *options, "--lr", "1e-2")
     assert capsys.readouterr().out.startswith("The run is already finished")
 
 

@@ -121,12 +121,11 @@ def test_the_loss_is_averaged_over_all_pixels(model):
     torch.testing.assert_close(train.mean_over_pixels(loss_fn, model(images), labels), expected)
 
 
-def test_other_beginnings(folder, tmp_path):
-    training.run("folder", "--data_root", folder, "--out", tmp_path / "first", "--iterations", 2)
-    split = layouts.open_split("folder", folder, "train")
-    settings = TrainSettings(init_from=str(tmp_path / "first" / "best"))
+def test_other_beginnings(finished_run):
+    split = layouts.open_split("folder", finished_run.data, "train")
+    settings = TrainSettings(init_from=str(finished_run.out / "best"))
     model = models.build_model(settings, split)
-    saved = smp.from_pretrained(tmp_path / "first" / "best").state_dict()
+    saved = smp.from_pretrained(finished_run.out / "best").state_dict()
     assert all(torch.equal(value, saved[name]) for name, value in model.state_dict().items())
     split.classes, split.palette = (*split.classes, "more"), (*split.palette, (0, 0, 0))
     other = models.build_model(settings, split).state_dict()
@@ -151,7 +150,7 @@ def test_settings_of_the_training_apply_to_models_that_are_loaded_too(folder, tm
         models.build_model(TrainSettings(decoder_rank=16, **start), split, str)
 
 
-@pytest.mark.parametrize(("variant", "rate"), [("b", 0.1), ("l", 0.3)])
+@pytest.mark.parametrize(("variant", "rate"), [("t", 0.1), ("l", 0.3)])
 def test_published_segmenters_are_trained_with_the_drop_path_rate_of_their_size(variant, rate):
     name = f"segnext_{variant}.mmseg_ade20k"
     with torch.device("meta"):

@@ -8,13 +8,20 @@ import base64
 import contextlib
 import hashlib
 import http.server
+import io
 import json
+import logging
+import os
 import re
 import threading
+import traceback
 import urllib.parse
 from dataclasses import dataclass, field
+from pathlib import Path
+from unittest import mock
 
 import yaml
+from huggingface_hub import constants, hf_api
 
 LFS_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".pkl", ".png")
 
@@ -287,3 +294,44 @@ def serve():
             yield hub
         finally:
             server.shutdown()
+
+
+@contextlib.contextmanager
+def client(url: str, home: Path, token: str):
+    """Let `huggingface_hub` in this process use the Hub at `url`; it reads these settings only when it is imported."""
+    settings = {
+        "ENDPOINT": url,
+        "HUGGINGFACE_CO_URL_TEMPLATE": url + "/{repo_id}/resolve/{revision}/{filename}",
+        "HF_HUB_CACHE": str(home / "hub"),
+        "HF_TOKEN_PATH": str(home / "token"),
+        "HF_HUB_DISABLE_XET": True,  # a storage of the Hub's own; LFS is the protocol that is open
+    }
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.multiple(constants, **settings))
+        stack.enter_context(mock.patch.object(hf_api.api, "endpoint", url))
+        stack.enter_context(mock.patch.dict(os.environ, HF_TOKEN=token))
+        yield
+
+
+@dataclass
+class Done:
+    """What code that ran in this process wrote to standard error: messages, logs, and the traceback of an error."""
+
+    stderr: str
+
+
+def run(code: str, namespace: dict, check: bool = True) -> Done:
+    """Run code in this process; with `check`, its errors are raised."""
+    stderr, logger = io.StringIO(), logging.getLogger("segnext_timm")
+    with (
+        contextlib.redirect_stderr(stderr),
+        mock.patch.object(logger, "handlers", [logging.StreamHandler(stderr)]),
+        mock.patch.object(logger, "level", logging.WARNING),
+    ):
+        try:
+            exec(code, namespace)
+        except Exception:
+            if check:
+                raise
+            traceback.print_exc()
+    return Done(stderr.getvalue())

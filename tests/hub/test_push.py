@@ -1,16 +1,13 @@
 """Folders and models on their way to the Hub and back."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import segmentation_models_pytorch as smp
 import timm
 import torch
+from click.testing import CliRunner
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
@@ -18,17 +15,16 @@ import hub_server
 import segnext_timm
 from random_checkpoints import write
 from segnext_timm import CheckpointError, convert, push_to_hub
+from segnext_timm.cli import main
 from segnext_timm.errors import OptionError
 from small_models import narrow
 
-# Pushing and pulling. The client reads where the Hub is when it is imported: it runs in a process of its own.
+# Pushing and pulling
 
 CLIENT = """
-import sys, torch, timm, segmentation_models_pytorch as smp, segnext_timm
+import torch, timm, segmentation_models_pytorch as smp, segnext_timm
 from huggingface_hub import HfApi, ModelCard
-from pathlib import Path
 from small_models import narrow
-folder = Path(sys.argv[1])
 
 def equal(one, other):
     one, other = one.state_dict(), other.state_dict()
@@ -40,20 +36,10 @@ def equal(one, other):
 def hub(tmp_path):
     """A Hub on loopback, and a function that runs code as its client; gives (hub, run)."""
     with hub_server.serve() as server:
-        env = {
-            **os.environ,
-            "HF_ENDPOINT": server.url,
-            "HF_HOME": str(tmp_path / "hf"),
-            "HF_HUB_DISABLE_XET": "1",  # a storage of the Hub's own; LFS is the protocol that is open
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": str(Path(hub_server.__file__).parent),
-        }
 
         def run(code, token="hf_writer", check=True):
-            command = [sys.executable, "-c", CLIENT + code, str(tmp_path)]
-            done = subprocess.run(command, env=env | {"HF_TOKEN": token}, capture_output=True, text=True)
-            assert not check or done.returncode == 0, done.stderr
-            return done
+            with hub_server.client(server.url, tmp_path / "hf", token):
+                return hub_server.run(CLIENT + code, {"folder": tmp_path}, check)
 
         yield server, run
 
@@ -264,10 +250,9 @@ for token in {list(TOKENS)}:
 
 def test_a_hub_that_is_away_is_named(tmp_path):
     narrow().save_pretrained(tmp_path / "run")
-    env = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_TOKEN": "hf_writer", "HF_HOME": str(tmp_path / "hf")}
-    command = [sys.executable, "-m", "segnext_timm.cli", "push", tmp_path / "run", "writer/x"]
-    done = subprocess.run(command, env=env, capture_output=True, text=True)
-    assert done.returncode == 1
+    with hub_server.client("http://127.0.0.1:9", tmp_path / "hf", "hf_writer"):
+        done = CliRunner().invoke(main, ["push", str(tmp_path / "run"), "writer/x"])
+    assert done.exit_code == 1
     assert done.stderr.strip().splitlines()[-1].startswith("Error: writer/x: the Hub cannot be reached (")
 
 

@@ -184,6 +184,7 @@ def test_the_loss_is_a_module_that_moves_and_saves_its_class_weights():
 
 
 REDUCTIONS = ["mean", "sum", "none"]
+COMPILED = ["mean", *(pytest.param(reduction, marks=pytest.mark.slow) for reduction in ("sum", "none"))]
 
 
 @pytest.fixture
@@ -267,7 +268,7 @@ def test_a_gradient_is_not_differentiated_once_more():
 
 
 @pytest.mark.parametrize("arguments", [{}, {"weight": torch.arange(1.0, 7), "label_smoothing": 0.1}])
-@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("reduction", COMPILED)
 def test_the_compiled_loss_and_its_gradient_are_the_eager_ones(compiles, reduction, arguments):
     criterion = UpsampledCrossEntropyLoss(ignore_index=255, reduction=reduction, **arguments)
     compiled = torch.compile(criterion, fullgraph=True, backend="aot_eager")
@@ -339,17 +340,20 @@ def test_the_loss_is_copied_and_pickled():
         assert torch.equal(other(x, target), criterion(x, target))
 
 
-def test_an_environment_variable_turns_kernels_off():
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [("0", "False False False False"), pytest.param("1", "True True True False", marks=pytest.mark.slow)],
+)
+def test_an_environment_variable_turns_kernels_off(value, expected):
     code = (
         "import torch; from segnext_timm import kernels; from segnext_timm.kernels import bands, norms, resizing;"
         "torch.set_grad_enabled(False);"
         "x = torch.zeros(1, 64, 64, 2048).permute(0, 3, 1, 2);"
         "print(kernels.ENABLED, resizing.applies(x), bands.applies_to_mlp(x, 4096), norms.applies(x))"
     )
-    for value, expected in (("0", "False False False False"), ("1", "True True True False")):
-        env = {**os.environ, "SEGNEXT_TIMM_KERNELS": value}
-        done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
-        assert done.stdout.strip() == expected
+    env = {**os.environ, "SEGNEXT_TIMM_KERNELS": value}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == expected
 
 
 @pytest.mark.parametrize("form", ["plain"], indirect=True)
@@ -361,7 +365,7 @@ def test_the_plain_form_is_differentiated_twice(form):
 
 
 @pytest.mark.parametrize("form", ["plain"], indirect=True)
-@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("reduction", COMPILED)
 def test_the_plain_form_is_compiled_for_all_sizes(form, compiles, reduction):
     counter = CompileCounterWithBackend("aot_eager")
     criterion = UpsampledCrossEntropyLoss(reduction=reduction)

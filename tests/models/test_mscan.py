@@ -65,6 +65,7 @@ def test_importing_warns_of_nothing():
     assert (run.returncode, run.stderr) == (0, "")
 
 
+@pytest.mark.slow
 def test_overwriting_a_model_of_another_package_still_warns():
     code = (
         "import timm\n"

@@ -21,6 +21,7 @@ DECODERS = (
 )
 
 
+@pytest.mark.slow  # test_segnext.py trains all decoders with a narrow encoder
 @pytest.mark.parametrize("arch", DECODERS)
 def test_decoder_trains_on_mscan(arch):
     model = smp.create_model(arch, "tu-mscan_t", encoder_weights=None, classes=3).train()

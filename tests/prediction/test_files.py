@@ -15,6 +15,7 @@ from PIL import Image
 import segnext_timm.prediction.files
 from segnext_timm import predict
 from segnext_timm.cli import main
+from segnext_timm.errors import OptionError
 from segnext_timm.prediction.files import find_images, predict_files
 
 NAMES, PALETTE = ["road", "car", "sky"], [[90, 90, 100], [200, 20, 20], [130, 190, 240]]
@@ -65,15 +66,15 @@ def test_results_lie_as_the_images_do(tmp_path):
 def test_no_image_is_written_over(tmp_path):
     write(tmp_path, "a.png", "b/a.png")
     for paths, out, error, message in (
-        ([tmp_path / "a.png"], tmp_path, ValueError, r"contains a\.png, an image to predict: choose another folder"),
+        ([tmp_path / "a.png"], tmp_path, OptionError, r"contains a\.png, an image to predict: choose another folder"),
         (
             [tmp_path / "a.png", tmp_path / "b" / "a.png"],
             tmp_path / "o",
-            ValueError,
+            OptionError,
             "results would share the name of another",
         ),
-        ([tmp_path], tmp_path, ValueError, "is the folder of the images: choose another for the results"),
-        ([tmp_path / "a.png"], tmp_path / "a.png", ValueError, r"a\.png is a file, but the results need a folder"),
+        ([tmp_path], tmp_path, OptionError, "is the folder of the images: choose another for the results"),
+        ([tmp_path / "a.png"], tmp_path / "a.png", OptionError, r"a\.png is a file, but the results need a folder"),
         ([tmp_path / "none.png"], tmp_path / "o", FileNotFoundError, r"none\.png: no such file or folder"),
         ([tmp_path / "*.jpg"], tmp_path / "o", FileNotFoundError, r"no images in .*\*\.jpg"),
     ):

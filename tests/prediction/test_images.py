@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from segnext_timm import overlay
-from segnext_timm.errors import ImageError
+from segnext_timm.errors import ImageError, OptionError
 from segnext_timm.label_sets import voc_palette
 from segnext_timm.prediction.drawing import class_areas, colored, label_picture, share_text
 from segnext_timm.prediction.images import read_image
@@ -69,7 +69,7 @@ def test_channels_are_those_of_the_model(tmp_path):
         (4, "takes 4 channels, the image has those of 'RGB'"),
         (6, "Files hold 1, 3 or 4 channels"),
     ):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ImageError, match=message):
             read_image(tmp_path / "x.png", channels)
 
 
@@ -92,21 +92,21 @@ def test_what_is_no_image_is_told(tmp_path):
     (tmp_path / "text.jpg").write_text("no image", encoding="utf-8")
     (tmp_path / "empty.png").touch()
     for image, error, message in (
-        (tmp_path / "cut.jpg", ValueError, r"cut\.jpg cannot be read as an image: image file is truncated"),
-        (tmp_path / "text.jpg", ValueError, r"text\.jpg cannot be read as an image: not an image file"),
-        (tmp_path / "empty.png", ValueError, r"empty\.png cannot be read as an image: not an image file"),
-        (tmp_path, ValueError, "cannot be read as an image"),
+        (tmp_path / "cut.jpg", ImageError, r"cut\.jpg cannot be read as an image: image file is truncated"),
+        (tmp_path / "text.jpg", ImageError, r"text\.jpg cannot be read as an image: not an image file"),
+        (tmp_path / "empty.png", ImageError, r"empty\.png cannot be read as an image: not an image file"),
+        (tmp_path, ImageError, "cannot be read as an image"),
         (tmp_path / "none.png", FileNotFoundError, r"none\.png"),
-        (np.zeros((4, 4, 2), np.uint8), ValueError, r"takes images of 3 channels, got uint8 \(4, 4, 2\)"),
+        (np.zeros((4, 4, 2), np.uint8), ImageError, r"takes images of 3 channels, got uint8 \(4, 4, 2\)"),
         (
             np.zeros((4, 0, 3), np.uint8),
-            ValueError,
+            ImageError,
             r"array \(H, W, C\) or \(H, W\), or a tensor \(C, H, W\), got uint8",
         ),
-        (torch.zeros(4, 4), ValueError, "or a tensor"),
-        (np.zeros((4, 4, 3), np.int64), ValueError, "uint8, uint16, or floating point from 0 to 1, got int64"),
-        (np.full((4, 4, 3), 2.0), ValueError, "not normalized ones; got 2 to 2"),
-        (np.full((4, 4, 3), np.nan), ValueError, "not normalized ones; got nan"),
+        (torch.zeros(4, 4), ImageError, "or a tensor"),
+        (np.zeros((4, 4, 3), np.int64), ImageError, "uint8, uint16, or floating point from 0 to 1, got int64"),
+        (np.full((4, 4, 3), 2.0), ImageError, "not normalized ones; got 2 to 2"),
+        (np.full((4, 4, 3), np.nan), ImageError, "not normalized ones; got nan"),
     ):
         with pytest.raises(error, match=message):
             read_image(image)
@@ -117,7 +117,7 @@ def test_more_pixels_than_pillow_trusts_are_told(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)
     assert read(tmp_path / "x.png").shape == (40, 60, 3)  # a warning of Pillow's
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(ValueError, match=r"x\.png: .*Raise PIL\.Image\.MAX_IMAGE_PIXELS"):
+    with pytest.raises(ImageError, match=r"x\.png cannot be read as an image: .*Raise PIL\.Image\.MAX_IMAGE_PIXELS"):
         read_image(tmp_path / "x.png")
 
 
@@ -160,7 +160,7 @@ def test_overlays_of_a_pixel_or_of_many_classes_have_room_for_their_legend():
 
 
 def test_overlays_of_other_sizes_are_refused():
-    with pytest.raises(ValueError, match=r"image has \(4, 5\) pixels .* labels have \(5, 4\)"):
+    with pytest.raises(OptionError, match=r"image has \(4, 5\) pixels .* labels have \(5, 4\)"):
         overlay(noise(4, 5), np.zeros((5, 4), np.uint8))
 
 

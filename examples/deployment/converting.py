@@ -4,7 +4,9 @@ import argparse
 import importlib.util
 import json
 import re
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,11 +15,9 @@ import numpy as np
 import torch
 
 from segnext_timm import fuse, load_segmenter
-from segnext_timm._atomic import replace_when_complete
 from segnext_timm.errors import ExportError, OptionError, SegNeXtError
 from segnext_timm.exporting.exporters import describe_graph
 from segnext_timm.exporting.labels import LabelGraph
-from segnext_timm.models.model_info import ModelInfo
 
 Convert = Callable[[torch.nn.Module, torch.Tensor, Path, dict[str, Any]], None]
 Execute = Callable[[Path, np.ndarray], np.ndarray | None]
@@ -60,7 +60,7 @@ def run(
         parser.error(f"{', '.join(missing)} not installed: see --help")
     try:
         model = load_segmenter(args.model)
-        size = args.size or ModelInfo(model).input_size
+        size = args.size or tuple((getattr(model, "pretrained_cfg", None) or {}).get("input_size", (3, 512, 512))[1:])
         write(model, args.file, size, convert, execute, argmax and args.argmax, args.precision)
     except (SegNeXtError, OSError) as error:
         sys.exit(f"{parser.prog}: {error}")
@@ -90,18 +90,20 @@ def write(
         OptionError: If the size does not fit the model, or the model has several outputs.
         ExportError: If the converter fails, or the outputs differ. No file is left.
     """
-    info = ModelInfo(model)
-    if size[0] % info.size_divisor or size[1] % info.size_divisor:
-        raise OptionError(f"This model takes sizes that are multiples of {info.size_divisor}, got {size}.")
+    stride = model.encoder.output_stride if model.requires_divisible_input_shape else 1
+    if size[0] % stride or size[1] % stride:
+        raise OptionError(f"This model takes sizes that are multiples of {stride}, got {size}.")
     model = fuse(model.eval())
     graph = LabelGraph(model, portable=True) if argmax else model
-    images, probe = torch.randn(2, 1, info.in_channels, *size, generator=torch.Generator().manual_seed(0))
+    images, probe = torch.randn(2, 1, model.config["in_channels"], *size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = graph(probe)
     if not isinstance(expected, torch.Tensor):
         raise OptionError("This model has several outputs: add --argmax, or remove its classification head.")
     metadata = describe_graph(model, images.shape, ["labels" if argmax else "logits"]) | {"precision": precision}
-    with replace_when_complete(path) as written:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as work:
+        written = Path(work) / path.name
         try:
             convert(graph, images, written, metadata)
         except Exception as error:  # the converters raise many types of errors
@@ -112,9 +114,11 @@ def write(
             print(f"{path.suffix} files do not run on this machine: converted and inspected only.")
         else:
             check(output, expected.numpy(), TOLERANCES[precision])
-    if path.suffix == ".tflite":  # has no place for metadata
-        with replace_when_complete(path.with_name(f"{path.name}.json")) as written:
-            written.write_text(json.dumps(metadata), encoding="utf-8")
+        if path.suffix == ".tflite":  # has no place for metadata
+            path.with_name(f"{path.name}.json").write_text(json.dumps(metadata), encoding="utf-8")
+        if path.is_dir():
+            shutil.rmtree(path)
+        written.replace(path)
 
 
 def check(output: np.ndarray, expected: np.ndarray, tolerance: float) -> None:

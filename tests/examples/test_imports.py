@@ -13,7 +13,8 @@ SCRIPTS = sorted(
     for folder in (".", "segmentation", "deployment", "deployment/browser")
     for path in (EXAMPLES / folder).glob("*.py")
 )
-PUBLIC_MODULES = {"errors", "label_sets", "variants", "models.mscan"}
+# The last two are for converters to other formats
+PUBLIC_MODULES = {"errors", "label_sets", "variants", "models.mscan", "exporting.exporters", "exporting.labels"}
 
 
 def private_imports(source):

@@ -23,6 +23,7 @@ from small_models import narrow
 
 CLIENT = """
 import torch, timm, segmentation_models_pytorch as smp, segnext_timm
+from pathlib import Path
 from huggingface_hub import HfApi, ModelCard
 from small_models import narrow
 

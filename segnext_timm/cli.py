@@ -19,7 +19,7 @@ from ._cli_info import describe_model, list_models, model_text, models_text
 from .checkpoints.catalog import ORIGINS
 from .checkpoints.hub import check_segmenter, is_hub_id
 from .errors import OptionError, SegNeXtError
-from .exporting.formats import check_installed, check_name
+from .exporting.formats import FORMATS, check_installed, check_name
 from .label_sets import LABEL_SETS
 from .variants import MIN_SIDE
 
@@ -191,7 +191,7 @@ def push_command(src: Path, repo: str, **options: Any) -> None:
 @click.option("--dynamic", is_flag=True, help="Accept other batch and image sizes.")
 @click.option("--argmax", is_flag=True, help="Output labels instead of logits.")
 @click.option("--portable", is_flag=True, help="Labels by static shapes only, for TensorRT and others.")
-@click.option("--precision", type=click.Choice(["fp32", "fp16", "int8"]), default="fp32", help="16 or 8 bits: ONNX.")
+@click.option("--precision", type=click.Choice(FORMATS[".onnx"]), default="fp32", help="16 or 8 bits: ONNX.")
 @click.option("--calibration", type=_FOLDER, help="Folder of images for int8.")
 @click.option("--fuse/--no-fuse", default=True, help=_FUSE_HELP)
 def export_command(model: str, file: Path, size: tuple[int, int] | None, batch: int, **options: Any) -> None:
@@ -202,7 +202,7 @@ def export_command(model: str, file: Path, size: tuple[int, int] | None, batch: 
     check_segmenter(model)
     check_name(file)
     check_installed(file.suffix)
-    if options["precision"] != "fp32" and file.suffix != ".onnx":
+    if options["precision"] not in FORMATS[file.suffix]:
         raise click.UsageError(f"Only ONNX files can be {options['precision']}: choose a FILE that ends in .onnx.")
     if options["precision"] == "int8" and options["calibration"] is None:
         raise click.UsageError("int8 needs calibration images: --calibration DIR.")

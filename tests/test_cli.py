@@ -15,25 +15,15 @@ import pytest
 import segmentation_models_pytorch as smp
 import timm
 import torch
-from click.testing import CliRunner
 from PIL import Image
 
+from command import COMMAND, NARROW, last_line, run
 from segnext_timm import __version__, load_segmenter
 from segnext_timm.cli import main
 from segnext_timm.errors import CheckpointError, ExportError, HubError, OptionError
 
-COMMAND = Path(sys.executable).with_name("segnext-timm")
 QUICK = [("--help",), ("--version",), ("models",), ("info", "segnext_b"), ("predict", "--help")]
 HEAVY = {"torch", "torchvision", "timm", "segmentation_models_pytorch", "numpy", "PIL", "huggingface_hub"}
-NARROW = {"encoder_weights": None, "classes": 3, "decoder_channels": 32, "decoder_rank": 4}
-
-
-def run(*arguments):
-    return CliRunner().invoke(main, list(map(str, arguments)))
-
-
-def last_line(done):
-    return done.output.splitlines()[-1]
 
 
 @pytest.fixture

@@ -6,32 +6,19 @@ import os
 import re
 import shutil
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import segmentation_models_pytorch as smp
 import timm
 import torch
-from click.testing import CliRunner
 
 import hub_server
+from command import COMMAND, NARROW, last_line, run
 from segnext_timm import load_segmenter
 from segnext_timm.checkpoints.catalog import ORIGINS, find_backbone, get_segmenter_cfg
-from segnext_timm.cli import main
 from segnext_timm.errors import CheckpointError
 
-COMMAND = Path(sys.executable).with_name("segnext-timm")
 CONFIG_REQUEST = "HEAD /user/model/resolve/main/config.json"
-NARROW = {"encoder_weights": None, "classes": 3, "decoder_channels": 32, "decoder_rank": 4}
-
-
-def run(*arguments):
-    return CliRunner().invoke(main, list(map(str, arguments)))
-
-
-def last_line(done):
-    return done.output.splitlines()[-1]
 
 
 @pytest.fixture

@@ -20,9 +20,9 @@ from huggingface_hub import HfApi
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # the other examples
 from publishing.published import Published, get_published, load_model
 from publishing.verify import log, read_report
+from segmentation.files import fill_when_complete, replace_when_complete
 from segmentation.recipe import UserError, run
 from segnext_timm import add_results, push_to_hub, variants
-from segnext_timm._atomic import replace_when_complete
 from segnext_timm.checkpoints.catalog import ORIGINS, find_backbone
 from segnext_timm.checkpoints.folder import MODEL_FILES, WEIGHTS
 from segnext_timm.checkpoints.hub import hub_errors
@@ -48,8 +48,7 @@ def write_folder(published: Published, folder: Path, entry: Mapping[str, Any]) -
         raise FileExistsError(f"{folder} holds other files ({', '.join(other[:3])}): choose another folder.")
     path = fetch(published.url, sha256=entry["sha256"], file_name=published.file)
     model, cfg = load_model(published, path), published.cfg
-    with replace_when_complete(folder) as new:
-        new.mkdir()
+    with fill_when_complete(folder) as new:
         if cfg is None:
             write_backbone(model, published.name, new)
             return

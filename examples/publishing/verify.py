@@ -26,11 +26,11 @@ from publishing.published import Published, get_published, load_model, normalize
 from publishing.reference import reference_logits
 from segmentation.data import Split
 from segmentation.evaluation import evaluate
+from segmentation.files import replace_when_complete
 from segmentation.layouts import LAYOUTS, open_split
 from segmentation.metrics import Scores
 from segmentation.recipe import DataSettings, UserError, run
 from segnext_timm import SegNeXt, list_segmenters
-from segnext_timm._atomic import replace_when_complete
 from segnext_timm.checkpoints.catalog import SINGLE_SCALE, SegmenterCfg, list_backbones
 from segnext_timm.checkpoints.dialects import load_checkpoint
 from segnext_timm.checkpoints.loading import fetch, file_sha256

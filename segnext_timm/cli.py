@@ -6,6 +6,7 @@ command checks its arguments before it loads or downloads anything.
 
 import json
 import logging
+import math
 import re
 import sys
 from contextlib import redirect_stdout
@@ -19,7 +20,7 @@ from ._cli_info import describe_model, list_models, model_text, models_text
 from .checkpoints.catalog import ORIGINS
 from .checkpoints.hub import check_segmenter, is_hub_id
 from .errors import OptionError, SegNeXtError
-from .exporting.formats import FORMATS, check_installed, check_name
+from .exporting.formats import FORMATS, check_export
 from .label_sets import LABEL_SETS
 from .variants import MIN_SIDE
 
@@ -66,7 +67,10 @@ class _Size(click.ParamType):
 
 def _read_scales(ctx: click.Context, param: click.Parameter, value: str) -> tuple[float, ...]:
     """Read positive numbers that are separated by commas."""
-    return tuple(click.FloatRange(0, min_open=True)(scale, param, ctx) for scale in value.split(","))
+    scales = tuple(click.FLOAT(scale, param, ctx) for scale in value.split(","))
+    if not all(0 < scale < math.inf for scale in scales):
+        raise click.BadParameter(f"{value} are not positive numbers, such as 0.5,1,1.5.", ctx, param)
+    return scales
 
 
 def _find_device(name: str | None) -> "torch.device":
@@ -200,12 +204,7 @@ def export_command(model: str, file: Path, size: tuple[int, int] | None, batch: 
     FILE runs without this package. It takes images normalized with the mean and standard deviation in its metadata.
     """
     check_segmenter(model)
-    check_name(file)
-    check_installed(file.suffix)
-    if options["precision"] not in FORMATS[file.suffix]:
-        raise click.UsageError(f"Only ONNX files can be {options['precision']}: choose a FILE that ends in .onnx.")
-    if options["precision"] == "int8" and options["calibration"] is None:
-        raise click.UsageError("int8 needs calibration images: --calibration DIR.")
+    check_export(file, **{name: options[name] for name in ("argmax", "portable", "precision", "calibration")})
     from .checkpoints.loading import load_segmenter
     from .exporting.exporters import export
     from .models.model_info import ModelInfo

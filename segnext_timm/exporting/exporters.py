@@ -3,6 +3,7 @@
 import copy
 import io
 import json
+import logging
 import traceback
 import warnings
 from collections.abc import Sequence
@@ -19,8 +20,10 @@ from ..models.fusion import fuse as fuse_model
 from ..models.model_info import ModelInfo, Segmenter
 from .calibration import Image, read_calibration
 from .float16 import half_copy
-from .formats import FORMATS, check_installed, check_name
+from .formats import check_export
 from .labels import LabelGraph
+
+_logger = logging.getLogger(__name__)
 
 Precision = Literal["fp32", "fp16", "int8"]
 
@@ -73,9 +76,9 @@ def export(
         ImageError: If a calibration image cannot be read, or does not fit the model.
     """
     path = Path(path)
-    check_name(path)
-    _check_options(path, input_size, argmax, portable, precision, calibration)
-    check_installed(path.suffix)
+    check_export(path, argmax, portable, precision, calibration)
+    if len(input_size) != 4 or min(input_size) < 1:
+        raise OptionError(f"input_size is a shape (B, C, H, W), got {tuple(input_size)}.")
     info = ModelInfo(model)
     samples = None if calibration is None else read_calibration(calibration, info, input_size)
     model = copy.deepcopy(model).to("cpu", torch.float32).eval()
@@ -110,27 +113,14 @@ def export(
     return path
 
 
-def _check_options(
-    path: Path, input_size: Sequence[int], argmax: bool, portable: bool, precision: str, calibration: Any
-) -> None:
-    """Raise an OptionError for invalid options and combinations of them."""
-    if len(input_size) != 4 or min(input_size) < 1:
-        raise OptionError(f"input_size is a shape (B, C, H, W), got {tuple(input_size)}.")
-    if precision not in FORMATS[path.suffix]:
-        raise OptionError(f"{path}: {path.suffix} can be {', '.join(FORMATS[path.suffix])}, not {precision!r}.")
-    if portable and not argmax:
-        raise OptionError("portable applies to graphs of labels: set argmax (--argmax) too.")
-    if (precision == "int8") != (calibration is not None):
-        raise OptionError("int8 needs calibration images, and only int8 takes them: pass a folder (--calibration DIR).")
-
-
 def describe_graph(model: nn.Module, input_size: Sequence[int], names: Sequence[str]) -> dict[str, Any]:
     """Metadata of an exported model: what is known of its input, its outputs and its classes."""
     cfg = getattr(model, "pretrained_cfg", None) or {}
     try:
         mean, std = ModelInfo(model).normalization
         statistics = {"mean": list(mean), "std": list(std)}
-    except ValueError:  # unknown
+    except OptionError as error:
+        _logger.warning(f"Mean and std are left out of the metadata: {error}")
         statistics = {}
     known = {name: cfg[name] for name in ("label_names", "palette", "dataset", "license") if cfg.get(name)}
     return {"input_size": list(input_size), "output": ", ".join(names), **statistics, **known}

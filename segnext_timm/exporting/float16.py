@@ -21,8 +21,9 @@ def half_copy(model: nn.Module) -> nn.Module:
             module.register_forward_hook(lambda _, inputs, output: output.half())
     first: Any = getattr(model, "encoder", model)
     first.register_forward_pre_hook(lambda _, inputs: (inputs[0].half(), *inputs[1:]))
-    head: Any = getattr(model, "segmentation_head", None)
-    for last in (model if head is None else head[0], getattr(model, "classification_head", None)):
+    head: Any = getattr(model, "segmentation_head", model)
+    convolutions = [module for module in head.modules() if isinstance(module, nn.Conv2d)]
+    for last in (model if head is model else convolutions[-1], getattr(model, "classification_head", None)):
         if last is not None:
             last.register_forward_hook(_to_float)
     return model

@@ -1,24 +1,34 @@
-"""Formats of exported models. Imports nothing heavy, so that the command checks a file name at once."""
+"""Formats of exported models. Imports nothing heavy, so that the command checks its options at once."""
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 from ..errors import ExportError, OptionError
 
 FORMATS = {".onnx": ("fp32", "fp16", "int8"), ".pt2": ("fp32",)}  # precisions by suffix
 
 
-def check_name(path: Path) -> None:
-    """Raise an OptionError unless a path ends in a format's suffix."""
+def check_export(path: Path, argmax: bool, portable: bool, precision: str, calibration: Any) -> None:
+    """Check what :func:`export` is asked for, before a model is loaded.
+
+    Raises:
+        OptionError: If an option is invalid, or does not fit the others.
+        ExportError: If a package is missing.
+    """
     if path.suffix not in FORMATS:
         known = " or ".join(FORMATS)
         raise OptionError(f"{path}: the name of an exported model ends in {known}. examples/deployment has converters.")
-
-
-def check_installed(suffix: str) -> None:
-    """Raise an ExportError that names the missing packages of a format."""
-    needed = ("onnx", "onnxruntime", "onnxscript") if suffix == ".onnx" else ()
+    if path.is_dir():
+        raise OptionError(f"{path} is a folder: choose another name.")
+    if precision not in FORMATS[path.suffix]:
+        raise OptionError(f"{path}: {path.suffix} can be {', '.join(FORMATS[path.suffix])}, not {precision!r}.")
+    if portable and not argmax:
+        raise OptionError("portable applies to graphs of labels: set argmax (--argmax) too.")
+    if (precision == "int8") != (calibration is not None):
+        raise OptionError("int8 needs calibration images, and only int8 takes them: pass a folder (--calibration DIR).")
+    needed = ("onnx", "onnxruntime", "onnxscript") if path.suffix == ".onnx" else ()
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
         install = 'pip install "onnx>=1.16" onnxruntime onnxscript'
-        raise ExportError(f"Exporting to {suffix} needs {', '.join(missing)}: {install}")
+        raise ExportError(f"Exporting to {path.suffix} needs {', '.join(missing)}: {install}")

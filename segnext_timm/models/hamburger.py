@@ -13,7 +13,6 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from ..errors import OptionError
-from ..kernels import norms
 
 
 class NMF2d(nn.Module):
@@ -118,20 +117,6 @@ class NMF2d(nn.Module):
         return matrix.reshape(x.shape).to(x.dtype)
 
 
-class GroupNorm(nn.GroupNorm):
-    """Group normalization that keeps channels_last on GPUs, where torch's copies to NCHW and returns NCHW.
-
-    In training with channels_last inputs on a GPU, it can be differentiated once, and not by `torch.func`.
-    """
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Features (B, C, H, W) to features of the same shape and memory format."""
-        if not torch.jit.is_scripting():  # noqa: SIM102 - the branch is not compiled
-            if norms.applies(x):
-                return norms.group_norm(x, self.num_groups, self.weight, self.bias, self.eps, self.training)
-        return F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
-
-
 class Hamburger(nn.Module):
     """Matrix decomposition between two 1×1 convolutions, with a shortcut: relu(x + bread(NMF(relu(bread(x))))).
 
@@ -157,7 +142,7 @@ class Hamburger(nn.Module):
         self.proj_in = nn.Conv2d(channels, channels, 1)
         self.nmf = NMF2d(channels, rank, train_steps, eval_steps, one_step_gradient)
         self.proj_out = nn.Conv2d(channels, channels, 1, bias=False)
-        self.norm = GroupNorm(num_groups, channels)
+        self.norm = nn.GroupNorm(num_groups, channels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Features (B, channels, H, W) to features of the same shape."""

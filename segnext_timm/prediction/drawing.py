@@ -42,6 +42,7 @@ def class_areas(labels: np.ndarray, names: Sequence[str]) -> list[dict[str, int 
     Returns:
         `label`, `name`, `pixels` and `share`, from 0 to 1, of each class that occurs.
     """
+    labels = np.asarray(labels)
     counts = np.zeros(int(labels.max()) + 1, np.int64)
     rows = max((1 << 24) // labels.shape[1], 1)  # at a time: bincount converts each label to 8 bytes
     for top in range(0, len(labels), rows):
@@ -81,9 +82,11 @@ def overlay(
 
     Raises:
         ImageError: If the image cannot be read.
-        OptionError: If the sizes of image and labels differ.
+        OptionError: If the sizes of image and labels differ, or `alpha` is out of its range.
     """
     picture, labels = read_image(image), np.asarray(labels)
+    if not 0 <= alpha <= 1:
+        raise OptionError(f"alpha must be from 0 to 1, got {alpha}")
     if tuple(picture.shape[1:]) != labels.shape:
         raise OptionError(
             f"The image has {tuple(picture.shape[1:])} pixels (height, width), but the labels have {labels.shape}."

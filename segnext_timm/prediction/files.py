@@ -171,7 +171,7 @@ def predict_files(
         places: Of :func:`find_images`.
         out: Folder of the results.
         areas: Write the area of each class in each image to `areas.json`, even if interrupted.
-        resume: Skip images whose labels exist.
+        resume: Skip images whose labels exist, and probabilities if these are wanted.
         report: Called with an image and its completed fraction, from 0 to 1; with 1 exactly once per image.
         measure_all: Also measure existing labels of skipped images, so that the result lists all images.
         origin: Model and options in words. Existing labels that state another origin cannot be resumed from.
@@ -181,11 +181,17 @@ def predict_files(
         OptionError: If an option is invalid, or existing labels are of another origin.
     """
     predictions = Predictions()
-    done = {file: _named(result, _LABELS) for file, result in places.items() if _named(result, _LABELS).is_file()}
-    done = done if resume else {}
-    for labels in done.values():
-        with Image.open(labels) as picture:
-            found = picture.info.get(_ORIGIN, origin)
+    done: dict[Path, Path] = {}
+    for file, result in places.items() if resume else ():
+        labels, kinds = _named(result, _LABELS), outputs(result)
+        if "labels" not in kinds or (options.get("probabilities") and "probabilities" not in kinds):
+            continue
+        try:
+            with Image.open(labels) as picture:
+                found = picture.info.get(_ORIGIN, origin)
+        except OSError:  # damaged: predicted again
+            continue
+        done[file] = labels
         if found != origin:
             raise OptionError(
                 f"{labels} was predicted with {found}, not with {origin}: choose another folder, or predict all "

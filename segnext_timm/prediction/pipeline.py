@@ -91,7 +91,7 @@ def _plan(
             f'images, of values from 0 to 1, into model.pretrained_cfg["mean"] and ["std"].'
         )
     size = (image.shape[-2], image.shape[-1])
-    long, short = (max(size), min(size)) if fit_in is None else _pair("fit_in", fit_in)
+    short, long = sorted(size if fit_in is None else _pair("fit_in", fit_in))
     sizes = [fit(size, long * scale, short * scale, divisor) for scale in scales]
     bytes_per_pixel = _PIXEL_BYTES + (0 if segmenter.gives_small_maps else 12 * info.num_classes)
     if mode == "auto":
@@ -226,7 +226,7 @@ def predict(
         stride: Distance of the windows in pixels. Default: three quarters of their side.
         scales: Factors of the image's size, one pass each; the probabilities are averaged.
         flip: Add a pass on the mirrored image for each scale.
-        fit_in: Maximum side lengths, a pair (long, short) or one number for both: the image is first resized, up or
+        fit_in: Maximum side lengths, a pair in any order or one number for both: the image is first resized, up or
             down, until it reaches one of them, keeping its aspect ratio.
         probabilities: Also return probabilities, 4 bytes per class and pixel. Or a function that returns, for a number
             of classes, the array (classes, H, W) to write them to, which may be a memory-mapped file.

@@ -9,7 +9,7 @@ import torch
 from lively_models import assert_same, backbone, images, lively, tiny
 from random_checkpoints import VARIANTS
 from segnext_timm import create_segmenter, export
-from segnext_timm.errors import ExportError
+from segnext_timm.errors import ExportError, OptionError
 from segnext_timm.exporting import exporters, labels
 from segnext_timm.models.fusion import is_fused
 
@@ -129,6 +129,14 @@ def test_openvino_gives_the_labels(tmp_path):
     compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     labels = torch.from_numpy(compiled({"images": x.numpy()})["labels"])
     assert_greatest(labels, model(x))
+
+
+def test_a_folder_is_never_replaced_by_a_file(tmp_path):
+    (tmp_path / "model.pt2").mkdir()
+    (tmp_path / "model.pt2" / "thesis.txt").touch()
+    with pytest.raises(OptionError, match="is a folder: choose another name"):
+        export(tiny(), tmp_path / "model.pt2", (1, 3, 64, 64))
+    assert (tmp_path / "model.pt2" / "thesis.txt").exists()
 
 
 class Unexportable(torch.nn.Module):

@@ -229,7 +229,7 @@ UNEDITED = {
     "blanks at line ends": lambda text: text.replace("\n", "  \n") + "\n\n",
 }
 EDITED = {
-    "a word": lambda text: text.replace("Straßen", "Wege"),
+    "a word": lambda text: text.replace("Straßen", "Bahnen"),
     "the front matter": lambda text: text.replace("---\n", "---\nlicense: mit\n", 1),
     "a number": lambda text: text.replace("71.34", "81.34"),
     "words at the end": lambda text: text + "\nMy words.\n",

@@ -162,6 +162,17 @@ def test_resume_leaves_out_what_is_there(model, tmp_path):
     assert sorted(f.name for f in (tmp_path / "out").iterdir()) == ["a.png", "areas.json", "b.png"]
 
 
+def test_resume_predicts_again_what_is_damaged_or_lacks_probabilities(model, tmp_path):
+    write(tmp_path / "in", "a.png", "b.png")
+    command = (model, tmp_path / "in", "-o", tmp_path / "out", "--no-overlay", "--resume")
+    assert "Predicted 2 of 2" in run(*command).output
+    assert "Predicted 2 of 2" in run(*command, "--probabilities").output
+    assert np.load(tmp_path / "out" / "a_probabilities.npy").shape == (3, 50, 70)
+    (tmp_path / "out" / "a.png").write_bytes(b"cut short")
+    assert "Predicted 1 of 2" in run(*command, "--probabilities").output
+    assert Image.open(tmp_path / "out" / "a.png").size == (70, 50)
+
+
 def test_resume_lists_the_areas_of_what_is_there(model, tmp_path):
     write(tmp_path / "in", "a.png")
     run(model, tmp_path / "in", "-o", tmp_path / "out", "--areas")
@@ -242,7 +253,7 @@ def test_json_sums_up_every_image_on_standard_output(model, tmp_path):
     write(tmp_path / "in", "a.png", "b.jpg")
     (tmp_path / "in" / "text.jpg").write_text("no image", encoding="utf-8")
     run(model, tmp_path / "in" / "a.png", "-o", tmp_path / "out")
-    done = run(model, tmp_path / "in", "-o", tmp_path / "out", "--json", "--resume", "--probabilities")
+    done = run(model, tmp_path / "in", "-o", tmp_path / "out", "--json", "--resume")
     assert done.exit_code == 1
     summary = json.loads(done.stdout)
     assert (summary["model"], summary["out"]) == (str(model), str(tmp_path / "out"))
@@ -251,7 +262,7 @@ def test_json_sums_up_every_image_on_standard_output(model, tmp_path):
         "labels": str(tmp_path / "out" / "a.png"),
         "overlay": str(tmp_path / "out" / "a_overlay.jpg"),
     }
-    assert set(second["outputs"]) == {"labels", "overlay", "probabilities"}
+    assert set(second["outputs"]) == {"labels", "overlay"}
     for entry in (first, second):
         with Image.open(entry["outputs"]["labels"]) as picture:
             labels = np.asarray(picture)
@@ -304,7 +315,7 @@ def test_mistakes_end_in_one_line_before_anything_is_done(model, tmp_path):
             (model, tmp_path / "a.png", "-o", tmp_path / "a.png" / "out"),
             "a.png is a file, but the results need a folder",
         ),
-        ((model, tmp_path / "a.png", "-o", tmp_path / "out", "--scales", "a"), "'a' is not a valid float range."),
+        ((model, tmp_path / "a.png", "-o", tmp_path / "out", "--scales", "a"), "'a' is not a valid float."),
         ((model, tmp_path / "a.png", "-o", tmp_path / "out", "--device", "gpu"), "device"),
         (
             (model, tmp_path / "a.png", tmp_path / "a.png", "-o", tmp_path / "out", "--window", 64, "--stride", 99),

@@ -164,10 +164,16 @@ def test_overlays_of_other_sizes_are_refused():
         overlay(noise(4, 5), np.zeros((5, 4), np.uint8))
 
 
+def test_an_opacity_out_of_its_range_is_refused():
+    with pytest.raises(OptionError, match="alpha must be from 0 to 1, got 2"):
+        overlay(noise(4, 5), np.zeros((4, 5), np.uint8), alpha=2)
+
+
 def test_areas_are_shares_of_the_picture():
     labels = np.zeros((10, 10), np.uint8)
     labels[:7] = 3
     areas = class_areas(labels, ["a", "b"])
+    assert class_areas(torch.from_numpy(labels).long(), ["a", "b"]) == areas
     assert areas[0] == {"label": 3, "name": "class 3", "pixels": 70, "share": 0.7}
     assert areas[1] == {"label": 0, "name": "a", "pixels": 30, "share": 0.3}
     assert [share_text(x) for x in (1, 0.304, 0.056, 0.0001)] == ["100%", "30%", "5.6%", "<0.1%"]

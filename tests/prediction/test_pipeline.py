@@ -340,6 +340,11 @@ def test_sizes_are_whole_numbers_of_any_kind(model):
     assert np.array_equal(found, expected)
 
 
+def test_the_longer_of_two_maximum_sides_is_that_of_the_longer_side(model):
+    found = (predict(model, noise(60, 80), fit_in=sides) for sides in ((96, 64), (64, 96)))
+    assert np.array_equal(*found)
+
+
 def test_models_that_need_divisible_sizes_get_them():
     model = smp.Unet("tu-test_mscan", encoder_weights=None, classes=3, decoder_channels=(16, 8, 8, 8, 8)).eval()
     assert predict(model, noise(45, 70)).shape == (45, 70)

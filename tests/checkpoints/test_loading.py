@@ -131,15 +131,6 @@ def test_overrides_reach_the_model(cache, weights):
     assert model.encoder.model.stages_3.blocks[-1].drop_path1.drop_prob == pytest.approx(0.1)
 
 
-def test_the_table_of_segmenters_counts_as_the_models_do():
-    sizes = {(cfg.variant.key, cfg.decoder_channels): cfg for cfg in map(get_segmenter_cfg, list_segmenters())}
-    assert len(sizes) == 6
-    for cfg in sizes.values():
-        with torch.device("meta"):
-            model = create_segmenter(cfg.name)
-        assert cfg.parameters == sum(p.numel() for p in model.parameters())
-
-
 def test_the_real_segnext_b_is_accepted_though_its_name_lies(cache):
     """Its name ends in b6f6c70c, its recorded sha256 begins with 647a0cda."""
     recorded = "647a0cda7678a35396689a4f8e9fddc33a088d8b539195d0dc97485ab8640ef1"

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,10 @@ from segmentation.layouts import LAYOUTS, open_split
 from segmentation.metrics import Scores
 from segmentation.recipe import DataSettings, UserError, run
 from segnext_timm import SegNeXt, list_segmenters
+from segnext_timm._download import fetch, file_sha256
 from segnext_timm.checkpoints.catalog import SINGLE_SCALE, SegmenterCfg, list_backbones
 from segnext_timm.checkpoints.dialects import load_checkpoint
-from segnext_timm.checkpoints.loading import fetch, file_sha256
+from segnext_timm.checkpoints.formats import read_checkpoint
 from segnext_timm.errors import CheckpointError
 
 TOLERANCE = 0.1  # in mIoU points, between the measured and the published result
@@ -94,7 +96,7 @@ class Verification:
         """1. Download the file, or take the cached one; compare its container, sha256 and size with the known ones."""
         log("  download")
         published = self.published
-        fetch(published.url, sha256=published.sha256, file_name=published.file)
+        fetch(published.url, path, published.sha256, partial(read_checkpoint, checksums=True))
         size, digest = path.stat().st_size, file_sha256(path)
         known = published.sha256 is not None and len(published.sha256) == 64
         self.facts |= {"size": size, "sha256": digest, "sha256_known": known}

@@ -19,13 +19,7 @@ _STATISTICS = ("running_mean", "running_var", "num_batches_tracked", "nmf.bases"
 def list_models(dataset: str | None = None, origin: str | None = None) -> dict[str, list[dict[str, Any]]]:
     """List published backbones and segmenters, of one data set or origin if given, with their accuracy in percent."""
     backbones = [
-        {
-            "name": cfg.name,
-            "parameters": cfg.variant.classifier_parameters,
-            "dataset": cfg.dataset,
-            "top1": cfg.top1,
-            **_origin_facts(cfg),
-        }
+        {"name": cfg.name, "parameters": cfg.parameters, "dataset": cfg.dataset, "top1": cfg.top1, **_origin_facts(cfg)}
         for cfg in filter(None, map(catalog.find_backbone, catalog.list_backbones()))
         if dataset is None and origin in (None, cfg.origin)
     ]
@@ -105,7 +99,7 @@ def _described_backbone(backbone: catalog.BackboneCfg) -> dict[str, Any]:
     cfg["license_note"] = catalog.ORIGINS[backbone.origin].license_note
     config = {"architecture": architecture, "num_classes": cfg["num_classes"], "pretrained_cfg": cfg}
     file = catalog.cached_file(cfg["url"].rpartition("/")[2])
-    return _described(backbone.name, config, backbone.variant.classifier_parameters, file)
+    return _described(backbone.name, config, backbone.parameters, file)
 
 
 def _described(name: str, config: Mapping[str, Any], parameters: int | None, weights: Path | None) -> dict[str, Any]:

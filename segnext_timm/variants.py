@@ -20,7 +20,6 @@ class Variant:
         decoder_channels: Width of the decoder in the code's configurations.
         decoder_rank: Rank of the matrix decomposition in the paper's code.
         drop_path_rate: Stochastic depth rate of the last block in the code's ADE20K configurations.
-        backbone_parameters: Parameters of the backbone without classifier.
     """
 
     key: str
@@ -30,29 +29,15 @@ class Variant:
     decoder_channels: int
     decoder_rank: int
     drop_path_rate: float
-    backbone_parameters: int
-
-    @property
-    def classifier_parameters(self) -> int:
-        """Parameters of the backbone with its classifier of 1000 classes."""
-        return self.backbone_parameters + (self.dims[-1] + 1) * 1000
-
-    def segmenter_parameters(self, classes: int, decoder_channels: int | None = None) -> int:
-        """Count the parameters of SegNeXt on this backbone, with a decoder of the paper's width by default."""
-        width = decoder_channels or self.decoder_channels
-        squeeze = sum(self.dims[1:]) * width
-        convolutions = 3 * width * width + width  # proj_in with its bias, proj_out, align
-        norms = 3 * 2 * width
-        return self.backbone_parameters + squeeze + convolutions + norms + (width + 1) * classes
 
 
 VARIANTS = {
-    "t": Variant("t", "mscan_t", (32, 64, 160, 256), (3, 3, 5, 2), 256, 16, 0.1, 3_903_584),
-    "s": Variant("s", "mscan_s", (64, 128, 320, 512), (2, 2, 4, 2), 256, 16, 0.1, 13_450_176),
-    "b": Variant("b", "mscan_b", (64, 128, 320, 512), (3, 3, 12, 3), 512, 64, 0.1, 26_277_824),
-    "l": Variant("l", "mscan_l", (64, 128, 320, 512), (3, 5, 27, 3), 1024, 64, 0.3, 44_636_864),
+    "t": Variant("t", "mscan_t", (32, 64, 160, 256), (3, 3, 5, 2), 256, 16, 0.1),
+    "s": Variant("s", "mscan_s", (64, 128, 320, 512), (2, 2, 4, 2), 256, 16, 0.1),
+    "b": Variant("b", "mscan_b", (64, 128, 320, 512), (3, 3, 12, 3), 512, 64, 0.1),
+    "l": Variant("l", "mscan_l", (64, 128, 320, 512), (3, 5, 27, 3), 1024, 64, 0.3),
 }
-NARROW = Variant("narrow", "test_mscan", (16, 24, 32, 48), (1, 1, 2, 1), 32, 16, 0.0, 84_056)
+NARROW = Variant("narrow", "test_mscan", (16, 24, 32, 48), (1, 1, 2, 1), 32, 16, 0.0)
 MIN_SIDE = 32  # of an image in pixels: the stride of the last stage
 
 # Hub repository of each published model that has one, by its name; `examples/publishing/publish.py` writes the file

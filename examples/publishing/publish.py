@@ -23,10 +23,10 @@ from publishing.verify import log, read_report
 from segmentation.files import fill_when_complete, replace_when_complete
 from segmentation.recipe import UserError, run
 from segnext_timm import add_results, push_to_hub, variants
+from segnext_timm._download import fetch
 from segnext_timm.checkpoints.catalog import ORIGINS, find_backbone
 from segnext_timm.checkpoints.folder import MODEL_FILES, WEIGHTS
 from segnext_timm.checkpoints.hub import hub_errors
-from segnext_timm.checkpoints.loading import fetch
 from segnext_timm.hub.cards import save_backbone, write_card
 from segnext_timm.models.model_info import weights_digest
 
@@ -46,8 +46,8 @@ def write_folder(published: Published, folder: Path, entry: Mapping[str, Any]) -
     other = [file.name for file in folder.iterdir() if file.name not in MODEL_FILES] if folder.is_dir() else []
     if other:
         raise FileExistsError(f"{folder} holds other files ({', '.join(other[:3])}): choose another folder.")
-    path = fetch(published.url, sha256=entry["sha256"], file_name=published.file)
-    model, cfg = load_model(published, path), published.cfg
+    fetch(published.url, published.path, entry["sha256"])
+    model, cfg = load_model(published, published.path), published.cfg
     with fill_when_complete(folder) as new:
         if cfg is None:
             write_backbone(model, published.name, new)

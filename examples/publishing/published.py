@@ -30,7 +30,6 @@ class Published:
         file: Name of the file in torch.hub's cache.
         sha256: Known sha256, or its first digits; None if unknown.
         size: Known size in bytes; None if unknown.
-        parameters: Number of parameters, without a backbone's classifier.
         cfg: The segmenter; None for a backbone.
     """
 
@@ -39,7 +38,6 @@ class Published:
     file: str
     sha256: str | None
     size: int | None
-    parameters: int
     cfg: SegmenterCfg | None = None
 
     @property
@@ -55,12 +53,12 @@ def get_published(name: str) -> Published:
         ValueError: If no checkpoint has that name. The message lists the nearest names.
     """
     name = published_name(name)
-    if (backbone := find_backbone(name)) is not None:
+    if find_backbone(name) is not None:
         url = timm.get_pretrained_cfg(name).url
         file = url.rpartition("/")[2]
-        return Published(name, url, file, PUBLISHED_SHA256[file], None, backbone.variant.backbone_parameters)
+        return Published(name, url, file, PUBLISHED_SHA256[file], None)
     cfg = get_segmenter_cfg(name)
-    return Published(name, cfg.url, cfg.cached_name, cfg.sha256, cfg.size, cfg.parameters, cfg)
+    return Published(name, cfg.url, cfg.cached_name, cfg.sha256, cfg.size, cfg)
 
 
 def load_model(published: Published, path: Path) -> torch.nn.Module:

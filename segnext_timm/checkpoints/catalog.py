@@ -41,6 +41,7 @@ class BackboneCfg:
     variant: Variant
     dataset: str
     terms: list[dict[str, str]]  # what sources say of the data set's: `dataset`, `says`, `source` (an address)
+    parameters: int  # their number, with the classifier's
     top1: float  # the paper's, in percent
     result: dict[str, Any]  # the same, in the form that model cards need
 
@@ -133,7 +134,6 @@ def _read_segmenters() -> Iterator[SegmenterCfg]:
                 variant=variant,
                 hf_hub_id=HUB_IDS.get(name),
                 encoder_name=f"tu-{variant.backbone}",
-                parameters=variant.segmenter_parameters(count, facts["decoder_channels"]),
                 results=[{**measure, "setting": setting, "value": value, **source} for setting, value in miou.items()],
                 terms=_terms(labels, dataset),
                 **shared,

@@ -1,18 +1,17 @@
 """Create published segmenters, and load segmenters by name, from folders and from the Hub."""
 
-import hashlib
-import http.client
+import functools
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 import segmentation_models_pytorch as smp
 import torch
 from huggingface_hub import hf_hub_download
 from timm.models import adapt_input_conv
 
+from .._download import fetch
 from ..errors import CheckpointError, OptionError
 from ..models.model_info import weights_digest
 from ..models.mscan import check_parameters
@@ -72,7 +71,8 @@ def _create_published(
             with hub_errors(cfg.hf_hub_id, source.get("revision")):
                 path = Path(hf_hub_download(cfg.hf_hub_id, WEIGHTS, **source))
         else:
-            path = fetch(cfg.url, source.get("cache_dir"), cfg.sha256, cfg.cached_name)
+            path = Path(source.get("cache_dir") or Path(torch.hub.get_dir(), "checkpoints"), cfg.cached_name)
+            fetch(cfg.url, path, cfg.sha256, functools.partial(read_checkpoint, checksums=True))
         load_published(model, cfg, path, same_classes)
         if not same_classes:
             _warn_of_classes(cfg.name, cfg.num_classes, classes)
@@ -83,40 +83,6 @@ def _create_published(
 
 def _warn_of_classes(name: str | Path, found: int, wanted: int | None) -> None:
     _logger.warning(f"{name} has {found} classes, but {wanted} are requested: the last layer is not loaded.")
-
-
-def fetch(
-    url: str, cache_dir: str | Path | None = None, sha256: str | None = None, file_name: str | None = None
-) -> Path:
-    """Download a file into torch.hub's cache, with a progress bar, unless the cache has it.
-
-    The file is checked either way: against `sha256`, or its first digits, if that is known, else that it can be read to
-    its end. A CheckpointError says what failed; a failed download leaves nothing.
-    """
-    folder = Path(cache_dir) if cache_dir else Path(torch.hub.get_dir()) / "checkpoints"
-    path = folder / (file_name or Path(urlparse(url).path).name)
-    is_cached = path.exists()
-    try:
-        if not is_cached:
-            folder.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(url, str(path))
-        if sha256 is None:
-            read_checkpoint(path, checksums=True)
-        elif not (found := file_sha256(path)).startswith(sha256):
-            raise CheckpointError(f"{path}: its sha256 is {found}, but the published file's begins with {sha256}.")
-    except (CheckpointError, OSError, http.client.HTTPException) as error:
-        if is_cached:
-            raise CheckpointError(f"{error} Remove {path} to download it again.") from None
-        path.unlink(missing_ok=True)
-        raise CheckpointError(
-            f"{url}: the download failed ({error}). Nothing was kept; try again, or put the file at {path} yourself."
-        ) from None
-    return path
-
-
-def file_sha256(path: Path) -> str:
-    """Compute the sha256 of a file, in hexadecimal digits."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def load_published(model: SegNeXt, cfg: SegmenterCfg, path: Path, classifier: bool = True) -> None:

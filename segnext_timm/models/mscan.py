@@ -14,12 +14,10 @@ Original code and weights: https://github.com/Visual-Attention-Network/SegNeXt. 
 implementation of the published architecture; its outputs equal the original's on the same weights.
 """
 
-import hashlib
 import logging
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -49,8 +47,8 @@ from timm.models import (
 from timm.models._builder import _resolve_pretrained_source
 from timm.models._features import feature_take_indices
 from timm.models._hub import get_cache_dir
-from torch.hub import download_url_to_file
 
+from .._download import fetch
 from ..errors import CheckpointError, OptionError
 from ..variants import HUB_IDS, NARROW, VARIANTS
 from .fusion import FusedMSCANBlock, affine_of, fold_norm
@@ -577,22 +575,6 @@ PUBLISHED_SHA256 = {
 }
 
 
-def _fetch(url: str, cache_dir: str | Path | None) -> None:
-    """Download a published file into torch.hub's cache, or check the one there; timm compares no hashes."""
-    path = Path(cache_dir or get_cache_dir(), Path(urlparse(url).path).name)
-    digits = PUBLISHED_SHA256.get(path.name)
-    if digits is None:
-        return  # timm downloads it
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            download_url_to_file(url, str(path), hash_prefix=digits)
-        except (OSError, RuntimeError, HTTPException) as error:
-            raise CheckpointError(f"{url}: not downloaded ({error}). Try again, or put the file at {path}.") from None
-    elif not hashlib.sha256(path.read_bytes()).hexdigest().startswith(digits):
-        raise CheckpointError(f"{path}: its sha256 is not that of the published file. Remove it to download it again.")
-
-
 def _create_mscan(variant: str, pretrained: bool = False, **kwargs: Any) -> MSCAN:
     cfg = resolve_pretrained_cfg(variant, kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay"))
     source, location = _resolve_pretrained_source(cfg.to_dict())
@@ -600,7 +582,9 @@ def _create_mscan(variant: str, pretrained: bool = False, **kwargs: Any) -> MSCA
     def build(**model_args: Any) -> MSCAN:
         model = MSCAN(**model_args)  # wrong arguments end here, before any download
         if pretrained and source == "url":
-            _fetch(location, kwargs.get("cache_dir"))
+            path = Path(kwargs.get("cache_dir") or get_cache_dir(), Path(urlparse(location).path).name)
+            if sha256 := PUBLISHED_SHA256.get(path.name):  # timm downloads other files, and compares no hashes
+                fetch(location, path, sha256)
         return model
 
     if kwargs.get("features_only", False):

@@ -1,6 +1,7 @@
 """Published segmenters: the table, and files of every origin that load by name."""
 
 import dataclasses
+import functools
 from urllib.parse import urlsplit
 
 import pytest
@@ -8,7 +9,7 @@ import timm
 import torch
 
 import published_server
-from segnext_timm import create_segmenter, list_segmenters, load_segmenter
+from segnext_timm import SegNeXt, create_segmenter, list_segmenters, load_segmenter
 from segnext_timm._cli_info import list_models
 from segnext_timm.checkpoints import catalog
 from segnext_timm.checkpoints.catalog import (
@@ -194,6 +195,21 @@ def test_counts_are_those_of_the_published_files(name):
         assert cfg.parameters == ADE20K[variant]
     paper_ranks = dict(zip("tsbl", RANKS.get(cfg.origin, (16, 16, 64, 64))))
     assert cfg.decoder_rank == paper_ranks[variant]
+
+
+@functools.cache
+def count_parameters(create, name, **arguments):
+    with torch.device("meta"):
+        return sum(p.numel() for p in create(name, **arguments).parameters())
+
+
+def test_the_catalog_counts_the_parameters_that_the_models_have():
+    for cfg in map(find_backbone, list_backbones()):
+        assert cfg.parameters == count_parameters(timm.create_model, cfg.name), cfg.name
+    for cfg in map(get_segmenter_cfg, list_segmenters()):
+        arguments = {"decoder_channels": cfg.decoder_channels, "classes": cfg.num_classes}
+        counted = count_parameters(SegNeXt, cfg.encoder_name, encoder_weights=None, **arguments)
+        assert cfg.parameters == counted, cfg.name
 
 
 def test_files_have_names_of_their_own_in_the_cache():

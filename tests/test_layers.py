@@ -17,7 +17,7 @@ FLOORS = {
     "checkpoints": ("checkpoints",),
     "prediction": ("checkpoints.hub", "checkpoints.loading", "prediction"),
     "sharing": ("checkpoints.conversion", "exporting", "hub", "prediction.files"),
-    "command and face": ("", "__main__", "_cli_info", "_cli_types", "cli"),
+    "command and face": ("", "__main__", "_cli_info", "cli"),
 }
 UPWARD = {("models.segnext", "hub.cards"), ("models.segnext", "hub.push")}  # smp asks a model for its card
 

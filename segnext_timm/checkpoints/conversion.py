@@ -44,7 +44,7 @@ def convert(
 
     Args:
         src: A checkpoint of the paper's code, mmsegmentation, JSeg, PaddleSeg or this package (.pth, .pt, .pkl,
-            .pdparams, .zip, .safetensors), or a folder written by this function.
+            .pdparams, .zip, .safetensors), or a model folder, whose settings and facts are kept.
         dst: The folder to write; with `to="mmseg"`, the .pth file.
         rank: Rank R of a segmenter's matrix decomposition, which published files do not contain. Default: the rank in
             the paper's code (16 for T and S, 64 for B and L). mmsegmentation trained its own models with 16.
@@ -62,7 +62,8 @@ def convert(
         FileNotFoundError: If `src` does not exist.
         FileExistsError: If `dst` exists.
         OptionError: If an argument is invalid.
-        CheckpointError: If `src` cannot be read, could execute code, or is not MSCAN or SegNeXt.
+        CheckpointError: If `src` cannot be read, could execute code, is not MSCAN or SegNeXt, or has settings that
+            mmsegmentation's file cannot state.
     """
     src, dst = Path(src), Path(dst)
     _check_destination(dst, to, force)
@@ -136,7 +137,8 @@ def _with_labels(checkpoint: Checkpoint, facts: dict, classes: str | Path | Sequ
 
 def _check_expressible(config: Mapping[str, Any]) -> None:
     """Raise an error if the model computes what mmsegmentation's does not; log the facts that are left out."""
-    if lost := [f"{key}={config[key]!r}" for key, value in _OF_MMSEG.items() if config.get(key, value) != value]:
+    model = {**config, **(config.get("model_args") or {})}
+    if lost := [f"{key}={model[key]!r}" for key, value in _OF_MMSEG.items() if model.get(key, value) != value]:
         raise CheckpointError(f"mmsegmentation's file cannot state {', '.join(lost)}: convert to native.")
     mean, std = (read_facts(config).get(key) for key in ("mean", "std"))
     if mean and (mean, std) != (list(IMAGENET_MEAN), list(IMAGENET_STD)):

@@ -411,6 +411,12 @@ def test_a_converted_folder_of_a_backbone_holds_the_same_model(tmp_path):
     assert {file.name: file.read_bytes() for file in (tmp_path / "model").iterdir()} == before
 
 
+def test_a_backbone_of_another_stride_is_refused_for_mmsegmentation(tmp_path):
+    save_backbone(timm.create_model("test_mscan", output_stride=16), tmp_path / "model")
+    with pytest.raises(CheckpointError, match="mmsegmentation's file cannot state output_stride=16: convert to native"):
+        convert(tmp_path / "model", tmp_path / "x.pth", to="mmseg")
+
+
 def test_a_file_with_an_image_classifier_is_converted_without_it_and_says_so(tmp_path, caplog):
     model = narrow(aux_params={"classes": 2})
     torch.save(model.state_dict(), tmp_path / "x.pth")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoints import catalog
-from .checkpoints.folder import CONFIG, WEIGHTS, read_config
+from .checkpoints.folder import CONFIG, WEIGHTS, read_config, read_facts
 from .checkpoints.hub import find_published, hub_config, names_repository, unknown_model
 from .errors import CheckpointError
 
@@ -102,11 +102,10 @@ def _described_backbone(backbone: catalog.BackboneCfg) -> dict[str, Any]:
     return _described(backbone.name, config, backbone.parameters, file)
 
 
-def _described(name: str, config: Mapping[str, Any], parameters: int | None, weights: Path | None) -> dict[str, Any]:
+def _described(name: str, config: dict[str, Any], parameters: int | None, weights: Path | None) -> dict[str, Any]:
     """Describe a model from its configuration, in smp's or timm's form."""
     segmenter = "encoder_name" in config
-    info = config.get("pretrained_cfg") or ({} if segmenter else config)  # timm's older form has everything at its top
-    names = config.get("label_names") or info.get("label_names")
+    info = ({} if segmenter else config) | read_facts(config)  # timm's older form has everything at its top
     size = info.get("input_size")
     return {
         "name": name,
@@ -120,12 +119,12 @@ def _described(name: str, config: Mapping[str, Any], parameters: int | None, wei
         "parameters": parameters,
         "input_size": size and size[1:],
         **{key: info.get(key) for key in ("mean", "std", "dataset", "sha256", "url", "license_note")},
-        "license": info.get("license") or config.get("license"),
+        "license": info.get("license"),
         "terms": list(info.get("dataset_terms") or ()),
         "results": list(info.get("results") or ()),
         "origin": info.get("origin_url"),
         "weights": weights and str(weights),
-        "class_names": list(names.values() if isinstance(names, Mapping) else names) if names else None,
+        "class_names": info.get("label_names"),
     }
 
 

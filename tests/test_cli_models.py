@@ -14,9 +14,10 @@ import torch
 
 import hub_server
 from command import COMMAND, NARROW, last_line, run
-from segnext_timm import load_segmenter
+from segnext_timm import add_results, load_segmenter
 from segnext_timm.checkpoints.catalog import ORIGINS, find_backbone, get_segmenter_cfg
 from segnext_timm.errors import CheckpointError
+from segnext_timm.hub.cards import write_card
 
 CONFIG_REQUEST = "HEAD /user/model/resolve/main/config.json"
 
@@ -186,6 +187,15 @@ def test_info_describes_folders_of_smp_and_timm(folder, tmp_path):
     info = json.loads(run("info", tmp_path / "backbone", "--json").output)
     assert (info["kind"], info["architecture"], info["classes"]) == ("backbone", "test_mscan", 1000)
     assert info["parameters"] == parameters(timm.create_model("test_mscan"))
+
+
+def test_info_states_the_facts_of_a_unet(tmp_path):
+    smp.Unet("resnet18", encoder_weights=None, classes=2).save_pretrained(tmp_path)
+    write_card(tmp_path, {"label_names": ["a", "b"], "license": "mit", "mean": [0.5] * 3})
+    add_results(tmp_path, [{"dataset": "x", "metric": "mIoU", "value": 51.25}])
+    info = json.loads(run("info", tmp_path, "--json").output)
+    assert (info["class_names"], info["license"], info["mean"]) == (["a", "b"], "mit", [0.5] * 3)
+    assert [result["value"] for result in info["results"]] == [51.25]
 
 
 def test_info_names_a_damaged_file(folder):

@@ -1,6 +1,7 @@
 """Convert a checkpoint to a folder that timm or smp loads, and back."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,10 +15,15 @@ from ..hub.cards import save_backbone
 from ..label_sets import LABEL_SETS
 from ..models.hamburger import NMF2d
 from ..models.mscan import check_parameters
-from ..models.segnext import SegNeXt
 from .catalog import IMAGENET_MEAN, IMAGENET_STD
 from .dialects import Checkpoint, load_checkpoint, native_to_mmseg
-from .folder import MODEL_FILES, PICKLE_SUFFIXES, WEIGHTS, read_model_config
+from .folder import MODEL_FILES, PICKLE_SUFFIXES, WEIGHTS, read_facts, read_model_config
+from .loading import build_segmenter
+
+_logger = logging.getLogger(__name__)
+
+# How mmsegmentation's SegNeXt predicts, by arguments of ours
+_OF_MMSEG = {"activation": None, "aux_params": None, "decoder_eval_steps": 7, "output_stride": 32}
 
 
 def convert(
@@ -38,7 +44,7 @@ def convert(
 
     Args:
         src: A checkpoint of the paper's code, mmsegmentation, JSeg, PaddleSeg or this package (.pth, .pt, .pkl,
-            .pdparams, .zip, .safetensors), or a folder written by this function.
+            .pdparams, .zip, .safetensors), or a model folder, whose settings and facts are kept.
         dst: The folder to write; with `to="mmseg"`, the .pth file.
         rank: Rank R of a segmenter's matrix decomposition, which published files do not contain. Default: the rank in
             the paper's code (16 for T and S, 64 for B and L). mmsegmentation trained its own models with 16.
@@ -56,29 +62,42 @@ def convert(
         FileNotFoundError: If `src` does not exist.
         FileExistsError: If `dst` exists.
         OptionError: If an argument is invalid.
-        CheckpointError: If `src` cannot be read, could execute code, or is not MSCAN or SegNeXt.
+        CheckpointError: If `src` cannot be read, could execute code, is not MSCAN or SegNeXt, or has settings that
+            mmsegmentation's file cannot state.
     """
     src, dst = Path(src), Path(dst)
     _check_destination(dst, to, force)
     with replace_when_complete(dst) as new:
         config = read_model_config(src) if src.is_dir() else {}
-        file = src / WEIGHTS if src.is_dir() else src
-        checkpoint = load_checkpoint(file, rank=rank, ema=ema, num_classes=num_classes)
+        checkpoint = load_checkpoint(src / WEIGHTS if config else src, rank=rank, ema=ema, num_classes=num_classes)
+        if checkpoint.kind == "backbone" and "encoder_name" in config:
+            config = {}  # of another segmenter on this backbone
         try:
-            checkpoint = _with_labels(checkpoint, config, classes)
+            checkpoint = _with_labels(checkpoint, read_facts(config), classes)
             if checkpoint.decoder_channels and checkpoint.rank:  # a segmenter
                 bases = NMF2d(checkpoint.decoder_channels, checkpoint.rank).bases
                 checkpoint.state_dict.setdefault("decoder.hamburger.nmf.bases", bases)
-            model: Any = (_build_backbone if checkpoint.kind == "backbone" else _build_segmenter)(checkpoint)
+                heads = [name for name in checkpoint.state_dict if name.startswith("classification_head.")]
+                if heads and not config:
+                    _logger.warning("Left out the classification head (aux_params), which no configuration describes.")
+                    for name in heads:
+                        del checkpoint.state_dict[name]
+            with torch.device("meta"):
+                if checkpoint.kind == "backbone":
+                    model: Any = _build_backbone(checkpoint, config)
+                else:
+                    model = _build_segmenter(checkpoint, config, src)
             check_parameters(checkpoint.state_dict, model.state_dict())
             if to == "mmseg":
+                _check_expressible(config)
                 torch.save({"state_dict": native_to_mmseg(checkpoint.state_dict), "meta": _meta(checkpoint)}, new)
                 return checkpoint
         except CheckpointError as error:
             raise CheckpointError(f"{src}: {error}") from None
         model.load_state_dict(checkpoint.state_dict, assign=True)  # takes the tensors over
         if checkpoint.kind == "backbone":
-            save_backbone(model, new, checkpoint.label_names)
+            facts = config.get("_pretrained_cfg") or {}
+            save_backbone(model, new, {**facts, "label_names": checkpoint.label_names})
         else:
             model.save_pretrained(new)
     return checkpoint
@@ -99,20 +118,31 @@ def _check_destination(dst: Path, to: str, force: bool) -> None:
         raise FileExistsError(f"{dst} holds more than a model ({', '.join(extra[:3])}): it is not replaced.")
 
 
-def _with_labels(checkpoint: Checkpoint, config: dict, classes: str | Path | Sequence[str] | None) -> Checkpoint:
-    """Add the class names and colors given, else those in a model folder's configuration, else keep the file's."""
-    info = config.get("pretrained_cfg") or {}
-    names, palette = config.get("label_names") or info.get("label_names"), info.get("palette")
+def _with_labels(checkpoint: Checkpoint, facts: dict, classes: str | Path | Sequence[str] | None) -> Checkpoint:
+    """Add the class names and colors given, else those in a model folder's facts, else keep the file's."""
+    names, palette = facts.get("label_names"), facts.get("palette")
     if classes is not None:
-        names, palette = _read_labels(classes)
+        names, colors = _read_labels(classes)
+        palette = colors or palette
         if len(names) != checkpoint.num_classes:
             what = f"has {checkpoint.num_classes} classes, but {len(names)} names were given"
-            hint = f"keep these with --num-classes {len(names)} (num_classes={len(names)})"
-            raise CheckpointError(f"{what}. If only the first {len(names)} outputs count, {hint}.")
+            hint = f"If only the first {len(names)} outputs count, keep these with --num-classes {len(names)}"
+            hint = f" {hint} (num_classes={len(names)})." if len(names) < checkpoint.num_classes else ""
+            raise CheckpointError(f"{what}.{hint}")
     if names is None:
         return checkpoint
-    colors: Any = palette and tuple(map(tuple, palette))[: checkpoint.num_classes]
+    colors = palette and tuple(map(tuple, palette))[: checkpoint.num_classes]
     return replace(checkpoint, label_names=tuple(names)[: checkpoint.num_classes], palette=colors)
+
+
+def _check_expressible(config: Mapping[str, Any]) -> None:
+    """Raise an error if the model computes what mmsegmentation's does not; log the facts that are left out."""
+    model = {**config, **(config.get("model_args") or {})}
+    if lost := [f"{key}={model[key]!r}" for key, value in _OF_MMSEG.items() if model.get(key, value) != value]:
+        raise CheckpointError(f"mmsegmentation's file cannot state {', '.join(lost)}: convert to native.")
+    mean, std = (read_facts(config).get(key) for key in ("mean", "std"))
+    if mean and (mean, std) != (list(IMAGENET_MEAN), list(IMAGENET_STD)):
+        _logger.warning(f"State in mmsegmentation's configuration, times 255: mean {mean}, std {std}.")
 
 
 def _read_labels(source: str | Path | Sequence[str]) -> tuple[Sequence[str], Sequence | None]:
@@ -127,38 +157,33 @@ def _read_labels(source: str | Path | Sequence[str]) -> tuple[Sequence[str], Seq
     return tuple(line.strip() for line in lines if line.strip()), None
 
 
-def _build_backbone(checkpoint: Checkpoint) -> torch.nn.Module:
+def _build_backbone(checkpoint: Checkpoint, config: Mapping[str, Any]) -> torch.nn.Module:
     chans, classes = checkpoint.in_chans, checkpoint.num_classes
     # the origin of a file is unknown, so timm's facts on the published weights may not apply to it
-    overlay: dict[str, Any] = {"tag": None, "url": "", "license": None, "origin_url": None, "num_classes": classes}
+    overlay: dict[str, Any] = {"tag": None, "url": "", "license": None, "origin_url": None}
     if chans != 3:
         cfg: Any = timm.get_pretrained_cfg(checkpoint.architecture)
         overlay |= {"input_size": (chans, *cfg.input_size[1:]), "mean": (0.5,) * chans, "std": (0.5,) * chans}
-    options: dict[str, Any] = {"in_chans": chans, "num_classes": classes, "pretrained_cfg_overlay": overlay}
-    with torch.device("meta"):
-        return timm.create_model(checkpoint.architecture, **options)
+    overlay |= {**(config.get("pretrained_cfg") or {}), "num_classes": classes, "label_names": None}
+    options: dict[str, Any] = {**(config.get("model_args") or {}), "in_chans": chans, "num_classes": classes}
+    return timm.create_model(checkpoint.architecture, **options, pretrained_cfg_overlay=overlay)
 
 
-def _build_segmenter(checkpoint: Checkpoint) -> torch.nn.Module:
-    info: dict[str, Any] = {}
-    if checkpoint.in_chans == 3:
-        info |= {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)}
+def _build_segmenter(checkpoint: Checkpoint, config: Mapping[str, Any], src: Path) -> torch.nn.Module:
+    """Build the model of a folder's configuration, if there is one, else the original."""
+    facts = read_facts(config)
+    if not config and checkpoint.in_chans == 3:
+        facts |= {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)}
     if checkpoint.label_names:
-        info["label_names"] = list(checkpoint.label_names)
+        facts["label_names"] = list(checkpoint.label_names)
         known = [labels.name for labels in LABEL_SETS.values() if labels.classes == checkpoint.label_names]
-        info |= {"dataset": known[0]} if known else {}
+        facts |= {"dataset": known[0]} if known and not facts.get("dataset") else {}
     if checkpoint.palette:
-        info["palette"] = [list(color) for color in checkpoint.palette]
-    with torch.device("meta"):
-        return SegNeXt(
-            f"tu-{checkpoint.architecture}",
-            encoder_weights=None,
-            decoder_channels=checkpoint.decoder_channels,
-            decoder_rank=checkpoint.rank,
-            in_channels=checkpoint.in_chans,
-            classes=checkpoint.num_classes,
-            pretrained_cfg=info,
-        )
+        facts["palette"] = [list(color) for color in checkpoint.palette]
+    original = {"encoder_name": f"tu-{checkpoint.architecture}", "in_channels": checkpoint.in_chans}
+    original |= {"decoder_channels": checkpoint.decoder_channels, "decoder_rank": checkpoint.rank}
+    changed = {"_model_class": "SegNeXt", "classes": checkpoint.num_classes, "pretrained_cfg": facts}
+    return build_segmenter(src, {**original, **config, **changed}, src)
 
 
 def _meta(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -5,6 +5,7 @@ The authors' code and JSeg call the MLP's depthwise convolution `mlp.dwconv.dwco
 in the file decide, not its origin. The names of the backbone are those in :mod:`segnext_timm.models.mscan`.
 """
 
+import logging
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from ..errors import CheckpointError, OptionError
 from ..models.mscan import PUBLISHED_NAMES, WRAPPERS, backbone_prefix, backbone_to_native, is_average, rename
 from ..variants import NARROW, VARIANTS
 from .formats import read_checkpoint
+
+_logger = logging.getLogger(__name__)
 
 _VARIANTS = {variant.backbone: variant for variant in (*VARIANTS.values(), NARROW)}
 
@@ -217,11 +220,15 @@ def recognize(content: Any, rank: int | None = None, ema: bool = False, num_clas
     architecture = _describe_mscan(backbone)
     if architecture not in _VARIANTS:
         hint = "create it with timm.create_model('mscan_t', dims=…, depths=…) and load the result of"
-        function = "segnext_timm.models.mscan.backbone_to_native"
-        raise CheckpointError(f"{architecture}, which is not one of {', '.join(_VARIANTS)}: {hint} {function}.")
+        hint += " segnext_timm.models.mscan.backbone_to_native"
+        if _NATIVE_SQUEEZE[0] in tensors:
+            hint = "create SegNeXt as it was trained (encoder_depth=…), load the file's state_dict, and save_pretrained"
+        raise CheckpointError(f"{architecture}, which is not one of {', '.join(_VARIANTS)}: {hint}.")
     state_dict = tensors if _NATIVE_SQUEEZE[0] in tensors else backbone
     if any(name.startswith("decode_head.squeeze.") for name in tensors):
         state_dict = segmenter_to_native(tensors)
+    elif state_dict is backbone and any(name.startswith(("decoder.", "decode_head.")) for name in tensors):
+        _logger.warning("Takes only the backbone: the decoder is not SegNeXt's.")
     for name, value in state_dict.items():
         if value.is_floating_point() and not value.isfinite().all():
             reason = "the training diverged, or the file is damaged"

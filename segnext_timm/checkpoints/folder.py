@@ -33,6 +33,19 @@ def read_model_config(folder: Path) -> dict[str, Any]:
     return read_config(folder)
 
 
+def info_key(config: Mapping[str, Any]) -> str:
+    """Return the key of this package's facts about the weights: what begins with "_", timm and smp ignore."""
+    is_segnext = "encoder_name" in config and config.get("_model_class", "SegNeXt") == "SegNeXt"
+    return "pretrained_cfg" if is_segnext else "_pretrained_cfg"  # the first is an argument of SegNeXt
+
+
+def read_facts(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a configuration states of its weights: timm's facts, and this package's, which override them."""
+    facts = {**(config.get("pretrained_cfg") or {}), **(config.get("_pretrained_cfg") or {})}
+    names = facts.get("label_names") or config.get("label_names") or []
+    return facts | ({"label_names": list(names.values() if isinstance(names, Mapping) else names)} if names else {})
+
+
 def not_a_segmenter(name: str | Path, config: Mapping[str, Any]) -> CheckpointError:
     """Error for a model folder or a repository that smp cannot load."""
     what = config.get("_model_class") or config.get("architecture", "something else")

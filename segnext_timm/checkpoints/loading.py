@@ -18,7 +18,7 @@ from ..models.mscan import check_parameters
 from ..models.segnext import SegNeXt
 from .catalog import SegmenterCfg, get_segmenter_cfg
 from .dialects import load_checkpoint
-from .folder import WEIGHTS, not_a_segmenter, read_config
+from .folder import CONFIG, WEIGHTS, info_key, not_a_segmenter, read_config
 from .formats import read_checkpoint
 from .hub import check_segmenter, find_published, hub_config, hub_errors
 
@@ -44,7 +44,7 @@ def create_segmenter(name: str, pretrained: bool = False, classes: int | None = 
         The model, in training mode; :attr:`SegNeXt.pretrained_cfg` has its class names, palette and preprocessing.
 
     Raises:
-        OptionError: If no segmenter has that name.
+        OptionError: If no segmenter has that name, or `classes` is less than 1.
         CheckpointError: If the weights cannot be downloaded, are damaged, or do not fit the overrides.
     """
     return _create_published(get_segmenter_cfg(name), pretrained, classes, overrides, {})
@@ -146,32 +146,37 @@ def load_segmenter(
         folder = hub_config(str(name), revision, token, cache_dir).parent
         with hub_errors(name, revision):  # of the same commit
             hf_hub_download(str(name), WEIGHTS, revision=folder.name, token=token, cache_dir=cache_dir)
-    return _load_folder(folder, name, classes).eval()
-
-
-def _load_folder(folder: Path, name: str | Path, classes: int | None) -> Any:
-    """Load the model in a folder of smp; `name` is for messages."""
     config = read_config(folder)
-    architecture = getattr(smp, str(config.get("_model_class")), None)
-    if not (isinstance(architecture, type) and issubclass(architecture, smp.base.SegmentationModel)):
-        raise not_a_segmenter(name, config)
-    weights = read_checkpoint(folder / WEIGHTS)
-    arguments = {key: value for key, value in config.items() if not key.startswith("_")} | {"encoder_weights": None}
     found = config.get("classes", 1)  # smp's default
     if changed := classes not in (None, found):
         _warn_of_classes(name, found, classes)
-        arguments["classes"] = classes
-        if info := arguments.get("pretrained_cfg"):
-            arguments["pretrained_cfg"] = {key: value for key, value in info.items() if key not in _OF_CLASSES}
-    model = architecture(**arguments)
+        config["classes"], key = classes, info_key(config)
+        config[key] = {fact: value for fact, value in (config.get(key) or {}).items() if fact not in _OF_CLASSES}
+    model = build_segmenter(folder, config, name)
+    weights = read_checkpoint(folder / WEIGHTS)
     if changed:
-        own = model.state_dict()
-        layer = [key for key in weights if key.startswith("segmentation_head.") and key in own]
-        weights |= {key: own[key] for key in layer if own[key].shape != weights[key].shape}
+        layer = {key: value for key, value in model.state_dict().items() if key.startswith("segmentation_head.")}
+        weights |= {key: value for key, value in layer.items() if key in weights and value.shape != weights[key].shape}
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"{name}: the weights do not fit its config.json. {reason}") from None
+    return model.eval()
+
+
+def build_segmenter(folder: Path, config: Mapping[str, Any], name: str | Path) -> Any:
+    """Create the model that the configuration of a folder describes, without its weights; `name` is for messages."""
+    architecture = getattr(smp, str(config.get("_model_class")), None)
+    if not (isinstance(architecture, type) and issubclass(architecture, smp.base.SegmentationModel)):
+        raise not_a_segmenter(name, config)
+    arguments = {key: value for key, value in config.items() if not key.startswith("_")} | {"encoder_weights": None}
+    try:
+        model = architecture(**arguments)
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:  # smp's and timm's, of what they do not know
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"{folder / CONFIG}: {architecture.__name__} cannot be created. {reason}") from error
     model.config["encoder_weights"] = config.get("encoder_weights")  # what the training began with
+    if facts := config.get("_pretrained_cfg"):  # of other architectures than SegNeXt
+        model.pretrained_cfg = facts
     return model

@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,10 @@ from segmentation_models_pytorch.base.hub_mixin import MODEL_CARD
 from timm.models import PretrainedCfg, is_model_in_modules, save_for_hf
 
 from .._atomic import fill_when_complete
-from ..checkpoints.folder import CARD, CONFIG, WEIGHTS, read_model_config
+from ..checkpoints.folder import CARD, CONFIG, WEIGHTS, info_key, read_facts, read_model_config
 from ..checkpoints.hub import is_hub_id
 from ..label_sets import LABEL_SETS
-from ..models.model_info import true_results, weights_digest
+from ..models.model_info import update_facts
 
 _logger = logging.getLogger(__name__)
 
@@ -33,14 +33,8 @@ _SMP_CARD = re.compile(re.sub(r"\\\{\\\{.*?\\\}\\\}", ".*?", re.escape(MODEL_CAR
 
 
 def model_card(config: Mapping[str, Any], repo: str = ".") -> ModelCard:
-    """Write the card of a segmentation model of smp or of a timm model.
-
-    Args:
-        config: The model's configuration, as in its config.json.
-        repo: Hub repository in the card's code, or "." for the folder of the card.
-    """
-    given = config.get("_pretrained_cfg") or {}  # see info_key
-    info = {**(config.get("pretrained_cfg") or {}), **given}
+    """Write the card of an smp or timm model from its configuration; its code loads `repo`, "." for its own folder."""
+    info, given = read_facts(config), config.get("_pretrained_cfg") or {}
     segmenter = "encoder_name" in config
     architecture = config.get("_model_class", "SegNeXt") if segmenter else config["architecture"]
     encoder = str(config["encoder_name"]) if segmenter else f"tu-{architecture}"
@@ -71,8 +65,8 @@ def model_card(config: Mapping[str, Any], repo: str = ".") -> ModelCard:
         eval_results=results or None,
     )
     facts: dict[str, Any] = {"name": data.model_name, "config": config, "info": info, "repo": repo}
-    facts |= {"divisor": _divisor(config, architecture), "has_mscan": has_mscan, "published": published}
-    facts["started_from"] = started_from
+    facts |= {"divisor": _divisor(config, architecture), "started_from": started_from}
+    facts |= {"has_mscan": has_mscan, "published": published}
     card = ModelCard.from_template(data, str(_TEMPLATE), **facts)
     return ModelCard(_signed(re.sub(r"\n{3,}", "\n\n", str(card))))
 
@@ -136,55 +130,20 @@ def _eval_results(info: Mapping[str, Any], task: str) -> list[EvalResult]:
     ]
 
 
-def info_key(config: Mapping[str, Any]) -> str:
-    """Return the key under which a configuration keeps facts about its weights.
-
-    SegNeXt has an argument `pretrained_cfg`. timm rejects unknown entries in its own, and smp passes those of other
-    architectures on to timm, but both ignore names that begin with an underscore.
-    """
-    is_segnext = "encoder_name" in config and config.get("_model_class", "SegNeXt") == "SegNeXt"
-    return "pretrained_cfg" if is_segnext else "_pretrained_cfg"
-
-
-def add_facts(info: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Add facts to those of a `pretrained_cfg`, which they override.
-
-    `results` replace only those of the same data set, split, metric and setting. `metrics`, numbers by name, are
-    results on a data set that is not named.
-    """
-    stated = {name: value for name, value in facts.items() if value is not None}
-    measured = [{"metric": name, "value": value} for name, value in stated.pop("metrics", {}).items()]
-    if results := [*(info.get("results") or ()), *stated.pop("results", ()), *measured]:
-        keys = ("dataset", "split", "metric", "setting")
-        stated["results"] = list({tuple(map(result.get, keys)): dict(result) for result in results}.values())
-    return {**info, **stated}
-
-
 def write_card(
     folder: Path, facts: Mapping[str, Any] | None = None, repo: str = ".", on_hub: Path | None = None
 ) -> None:
     """Add facts to the configuration of a model folder, and write the card that follows from it.
 
-    Results of other weights than those in the folder are left out. A card that was edited by hand keeps its text, and
-    only the results in its front matter follow.
-
-    Args:
-        folder: Folder of the model.
-        facts: Facts as in the `card` of :func:`segnext_timm.push_to_hub`.
-        repo: Hub repository in the card's code, or "." for the folder.
-        on_hub: A copy of this repository's card, if there is one. An edited card of the folder goes before it.
+    Facts are those of :func:`update_facts`. A card that was edited by hand, in the folder or else `on_hub`, a copy of
+    that of `repo`, keeps its text, and only the results in its front matter follow.
     """
     config = read_model_config(folder)
     key = info_key(config)
     known = config.get(key) or {}
-    info = true_results(known, folder / WEIGHTS)
-    if "results" in known and "results" not in info:
-        _logger.warning(f"{CONFIG}: left out results of other weights than those in {WEIGHTS}.")
-    info = add_facts(info, facts or {})
+    info = update_facts(known, facts or {}, folder / WEIGHTS)
     if info or known:
         config[key] = info
-    if info.get("results") and "results_digest" not in info:
-        info["results_digest"] = weights_digest(folder / WEIGHTS)
     card = model_card(config, repo)
     text = str(card)
     for path in [path for path in (folder / CARD, on_hub) if path is not None and path.is_file()]:
@@ -202,10 +161,13 @@ def write_card(
         (new / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
 
 
-def save_backbone(model: Any, folder: Path, label_names: Sequence[str] | Mapping[int, str] | None = None) -> None:
-    """Save a timm model in timm's format, with a model card."""
-    fits = label_names and len(label_names) == model.num_classes  # after reset_classifier, timm keeps the old names
-    save_for_hf(model, str(folder), {"label_names": label_names} if fits else None, safe_serialization=True)
+def save_backbone(model: Any, folder: Path, facts: Mapping[str, Any] | None = None) -> None:
+    """Save a timm model in timm's format, with this package's facts and a model card."""
+    own = dict(facts or {})
+    names = own.pop("label_names", None)
+    fits = names and len(names) == model.num_classes  # after reset_classifier, timm keeps the old names
+    config = {"label_names": names if fits else None, **({"_pretrained_cfg": own} if own else {})}
+    save_for_hf(model, str(folder), config, safe_serialization=True)
     write_card(folder)
 
 

@@ -12,13 +12,13 @@ from huggingface_hub import CommitInfo, HfApi, ModelCard, get_token
 from segmentation_models_pytorch.base import SegmentationModel
 from timm.models import FeatureInfo
 
-from ..checkpoints.folder import CARD, MODEL_FILES, PICKLE_SUFFIXES, read_model_config
+from ..checkpoints.folder import CARD, MODEL_FILES, PICKLE_SUFFIXES, info_key, read_model_config
 from ..checkpoints.hub import hub_errors
 from ..errors import OptionError
 from ..models.fusion import check_not_fused
-from ..models.model_info import unwrap
+from ..models.model_info import plain_values, unwrap
 from ..models.segnext import SegNeXt
-from .cards import info_key, save_backbone, write_card
+from .cards import save_backbone, write_card
 
 _logger = logging.getLogger(__name__)
 
@@ -35,6 +35,7 @@ def push_to_hub(
     token: str | None = None,
     allow_patterns: list[str] | str | None = None,
     ignore_patterns: list[str] | str | None = None,
+    delete_patterns: list[str] | str | None = None,
 ) -> CommitInfo:
     """Push a model to the Hugging Face Hub as safetensors, with its configuration and a card.
 
@@ -62,14 +63,15 @@ def push_to_hub(
         token: Token of the Hub. Default: the token of `hf auth login` or HF_TOKEN.
         allow_patterns: Push only files that match one of these, as in `HfApi.upload_folder`.
         ignore_patterns: Do not push files that match one of these.
+        delete_patterns: Delete files on the Hub that match one of these, in the same commit.
 
     Returns:
         The commit: its `commit_url`, and `pr_url` of a pull request.
 
     Raises:
         PermissionError: If there is no token, or the Hub refuses it.
-        OptionError: If the model is fused, or not timm's or smp's; if `private` is set and the repository is public; or
-            if both `revision` and `create_pr` are given.
+        OptionError: If the model is fused, or not timm's or smp's; if a fact does not fit it; if `private` is set and
+            the repository is public; or if both `revision` and `create_pr` are given.
         FileNotFoundError: If there is no such folder.
         CheckpointError: If the folder is not a model folder, or holds results and its weights are damaged.
         ConnectionError: If the Hub cannot be reached.
@@ -107,6 +109,7 @@ def push_to_hub(
                 create_pr=create_pr,
                 allow_patterns=allow_patterns,
                 ignore_patterns=ignore_patterns,
+                delete_patterns=delete_patterns,
             )
 
 
@@ -117,12 +120,12 @@ def _save_model(model: torch.nn.Module, folder: Path, facts: Mapping[str, Any]) 
         model.save_pretrained(folder, model_card_kwargs=facts)
     elif isinstance(model, SegmentationModel):
         config = {**model.config, "_model_class": type(model).__name__}
-        model.save_pretrained(folder, config=config | ({info_key(config): dict(info)} if info else {}))
+        model.save_pretrained(folder, config=config | ({info_key(config): plain_values(info)} if info else {}))
     elif info is None or isinstance(getattr(model, "feature_info", None), FeatureInfo):
-        what = type(model).__name__
-        raise OptionError(f"A {what} cannot be pushed: pass an smp model, or a timm model without features_only.")
+        what = f"A {type(model).__name__} cannot be pushed"
+        raise OptionError(f"{what}: pass an smp model, or a timm model without features_only.")
     else:
-        save_backbone(model, folder, info.get("label_names"))
+        save_backbone(model, folder, {"label_names": info.get("label_names")})
 
 
 def _copy_folder(source: Path, folder: Path, extra_files: bool) -> None:
@@ -155,5 +158,6 @@ def add_results(folder: str | Path, results: Sequence[Mapping[str, Any]]) -> Non
 
     Raises:
         CheckpointError: If the folder is not a model folder, or its weights are damaged.
+        OptionError: If a result lacks its metric or value.
     """
     write_card(Path(folder), {"results": results})

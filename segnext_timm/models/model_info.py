@@ -3,6 +3,8 @@
 import copy
 import functools
 import hashlib
+import json
+import logging
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -20,6 +22,8 @@ from segmentation_models_pytorch.encoders import get_preprocessing_params
 
 from ..errors import CheckpointError, OptionError
 from ..label_sets import Color, voc_palette
+
+_logger = logging.getLogger(__name__)
 
 # Per pixel, these keep the order of the logits; smp's argmax gives the largest of them
 _KEEPING_ORDER = (nn.Identity, nn.Sigmoid, nn.Softmax, nn.LogSoftmax, nn.Tanh, ArgMax)
@@ -51,11 +55,40 @@ def weights_digest(weights: nn.Module | Mapping[str, torch.Tensor] | Path) -> st
     return digest.hexdigest()[:16]
 
 
-def true_results(info: Mapping[str, Any], weights: nn.Module | Path) -> dict[str, Any]:
-    """Copy a `pretrained_cfg` without results of other weights than `weights`; keeps results without a digest."""
-    if info.get("results_digest") is None or info["results_digest"] == weights_digest(weights):
-        return dict(info)
-    return {key: value for key, value in info.items() if key not in ("results", "metrics", "results_digest")}
+def plain_values(value: Any) -> Any:
+    """Convert arrays, tensors and their scalars, also inside containers, to lists and numbers, as JSON keeps them."""
+    if isinstance(value, Mapping):
+        return {key: plain_values(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_values(entry) for entry in value]
+    return value.tolist() if isinstance(value, np.ndarray | np.generic | torch.Tensor) else value
+
+
+def update_facts(info: Mapping[str, Any], facts: Mapping[str, Any], weights: nn.Module | Path) -> dict[str, Any]:
+    """Return the facts of a `pretrained_cfg` that are true of `weights`, and others, which override them.
+
+    `results` are added to those of other data sets, splits, metrics or settings. `metrics`, numbers by name, are
+    results on a data set that is not named. Results get a digest of the weights; those of other weights are left out.
+    """
+    known = plain_values(info)
+    stated = {name: value for name, value in plain_values(facts).items() if value is not None}
+    digest = known.get("results_digest")
+    if digest is not None and digest != weights_digest(weights):
+        if "results" in known:
+            _logger.warning("pretrained_cfg: left out results of other weights.")
+        known = {key: value for key, value in known.items() if key not in ("results", "metrics", "results_digest")}
+    measured = [{"metric": name, "value": value} for name, value in stated.pop("metrics", {}).items()]
+    if results := [*(known.get("results") or ()), *stated.pop("results", ()), *measured]:
+        if wrong := [r for r in results if not (isinstance(r, Mapping) and {"metric", "value"} <= r.keys())]:
+            raise OptionError(f'A result needs a "metric" and a "value", got {wrong[0]!r}.')
+        keys = ("dataset", "split", "metric", "setting")
+        stated["results"] = list({tuple(map(result.get, keys)): result for result in results}.values())
+        stated["results_digest"] = known.get("results_digest") or weights_digest(weights)
+    try:
+        json.dumps(known | stated)
+    except TypeError as error:
+        raise OptionError(f"pretrained_cfg cannot be written to config.json: {error}.") from None
+    return known | stated
 
 
 def _is_compiled(module: nn.Module) -> bool:
@@ -95,7 +128,7 @@ class ModelInfo:
         plain: Any = unwrap(model)
         config, cfg = getattr(plain, "config", None), getattr(plain, "pretrained_cfg", None)
         self._config: Mapping[str, Any] = config if isinstance(config, Mapping) else {}
-        self._cfg: Mapping[str, Any] = cfg if isinstance(cfg, Mapping) else {}
+        self._cfg: dict[str, Any] = plain_values(cfg) if isinstance(cfg, Mapping) else {}
         self._encoder = getattr(plain, "encoder", None)
         self.in_channels: int = self._config.get("in_channels", 3)
         height, width = (self._cfg.get("input_size") or (3, 512, 512))[1:]
@@ -117,7 +150,8 @@ class ModelInfo:
     @property
     def label_names(self) -> list[str]:
         """Name of each label; a binary model's include "background"."""
-        names = list(self._cfg.get("label_names") or (f"class {label}" for label in range(self.num_classes)))
+        names = self._cfg.get("label_names") or [f"class {label}" for label in range(self.num_classes)]
+        names = list(names.values() if isinstance(names, Mapping) else names)  # timm's form has names by label
         return ["background", *names] if self.num_classes == 1 else names
 
     @property

@@ -8,6 +8,7 @@ Original code: https://github.com/Visual-Attention-Network/SegNeXt
 import difflib
 import logging
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from ..variants import MIN_SIDE
 from .fusion import check_not_fused
 from .hamburger import Hamburger
 from .losses import resized_argmax
-from .model_info import ModelInfo, Segmenter, evaluation_mode, true_results, weights_digest
+from .model_info import ModelInfo, Segmenter, evaluation_mode, plain_values, update_facts
 
 _logger = logging.getLogger(__name__)
 
@@ -179,6 +180,8 @@ class SegNeXt(SegmentationModel):
         _check_upsampling(upsampling)
         if encoder_depth not in (3, 4, 5):
             raise OptionError(f"encoder_depth must be 3, 4 or 5, got {encoder_depth}")
+        if classes < 1:
+            raise OptionError(f"classes must be at least 1, got {classes}.")
         self.in_channels = in_channels
         self.upsampling = upsampling
         self.config["upsampling"] = 8  # a model saved during training loads with full-size output
@@ -224,10 +227,10 @@ class SegNeXt(SegmentationModel):
 
     @pretrained_cfg.setter
     def pretrained_cfg(self, cfg: Mapping[str, Any] | None) -> None:
-        _, misfits = _fit_pretrained_cfg(cfg or {}, ModelInfo(self).num_classes, self.in_channels)
+        fitting, misfits = _fit_pretrained_cfg(cfg or {}, ModelInfo(self).num_classes, self.in_channels)
         if misfits:
             raise OptionError(f"pretrained_cfg does not fit the model: {misfits}.")
-        self.config["pretrained_cfg"] = dict(cfg or {})
+        self.config["pretrained_cfg"] = fitting
 
     def initialize(self) -> None:
         """Draw the decoder's and the heads' weights as smp does, and the classifier's with standard deviation 0.01."""
@@ -325,7 +328,8 @@ class SegNeXt(SegmentationModel):
         Args:
             save_directory: Folder to write. It is also pushed with `push_to_hub=True` and `repo_id`.
             kwargs: `dataset`, `metrics` and `model_card_kwargs` are facts, which :attr:`pretrained_cfg` keeps, as in
-                the `card` of :func:`segnext_timm.push_to_hub`; others are arguments of :meth:`push_to_hub`.
+                the `card` of :func:`segnext_timm.push_to_hub`; `config` is saved in place of the model's; others are
+                arguments of :meth:`push_to_hub`.
 
         Raises:
             OptionError: If the model is fused, its segmentation head was replaced by one that is not smp's, or a fact
@@ -337,7 +341,7 @@ class SegNeXt(SegmentationModel):
         facts |= {name: kwargs.pop(name) for name in ("dataset", "metrics") if name in kwargs}
         self._update_config(facts)  # before anything is written, or removed
         # a copy, in which smp's own name of the class does not come and go with other threads' saves
-        config = kwargs.pop("config", None) or {**self.config, "_model_class": type(self).__name__}
+        config = {**(kwargs.get("config") or self.config), "_model_class": type(self).__name__}
         push, repo_id = kwargs.pop("push_to_hub", False), kwargs.pop("repo_id", None)
         folder = Path(save_directory)
         with fill_when_complete(folder, last="config.json") as new:
@@ -347,21 +351,14 @@ class SegNeXt(SegmentationModel):
             write_card(new)
         return self.push_to_hub(repo_id or folder.name, **kwargs) if push else None
 
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        branch: str | None = None,
-        model_card_kwargs: Mapping[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> CommitInfo:
+    def push_to_hub(self, repo_id: str, *, branch: str | None = None, **kwargs: Any) -> CommitInfo:
         """Push weights, configuration and a model card to the Hub, as :func:`segnext_timm.push_to_hub` does.
 
         Args:
             repo_id: "user/repo".
             branch: Branch to push to.
-            model_card_kwargs: Facts, as in `card` there.
-            kwargs: Other arguments of that function.
+            kwargs: `model_card_kwargs` are facts, as in `card` there; `config` is pushed in place of the model's;
+                others are arguments of that function.
 
         Raises:
             OptionError: If the model is fused, or its segmentation head was replaced by one that is not smp's.
@@ -369,27 +366,20 @@ class SegNeXt(SegmentationModel):
         """
         from ..hub.push import push_to_hub
 
-        return push_to_hub(self, repo_id, revision=branch, card=model_card_kwargs, **kwargs)
+        config, facts = kwargs.pop("config", None), kwargs.pop("model_card_kwargs", None)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, config=config, model_card_kwargs=facts)
+            return push_to_hub(folder, repo_id, revision=branch, card=facts, **kwargs)
 
     def _update_config(self, facts: Mapping[str, Any]) -> None:
-        """Make the configuration that of the model as it is, whose head and facts may have been changed in place.
-
-        Raises:
-            OptionError: If no configuration describes the model, or a fact does not fit it.
-        """
-        from ..hub.cards import add_facts
-
+        """Make the configuration that of the model as it is, whose head and facts may have been changed in place."""
         check_not_fused(self)
-        self.config.update(describe_head(self.segmentation_head, self.config.get("activation")))
-        fitting, misfits = _fit_pretrained_cfg(self.pretrained_cfg, ModelInfo(self).num_classes, self.in_channels)
-        true = true_results(fitting, self)
-        if "results" in fitting and "results" not in true:
-            misfits = ", ".join(filter(None, (misfits, "results of other weights")))
+        head = describe_head(self.segmentation_head, self.config.get("activation"))
+        fitting, misfits = _fit_pretrained_cfg(self.pretrained_cfg, head["classes"], self.in_channels)
         if misfits:
             _logger.warning(f"pretrained_cfg: left out {misfits}.")
-        self.pretrained_cfg = add_facts(true, facts)
-        if self.pretrained_cfg.get("results") and "results_digest" not in self.pretrained_cfg:
-            self.pretrained_cfg["results_digest"] = weights_digest(self)
+        self.pretrained_cfg = update_facts(fitting, facts, self)  # raises an error before anything is changed
+        self.config.update(head)
 
     @classmethod
     def _from_pretrained(cls, **kwargs: Any) -> "SegNeXt":
@@ -407,10 +397,10 @@ class SegNeXt(SegmentationModel):
             kwargs: Facts, as in the `card` of :func:`segnext_timm.push_to_hub`; `repo_id`, the Hub repository in the
                 card's code (default: the folder of the card).
         """
-        from ..hub.cards import add_facts, model_card
+        from ..hub.cards import model_card
 
         repo = kwargs.pop("repo_id", None) or "."
-        info = add_facts(true_results(self.pretrained_cfg, self), kwargs)
+        info = update_facts(self.pretrained_cfg, kwargs, self)
         return model_card({**self.config, "_model_class": type(self).__name__, "pretrained_cfg": info}, repo)
 
 
@@ -422,11 +412,7 @@ def _check_upsampling(upsampling: int) -> None:
 
 
 def describe_head(head: nn.Module, activation: str | None) -> dict[str, Any]:
-    """Describe SegNeXt's own segmentation head by arguments, without an activation other than `activation`.
-
-    Raises:
-        OptionError: If it is another head.
-    """
+    """Describe SegNeXt's own segmentation head by arguments, without an activation other than `activation`."""
     if not (isinstance(head, ResizingHead) and type(head[0]) is nn.Conv2d and head[0].kernel_size == (1, 1)):
         raise OptionError(
             f"The configuration cannot describe this segmentation head, a {type(head).__name__}, so the saved model "
@@ -440,17 +426,16 @@ def describe_head(head: nn.Module, activation: str | None) -> dict[str, Any]:
 
 def _fit_pretrained_cfg(cfg: Mapping[str, Any], classes: int, in_channels: int) -> tuple[dict[str, Any], str]:
     """Split a `pretrained_cfg` into the entries that fit a model and a description of those that do not."""
-    fitting, misfits = dict(cfg), []
+    fitting, misfits = plain_values(cfg), []
     for key, size in (("label_names", classes), ("palette", classes), ("mean", in_channels), ("std", in_channels)):
-        if cfg.get(key) and len(cfg[key]) != size:
+        if fitting.get(key) and len(fitting[key]) != size:
             what = "classes" if key in ("label_names", "palette") else "channels"
-            misfits.append(f"{key} of {len(cfg[key])} {what} (the model has {size})")
-            del fitting[key]
+            misfits.append(f"{key} of {len(fitting.pop(key))} {what} (the model has {size})")
     if "label_names" in cfg and "label_names" not in fitting:
         for key in ("dataset", "results", "results_digest"):  # they belong to the other classes
             fitting.pop(key, None)
-    if cfg.get("input_size") and cfg["input_size"][0] != in_channels:
-        fitting["input_size"] = [in_channels, *cfg["input_size"][1:]]
+    if fitting.get("input_size"):
+        fitting["input_size"] = [in_channels, *fitting["input_size"][1:]]
     return fitting, ", ".join(misfits)
 
 

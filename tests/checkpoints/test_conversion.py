@@ -18,9 +18,10 @@ from timm.utils import CheckpointSaver, ModelEmaV3
 
 import convert_memory
 from random_checkpoints import backbone_shapes, random_state_dict, segmenter_shapes, write
-from segnext_timm import CheckpointError, NMF2d, convert
+from segnext_timm import CheckpointError, NMF2d, add_results, convert
 from segnext_timm.checkpoints import conversion
 from segnext_timm.checkpoints.dialects import segmenter_to_native
+from segnext_timm.hub.cards import save_backbone
 from segnext_timm.label_sets import LABEL_SETS
 from segnext_timm.models.mscan import backbone_to_native
 from small_models import narrow
@@ -334,3 +335,113 @@ def test_an_unknown_parameter_inside_the_network_is_an_unknown_parameter(tmp_pat
     torch.save({"state_dict": state_dict | {"model.extra.weight": torch.ones(1)}}, tmp_path / "x.ckpt")
     with pytest.raises(CheckpointError, match=r"has the unknown extra\.weight: incomplete, or of another"):
         convert(tmp_path / "x.ckpt", tmp_path / "out")
+
+
+# Folders of other than the original's settings
+
+FACTS = {"mean": [0.1] * 3, "std": [0.3] * 3, "license": "cc-by-4.0", "dataset": "scenes", "label_names": list("abc")}
+SETTINGS = {
+    "facts": {"pretrained_cfg": FACTS},
+    "activation": {"activation": "softmax2d"},
+    "steps": {"decoder_eval_steps": 2},
+    "stride": {"output_stride": 16},
+    "image classifier": {"aux_params": {"classes": 2}},
+}
+
+
+@torch.no_grad()
+def masks(model):
+    output = model.eval()(torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0)))
+    return output[0] if isinstance(output, tuple) else output
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+def test_a_converted_folder_holds_the_same_model(tmp_path, settings):
+    model = narrow(**settings)
+    model.config["encoder_weights"] = "imagenet"  # what its training began with
+    model.save_pretrained(tmp_path / "model", metrics={"mIoU": 0.5})
+    before = {file.name: file.read_bytes() for file in (tmp_path / "model").iterdir()}
+    convert(tmp_path / "model", tmp_path / "model", force=True)
+    assert {file.name: file.read_bytes() for file in (tmp_path / "model").iterdir()} == before
+    assert torch.equal(masks(smp.from_pretrained(tmp_path / "model")), masks(model))
+
+
+@pytest.mark.parametrize("settings", [name for name in SETTINGS if name != "facts"])
+def test_a_model_that_mmsegmentation_s_file_cannot_state_is_refused(tmp_path, settings):
+    narrow(**SETTINGS[settings]).save_pretrained(tmp_path / "model")
+    (key,) = SETTINGS[settings]
+    with pytest.raises(CheckpointError, match=rf"model: mmsegmentation's file cannot state {key}=.*: convert"):
+        convert(tmp_path / "model", tmp_path / "x.pth", to="mmseg")
+    assert not (tmp_path / "x.pth").exists()
+
+
+def test_a_model_goes_to_mmsegmentation_and_back_and_its_normalization_is_told(tmp_path, caplog):
+    model = narrow(decoder_dropout=0.2, pretrained_cfg=FACTS)
+    model.save_pretrained(tmp_path / "model")
+    convert(tmp_path / "model", tmp_path / "x.pth", to="mmseg")
+    assert "times 255: mean [0.1, 0.1, 0.1], std [0.3, 0.3, 0.3]." in caplog.text
+    convert(tmp_path / "x.pth", tmp_path / "back")
+    back = smp.from_pretrained(tmp_path / "back")
+    assert torch.equal(masks(back), masks(model))
+    assert back.pretrained_cfg["label_names"] == list("abc")
+
+
+def test_names_given_for_a_folder_change_nothing_else(tmp_path):
+    narrow(pretrained_cfg=FACTS | {"palette": [[0, 0, 0], [1, 1, 1], [2, 2, 2]]}).save_pretrained(tmp_path / "model")
+    convert(tmp_path / "model", tmp_path / "named", classes=["x", "y", "z"])
+    before, after = (smp.from_pretrained(tmp_path / name).pretrained_cfg for name in ("model", "named"))
+    assert after == before | {"label_names": ["x", "y", "z"]}
+
+
+def test_fewer_classes_of_a_folder_keep_the_first_names_and_no_results(tmp_path, caplog):
+    narrow(pretrained_cfg=FACTS).save_pretrained(tmp_path / "model", metrics={"mIoU": 0.5})
+    convert(tmp_path / "model", tmp_path / "two", num_classes=2)
+    facts = smp.from_pretrained(tmp_path / "two").pretrained_cfg
+    assert facts == FACTS | {"label_names": ["a", "b"]}
+    assert "left out results of other weights" in caplog.text
+
+
+def test_a_converted_folder_of_a_backbone_holds_the_same_model(tmp_path):
+    overlay = {"mean": (0.1,) * 3, "std": (0.3,) * 3, "input_size": (3, 96, 96), "license": "mit"}
+    model = timm.create_model("test_mscan", num_classes=3, output_stride=16, pretrained_cfg_overlay=overlay)
+    save_backbone(model, tmp_path / "model", {"label_names": ["a", "b", "c"]})
+    add_results(tmp_path / "model", [{"dataset": "x", "metric": "top-1", "value": 75.5}])
+    before = {file.name: file.read_bytes() for file in (tmp_path / "model").iterdir()}
+    convert(tmp_path / "model", tmp_path / "model", force=True)
+    assert {file.name: file.read_bytes() for file in (tmp_path / "model").iterdir()} == before
+
+
+def test_a_backbone_of_another_stride_is_refused_for_mmsegmentation(tmp_path):
+    save_backbone(timm.create_model("test_mscan", output_stride=16), tmp_path / "model")
+    with pytest.raises(CheckpointError, match="mmsegmentation's file cannot state output_stride=16: convert to native"):
+        convert(tmp_path / "model", tmp_path / "x.pth", to="mmseg")
+
+
+def test_a_file_with_an_image_classifier_is_converted_without_it_and_says_so(tmp_path, caplog):
+    model = narrow(aux_params={"classes": 2})
+    torch.save(model.state_dict(), tmp_path / "x.pth")
+    convert(tmp_path / "x.pth", tmp_path / "out")
+    assert "Left out the classification head (aux_params)" in caplog.text
+    assert torch.equal(masks(smp.from_pretrained(tmp_path / "out")), masks(model))
+
+
+def test_a_file_of_fewer_stages_says_how_to_save_its_model(tmp_path):
+    torch.save(narrow(encoder_depth=4).state_dict(), tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match=r"create SegNeXt as it was trained \(encoder_depth=…\), load the file's"):
+        convert(tmp_path / "x.pth", tmp_path / "out")
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_another_segmenter_on_mscan_is_converted_to_its_backbone_and_says_so(tmp_path, caplog, folder):
+    model = smp.Unet("tu-test_mscan", encoder_weights=None, classes=3)
+    model.save_pretrained(tmp_path / "unet")
+    torch.save(model.state_dict(), tmp_path / "x.pth")
+    found = convert(tmp_path / ("unet" if folder else "x.pth"), tmp_path / "out")
+    assert found.kind == "backbone"
+    assert "only the backbone: the decoder is not SegNeXt's" in caplog.text
+
+
+def test_more_names_than_classes_give_no_hint_to_keep_the_first(tmp_path):
+    torch.save(narrow().state_dict(), tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match=r"has 3 classes, but 150 names were given\.$"):
+        convert(tmp_path / "x.pth", tmp_path / "out", classes="ade20k")

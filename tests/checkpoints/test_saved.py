@@ -1,17 +1,23 @@
 """`load_segmenter`: from folders and from the Hub, with other classes, without a network for what a folder holds."""
 
 import functools
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import segmentation_models_pytorch as smp
 import torch
 
 import hub_server
 from segnext_timm import CheckpointError, load_segmenter
+from segnext_timm.checkpoints.folder import read_config, read_facts
+from segnext_timm.hub.cards import write_card
+from segnext_timm.hub.push import _save_model
+from segnext_timm.models.model_info import ModelInfo
 from small_models import narrow
 
 NO_NETWORK = """
@@ -118,3 +124,27 @@ def test_revision_token_and_cache_folder_reach_the_hub(tmp_path):
     assert [main, other] == pytest.approx(sums)
     assert (tmp_path / "cache" / "models--user--repo").is_dir()
     assert not list(Path(tmp_path, "hf").glob("hub/models*"))
+
+
+def test_facts_of_a_unet_come_back_with_it(tmp_path):
+    model = smp.Unet("tu-test_mscan", encoder_weights=None, classes=3)
+    facts = {"label_names": list("abc"), "mean": np.array([0.25] * 3), "std": torch.full((3,), 0.5)}
+    model.pretrained_cfg = facts | {"results": [{"dataset": "x", "metric": "mIoU", "value": np.float32(0.5)}]}
+    _save_model(model, tmp_path, {})
+    write_card(tmp_path)
+    info = ModelInfo(load_segmenter(tmp_path))
+    assert (info.label_names, info.normalization) == (["a", "b", "c"], ((0.25,) * 3, (0.5,) * 3))
+    assert load_segmenter(tmp_path, classes=7).pretrained_cfg.keys() == {"mean", "std"}
+    loaded = load_segmenter(tmp_path)
+    _save_model(loaded, tmp_path / "again", {})
+    assert read_facts(read_config(tmp_path / "again")) == loaded.pretrained_cfg
+    assert loaded.pretrained_cfg["results"][0]["value"] == 0.5
+
+
+@pytest.mark.parametrize("make", [narrow, lambda: smp.Unet("tu-test_mscan", encoder_weights=None)])
+def test_an_unknown_key_in_the_configuration_is_named_with_its_file(make, tmp_path):
+    make().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"flavor": 1}))
+    with pytest.raises(CheckpointError, match=r"config\.json: \w+ cannot be created\. .*'flavor'"):
+        load_segmenter(tmp_path)

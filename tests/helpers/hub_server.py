@@ -197,6 +197,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 files[value["path"]] = base64.b64decode(value["content"])
             elif line["key"] == "lfsFile":
                 files[value["path"]] = self.hub.objects[value["oid"]]
+            elif line["key"] == "deletedFile":
+                del files[value["path"]]
         branch = "refs/pr/1" if pull_request else repo.resolve(revision)
         repo.branches[branch] = files
         name = next(n for n, r in self.hub.repos.items() if r is repo)
@@ -213,6 +215,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self._answer(
             200, {"id": name, "modelId": name, "sha": repo.sha(branch), "private": repo.private, "siblings": siblings}
         )
+
+    def _tree(self, body, query, repo: Repo, revision: str) -> None:
+        files = repo.branches[repo.resolve(revision)]
+        entries = [{"type": "file", "path": p, "size": len(c), "oid": self._oid(c, p)} for p, c in files.items()]
+        self._answer(200, entries)
 
     def _resolve(self, body, query, repo: Repo, revision: str, path: str) -> None:
         branch = repo.resolve(revision)
@@ -277,6 +284,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         ("PUT", "/lfs/(?P<oid>[0-9a-f]{64})", _upload),
         ("POST", "/lfs/verify", _verify),
         ("GET", f"/api/models/{_REPO}", _info),
+        ("GET", f"/api/models/{_REPO}/tree/(?P<revision>[^/]+)", _tree),
         ("GET", f"/api/models/{_REPO}/revision/(?P<revision>[^/]+)", _info),
         (("GET", "HEAD"), f"/{_REPO}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", _resolve),
     )

@@ -405,6 +405,22 @@ def test_the_patterns_of_smp_s_push_choose_files(hub):
     assert server.repos["writer/x"].private
 
 
+def test_a_push_in_smp_s_form_deletes_files_and_takes_a_configuration(hub):
+    server, run = hub
+    run("""
+model = narrow()
+model.push_to_hub("writer/x")
+HfApi().upload_file(path_or_fileobj=b"old", path_in_repo="old.txt", repo_id="writer/x")
+config = model.config | {"decoder_eval_steps": 9}
+model.save_pretrained(folder / "x", push_to_hub=True, repo_id="writer/x", delete_patterns="*.txt", config=config)
+assert smp.from_pretrained(folder / "x").config["decoder_eval_steps"] == 9
+assert model.config["decoder_eval_steps"] == 7
+""")
+    config, _, _ = pushed(server, "writer/x")
+    assert config["decoder_eval_steps"] == 9
+    assert sorted(server.repos["writer/x"].branches["main"]) == ["README.md", "config.json", "model.safetensors"]
+
+
 def test_a_unet_with_results_of_other_weights_is_pushed_without_them(hub):
     server, run = hub
     done = run("""

@@ -5,6 +5,7 @@ import sys
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import segmentation_models_pytorch as smp
 import torch
@@ -15,7 +16,8 @@ import segnext_timm
 import training_memory
 from random_checkpoints import FILES, VARIANTS, accept_cached, backbone_shapes, random_state_dict
 from segnext_timm import LightHamDecoder, SegNeXt, UpsampledCrossEntropyLoss, add_results, create_segmenter, fuse
-from segnext_timm.models.model_info import weights_digest
+from segnext_timm.errors import OptionError
+from segnext_timm.models.model_info import ModelInfo, weights_digest
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -568,7 +570,7 @@ def test_a_save_that_fails_leaves_the_saved_model_as_it_was(tmp_path):
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
     model = tiny()
     model.pretrained_cfg["description"] = object()  # cannot be written
-    with pytest.raises(TypeError):
+    with pytest.raises(OptionError, match=r"cannot be written to config\.json: .*object"):
         model.save_pretrained(tmp_path)
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
@@ -652,6 +654,7 @@ def test_cuda_autocast_stays_finite_and_close_to_the_cpu(dtype):
         ({"decoder_channels": 100}, r"decoder_channels must be a multiple of 32 .*got 100; the nearest is 96"),
         ({"decoder_channels": 0}, "got 0; the nearest is 32"),
         ({"decoder_rank": 0}, "rank must be at least 1, got 0"),
+        ({"classes": 0}, "classes must be at least 1, got 0"),
     ],
 )
 def test_bad_arguments_are_named(arguments, message):
@@ -691,3 +694,65 @@ def test_results_without_a_digest_get_that_of_the_weights_that_are_saved_with_th
     torch.nn.init.zeros_(model.decoder.align.weight)
     model.save_pretrained(tmp_path / "b")
     assert "results" not in smp.from_pretrained(tmp_path / "b").pretrained_cfg
+
+
+ARRAYS = {
+    "mean": np.array([0.25] * 3),
+    "std": torch.tensor([0.5] * 3),
+    "palette": np.arange(15, dtype=np.uint8).reshape(5, 3),
+    "training": {"epochs": np.int64(3)},
+}
+LISTS = {
+    "mean": [0.25] * 3,
+    "std": [0.5] * 3,
+    "palette": [[3 * i, 3 * i + 1, 3 * i + 2] for i in range(5)],
+    "training": {"epochs": 3},
+}
+
+
+@pytest.mark.parametrize("way", ["constructor", "setter", "in place"])
+def test_facts_may_be_arrays_and_tensors_and_are_saved_as_lists(tmp_path, way):
+    model = tiny(**({"pretrained_cfg": ARRAYS} if way == "constructor" else {}))
+    if way == "setter":
+        model.pretrained_cfg = ARRAYS
+    elif way == "in place":
+        model.pretrained_cfg.update(ARRAYS)
+    assert ModelInfo(model).normalization == ((0.25,) * 3, (0.5,) * 3)
+    assert ModelInfo(model).palette[1] == (3, 4, 5)
+    model.save_pretrained(tmp_path)
+    assert smp.from_pretrained(tmp_path).pretrained_cfg == LISTS
+
+
+def test_class_names_by_label_are_read_as_timm_writes_them(tmp_path):
+    model = tiny(pretrained_cfg={"label_names": dict(enumerate("abcde"))})
+    model.save_pretrained(tmp_path)
+    for same in (model, smp.from_pretrained(tmp_path)):
+        assert ModelInfo(same).label_names == list("abcde")
+
+
+@pytest.mark.parametrize("value", [np.float32(0.5), np.float64(0.5), torch.tensor(0.5)])
+def test_metrics_may_be_scalars_of_numpy_and_torch(tmp_path, value):
+    tiny().save_pretrained(tmp_path / "one", metrics={"mIoU": value})
+    assert smp.from_pretrained(tmp_path / "one").pretrained_cfg["results"] == [{"metric": "mIoU", "value": 0.5}]
+    add_results(tmp_path / "one", [RESULT | {"value": value}])
+    assert ModelCard.load(tmp_path / "one" / "README.md").data.eval_results[0].metric_value == 0.5
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ({"results": [{"metric": "mIoU"}]}, "A result needs a \"metric\" and a \"value\", got {'metric': 'mIoU'}"),
+        ({"description": object()}, r"cannot be written to config\.json"),
+    ],
+)
+def test_a_refused_fact_changes_neither_the_model_nor_the_folder(tmp_path, facts, message):
+    model = tiny(pretrained_cfg={"license": "mit"})
+    for attempt in (
+        lambda: model.save_pretrained(tmp_path / "one", model_card_kwargs=facts),
+        lambda: model.generate_model_card(**facts),
+    ):
+        with pytest.raises(OptionError, match=message):
+            attempt()
+    assert model.pretrained_cfg == {"license": "mit"}
+    assert not (tmp_path / "one").exists()
+    model.save_pretrained(tmp_path / "one")

@@ -17,7 +17,7 @@ from torch.export import ExportedProgram
 from .._atomic import replace_when_complete
 from ..errors import ExportError, OptionError
 from ..models.fusion import fuse as fuse_model
-from ..models.model_info import ModelInfo, Segmenter
+from ..models.model_info import ModelInfo, Segmenter, plain_values
 from .calibration import Image, read_calibration
 from .float16 import half_copy
 from .formats import check_export
@@ -115,7 +115,7 @@ def export(
 
 def describe_graph(model: nn.Module, input_size: Sequence[int], names: Sequence[str]) -> dict[str, Any]:
     """Metadata of an exported model: what is known of its input, its outputs and its classes."""
-    cfg = getattr(model, "pretrained_cfg", None) or {}
+    cfg = plain_values(getattr(model, "pretrained_cfg", None) or {})
     try:
         mean, std = ModelInfo(model).normalization
         statistics = {"mean": list(mean), "std": list(std)}

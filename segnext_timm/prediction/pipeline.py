@@ -9,7 +9,6 @@ alone, so that its labels do too.
 """
 
 import math
-import platform
 from collections.abc import Callable, Iterator, Sequence
 from numbers import Integral
 from pathlib import Path
@@ -280,24 +279,3 @@ def predict(
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error of Python or torch says that there is too little memory on a device or on the host."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-def slow_precision(device: torch.device, precision: str) -> str | None:
-    """Warn if a device computes slower in `precision`, "bf16" or "fp16", than in float32.
-
-    Returns:
-        One line for users; None if the device supports the precision, or if that is unknown.
-    """
-    if device.type == "cuda" and precision == "bf16" and torch.cuda.is_available():
-        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-        return None if has_bf16 else "This GPU has no bf16 arithmetic, which it emulates slowly: use fp16."
-    if device.type != "cpu" or platform.machine().lower() not in ("x86_64", "amd64"):
-        return None
-    try:
-        if precision == "bf16" and not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
-            return "This CPU has no bf16 arithmetic: bf16 is about eight times slower than fp32 here."
-        if precision == "fp16" and not torch.ops.mkldnn._is_mkldnn_fp16_supported():
-            return "This CPU has no fp16 arithmetic: fp16 is more than ten times slower than fp32 here."
-    except (AttributeError, RuntimeError):  # a version of torch without these checks
-        pass
-    return None

@@ -36,6 +36,11 @@ def main(argv: list[str]) -> None:
     settings = tyro.cli(Settings, args=argv, description=__doc__.split("\n")[0], use_underscores=True)
     if settings.binary and settings.binary not in scenes.CLASSES:
         raise SettingsError(f"unknown class {settings.binary!r}: choose from {', '.join(scenes.CLASSES)}.")
+    names = ("background", settings.binary) if settings.binary else scenes.CLASSES
+    classes = settings.folder / "classes.txt"
+    lines = classes.read_text(encoding="utf-8").splitlines() if classes.is_file() else []
+    if settings.folder.is_dir() and any(settings.folder.iterdir()) and [line.split()[-1] for line in lines] != [*names]:
+        raise SettingsError(f"{settings.folder} holds other data: choose another folder, or remove it.")
     for seed, (split, count) in enumerate((("train", settings.train), ("val", settings.val))):
         for kind in ("images", "labels"):
             (settings.folder / kind / split).mkdir(parents=True, exist_ok=True)
@@ -45,8 +50,7 @@ def main(argv: list[str]) -> None:
                 labels = np.where(labels == scenes.CLASSES.index(settings.binary), 255, 0).astype(np.uint8)
             Image.fromarray(image).save(settings.folder / "images" / split / f"{index:03d}.jpg", quality=95)
             Image.fromarray(labels).save(settings.folder / "labels" / split / f"{index:03d}.png")
-    names = ("background", settings.binary) if settings.binary else scenes.CLASSES
-    (settings.folder / "classes.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+    classes.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
     print(f"{settings.folder}: {settings.train} training and {settings.val} validation images, {len(names)} classes")
 
 

@@ -31,6 +31,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import broadcast_object_list
+from huggingface_hub import get_token
 from timm.utils import ModelEmaV3
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -147,6 +148,10 @@ class Trainer:
                 f"batch_size {settings.batch_size} cannot be divided among {self.processes} processes and "
                 f"{settings.accumulate} accumulated batches: make it a multiple of {shares}."
             )
+        if settings.push_to_hub is not None and settings.push_to_hub.count("/") != 1:
+            raise SettingsError(f"{settings.push_to_hub} is not a repository on the Hub: give user/name.")
+        if settings.push_to_hub is not None and not get_token():
+            raise SettingsError("there is no token for the Hub: log in with `hf auth login`, or set HF_TOKEN.")
         self.iteration = 0  # the next one
         self.best_miou = -1.0
         self.losses: list[float] = []

@@ -104,7 +104,12 @@ def main(traceback: bool) -> None:
     logger = logging.getLogger("segnext_timm")  # of this package alone: other libraries print their own messages
     logger.handlers = [logging.StreamHandler()]  # to standard error
     logger.setLevel(logging.INFO)
-    click.get_current_context().call_on_close(logger.handlers.clear)
+    logger.propagate = False  # ONNX Runtime's quantizer gives the root logger a handler
+
+    @click.get_current_context().call_on_close
+    def restore() -> None:
+        logger.handlers.clear()
+        logger.propagate = True
 
 
 @main.command("models", epilog=_examples("models", "models --dataset cityscapes --origin paddleseg", "models --json"))

@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import numpy as np
 import tyro
 import yaml
 
@@ -241,7 +242,28 @@ def parse(cls: type[S], argv: list[str], description: str, positionals: Mapping[
     lists = [f.name for f in fields(cls) if "tuple" in str(f.type)]
     recipe = tyro.cli(cls, args=_split_commas(told, lists), prog=usage, use_underscores=True)
     words = _split_commas(argv, lists)
-    return tyro.cli(cls, args=words, default=recipe, description=description, prog=usage, use_underscores=True)
+    settings = tyro.cli(cls, args=words, default=recipe, description=description, prog=usage, use_underscores=True)
+    _check_ranges(settings)
+    return settings
+
+
+# Least values of settings
+LEAST = {"accumulate": 1, "batch_size": 1, "crop_size": 32, "eval_every": 1, "iterations": 1, "log_every": 1}
+LEAST |= {"save_every": 1, "warmup": 0, "workers": 0}
+POSITIVE = ("base_scale", "lr", "resize_factors")
+
+
+def _check_ranges(settings: Any) -> None:
+    """Raise a SettingsError for a number that is out of its range."""
+    for name, least in LEAST.items():
+        if (value := getattr(settings, name, least)) < least:
+            raise SettingsError(f"{name} must be at least {least}, got {value}.")
+    for name in POSITIVE:
+        value = getattr(settings, name, None)
+        if value is not None and not np.all(np.asarray(value) > 0):
+            raise SettingsError(f"{name} must be positive, got {value}.")
+    if not 0 < (getattr(settings, "ema_decay", None) or 0.5) < 1:
+        raise SettingsError(f"ema_decay must be between 0 and 1, got {settings.ema_decay}.")
 
 
 def _split_commas(words: list[str], lists: list[str]) -> list[str]:

@@ -18,7 +18,8 @@ def check_export(path: Path, argmax: bool, portable: bool, precision: str, calib
     """
     if path.suffix not in FORMATS:
         known = " or ".join(FORMATS)
-        raise OptionError(f"{path}: the name of an exported model ends in {known}. examples/deployment has converters.")
+        hint = "For LiteRT, ncnn and Core ML there are examples/deployment/to_*.py."
+        raise OptionError(f"{path}: the name of an exported model ends in {known}. {hint}")
     if path.is_dir():
         raise OptionError(f"{path} is a folder: choose another name.")
     if precision not in FORMATS[path.suffix]:

@@ -143,7 +143,8 @@ def _copy_folder(source: Path, folder: Path, extra_files: bool) -> None:
             left_out.append(str(path))
     if left_out:
         names = ", ".join(left_out[:5])
-        _logger.warning(f"Left out {len(left_out)} files ({names}): see extra_files; pickles are never pushed.")
+        hint = "push them with --extra-files (extra_files=True); pickles never are."
+        _logger.warning(f"Left out {len(left_out)} files ({names}): {hint}")
 
 
 def add_results(folder: str | Path, results: Sequence[Mapping[str, Any]]) -> None:

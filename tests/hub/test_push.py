@@ -216,10 +216,14 @@ def test_files_that_are_not_the_model_s_are_pushed_only_if_wanted_and_pickles_ne
     model = ["README.md", "config.json", "model.safetensors"]
     done = run('segnext_timm.push_to_hub(folder / "run", "writer/x")')
     assert sorted(server.repos["writer/x"].branches["main"]) == model
-    assert "Left out 3 files (last.pth, plots/curve.png, plots/data.pkl): see extra_files" in done.stderr
+    assert (
+        "Left out 3 files (last.pth, plots/curve.png, plots/data.pkl): push them with --extra-files (extra_files=True)"
+        in done.stderr
+    )
     done = run('segnext_timm.push_to_hub(folder / "run", "writer/x", extra_files=True)')
     assert sorted(server.repos["writer/x"].branches["main"]) == [*model, "plots/curve.png"]
-    assert "Left out 2 files (last.pth, plots/data.pkl): see extra_files; pickles are never pushed." in done.stderr
+    assert "Left out 2 files (last.pth, plots/data.pkl): push them with --extra-files" in done.stderr
+    assert "pickles never are." in done.stderr
 
 
 TOKENS = {

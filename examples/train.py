@@ -52,8 +52,7 @@ from segmentation.models import (
 from segmentation.pictures import draw_predictions, draw_training
 from segmentation.recipe import SettingsError, TrainSettings, UserError, mixed_precision, parse, run
 from segmentation.stepping import RunningStatistics, compile_model, gradient_norm, prefers_fused, step_if
-from segnext_timm import SegNeXt, UpsampledCrossEntropyLoss, push_to_hub
-from segnext_timm.errors import SegNeXtError
+from segnext_timm import SegNeXt, SegNeXtError, UpsampledCrossEntropyLoss, push_to_hub
 
 MAX_SKIPPED = 10  # updates in a row
 # settings of a run that a resumed one must have too
@@ -148,9 +147,9 @@ class Trainer:
                 f"batch_size {settings.batch_size} cannot be divided among {self.processes} processes and "
                 f"{settings.accumulate} accumulated batches: make it a multiple of {shares}."
             )
-        if settings.push_to_hub is not None and settings.push_to_hub.count("/") != 1:
+        if (settings.push_to_hub or "user/name").count("/") != 1:
             raise SettingsError(f"{settings.push_to_hub} is not a repository on the Hub: give user/name.")
-        if settings.push_to_hub is not None and not get_token():
+        if settings.push_to_hub and not get_token():
             raise SettingsError("there is no token for the Hub: log in with `hf auth login`, or set HF_TOKEN.")
         self.iteration = 0  # the next one
         self.best_miou = -1.0

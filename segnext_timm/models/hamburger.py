@@ -117,6 +117,16 @@ class NMF2d(nn.Module):
         return matrix.reshape(x.shape).to(x.dtype)
 
 
+class GroupNorm(nn.GroupNorm):
+    """Group normalization that keeps channels_last, also on GPUs, where torch's returns NCHW."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Features (B, C, H, W) to features of the same shape and memory format."""
+        normalized = F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+        channels_last = x.is_contiguous(memory_format=torch.channels_last)
+        return normalized.contiguous(memory_format=torch.channels_last) if channels_last else normalized
+
+
 class Hamburger(nn.Module):
     """Matrix decomposition between two 1×1 convolutions, with a shortcut: relu(x + bread(NMF(relu(bread(x))))).
 
@@ -142,7 +152,7 @@ class Hamburger(nn.Module):
         self.proj_in = nn.Conv2d(channels, channels, 1)
         self.nmf = NMF2d(channels, rank, train_steps, eval_steps, one_step_gradient)
         self.proj_out = nn.Conv2d(channels, channels, 1, bias=False)
-        self.norm = nn.GroupNorm(num_groups, channels)
+        self.norm = GroupNorm(num_groups, channels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Features (B, channels, H, W) to features of the same shape."""

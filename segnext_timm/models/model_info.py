@@ -212,16 +212,6 @@ def _encoder_normalization(encoder: str, weights: str) -> tuple[tuple[float, ...
     return mean, std
 
 
-def to_labels(scores: torch.Tensor, dim: int, threshold: float) -> torch.Tensor:
-    """Convert scores of the classes along `dim` to labels, int64, without this dimension.
-
-    The label of a binary model, which has one class, is 1 where its score exceeds `threshold`, else 0.
-    """
-    if scores.shape[dim] > 1:
-        return scores.max(dim).indices
-    return (scores.select(dim, 0) > threshold).long()
-
-
 class Segmenter:
     """A segmentation model as predictions need it: called by `__call__`, for maps that can be resized and averaged.
 
@@ -266,8 +256,10 @@ class Segmenter:
 
     def labels(self, scores: torch.Tensor, dim: int, probabilities: bool = False) -> torch.Tensor:
         """Convert maps, or :meth:`probabilities`, to labels, int64, without the dimension `dim` of the classes."""
-        own = self.info.threshold if self._gives_probabilities else 0.0
-        return to_labels(scores, dim, 0.5 if probabilities and not self._gives_probabilities else own)
+        if scores.shape[dim] > 1:
+            return scores.max(dim).indices
+        threshold = self.info.threshold if self._gives_probabilities else 0.5 if probabilities else 0.0
+        return (scores.select(dim, 0) > threshold).long()
 
     def probabilities(self, maps: torch.Tensor, dim: int) -> torch.Tensor:
         """Convert maps with the classes along `dim` to probabilities: by softmax or, for one class, by sigmoid."""

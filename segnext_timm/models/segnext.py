@@ -29,7 +29,7 @@ from .._atomic import fill_when_complete
 from ..errors import OptionError
 from ..variants import MIN_SIDE
 from .fusion import check_not_fused
-from .hamburger import Hamburger
+from .hamburger import GroupNorm, Hamburger
 from .losses import resized_argmax
 from .model_info import ModelInfo, Segmenter, evaluation_mode, plain_values, update_facts
 
@@ -76,10 +76,10 @@ class LightHamDecoder(nn.Module):
                 f"the nearest is {max(round(channels / _NUM_GROUPS), 1) * _NUM_GROUPS}."
             )
         self.squeeze = nn.ModuleList(nn.Conv2d(chs, channels, 1, bias=False) for chs in encoder_channels[3:])
-        self.squeeze_norm = nn.GroupNorm(_NUM_GROUPS, channels)
+        self.squeeze_norm = GroupNorm(_NUM_GROUPS, channels)
         self.hamburger = Hamburger(channels, rank, train_steps, eval_steps, one_step_gradient, num_groups=_NUM_GROUPS)
         self.align = nn.Conv2d(channels, channels, 1, bias=False)
-        self.align_norm = nn.GroupNorm(_NUM_GROUPS, channels)
+        self.align_norm = GroupNorm(_NUM_GROUPS, channels)
         self.dropout = nn.Dropout2d(dropout)
 
     def forward(self, features: list[torch.Tensor]) -> torch.Tensor:

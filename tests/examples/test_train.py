@@ -181,6 +181,7 @@ def test_a_finished_run_that_cannot_be_pushed_says_how_to(folder, tmp_path, monk
         raise HubError("The Hub refused the request.")
 
     monkeypatch.setattr(train, "push_to_hub", refuse)
+    monkeypatch.setenv("HF_TOKEN", "a token")
     options = ("--data_root", folder, "--out", tmp_path / "run", "--iterations", 1, "--push_to_hub", "user/repo")
     with pytest.raises(
         UserError, match=rf"refused the request\. .*segnext-timm push {tmp_path / 'run/best'} user/repo"

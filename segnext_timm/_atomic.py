@@ -38,11 +38,8 @@ def replace_when_complete(path: str | Path) -> Iterator[Path]:
 def fill_when_complete(folder: str | Path, last: str | None = None) -> Iterator[Path]:
     """Yield an empty folder, and move the files written to it into `folder` when the block ends.
 
-    If the block raises, `folder` stays as it was. Other files in `folder` are kept. Files get the modes of new ones.
-
-    Args:
-        folder: Final place of the files; created if missing.
-        last: Name of the file to move last: if it exists, so do the others.
+    If the block raises, `folder` stays as it was. It is created if missing, and its other files are kept. Files get the
+    modes of new ones. The file named `last` is moved last: if it exists, so do the others.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,9 @@ https://github.com/CSAILVision/sceneparsing, Cityscapes: https://github.com/mcor
 without colors use :func:`voc_palette`.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from .errors import OptionError
 
@@ -31,6 +33,11 @@ class LabelSet:
     classes: tuple[str, ...]
     palette: tuple[Color, ...]
     hub_id: str | None = None
+
+
+def name_list(names: Any) -> list[str]:
+    """List class names, which timm and transformers keep by label, in the order of the labels."""
+    return [names[label] for label in sorted(names, key=int)] if isinstance(names, Mapping) else list(names)
 
 
 def voc_palette(num_colors: int) -> tuple[Color, ...]:

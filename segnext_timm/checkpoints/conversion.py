@@ -153,7 +153,10 @@ def _read_labels(source: str | Path | Sequence[str]) -> tuple[Sequence[str], Seq
         return LABEL_SETS[str(source)].classes, LABEL_SETS[str(source)].palette
     if not Path(source).is_file():
         raise FileNotFoundError(f"{source}: no such file of class names, and not a data set: {', '.join(LABEL_SETS)}.")
-    lines = Path(source).read_text(encoding="utf-8-sig").splitlines()
+    try:
+        lines = Path(source).read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise OptionError(f"{source}: not a text file in UTF-8 with one class name per line.") from None
     return tuple(line.strip() for line in lines if line.strip()), None
 
 

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
+from ..label_sets import name_list
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 MODEL_FILES = {WEIGHTS, CONFIG, CARD, ".gitattributes"}
-PICKLE_SUFFIXES = {".bin", ".ckpt", ".pdparams", ".pickle", ".pkl", ".pt", ".pth"}
+PICKLE_SUFFIXES = {".bin", ".ckpt", ".joblib", ".npy", ".npz", ".pdopt", ".pdparams", ".pickle", ".pkl", ".pt", ".pth"}
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -30,7 +31,10 @@ def read_model_config(folder: Path) -> dict[str, Any]:
     if missing := [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]:
         reason = f"because it has no {' and no '.join(missing)}"
         raise CheckpointError(f"{folder}: not a model folder, {reason}. Convert a checkpoint first.")
-    return read_config(folder)
+    config = read_config(folder)
+    if not {"encoder_name", "architecture"} & config.keys():
+        raise CheckpointError(f"{folder / CONFIG}: not the configuration of a model of smp or timm.")
+    return config
 
 
 def info_key(config: Mapping[str, Any]) -> str:
@@ -43,7 +47,7 @@ def read_facts(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a configuration states of its weights: timm's facts, and this package's, which override them."""
     facts = {**(config.get("pretrained_cfg") or {}), **(config.get("_pretrained_cfg") or {})}
     names = facts.get("label_names") or config.get("label_names") or []
-    return facts | ({"label_names": list(names.values() if isinstance(names, Mapping) else names)} if names else {})
+    return facts | ({"label_names": name_list(names)} if names else {})
 
 
 def not_a_segmenter(name: str | Path, config: Mapping[str, Any]) -> CheckpointError:

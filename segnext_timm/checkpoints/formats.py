@@ -121,10 +121,6 @@ def _load_torch(path: Path, zipped: bool) -> Any:
     # torch takes some files for a tar, which it unpacks, and all of this name for safetensors.
     mapped = zipped and not path.name.endswith(".safetensors")
     source: Any = path if mapped else io.BytesIO(path.read_bytes())
-    if os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "0").lower() not in ("1", "y", "yes", "true"):
-        return torch.load(source, map_location="cpu", weights_only=False, pickle_module=unpickler, mmap=mapped)
-    try:  # torch takes no other unpickler then
-        return torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
-    except pickle.UnpicklingError:
-        reason = "TORCH_FORCE_WEIGHTS_ONLY_LOAD is set, and torch refuses the file"
-        raise CheckpointError(f"{path}: {reason}. Unset it: this package executes no code either.") from None
+    forced = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "0").lower() in ("1", "y", "yes", "true")
+    options: dict[str, Any] = {} if forced else {"pickle_module": unpickler}  # torch takes no other then
+    return torch.load(source, map_location="cpu", weights_only=forced, mmap=mapped, **options)

@@ -102,7 +102,9 @@ def export(
         if path.suffix == ".onnx":
             _write_onnx(program, written, names, metadata)
         else:
-            _write_program(program, written, metadata)
+            content = io.BytesIO()  # torch's own writer aborts the process when a disk is full
+            torch.export.save(program, content, extra_files={"metadata.json": json.dumps(metadata)})
+            written.write_bytes(content.getbuffer())
         for size in sizes:
             images = torch.randn(size, generator=torch.Generator().manual_seed(1))
             _compare(written, graph, images, names, _TOLERANCES[precision])
@@ -171,12 +173,6 @@ def _write_onnx(program: ExportedProgram, path: Path, names: Sequence[str], meta
         del part.metadata_props[:]  # locations in source files
     onnx.helper.set_model_props(proto, {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()})
     onnx.save(proto, path)
-
-
-def _write_program(program: ExportedProgram, path: Path, metadata: dict[str, Any]) -> None:
-    content = io.BytesIO()  # torch's own writer aborts the process when a disk is full
-    torch.export.save(program, content, extra_files={"metadata.json": json.dumps(metadata)})
-    path.write_bytes(content.getbuffer())
 
 
 @torch.no_grad()

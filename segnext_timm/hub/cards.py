@@ -21,6 +21,7 @@ from timm.models import PretrainedCfg, is_model_in_modules, save_for_hf
 from .._atomic import fill_when_complete
 from ..checkpoints.folder import CARD, CONFIG, WEIGHTS, info_key, read_facts, read_model_config
 from ..checkpoints.hub import is_hub_id
+from ..errors import OptionError
 from ..label_sets import LABEL_SETS
 from ..models.model_info import update_facts
 
@@ -135,13 +136,16 @@ def write_card(
 ) -> None:
     """Add facts to the configuration of a model folder, and write the card that follows from it.
 
-    Facts are those of :func:`update_facts`. A card that was edited by hand, in the folder or else `on_hub`, a copy of
-    that of `repo`, keeps its text, and only the results in its front matter follow.
+    Facts are those of :func:`update_facts`. A card that was edited by hand keeps its text, and only the results in its
+    front matter follow; `on_hub` is the repository's current card, used if that of the folder is generated.
     """
     config = read_model_config(folder)
     key = info_key(config)
     known = config.get(key) or {}
     info = update_facts(known, facts or {}, folder / WEIGHTS)
+    names, classes = info.get("label_names") or (), config.get("classes", config.get("num_classes"))
+    if names and len(names) != classes:
+        raise OptionError(f"label_names has {len(names)} names, the model {classes} classes.")
     if info or known:
         config[key] = info
     card = model_card(config, repo)

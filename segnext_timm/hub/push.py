@@ -12,11 +12,11 @@ from huggingface_hub import CommitInfo, HfApi, ModelCard, get_token
 from segmentation_models_pytorch.base import SegmentationModel
 from timm.models import FeatureInfo
 
-from ..checkpoints.folder import CARD, MODEL_FILES, PICKLE_SUFFIXES, info_key, read_model_config
+from ..checkpoints.folder import CARD, MODEL_FILES, PICKLE_SUFFIXES, WEIGHTS, info_key, read_model_config
 from ..checkpoints.hub import hub_errors
 from ..errors import OptionError
 from ..models.fusion import check_not_fused
-from ..models.model_info import plain_values, unwrap
+from ..models.model_info import plain_values, unwrap, update_facts
 from ..models.segnext import SegNeXt
 from .cards import save_backbone, write_card
 
@@ -87,7 +87,8 @@ def push_to_hub(
             _save_model(unwrap(model_or_folder), folder, facts)
         else:
             _copy_folder(Path(model_or_folder), folder, extra_files)
-        write_card(folder)  # what is wrong with the folder is told before the Hub is asked
+        write_card(folder)  # fails before the Hub is asked, as does the next line
+        update_facts({}, facts, folder / WEIGHTS)
         if not (token or get_token()):
             raise PermissionError("There is no token for the Hub: log in with `hf auth login`, or set HF_TOKEN.")
         with hub_errors(repo_id, revision, write=True):
@@ -136,7 +137,8 @@ def _copy_folder(source: Path, folder: Path, extra_files: bool) -> None:
     left_out = []
     for path in sorted(path.relative_to(source) for path in source.rglob("*") if path.is_file()):
         is_hidden = any(part.startswith(".") for part in path.parts)
-        if str(path) in MODEL_FILES or (extra_files and not is_hidden and path.suffix not in PICKLE_SUFFIXES):
+        is_pickle = not PICKLE_SUFFIXES.isdisjoint(suffix.lower() for suffix in path.suffixes)
+        if str(path) in MODEL_FILES or (extra_files and not is_hidden and not is_pickle):
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source / path, folder / path)
         elif not is_hidden:

@@ -21,7 +21,7 @@ from segmentation_models_pytorch.base.modules import Activation, ArgMax
 from segmentation_models_pytorch.encoders import get_preprocessing_params
 
 from ..errors import CheckpointError, OptionError
-from ..label_sets import Color, voc_palette
+from ..label_sets import Color, name_list, voc_palette
 
 _logger = logging.getLogger(__name__)
 
@@ -65,10 +65,11 @@ def plain_values(value: Any) -> Any:
 
 
 def update_facts(info: Mapping[str, Any], facts: Mapping[str, Any], weights: nn.Module | Path) -> dict[str, Any]:
-    """Return the facts of a `pretrained_cfg` that are true of `weights`, and others, which override them.
+    """Merge `facts` into `info`, a `pretrained_cfg`, without results of other weights than `weights`.
 
     `results` are added to those of other data sets, splits, metrics or settings. `metrics`, numbers by name, are
-    results on a data set that is not named. Results get a digest of the weights; those of other weights are left out.
+    results on a data set that is not named. Results get a digest of the weights. Raises an OptionError for facts of
+    another form.
     """
     known = plain_values(info)
     stated = {name: value for name, value in plain_values(facts).items() if value is not None}
@@ -77,17 +78,17 @@ def update_facts(info: Mapping[str, Any], facts: Mapping[str, Any], weights: nn.
         if "results" in known:
             _logger.warning("pretrained_cfg: left out results of other weights.")
         known = {key: value for key, value in known.items() if key not in ("results", "metrics", "results_digest")}
-    measured = [{"metric": name, "value": value} for name, value in stated.pop("metrics", {}).items()]
-    if results := [*(known.get("results") or ()), *stated.pop("results", ()), *measured]:
-        if wrong := [r for r in results if not (isinstance(r, Mapping) and {"metric", "value"} <= r.keys())]:
-            raise OptionError(f'A result needs a "metric" and a "value", got {wrong[0]!r}.')
-        keys = ("dataset", "split", "metric", "setting")
-        stated["results"] = list({tuple(map(result.get, keys)): result for result in results}.values())
-        stated["results_digest"] = known.get("results_digest") or weights_digest(weights)
     try:
-        json.dumps(known | stated)
-    except TypeError as error:
-        raise OptionError(f"pretrained_cfg cannot be written to config.json: {error}.") from None
+        measured = [{"metric": name, "value": value} for name, value in stated.pop("metrics", {}).items()]
+        if results := [*(known.get("results") or ()), *stated.pop("results", ()), *measured]:
+            if wrong := [r for r in results if not (isinstance(r, Mapping) and {"metric", "value"} <= r.keys())]:
+                raise OptionError(f'A result needs a "metric" and a "value", got {wrong[0]!r}.')
+            keys = ("dataset", "split", "metric", "setting")
+            stated["results"] = list({tuple(map(result.get, keys)): result for result in results}.values())
+            stated["results_digest"] = known.get("results_digest") or weights_digest(weights)
+        json.dumps(known | stated, allow_nan=False)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise OptionError(f"pretrained_cfg cannot be written to config.json: {error}") from None
     return known | stated
 
 
@@ -151,8 +152,7 @@ class ModelInfo:
     def label_names(self) -> list[str]:
         """Name of each label; a binary model's include "background"."""
         names = self._cfg.get("label_names") or [f"class {label}" for label in range(self.num_classes)]
-        names = list(names.values() if isinstance(names, Mapping) else names)  # timm's form has names by label
-        return ["background", *names] if self.num_classes == 1 else names
+        return ["background", *name_list(names)] if self.num_classes == 1 else name_list(names)
 
     @property
     def palette(self) -> list[Color]:

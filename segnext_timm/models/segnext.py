@@ -27,6 +27,7 @@ from segmentation_models_pytorch.encoders import get_encoder, get_encoder_names
 
 from .._atomic import fill_when_complete
 from ..errors import OptionError
+from ..label_sets import name_list
 from ..variants import MIN_SIDE
 from .fusion import check_not_fused
 from .hamburger import GroupNorm, Hamburger
@@ -427,6 +428,8 @@ def describe_head(head: nn.Module, activation: str | None) -> dict[str, Any]:
 def _fit_pretrained_cfg(cfg: Mapping[str, Any], classes: int, in_channels: int) -> tuple[dict[str, Any], str]:
     """Split a `pretrained_cfg` into the entries that fit a model and a description of those that do not."""
     fitting, misfits = plain_values(cfg), []
+    if fitting.get("label_names"):
+        fitting["label_names"] = name_list(fitting["label_names"])
     for key, size in (("label_names", classes), ("palette", classes), ("mean", in_channels), ("std", in_channels)):
         if fitting.get(key) and len(fitting[key]) != size:
             what = "classes" if key in ("label_names", "palette") else "channels"

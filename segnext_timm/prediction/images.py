@@ -62,21 +62,13 @@ def _read_file(image: str | os.PathLike[str] | Image.Image, channels: int) -> to
 
 def _as_array(image: Any) -> np.ndarray:
     """Convert an array of any library to NumPy's; raise an ImageError for other objects."""
-    what, hint = f"an object of type {type(image).__name__}", ""
-    if image is None or isinstance(image, int | float):
-        what = repr(image)
-    elif isinstance(image, bytes | bytearray | memoryview):
-        what, hint = "the bytes of a file", ": pass PIL.Image.open(io.BytesIO(data))"
-    elif hasattr(image, "read"):
-        what, hint = "an open file", ": pass PIL.Image.open(file)"
-    elif isinstance(image, list | tuple):
-        what, hint = f"a {type(image).__name__}", ": pass numbers as numpy.array(image, numpy.uint8)"
-    elif hasattr(image, "__array__"):
+    hint = ""
+    if hasattr(image, "__array__"):
         try:
             return np.asarray(image)
         except Exception as error:  # of any library
             hint = f", which NumPy cannot convert: {error}"
-    raise ImageError(f"An image is a path, a Pillow image, {_ARRAYS}, got {what}{hint}.")
+    raise ImageError(f"An image is a path, a Pillow image, {_ARRAYS}, got {type(image).__name__}{hint}.")
 
 
 def _take(image: Any) -> tuple[torch.Tensor, str]:
@@ -90,10 +82,8 @@ def _take(image: Any) -> tuple[torch.Tensor, str]:
         found = f"{array.dtype} {array.shape}"
         valid_shape, is_float = array.ndim in (2, 3) and array.size > 0, array.dtype.kind == "f"
         valid_type = is_float or array.dtype.newbyteorder("=") in (np.uint8, np.uint16)
-    elif image.layout != torch.strided or image.is_nested:
-        raise ImageError(f"An image is {_ARRAYS}, got a sparse or nested tensor: pass image.to_dense().")
-    elif image.is_meta:
-        raise ImageError(f"An image is {_ARRAYS}, got a tensor on the meta device, which holds no values.")
+    elif image.layout != torch.strided or image.is_nested or image.is_meta:
+        raise ImageError(f"An image is {_ARRAYS}, got a sparse or nested tensor, or one on the meta device.")
     else:
         found = f"{str(image.dtype).removeprefix('torch.')} {tuple(image.shape)}"
         valid_shape = image.ndim == 3 and image.numel() > 0

@@ -12,8 +12,10 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 import segnext_timm
+from segnext_timm.errors import CheckpointError, OptionError
 from segnext_timm.hub.cards import is_generated, model_card, write_card
 from segnext_timm.hub.push import _save_model
+from segnext_timm.models.model_info import ModelInfo
 from small_models import narrow
 
 
@@ -283,3 +285,42 @@ def test_results_added_to_replaced_weights_do_not_keep_the_old_ones(tmp_path, ca
     assert "71.34" not in text + (tmp_path / "one" / "config.json").read_text()
     assert "| 1.5 |" in text
     assert "left out results of other weights" in caplog.text
+
+
+@pytest.mark.parametrize("mapping", [True, False])
+def test_names_by_label_keep_their_order(tmp_path, mapping):
+    names = [f"c{label}" for label in range(12)]
+    given = dict(enumerate(names)) if mapping else names
+    model = narrow(classes=12, pretrained_cfg={"label_names": given})
+    model.save_pretrained(tmp_path / "segnext")
+    unet = smp.Unet("tu-test_mscan", encoder_weights=None, classes=12, decoder_channels=(16, 8, 8, 8, 8))
+    unet.pretrained_cfg = {"label_names": given, "mean": [0.5] * 3, "std": [0.5] * 3}
+    _save_model(unet, tmp_path / "unet", {})
+    for name in ("segnext", "unet"):
+        loaded = segnext_timm.load_segmenter(tmp_path / name)
+        assert ModelInfo(loaded).label_names == names
+        assert "10 c10, 11 c11" in (tmp_path / name / "README.md").read_text(encoding="utf-8") or name == "unet"
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"label_names": ["a"]},
+        {"metrics": ["mIoU"]},
+        {"metrics": {"mIoU": float("nan")}},
+        {"results": [{"dataset": ["a"], "metric": "mIoU", "value": 1.0}]},
+    ],
+)
+def test_facts_of_another_form_are_refused_and_change_nothing(tmp_path, facts):
+    narrow().save_pretrained(tmp_path / "model")
+    before = {file.name: file.read_bytes() for file in (tmp_path / "model").iterdir()}
+    with pytest.raises(OptionError):
+        write_card(tmp_path / "model", facts)
+    assert before == {file.name: file.read_bytes() for file in (tmp_path / "model").iterdir()}
+
+
+def test_the_configuration_of_another_library_is_named(tmp_path):
+    narrow().save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "segformer"}', encoding="utf-8")
+    with pytest.raises(CheckpointError, match="not the configuration of a model of smp or timm"):
+        segnext_timm.add_results(tmp_path / "model", [{"metric": "mIoU", "value": 1.0}])

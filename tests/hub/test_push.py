@@ -211,18 +211,18 @@ def test_files_that_are_not_the_model_s_are_pushed_only_if_wanted_and_pickles_ne
     narrow().save_pretrained(tmp_path / "run")
     (tmp_path / "run" / ".git").mkdir()
     (tmp_path / "run" / "plots").mkdir()
-    for name in (".env", ".git/config", "last.pth", "plots/curve.png", "plots/data.pkl"):
+    for name in (".env", ".git/config", "best.pth.tar", "last.PTH", "plots/curve.png", "plots/data.pkl"):
         (tmp_path / "run" / name).write_bytes(b"x")
     model = ["README.md", "config.json", "model.safetensors"]
     done = run('segnext_timm.push_to_hub(folder / "run", "writer/x")')
     assert sorted(server.repos["writer/x"].branches["main"]) == model
     assert (
-        "Left out 3 files (last.pth, plots/curve.png, plots/data.pkl): push them with --extra-files (extra_files=True)"
+        "Left out 4 files (best.pth.tar, last.PTH, plots/curve.png, plots/data.pkl): push them with --extra-files"
         in done.stderr
     )
     done = run('segnext_timm.push_to_hub(folder / "run", "writer/x", extra_files=True)')
     assert sorted(server.repos["writer/x"].branches["main"]) == [*model, "plots/curve.png"]
-    assert "Left out 2 files (last.pth, plots/data.pkl): push them with --extra-files" in done.stderr
+    assert "Left out 3 files (best.pth.tar, last.PTH, plots/data.pkl): push them with --extra-files" in done.stderr
     assert "pickles never are." in done.stderr
 
 

@@ -198,28 +198,19 @@ KINDS = "An image is a path, a Pillow image, an array (H, W, C) or (H, W), or a 
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        (None, f"{KINDS}None."),
-        (7, f"{KINDS}7."),
-        (0.5, f"{KINDS}0.5."),
-        ({"a": 1}, f"{KINDS}an object of type dict."),
-        ([1, 2], f"{KINDS}a list: pass numbers as numpy.array(image, numpy.uint8)."),
-        ([[1, 2], [3]], f"{KINDS}a list: pass numbers as numpy.array(image, numpy.uint8)."),
-        ((), f"{KINDS}a tuple: pass numbers as numpy.array(image, numpy.uint8)."),
-        (b"abc", f"{KINDS}the bytes of a file: pass PIL.Image.open(io.BytesIO(data))."),
-        (bytearray(3), f"{KINDS}the bytes of a file: pass PIL.Image.open(io.BytesIO(data))."),
-        (memoryview(b"abc"), f"{KINDS}the bytes of a file: pass PIL.Image.open(io.BytesIO(data))."),
-        (io.BytesIO(b"abc"), f"{KINDS}an open file: pass PIL.Image.open(file)."),
+        (None, f"{KINDS}NoneType."),
+        (7, f"{KINDS}int."),
+        ({"a": 1}, f"{KINDS}dict."),
+        ([1, 2], f"{KINDS}list."),
+        ([[1, 2], [3]], f"{KINDS}list."),
+        ((), f"{KINDS}tuple."),
+        (b"abc", f"{KINDS}bytes."),
+        (io.BytesIO(b"abc"), f"{KINDS}BytesIO."),
     ],
 )
-def test_what_is_neither_file_nor_array_is_named_with_what_to_pass(image, message):
+def test_what_is_neither_file_nor_array_is_named(image, message):
     with pytest.raises(ImageError, match=f"^{re.escape(message)}$"):
         read_image(image)
-
-
-def test_an_open_file_is_named_with_what_to_pass(tmp_path):
-    Image.fromarray(noise(4, 4)).save(tmp_path / "x.png")
-    with (tmp_path / "x.png").open("rb") as file, pytest.raises(ImageError, match=r"pass PIL\.Image\.open\(file\)"):
-        read_image(file)
 
 
 @pytest.mark.parametrize(
@@ -248,8 +239,8 @@ def test_arrays_of_other_types_are_named_with_the_types_allowed(image, found):
         (np.zeros((1, 4, 4, 3), np.uint8), "uint8 (1, 4, 4, 3)"),
         (torch.zeros(3, 0, 4), "float32 (3, 0, 4)"),
         (torch.tensor(1.0), "float32 ()"),
-        (torch.zeros(3, 4, 4).to_sparse(), "a sparse or nested tensor: pass image.to_dense()"),
-        (torch.zeros(3, 4, 4, device="meta"), "a tensor on the meta device, which holds no values"),
+        (torch.zeros(3, 4, 4).to_sparse(), "a sparse or nested tensor, or one on the meta device"),
+        (torch.zeros(3, 4, 4, device="meta"), "a sparse or nested tensor, or one on the meta device"),
     ],
 )
 def test_arrays_that_are_no_image_are_named_with_the_shapes_allowed(image, found):
@@ -304,7 +295,7 @@ def test_arrays_of_other_libraries_are_read():
 
 
 def test_an_array_that_numpy_cannot_convert_is_named():
-    with pytest.raises(ImageError, match="type OfAnotherLibrary, which NumPy cannot convert: no values yet"):
+    with pytest.raises(ImageError, match="got OfAnotherLibrary, which NumPy cannot convert: no values yet"):
         read_image(OfAnotherLibrary(None))
 
 

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -202,7 +203,8 @@ def test_ctrl_c_says_what_is_kept_and_the_same_command_goes_on(model, tmp_path):
     write(tmp_path / "in", *(f"{i}.png" for i in range(30)))
     command = [sys.executable, "-m", "segnext_timm", "predict", model, tmp_path / "in", "-o", tmp_path / "out"]
     views = ["--mode", "slide", "--window", "32", "--scales", "1,2,3,4", "--flip"]
-    running = subprocess.Popen([*command, *views], stderr=subprocess.PIPE, text=True)
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background processes ignore it
+    running = subprocess.Popen([*command, *views], stderr=subprocess.PIPE, text=True, preexec_fn=heard)
     while not (tmp_path / "out" / "0.png").exists():
         assert running.poll() is None, running.stderr.read()
         time.sleep(0.01)

@@ -17,7 +17,7 @@ import timm
 import torch
 from PIL import Image
 
-from command import COMMAND, NARROW, last_line, run
+from command import COMMAND, NARROW, last_line, run, save_segmenter
 from segnext_timm import __version__, load_segmenter
 from segnext_timm.cli import main
 from segnext_timm.errors import CheckpointError, ExportError, HubError, OptionError
@@ -37,10 +37,7 @@ def checkpoint(tmp_path):
 @pytest.fixture
 def folder(tmp_path):
     """A segmenter's folder."""
-    torch.manual_seed(0)  # without near ties
-    cfg = {"input_size": [3, 64, 96], "label_names": ["a", "b", "c"], "mean": [0.5] * 3, "std": [0.25] * 3}
-    smp.SegNeXt("tu-test_mscan", **NARROW, pretrained_cfg=cfg).save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
+    return save_segmenter(tmp_path / "model")
 
 
 @pytest.fixture
@@ -248,7 +245,7 @@ def test_export_names_a_size_that_the_model_cannot_take(tmp_path):
 def test_export_refuses_options_before_a_download(empty_cache, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     done = run("export", "segnext_t", *arguments)
-    assert done.exit_code in (1, 2)
+    assert done.exit_code == (2 if "Directory" in message else 1)
     assert last_line(done).endswith(message)
     assert not empty_cache.exists()
 

@@ -13,7 +13,7 @@ import timm
 import torch
 
 import hub_server
-from command import COMMAND, NARROW, last_line, run
+from command import COMMAND, last_line, run, save_segmenter
 from segnext_timm import add_results, load_segmenter
 from segnext_timm.checkpoints.catalog import ORIGINS, find_backbone, get_segmenter_cfg
 from segnext_timm.errors import CheckpointError
@@ -25,10 +25,7 @@ CONFIG_REQUEST = "HEAD /user/model/resolve/main/config.json"
 @pytest.fixture
 def folder(tmp_path):
     """A segmenter's folder."""
-    torch.manual_seed(0)  # without near ties
-    cfg = {"input_size": [3, 64, 96], "label_names": ["a", "b", "c"], "mean": [0.5] * 3, "std": [0.25] * 3}
-    smp.SegNeXt("tu-test_mscan", **NARROW, pretrained_cfg=cfg).save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
+    return save_segmenter(tmp_path / "model")
 
 
 @pytest.fixture

@@ -32,10 +32,10 @@ from segmentation.layouts import LAYOUTS, open_split
 from segmentation.metrics import Scores
 from segmentation.recipe import DataSettings, UserError, run
 from segnext_timm import SegNeXt, list_segmenters
-from segnext_timm._download import fetch, file_sha256
 from segnext_timm.checkpoints.catalog import SINGLE_SCALE, SegmenterCfg, list_backbones
 from segnext_timm.checkpoints.dialects import load_checkpoint
 from segnext_timm.checkpoints.formats import read_checkpoint
+from segnext_timm.downloads import fetch, file_sha256
 from segnext_timm.errors import CheckpointError
 
 TOLERANCE = 0.1  # in mIoU points, between the measured and the published result

@@ -11,7 +11,7 @@ import torch
 from huggingface_hub import hf_hub_download
 from timm.models import adapt_input_conv
 
-from .._download import fetch
+from ..downloads import fetch
 from ..errors import CheckpointError, OptionError
 from ..models.model_info import weights_digest
 from ..models.mscan import check_parameters

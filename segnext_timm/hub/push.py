@@ -12,11 +12,11 @@ from huggingface_hub import CommitInfo, HfApi, ModelCard, get_token
 from segmentation_models_pytorch.base import SegmentationModel
 from timm.models import FeatureInfo
 
-from ..checkpoints.folder import CARD, MODEL_FILES, PICKLE_SUFFIXES, WEIGHTS, info_key, read_model_config
+from ..checkpoints.folder import CARD, MODEL_FILES, PICKLE_SUFFIXES, info_key, read_model_config
 from ..checkpoints.hub import hub_errors
 from ..errors import OptionError
 from ..models.fusion import check_not_fused
-from ..models.model_info import plain_values, unwrap, update_facts
+from ..models.model_info import plain_values, unwrap
 from ..models.segnext import SegNeXt
 from .cards import save_backbone, write_card
 
@@ -87,8 +87,7 @@ def push_to_hub(
             _save_model(unwrap(model_or_folder), folder, facts)
         else:
             _copy_folder(Path(model_or_folder), folder, extra_files)
-        write_card(folder)  # fails before the Hub is asked, as does the next line
-        update_facts({}, facts, folder / WEIGHTS)
+        write_card(folder, facts)  # fails before the Hub is asked
         if not (token or get_token()):
             raise PermissionError("There is no token for the Hub: log in with `hf auth login`, or set HF_TOKEN.")
         with hub_errors(repo_id, revision, write=True):

@@ -48,7 +48,7 @@ from timm.models._builder import _resolve_pretrained_source
 from timm.models._features import feature_take_indices
 from timm.models._hub import get_cache_dir
 
-from .._download import fetch
+from ..downloads import fetch
 from ..errors import CheckpointError, OptionError
 from ..variants import HUB_IDS, NARROW, VARIANTS
 from .fusion import FusedMSCANBlock, affine_of, fold_norm

@@ -22,9 +22,9 @@ from publishing import publish
 from publishing.published import get_published, load_model
 from random_checkpoints import ACCEPT_CACHED, FILES, accept_cached, backbone_shapes, random_state_dict
 from segmentation.recipe import UserError
-from segnext_timm._download import file_sha256
 from segnext_timm.checkpoints import catalog
 from segnext_timm.checkpoints.catalog import get_segmenter_cfg
+from segnext_timm.downloads import file_sha256
 from segnext_timm.errors import CheckpointError
 
 ORIGINS = ["segnext_t.mmseg_ade20k", "segnext_t.jseg_isaid", "segnext_t.paddleseg_cityscapes"]

@@ -459,3 +459,17 @@ def test_a_model_keeps_what_is_known_of_its_weights(tmp_path):
     assert json.loads((tmp_path / "one" / "config.json").read_text())["pretrained_cfg"] == again.pretrained_cfg
     assert narrow().pretrained_cfg == {}
     assert load_file(tmp_path / "one" / "model.safetensors").keys() == model.state_dict().keys()
+
+
+def test_facts_that_do_not_fit_are_refused_before_a_repository_is_made(hub, tmp_path):
+    server, run = hub
+    narrow().save_pretrained(tmp_path / "run")
+    run("""
+try:
+    segnext_timm.push_to_hub(folder / "run", "writer/misfit", card={"label_names": ["a"]})
+except segnext_timm.errors.OptionError as error:
+    assert "label_names has 1 names" in str(error)
+else:
+    raise AssertionError
+""")
+    assert "writer/misfit" not in server.repos

@@ -9,8 +9,8 @@ import threading
 import pytest
 import torch
 
-from segnext_timm._download import fetch
 from segnext_timm.checkpoints.formats import read_checkpoint
+from segnext_timm.downloads import fetch
 from segnext_timm.errors import CheckpointError
 
 read = functools.partial(read_checkpoint, checksums=True)

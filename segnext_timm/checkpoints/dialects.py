@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from ..errors import CheckpointError, OptionError
-from ..models.mscan import PUBLISHED_NAMES, WRAPPERS, backbone_prefix, backbone_to_native, is_average, rename
+from ..models.mscan import PUBLISHED_NAMES, WRAPPERS, backbone_prefix, backbone_to_native, is_average, rename, unnest
 from ..variants import NARROW, VARIANTS
 from .formats import read_checkpoint
 
@@ -54,15 +54,12 @@ _EMA_KEYS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")  # timm's, 
 
 
 def take_state_dict(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """Take the tensors out of a checkpoint, in which they may be nested as `state_dict`, `model` or `module`."""
+    """Take the tensors out of a checkpoint, and NumPy's arrays as tensors."""
     if not isinstance(checkpoint, Mapping):
         found = type(checkpoint).__name__
         raise CheckpointError(f"a {found} instead of parameters by name. Check that it is the right file.")
-    for key in ("state_dict", "model", "module"):
-        if isinstance(checkpoint.get(key), Mapping):
-            return take_state_dict(checkpoint[key])
     tensors = {}
-    for name, value in checkpoint.items():
+    for name, value in unnest(checkpoint).items():
         if isinstance(value, np.ndarray) and value.dtype.kind in "biufc" and value.dtype.itemsize <= 16:
             native = value.astype(value.dtype.newbyteorder("="), copy=False)
             value = torch.from_numpy(np.require(native, requirements="W"))

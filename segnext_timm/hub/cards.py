@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import segmentation_models_pytorch as smp
-import timm
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from segmentation_models_pytorch.base.hub_mixin import MODEL_CARD
-from timm.models import PretrainedCfg, is_model_in_modules, save_for_hf
+from timm.models import is_model_in_modules, save_for_hf
 
 from .._atomic import fill_when_complete
 from ..checkpoints.folder import CARD, CONFIG, WEIGHTS, info_key, read_facts, read_model_config
@@ -35,7 +34,7 @@ _SMP_CARD = re.compile(re.sub(r"\\\{\\\{.*?\\\}\\\}", ".*?", re.escape(MODEL_CAR
 
 def model_card(config: Mapping[str, Any], repo: str = ".") -> ModelCard:
     """Write the card of an smp or timm model from its configuration; its code loads `repo`, "." for its own folder."""
-    info, given = read_facts(config), config.get("_pretrained_cfg") or {}
+    info = read_facts(config)
     segmenter = "encoder_name" in config
     architecture = config.get("_model_class", "SegNeXt") if segmenter else config["architecture"]
     encoder = str(config["encoder_name"]) if segmenter else f"tu-{architecture}"
@@ -43,13 +42,9 @@ def model_card(config: Mapping[str, Any], repo: str = ".") -> ModelCard:
     has_mscan = is_timm and is_model_in_modules(backbone.split(".")[0], ["mscan"])
     task = "image-classification" if config.get("num_classes") else "image-feature-extraction"
     task = "image-segmentation" if segmenter else task
-    started_from = info.get("base_model") or (_first_weights(config, info) if segmenter else None)
-    published = None if segmenter else _timm_cfg(f"{architecture}.{info['tag']}" if info.get("tag") else architecture)
-    if published and not (published.has_weights and published.origin_url == info.get("origin_url")):
-        published = None
-    license = info.get("license")
-    if published and license == published.license and "license" not in given:
-        license = None  # timm keeps that of its published weights also when a model has other weights
+    started_from = info.get("base_model") or (info.get("training") or {}).get("init_from")
+    # timm's own license is of the weights that timm publishes, which these may not be
+    license = (info if segmenter else config.get("_pretrained_cfg") or {}).get("license")
     results = _eval_results(info, task)
     is_segnext = architecture == "SegNeXt" or (has_mscan and not segmenter)
     tags = ["semantic-segmentation", "segmentation-models-pytorch", "pytorch"] if segmenter else [task, "pytorch"]
@@ -65,19 +60,15 @@ def model_card(config: Mapping[str, Any], repo: str = ".") -> ModelCard:
         metrics=sorted({result.metric_type for result in results}) or None,
         eval_results=results or None,
     )
-    facts: dict[str, Any] = {"name": data.model_name, "config": config, "info": info, "repo": repo}
-    facts |= {"divisor": _divisor(config, architecture), "started_from": started_from}
-    facts |= {"has_mscan": has_mscan, "published": published}
+    facts: dict[str, Any] = {
+        "config": config,
+        "info": info,
+        "has_mscan": has_mscan,
+        "divisor": _divisor(config, architecture),
+    }
+    facts |= {"name": data.model_name, "repo": repo, "started_from": started_from}
     card = ModelCard.from_template(data, str(_TEMPLATE), **facts)
     return ModelCard(_signed(re.sub(r"\n{3,}", "\n\n", str(card))))
-
-
-def _timm_cfg(name: str) -> PretrainedCfg | None:
-    """Return timm's pretrained cfg of a name; None for an unknown name."""
-    try:
-        return timm.get_pretrained_cfg(name)
-    except RuntimeError:  # the architecture has no such tag
-        return None
 
 
 def _divisor(config: Mapping[str, Any], architecture: str) -> int | None:
@@ -88,23 +79,6 @@ def _divisor(config: Mapping[str, Any], architecture: str) -> int | None:
         return None
     stride = config.get("encoder_output_stride") or config.get("output_stride") or 32
     return min(stride, 2 ** config["encoder_depth"])
-
-
-def _first_weights(config: Mapping[str, Any], info: Mapping[str, Any]) -> str | None:
-    """Return the Hub id or the name of the weights that a segmentation model was trained from; None if unknown."""
-    start, weights = (info.get("training") or {}).get("init_from") or "none", config.get("encoder_weights")
-    if start not in ("none", "imagenet"):
-        return start
-    if not weights and start == "none":
-        return None
-    name = str(config["encoder_name"])
-    if ":" in name:  # "tu-hf-hub:user/repo@revision"
-        return name.split(":", 1)[1].split("@")[0] if name.startswith(("tu-hf-hub:", "tu-hf_hub:")) else None
-    if name.startswith("tu-"):
-        cfg = _timm_cfg(name.removeprefix("tu-"))
-        return (cfg.hf_hub_id or f"{cfg.architecture}.{cfg.tag}") if cfg and cfg.has_weights else None
-    settings = smp.encoders.encoders.get(name, {}).get("pretrained_settings", {})
-    return settings.get(weights if isinstance(weights, str) else "imagenet", {}).get("repo_id")
 
 
 def _dataset_id(name: str) -> str:

@@ -449,6 +449,12 @@ WRAPPERS = r"(?:(?:module|_orig_mod)\.)*"
 _STEM = re.compile(rf"((?:.+\.)?)(?:stem\.{WRAPPERS}conv1|patch_embed1\.{WRAPPERS}proj\.{WRAPPERS}0)\.weight")
 
 
+def unnest(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Take the parameters out of a checkpoint that keeps them as `state_dict`, `model` or `module`."""
+    inner = [checkpoint[key] for key in ("state_dict", "model", "module") if isinstance(checkpoint.get(key), Mapping)]
+    return unnest(inner[0]) if inner else checkpoint
+
+
 def is_average(prefix: str) -> bool:
     """Whether a prefix is that of a moving average, such as "model_ema."."""
     return re.search(r"(?:^|[._])ema[._]", prefix) is not None
@@ -463,8 +469,7 @@ def backbone_prefix(names: Iterable[str], ema: bool = False) -> str:
             f"not a checkpoint of MSCAN or SegNeXt: expected names like 'patch_embed1.proj.0.weight' or "
             f"'stem.conv1.weight', found {', '.join(names[:3]) or 'no tensors'}. Check that it is the right file."
         )
-    if len(prefixes) > 1:
-        prefixes = [prefix for prefix in prefixes if is_average(prefix) == ema] or prefixes
+    prefixes = [prefix for prefix in prefixes if is_average(prefix) == ema] or prefixes
     if len(prefixes) > 1:
         raise CheckpointError(
             f"has {len(prefixes)} networks, whose encoders' names begin with {prefixes}. Save one alone, with "
@@ -479,14 +484,12 @@ def backbone_to_native(state_dict: Mapping[str, Any]) -> dict[str, torch.Tensor]
     Raises:
         CheckpointError: If there is no MSCAN among them, or more than one.
     """
-    for key in ("state_dict", "model", "module"):
-        if isinstance(state_dict.get(key), Mapping):
-            return backbone_to_native(state_dict[key])
-    prefix = backbone_prefix(name for name, value in state_dict.items() if isinstance(value, torch.Tensor))
+    tensors = {name: x for name, x in unnest(state_dict).items() if isinstance(x, torch.Tensor)}
+    prefix = backbone_prefix(tensors)
     native = {}
-    for name, value in state_dict.items():
+    for name, value in tensors.items():
         own = name.removeprefix(prefix)
-        if not name.startswith(prefix) or own.startswith("ema_") or not isinstance(value, torch.Tensor):
+        if not name.startswith(prefix) or own.startswith("ema_"):
             continue  # of what is around the backbone; mmcv keeps averages of the weights beside them
         # timm's feature extractors flatten the stages into themselves
         own = own.replace("stages_", "stages.").replace("mlp.dwconv.dwconv", "mlp.dwconv")
@@ -561,7 +564,7 @@ default_cfgs = generate_default_cfgs(
         "mscan_s.in1k": _cfg(_MMSEG + "mscan_s_20230227-f33ccdf2.pth", hf_hub_id=HUB_IDS.get("mscan_s.in1k")),
         "mscan_b.in1k": _cfg(_MMSEG + "mscan_b_20230227-3ab7d230.pth", hf_hub_id=HUB_IDS.get("mscan_b.in1k")),
         "mscan_l.in1k": _cfg(_MMSEG + "mscan_l_20230227-cef260d4.pth", hf_hub_id=HUB_IDS.get("mscan_l.in1k")),
-        "test_mscan.untrained": _cfg(input_size=(3, 160, 160), pool_size=(5, 5)),
+        "test_mscan.untrained": _cfg(input_size=(3, 160, 160), pool_size=(5, 5), license=None, origin_url=None),
     }
 )
 

@@ -64,10 +64,9 @@ def argmax_graph(logits: torch.Tensor, size: tuple[int, int], drop_classes: bool
     for start, end in pairwise([size[0] * i // bands for i in range(bands + 1)]):
         source, weights = logits, rows
         if static:
-            # rows that the first and the last row of the band are interpolated from, in integer arithmetic
-            first = max(((2 * start + 1) * height - size[0]) // (2 * size[0]), 0)
-            last = ((2 * end - 1) * height - size[0]) // (2 * size[0]) + 2
-            source, weights = logits[:, :, first:last], rows[start:end, first:last]
+            # the rows of the logits that the band covers, and one on each side
+            part = slice(max(start * height // size[0] - 1, 0), -(-end * height // size[0]) + 1)
+            source, weights = logits[:, :, part], rows[start:end, part]
         kept = None
         if drop_classes:
             kept = candidate_classes(source).any(2).any(0).nonzero()[:, 0]

@@ -13,27 +13,17 @@ from torch.utils.checkpoint import checkpoint
 from ..errors import OptionError
 from ..kernels import resizing
 
-_BAND_BYTES = 16 << 20  # of the maps that the plain argmax holds at once
-
 
 @torch.compiler.disable  # kernels choose shapes by the data: torch.compile compiles the model up to here
 def resized_argmax(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """Labels (B, *size), int64, of logits (B, classes, h, w): `interpolate(logits, size, mode="bilinear").argmax(1)`.
 
-    Computed some rows at a time. Ties, up to rounding, are broken arbitrarily.
+    Ties, up to rounding, are broken arbitrarily.
     """
     if resizing.applies(logits):
         return resizing.argmax(logits, size)
-    batch, classes, height, _ = logits.shape
-    wide = _resize(logits.contiguous(memory_format=torch.channels_last), (height, size[1]))
-    wide = wide.permute(0, 2, 3, 1)  # (B, h, width, classes): the argmax reads memory that lies together
-    rows = torch.arange(size[0], dtype=wide.dtype, device=wide.device)
-    source = ((rows + 0.5) * (height / size[0]) - 0.5).clamp(0, height - 1)
-    upper = source.long()
-    lower, share = (upper + 1).clamp(max=height - 1), (source - upper)[:, None, None]
-    step = max(_BAND_BYTES // max(wide.element_size() * batch * classes * size[1], 1), 1)
-    bands = (slice(top, top + step) for top in range(0, size[0], step))
-    return torch.cat([torch.lerp(wide[:, upper[b]], wide[:, lower[b]], share[b]).max(-1).indices for b in bands], 1)
+    # one image at a time, to save memory; max is faster than argmax
+    return torch.cat([_resize(image, size).max(1).indices for image in logits.split(1)])
 
 
 def _resize(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

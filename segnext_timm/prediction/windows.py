@@ -42,7 +42,8 @@ def resizing_taps(size: int, resized: int, part: slice) -> Taps:
     pixels = np.arange(part.start, part.stop)
     if size == resized:
         return Taps(pixels[:, None], np.ones((len(pixels), 1), np.float32))
-    # rounded to float32 where interpolate rounds: on large maps, a digit more matters
+    # rounded to float32 where interpolate rounds: otherwise, 375 pixels of standard deviation 10 resized to 3001 differ
+    # from interpolate's by 7e-4 instead of 2e-6
     ratio = np.float64(np.float32(size) / np.float32(resized))
     source = np.clip((ratio * (pixels + 0.5) - 0.5).astype(np.float32), 0, size - 1)
     first = source.astype(np.int64)

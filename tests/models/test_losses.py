@@ -24,8 +24,7 @@ SHAPES = [
     ((2, 4, 5, 6), (5, 6)),
     ((1, 5, 8, 8), (5, 6)),
 ]
-# bytes of maps at once, of each form
-BUDGETS = {"kernels": "segnext_timm.kernels.bands._BYTES", "plain": "segnext_timm.models.losses._BAND_BYTES"}
+BUDGET = "segnext_timm.kernels.bands._BYTES"  # of maps at once
 
 
 def logits(shape, dtype=torch.float32, smooth=1):
@@ -94,11 +93,11 @@ def test_logits_that_are_not_numbers_are_labeled_as_the_maps_are(form):
     assert torch.equal(resized_argmax(x, (32, 32)), resized(x, (32, 32)).argmax(1))
 
 
-def test_bands_of_several_rows_give_the_same_labels(form, monkeypatch):
+def test_bands_of_several_rows_give_the_same_labels(monkeypatch):
     x = logits((2, 6, 9, 13), smooth=3)
     expected = resized_argmax(x, (71, 99))
     for budget in (1, 4 * 99 * 6 * 25, 1 << 30):
-        monkeypatch.setattr(BUDGETS[form], budget)
+        monkeypatch.setattr(BUDGET, budget)
         assert torch.equal(resized_argmax(x, (71, 99)), expected)
 
 
@@ -127,7 +126,7 @@ def test_bands_of_several_rows_give_the_same_loss(monkeypatch):
     x, target = logits((2, 6, 9, 13)).requires_grad_(), torch.randint(0, 6, (2, 71, 99))
     expected = F.cross_entropy(resized(x, (71, 99)), target)
     for budget in (1, 4 * 99 * 6 * 25, 1 << 30):
-        monkeypatch.setattr(BUDGETS["kernels"], budget)
+        monkeypatch.setattr(BUDGET, budget)
         torch.testing.assert_close(UpsampledCrossEntropyLoss()(x, target), expected)
 
 

@@ -1,4 +1,4 @@
-"""The classes of a data folder, as its `classes.txt` names them, one class per line.
+"""The classes of a data folder, as its `classes.txt`, or the class list of another tool, names them.
 
 All lines have the same form:
 
@@ -9,24 +9,28 @@ All lines have the same form:
 A `-` in place of a name leaves the pixels of that value or color out. A color after a name, as in `road #804080` and
 `255 person #dc143c`, is for pictures only; other classes get colors that differ from each other. If one line begins
 with an integer and a name, every line must: a class called `3 doors` needs values, such as `0 car` and `1 3 doors`.
+
+Tables and lists of other tools are read too, such as `1: road`, `road,1`, `128 0 0 road`, Roboflow's `_classes.csv`,
+`class_dict.csv` with `name,r,g,b`, and CVAT's `labelmap.txt`; `class_forms.py` has the rules. Lists that may mean two
+things are refused.
 """
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from .class_forms import Color, Entry, Form, read_entries
 from .recipe import DataError
 
-Color = tuple[int, int, int]
-
 LEFT_OUT = "-"
-_VALUE = re.compile(r"(\d+)\s+(\S.*)")
-_COLOR = re.compile(r"#([0-9a-fA-F]{6})\s+(\S.*)")
-_NAME_AND_COLOR = re.compile(r"(\S.*?)\s+#([0-9a-fA-F]{6})")
 _LARGEST_VALUE = 65_535  # of a PNG with 16 bits
+# Names of class lists, the first of which is taken: this project's, Roboflow's, Kaggle's, CVAT's, labelme's, and others
+CLASS_LISTS = (
+    *("classes.txt", "_classes.csv", "classes.csv", "class_dict.csv", "class_dict_seg.csv", "labelmap.txt"),
+    *("label_colors.txt", "label_names.txt", "class_names.txt", "labels.txt", "label.txt", "obj.names"),
+)
 
 
 @dataclass(frozen=True)
@@ -49,8 +53,14 @@ class ClassList:
     ignore_index: int
 
 
+def find_class_list(folder: Path) -> Path | None:
+    """Find the class list in a folder, the first of `CLASS_LISTS` in any case of letters; None if there is none."""
+    files = {path.name.lower(): path for path in sorted(folder.iterdir()) if path.is_file()} if folder.is_dir() else {}
+    return next((files[name] for name in CLASS_LISTS if name in files), None)
+
+
 def read_classes(path: Path, ignore_index: int = 255) -> ClassList:
-    """Read a `classes.txt`.
+    """Read a `classes.txt`, or the class list of another tool.
 
     Args:
         path: The file.
@@ -62,37 +72,26 @@ def read_classes(path: Path, ignore_index: int = 255) -> ClassList:
     """
     if not path.is_file():
         raise DataError(f"{path} does not exist: it names the classes, one per line, in the order of their labels.")
-    try:
-        text = path.read_text(encoding="utf-8-sig")  # Windows editors write a byte order mark
-    except UnicodeDecodeError:
-        raise DataError(f"{path} is not UTF-8 text: save it as UTF-8.") from None
-    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
-    form = _form(path, lines)
-    keys, names = (
-        zip(*(_key_and_name(form, place, line) for place, (_, line) in enumerate(lines))) if lines else ((), ())
-    )
-    shown: dict[str, Color] = {}  # colors for pictures
-    for found in filter(None, map(_NAME_AND_COLOR.fullmatch, () if form == "color" else names)):
-        shown[found[1]] = _from_hex(found[2])
-    names = tuple(name if form == "color" else _NAME_AND_COLOR.sub(r"\1", name) for name in names)
-    _check_unique(path, lines, form, keys, names)
-    kept = [place for place, name in enumerate(names) if name != LEFT_OUT]
-    classes = tuple(names[place] for place in kept)
+    form, entries = read_entries(path)
+    _check_unique(path, form, entries)
+    kept = [entry for entry in entries if entry.name != LEFT_OUT]
+    classes = tuple(entry.name for entry in kept)
     if len(classes) < 2:
         raise DataError(f"{path} names {len(classes)} classes: at least two are needed.")
     if form == "color":
-        palette = tuple(_from_hex(keys[place]) for place in kept)
-        labels = {int(color_codes(np.array(_from_hex(key)))): label for key, label in _labels(keys, names)}
-        mapping, ignored = _mapping(labels, 1 << 24, len(classes))
+        palette = tuple(entry.color for entry in kept)
+        codes = [int(color_codes(np.array(entry.color))) for entry in entries]
+        mapping, ignored = _mapping(dict(zip(codes, _labels(entries))), 1 << 24, len(classes))
         return ClassList(classes, palette, mapping, True, ignored)
+    shown = {entry.name: entry.color for entry in kept if entry.color}  # colors for pictures
     if classes[0].lower() == "background":
         shown.setdefault(classes[0], BACKGROUND)
     others = iter(distinct_colors(len(classes), shown.values()))
     palette = tuple(shown.get(name) or next(others) for name in classes)
-    if form == "name" and len(kept) == len(names):
+    if form == "name" and len(kept) == len(entries):
         return ClassList(classes, palette, None, False, ignore_index)
-    labels = {ignore_index: None} if ignore_index >= 0 else {}
-    labels |= dict(_labels(keys, names))
+    values = range(len(entries)) if form == "name" else [entry.value for entry in entries]
+    labels = ({ignore_index: None} if ignore_index >= 0 else {}) | dict(zip(values, _labels(entries)))
     mapping, ignored = _mapping(labels, max(256, *(value + 1 for value in labels)), len(classes))
     return ClassList(classes, palette, mapping, False, ignored)
 
@@ -152,55 +151,25 @@ def distinct_colors(count: int, taken: Iterable[Color] = ()) -> tuple[Color, ...
     return tuple(colors)
 
 
-def _form(path: Path, lines: Sequence[tuple[int, str]]) -> str:
-    """Find the form of all lines: "name", "value" or "color".
-
-    Raises:
-        DataError: If a line has another form than the lines above it.
-    """
-    found: dict[str, int] = {}
-    for number, line in lines:
-        if line.startswith("#") and not _COLOR.fullmatch(line):
-            raise DataError(
-                f"{path}, line {number}: {line!r} does not give a color and a name, such as '#ff0000 road'."
-            )
-        form = "color" if line.startswith("#") else "value" if _VALUE.fullmatch(line) else "name"
-        found.setdefault(form, number)
-        if len(found) > 1:
-            example = "a color, such as '#ff0000 road'" if "color" in found else "a value, such as '255 person'"
-            raise DataError(
-                f"{path}, line {number}: {line!r} has another form than line {min(found.values())}: begin every line "
-                f"with {example}, or none."
-            )
-    return next(iter(found), "name")
-
-
-def _key_and_name(form: str, place: int, line: str) -> tuple[int | str, str]:
-    if form == "name":
-        return place, line
-    key, name = (_VALUE if form == "value" else _COLOR).fullmatch(line).groups()
-    return (int(key) if form == "value" else key.lower()), name
-
-
-def _check_unique(
-    path: Path, lines: Sequence[tuple[int, str]], form: str, keys: Sequence[int | str], names: Sequence[str]
-) -> None:
-    seen: dict[int | str, int] = {}
+def _check_unique(path: Path, form: Form, entries: Sequence[Entry]) -> None:
+    """Raise a DataError if a value is too large, or a value, a color or a name occurs twice."""
+    seen: dict[int | Color | None, int] = {}
     named: dict[str, int] = {}
-    for (number, line), key, name in zip(lines, keys, names):
-        if form == "value" and key > _LARGEST_VALUE:
-            raise DataError(f"{path}, line {number}: the value {key} is larger than {_LARGEST_VALUE}, which PNGs hold.")
-        if key in seen:
-            raise DataError(f"{path}, line {number}: {line!r} repeats the {form} of line {seen[key]}.")
-        if name in named and name != LEFT_OUT:
-            raise DataError(f"{path}, line {number}: {line!r} repeats the name of line {named[name]}.")
-        seen[key] = named[name] = number
+    for entry in entries:
+        where, key = f"{path}, line {entry.number}: ", entry.color if form == "color" else entry.value
+        if form == "value" and entry.value > _LARGEST_VALUE:
+            raise DataError(f"{where}the value {entry.value} is larger than {_LARGEST_VALUE}, which PNGs hold.")
+        if form != "name" and key in seen:
+            raise DataError(f"{where}{entry.text!r} repeats the {form} of line {seen[key]}.")
+        if entry.name in named and entry.name != LEFT_OUT:
+            raise DataError(f"{where}{entry.text!r} repeats the name of line {named[entry.name]}.")
+        seen[key] = named[entry.name] = entry.number
 
 
-def _labels(keys: Sequence[int | str], names: Sequence[str]) -> list[tuple[int | str, int | None]]:
-    """Keys with their labels; None for those that are left out."""
-    labels = iter(range(len(names)))
-    return [(key, None if name == LEFT_OUT else next(labels)) for key, name in zip(keys, names)]
+def _labels(entries: Sequence[Entry]) -> list[int | None]:
+    """Label of each entry; None for those that are left out."""
+    labels = iter(range(len(entries)))
+    return [None if entry.name == LEFT_OUT else next(labels) for entry in entries]
 
 
 def _mapping(labels: dict[int, int | None], size: int, classes: int) -> tuple[np.ndarray, int]:
@@ -214,7 +183,3 @@ def _mapping(labels: dict[int, int | None], size: int, classes: int) -> tuple[np
     for value, label in labels.items():
         mapping[value] = ignored if label is None else label
     return mapping, ignored
-
-
-def _from_hex(color: str) -> Color:
-    return tuple(bytes.fromhex(color))

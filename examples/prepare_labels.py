@@ -1,23 +1,23 @@
-"""Turn color masks, COCO JSON or LabelMe files into the label PNGs that `recipes/folder.yaml` trains on.
+"""Turn masks, COCO JSON or LabelMe files into the label PNGs that `recipes/folder.yaml` trains on.
 
-    python examples/prepare_labels.py colors IMAGES MASKS data/mine --classes colors.txt --val_share 0.1
+    python examples/prepare_labels.py masks IMAGES MASKS data/mine --classes classes.txt --val_share 0.1
     python examples/prepare_labels.py coco IMAGES instances_train.json data/mine --split train
     python examples/prepare_labels.py labelme FOLDER data/mine --val_share 0.1
 
 The images go to `images/{train,val}`, their labels to `labels/{train,val}`, the names of the classes to `classes.txt`.
-A stopped run resumes where it was when the same command is given again; what cannot be used is skipped and
-listed at the end. Binary masks, and color masks at their place, need no conversion: `classes.txt` may give each class
-its value or color.
+The same command, given again, makes what is missing and what has changed, and moves images whose split has. What cannot
+be used is skipped and listed at the end; if that is more than a tenth, the command fails, and what was made stays.
+Masks that hold the numbers, values or colors of `classes.txt` exactly need no conversion.
 """
 
 import hashlib
-import io
 import signal
+import time
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated as Named
@@ -25,18 +25,19 @@ from typing import Literal
 
 import numpy as np
 import tyro
-from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from segmentation.class_list import LEFT_OUT, ClassList, color_codes, color_name, distinct_colors, read_classes
+from segmentation.class_list import LEFT_OUT, color_codes, color_name, read_classes
 from segmentation.files import replace_when_complete
-from segmentation.label_sources import Annotated, embedded_image, read_coco, read_labelme
-from segmentation.recipe import DataError, UserError, run
+from segmentation.label_sources import Annotated, read_coco, read_labelme
+from segmentation.mask_labels import IGNORED, UnusableError, mask_rule, show_values
+from segmentation.pairs import pair
+from segmentation.prepared import Record, digest, find_in_other_splits, move
+from segmentation.preparing import BACKGROUND, IGNORE, Job, Plan, Result, make
+from segmentation.recipe import UserError, run
 
-Image.MAX_IMAGE_PIXELS = None  # aerial images are large
-IGNORED = 255
-# LabelMe's own names for pixels that are left out, and for those that no shape covers
-_IGNORE, _BACKGROUND = "__ignore__", "_background_"
+MOST_SKIPPED = 0.1  # share of the images; if more are skipped, the command fails
+SAVE_EVERY = 60.0  # seconds between writes of the record
 
 
 @dataclass(kw_only=True)
@@ -51,11 +52,16 @@ class Output:
     """Link to the images instead of copying them."""
     workers: int = 4
     """Images that are worked on at the same time."""
+    dry_run: bool = False
+    """Say what was found and what would be made, and stop."""
 
 
 @dataclass
-class Colors(Output):
-    """Color masks: an image file for each image, of the same name, with a color for each class."""
+class Masks(Output):
+    """Masks: an image file for each image, with a color or a value for each class.
+
+    Names are equal, or differ by one affix, as a.jpg and a_mask.png do; both may lie in one folder.
+    """
 
     images: tyro.conf.Positional[Named[Path, tyro.conf.arg(metavar="IMAGES")]]
     """Folder of the images."""
@@ -64,7 +70,13 @@ class Colors(Output):
     target: tyro.conf.Positional[Named[Path, tyro.conf.arg(metavar="TARGET")]]
     """Data folder to make."""
     classes: Path | None = None
-    """File that names the class of each color: '#ff0000 road' on each line, '#000000 -' for pixels to leave out."""
+    """Class list: '#ff0000 road', '255 road' or 'road' on each line, '#000000 -' for pixels to leave out."""
+    threshold: int | None = None
+    """For two classes, and masks as JPEG or with smooth edges: pixels from this gray value on are of the brighter, or,
+    if the list gives no values, the second class."""
+    nearest: float = 0
+    """For such masks and more classes: the largest distance from the value or color (in RGB) of a class at which pixels
+    are taken for the nearest class; those beyond are left out."""
 
 
 @dataclass
@@ -95,192 +107,37 @@ class LabelMe(Output):
     """Class of the pixels that no shape covers, the first one unless a shape has its name; '-' leaves them out."""
 
 
-@dataclass
-class Job:
-    """An image to work on: a mask file to read, or regions to paint.
-
-    Attributes:
-        item: The image and its regions.
-        split: "train" or "val".
-        stem: Name of the files to make, without an ending.
-        mask: Mask file, of color masks.
-    """
-
-    item: Annotated
-    split: str
-    stem: str
-    mask: Path | None = None
-
-
-@dataclass
-class Plan:
-    """What is to be made of which classes.
-
-    Attributes:
-        target: The data folder.
-        classes: Name of each class.
-        background: Label of pixels that no region covers.
-        colors: Colors of the masks.
-        link: Link to the images.
-    """
-
-    target: Path
-    classes: tuple[str, ...]
-    background: int = IGNORED
-    colors: ClassList | None = None
-    link: bool = False
-
-
-class UnusableError(Exception):
-    """An image cannot be used; the message says why."""
-
-
-# One image
-
-
-def make(job: Job, plan: Plan) -> tuple[bool, np.ndarray]:
-    """Write an image and its labels, unless they are there.
-
-    Returns:
-        Whether they were there already, and the number of pixels of each label (256,).
-
-    Raises:
-        UnusableError: If the image cannot be used.
-    """
-    label_path = plan.target / "labels" / job.split / f"{job.stem}.png"
-    suffix = job.item.image.suffix.lower() or ".png"
-    image_path = plan.target / "images" / job.split / f"{job.stem}{suffix}"
-    if label_path.is_file() and image_path.is_file():
-        return True, _count(np.asarray(Image.open(label_path)))
-    try:
-        source = io.BytesIO(embedded_image(job.item.embedded)) if job.item.embedded else job.item.image
-        image = Image.open(source)
-        image.load()
-        stored = image.size[::-1]
-        turned = image.getexif().get(0x0112, 1) != 1
-        upright = ImageOps.exif_transpose(image).size[::-1] if turned else stored
-    except FileNotFoundError:
-        raise UnusableError(f"{job.item.image} does not exist") from None
-    except Exception as error:  # Pillow's decoders raise anything on damaged files
-        raise UnusableError(f"the image cannot be read: {error}") from None
-    labels = _mask_labels(job.mask, plan.colors) if job.mask else _painted(job.item, plan, upright, stored)
-    if labels.shape not in (upright, stored):
-        raise UnusableError(
-            f"its labels have {labels.shape[1]}×{labels.shape[0]} pixels, it has {upright[1]}×{upright[0]}"
-        )
-    if labels.shape != upright:
-        # labeled as the pixels are stored: without the note in the file that turns it
-        with replace_when_complete(image_path) as new:
-            image.save(new, format=image.format, **({"quality": 95} if image.format == "JPEG" else {}), exif=b"")
-    elif plan.link and not job.item.embedded:
-        image_path.unlink(missing_ok=True)
-        image_path.symlink_to(job.item.image.resolve())
-    else:
-        with replace_when_complete(image_path) as new:
-            new.write_bytes(source.getvalue() if job.item.embedded else source.read_bytes())
-    picture = Image.fromarray(labels)
-    picture.putpalette([channel for color in _palette(plan) for channel in color])
-    with replace_when_complete(label_path) as new:
-        picture.save(new)
-    return False, _count(labels)
-
-
-def _count(labels: np.ndarray) -> np.ndarray:
-    return np.bincount(labels.ravel(), minlength=256)
-
-
-def _palette(plan: Plan) -> list[tuple[int, int, int]]:
-    """Colors that pictures of the labels have in other programs; white where they are left out."""
-    colors = plan.colors.palette if plan.colors else distinct_colors(len(plan.classes))
-    return [*colors, *[(255, 255, 255)] * (256 - len(colors))]
-
-
-def _mask_labels(path: Path, colors: ClassList) -> np.ndarray:
-    try:
-        codes = color_codes(np.asarray(Image.open(path).convert("RGB")))
-    except Exception as error:  # Pillow's decoders raise anything on damaged files
-        raise UnusableError(f"its mask cannot be read: {error}") from None
-    labels = colors.mapping.take(codes)
-    unknown = (labels >= len(colors.classes)) & (labels != colors.ignore_index)
-    if unknown.any():
-        row, column = np.argwhere(unknown)[0]
-        share = 100 * unknown.mean()
-        raise UnusableError(
-            f"its mask has the color {color_name(int(codes[row, column]))} at row {row}, column {column}, which no "
-            f"class has, as {share:.2g}% of its pixels"
-        )
-    return labels
-
-
-def _painted(item: Annotated, plan: Plan, upright: tuple[int, int], stored: tuple[int, int]) -> np.ndarray:
-    size = item.size or upright
-    if size not in (upright, stored):
-        raise UnusableError(f"it is annotated at {size[1]}×{size[0]} pixels, but has {upright[1]}×{upright[0]}")
-    labels = np.full(size, plan.background, np.uint8)
-    numbers = {name: label for label, name in enumerate(plan.classes)} | {_IGNORE: IGNORED}
-    for region in item.regions:
-        try:
-            region.paint(labels, numbers.get(region.name, plan.background))
-        except ValueError as error:
-            raise UnusableError(f"an object of {region.name} cannot be painted: {error}") from None
-    return labels
+Found = tuple[Plan, list[tuple[Annotated, Path | None]], dict[str, UnusableError]]
 
 
 # What there is to do
 
 
-def _image_files(folder: Path) -> dict[str, Path]:
-    """Image files below a folder by their path in it, without the ending.
+def plan_masks(settings: Masks) -> Found:
+    """What masks are turned into.
 
     Raises:
-        UserError: If there is no such folder, or no image in it.
+        UserError: If files are missing, the names do not tell the masks of the images, or the classes are not known.
     """
-    if not folder.is_dir():
-        raise UserError(f"{folder} does not exist: give a folder.")
-    suffixes = Image.registered_extensions()
-    files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in suffixes and f.name[0] != ".")
-    if not files:
-        raise UserError(f"{folder} holds no images.")
-    return {f.relative_to(folder).with_suffix("").as_posix(): f for f in files}
-
-
-def plan_colors(settings: Colors) -> tuple[Plan, list[tuple[Annotated, Path | None]], dict[str, str]]:
-    """What color masks are turned into.
-
-    Raises:
-        UserError: If files are missing, or the classes of the colors are not known.
-    """
-    images, masks = _image_files(settings.images), _image_files(settings.masks)
+    for kind in ("labels", "images"):
+        if settings.masks.resolve().is_relative_to((settings.target / kind).resolve()):
+            raise UserError(f"{settings.masks} lies in {settings.target} and would be overwritten: use another TARGET.")
+    found = pair(settings.images, settings.masks, without=[settings.target])
+    print(found)
     if settings.classes is None:
-        _show_colors([*masks.values()])
-        raise UserError("--classes is missing: write the colors above to a file, give each a name, and give that file.")
-    colors = read_classes(settings.classes)
-    if not colors.by_color:
-        raise DataError(f"{settings.classes} gives no colors: write lines such as '#ff0000 road'.")
-    skipped = {f"{name}{path.suffix}": "it has no mask" for name, path in images.items() if name not in masks}
-    items = [(Annotated(f"{name}{path.suffix}", path), masks[name]) for name, path in images.items() if name in masks]
-    plan = Plan(settings.target, colors.classes, colors=colors, link=settings.link)
-    return plan, items, skipped
+        show_values(found.labels)
+        raise UserError("--classes is missing: write the lines above to a file, give each a name, and give that file.")
+    rule = mask_rule(read_classes(settings.classes), settings.threshold, settings.nearest)
+    no_mask = UnusableError("images have no mask", "it has no mask")
+    skipped = {path.relative_to(settings.images).as_posix(): no_mask for path in found.unlabeled}
+    items = [
+        (Annotated(path.relative_to(settings.images).as_posix(), path), mask)
+        for path, mask in zip(found.images, found.labels)
+    ]
+    return Plan(settings.target, rule.classes.classes, masks=rule, link=settings.link), items, skipped
 
 
-def _show_colors(masks: list[Path], count: int = 16) -> None:
-    """Print the colors of some masks, most common first."""
-    pixels: Counter[int] = Counter()
-    for index in np.linspace(0, len(masks) - 1, min(count, len(masks))).round().astype(int):
-        try:
-            codes = color_codes(np.asarray(Image.open(masks[index]).convert("RGB")))
-        except Exception:  # a damaged file; the run with classes will name it
-            continue
-        pixels.update(dict(zip(*(part.tolist() for part in np.unique(codes, return_counts=True)))))
-    total = sum(pixels.values())
-    print(f"Colors of {min(count, len(masks))} of {len(masks)} masks:")
-    for code, number in pixels.most_common(40):
-        print(f"{color_name(code)} NAME      ({100 * number / total:.2f}%)")
-    if len(pixels) > 40:
-        print(f"... and {len(pixels) - 40} more: masks saved as JPEG, or with smooth edges, cannot be used.")
-
-
-def plan_coco(settings: Coco) -> tuple[Plan, list[tuple[Annotated, Path | None]], dict[str, str]]:
+def plan_coco(settings: Coco) -> Found:
     """What a COCO file is turned into."""
     if not settings.images.is_dir():
         raise UserError(f"{settings.images} does not exist: give the folder of the images.")
@@ -291,7 +148,7 @@ def plan_coco(settings: Coco) -> tuple[Plan, list[tuple[Annotated, Path | None]]
     return plan, [(item, None) for item in items], {}
 
 
-def plan_labelme(settings: LabelMe) -> tuple[Plan, list[tuple[Annotated, Path | None]], dict[str, str]]:
+def plan_labelme(settings: LabelMe) -> Found:
     """What LabelMe files are turned into."""
     files = sorted(settings.source.rglob("*.json")) if settings.source.is_dir() else []
     if not files:
@@ -301,7 +158,8 @@ def plan_labelme(settings: LabelMe) -> tuple[Plan, list[tuple[Annotated, Path | 
         try:
             item, shapes = read_labelme(path)
         except UserError as error:
-            skipped[path.name] = str(error).removeprefix(f"{path} ")
+            reason = str(error).removeprefix(f"{path} ")
+            skipped[path.name] = UnusableError("JSON files cannot be read as LabelMe's", reason)
             continue
         item.name = path.relative_to(settings.source).as_posix()
         items.append(item)
@@ -310,11 +168,12 @@ def plan_labelme(settings: LabelMe) -> tuple[Plan, list[tuple[Annotated, Path | 
         print(f"{number} shapes of the type {kind} have no area and are left out.")
     found = {region.name: item.name for item in items for region in item.regions}
     written = settings.target / "classes.txt"
-    listed = settings.classes or (written if written.is_file() else None)
+    keep = written.is_file() and not _follows(settings.target, {_key(item, settings) for item in items})
+    listed = settings.classes or (written if keep else None)
     names = read_classes(listed).classes if listed else sorted(found)
-    names = [name for name in names if name not in (_IGNORE, _BACKGROUND)]
+    names = [name for name in names if name not in (IGNORE, BACKGROUND)]
     plan = _painting_plan(settings.target, names, settings.background, settings.link)
-    unknown = [name for name in found if name not in (*plan.classes, _IGNORE, _BACKGROUND)]
+    unknown = [name for name in found if name not in (*plan.classes, IGNORE, BACKGROUND)]
     if unknown:
         raise UserError(
             f"{found[unknown[0]]} labels {unknown[0]!r}, which {listed} does not name: add it there"
@@ -332,8 +191,17 @@ def _painting_plan(target: Path, names: Iterable[str], background: str, link: bo
     return Plan(target, tuple(names), names.index(background), link=link)
 
 
-def write_classes(plan: Plan) -> None:
-    """Write the names of the classes; what is there already has to be the same.
+def _follows(target: Path, keys: set[str]) -> bool:
+    """Whether `classes.txt` may follow changed classes: it was written here, and all its labels are made anew."""
+    record, path = Record.read(target), target / "classes.txt"
+    mine = path.is_file() and record.classes == digest(path.read_bytes())
+    return mine and {key.split("/", 1)[1] for key in record.made} <= {key.split("/", 1)[1] for key in keys}
+
+
+def write_classes(plan: Plan, jobs: list[Job], dry_run: bool) -> None:
+    """Write the names of the classes; what is there already has to be the same, or may follow.
+
+    Labels of classes that have changed are removed, since they would mean others.
 
     Raises:
         UserError: If there are other classes, or too many or too few.
@@ -343,119 +211,223 @@ def write_classes(plan: Plan) -> None:
             f"There are {len(plan.classes)} classes ({', '.join(plan.classes[:5])}): 2 to 254 are possible."
         )
     # with values, since a name may begin with a number; with the colors of color masks
-    colors = [f" {color_name(int(code))}" for code in color_codes(np.array(plan.colors.palette))] if plan.colors else []
+    shown = plan.masks.classes.palette if plan.masks and plan.masks.classes.by_color else ()
+    colors = [f" {color_name(int(code))}" for code in color_codes(np.array(shown))] if shown else []
     text = "".join(
         f"{label} {name}{color}\n"
         for label, (name, color) in enumerate(zip_longest(plan.classes, colors, fillvalue=""))
-    )
-    path = plan.target / "classes.txt"
-    if path.is_file() and path.read_text(encoding="utf-8-sig") != text:
+    ).encode()
+    path, record = plan.target / "classes.txt", Record.read(plan.target)
+    if path.is_file() and path.read_bytes().removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n") != text:
         there, count = read_classes(path), len(plan.classes)
         own_values = there.mapping is not None and not np.array_equal(there.mapping[:count], np.arange(count))
-        if there.classes != plan.classes or there.by_color or own_values:
+        other = there.classes != plan.classes or there.by_color or own_values
+        follows = _follows(plan.target, {job.key for job in jobs})
+        if other and not follows:
             listed = ", ".join(plan.classes[:8])
             raise UserError(f"{path} has other classes or values than 0 to {count - 1}, {listed}: use another folder.")
-    plan.target.mkdir(parents=True, exist_ok=True)
-    if not path.is_file():
-        with replace_when_complete(path) as new:
-            new.write_bytes(text.encode())
+        if not follows:
+            return
+        if other:
+            print(f"The classes have changed: {path} follows, and the {len(record.made)} labels are made anew.")
+            for key in () if dry_run else record.made:
+                record.label(key).unlink(missing_ok=True)
+    if dry_run or (path.is_file() and path.read_bytes() == text):
+        return
+    with replace_when_complete(path) as new:
+        new.write_bytes(text)
+    record.classes = digest(text)
+    record.write()
 
 
-def assign(items: Iterable[tuple[Annotated, Path | None]], settings: Output, skipped: dict[str, str]) -> list[Job]:
+def _key(item: Annotated, settings: Output) -> str:
+    """The split and the name of the files that are made of an image."""
+    stem = Path(item.name).with_suffix("").as_posix().strip("/").replace("../", "").replace("/", "_")
+    drawn = int.from_bytes(hashlib.sha256(stem.encode()).digest()[:4], "big") / 2**32
+    return f"{'val' if drawn < settings.val_share else settings.split}/{stem}"
+
+
+def assign(
+    items: Iterable[tuple[Annotated, Path | None]], settings: Output, skipped: dict[str, UnusableError]
+) -> list[Job]:
     """Give each image its split and the name of its files; images whose files would have one name are skipped."""
     jobs, taken = [], {}
     for item, mask in items:
-        name = Path(item.name).with_suffix("").as_posix()
-        stem = name.strip("/").replace("../", "").replace("/", "_")
-        drawn = int.from_bytes(hashlib.sha256(stem.encode()).digest()[:4], "big") / 2**32
-        split = "val" if drawn < settings.val_share else settings.split
+        split, stem = _key(item, settings).split("/", 1)
         if stem in taken:
-            skipped[item.name] = f"its labels would be named as those of {taken[stem]}"
+            reason = f"its labels would be named as those of {taken[stem]}"
+            skipped[item.name] = UnusableError("images have the name of another image", reason)
             continue
         taken[stem] = item.name
         jobs.append(Job(item, split, stem, mask))
     return jobs
 
 
+def move_to_splits(jobs: list[Job], record: Record, dry_run: bool) -> None:
+    """Move images that an earlier run put into the other split, so that none is in both."""
+    found = find_in_other_splits(record, ((job.key, job.source) for job in jobs))
+    ways = Counter((other.split("/")[0], key.split("/")[0]) for key, other, _ in found)
+    for (old, new), count in ways.items():
+        print(f"{count} images {'would move' if dry_run else 'moved'} from {old} to {new}, where they belong now.")
+    if not dry_run and found:
+        for key, other, path in found:
+            move(record, key, other, path)
+        record.write()
+
+
 _plan: Plan  # of a process of the pool, to which it is sent once
+_settings: str
 
 
 def _start(plan: Plan) -> None:
-    global _plan
-    _plan = plan
+    global _plan, _settings
+    _plan, _settings = plan, plan.settings()
     # Ctrl-C reaches all processes; only the main one heeds it, so that no file is cut short
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _make(job: Job) -> tuple[bool, np.ndarray]:
-    return make(job, _plan)
+def _make(job: Job) -> Result:
+    return make(job, _plan, _settings)
 
 
-def work(jobs: list[Job], plan: Plan, workers: int, skipped: dict[str, str]) -> dict[str, list]:
-    """Make all files in parallel.
+@dataclass
+class Counts:
+    """Numbers of a split: images, those that were there already, pixels of each label, and images that each is in."""
 
-    Returns:
-        For each split: images, images that were there already, pixels of each label, and images that each is in.
-    """
-    found: dict[str, list] = {}
+    images: int = 0
+    there: int = 0
+    far: int = 0
+    pixels: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
+    occurs: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
+
+    def add(self, result: Result) -> None:
+        """Count an image."""
+        self.images += 1
+        self.there += result.there
+        self.far += result.far
+        self.pixels += result.pixels
+        self.occurs += result.pixels > 0
+
+
+def work(
+    jobs: list[Job], plan: Plan, record: Record, workers: int, skipped: dict[str, UnusableError]
+) -> dict[str, Counts]:
+    """Make all files in parallel, and note in the record what they were made of. Returns the counts of each split."""
+    found: dict[str, Counts] = {}
+    saved = time.monotonic()
     with ProcessPoolExecutor(workers, initializer=_start, initargs=(plan,)) as pool:
         try:
             waiting = {pool.submit(_make, job): job for job in jobs}
             for done in tqdm(as_completed(waiting), total=len(jobs), desc="make labels", unit="image"):
                 job = waiting[done]
                 try:
-                    there, pixels = done.result()
+                    result = done.result()
                 except UnusableError as error:
-                    skipped[job.item.name] = str(error)
+                    skipped[job.item.name] = error
                     continue
-                counts = found.setdefault(job.split, [0, 0, np.zeros(256, np.int64), np.zeros(256, np.int64)])
-                for place, value in enumerate((1, there, pixels, pixels > 0)):
-                    counts[place] = counts[place] + value
+                record.made[job.key] = result.made
+                found.setdefault(job.split, Counts()).add(result)
+                if time.monotonic() - saved > SAVE_EVERY:
+                    record.write()
+                    saved = time.monotonic()
         except BrokenProcessPool:
             raise UserError("a process was ended from outside, perhaps for memory: try fewer --workers.") from None
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
+            # files that were finished meanwhile
+            for done, job in waiting.items():
+                if done.done() and not done.cancelled() and not done.exception():
+                    record.made[job.key] = done.result().made
             raise
+        finally:
+            record.write()
     return found
 
 
-def summarize(found: dict[str, list], plan: Plan, skipped: dict[str, str]) -> None:
-    """Print what was made, with the share of each class, and what was skipped."""
-    for split, (images, there, pixels, occurs) in sorted(found.items()):
-        print(f"{split}: {images} images in {plan.target / 'images' / split}, {there} of them were there already")
+def summarize(found: dict[str, Counts], plan: Plan) -> None:
+    """Print what was made, with the share of each class."""
+    for split, counts in sorted(found.items()):
+        where = plan.target / "images" / split
+        print(f"{split}: {counts.images} images in {where}, {counts.there} of them were there already")
+        pixels = counts.pixels
         for label, name in enumerate(plan.classes):
             share = 100 * pixels[label] / max(pixels[:IGNORED].sum(), 1)
-            print(f"  {label:3d} {name:24s} {share:6.2f}%  in {occurs[label]} images")
+            print(f"  {label:3d} {name:24s} {share:6.2f}%  in {counts.occurs[label]} images")
         print(f"      {'left out':24s} {100 * pixels[IGNORED] / max(pixels.sum(), 1):6.2f}% of all pixels")
-    if not (plan.target / "images" / "val").is_dir():
-        print("No images are for validation yet: run it again with --split val, or anew with --val_share 0.1.")
-    if skipped:
-        print(f"skipped: {len(skipped)}")
-        for name, reason in list(skipped.items())[:20]:
+        if counts.far:
+            share = 100 * counts.far / pixels.sum()
+            print(
+                f"      {share:.2g}% of all pixels are farther than {plan.masks.nearest:g} from every class: left out"
+            )
+    for split, how in (
+        ("val", "again with --val_share 0.1, which moves about a tenth there"),
+        ("train", "without --split val"),
+    ):
+        folder = plan.target / "images" / split
+        if not folder.is_dir() or not any(folder.iterdir()):
+            other = "give other images with --split val" if split == "val" else "give other images with --split train"
+            print(f"No images are in {split} yet: give the same command {how}, or {other}.")
+
+
+def report_skipped(skipped: dict[str, UnusableError], total: int, plan: Plan) -> None:
+    """List what was skipped, by kind.
+
+    Raises:
+        UserError: If it is more than a tenth.
+    """
+    if not skipped:
+        return
+    print(f"skipped: {len(skipped)} of {total}")
+    kinds = Counter(error.kind for error in skipped.values()).most_common()
+    lines = []
+    for kind, count in kinds:
+        advice = f": {plan.masks.advice()}" if plan.masks and " between the " in kind else ""
+        lines.append(f"{count} of {total}: {kind}{advice}")
+        print(lines[-1])
+        reasons = [(name, str(error)) for name, error in skipped.items() if error.kind == kind]
+        for name, reason in reasons[:10]:
             print(f"  {name}: {reason}")
-        if len(skipped) > 20:
-            print(f"  and {len(skipped) - 20} more")
+        if count > 10:
+            print(f"  and {count - 10} more")
+    if len(skipped) > MOST_SKIPPED * total:
+        raise UserError(
+            f"{len(skipped)} of {total} images were skipped, more than a tenth ({'; '.join(lines[:3])}). What was made "
+            f"stays in {plan.target}."
+        )
 
 
 def main(argv: list[str]) -> None:
     """Make a data folder."""
-    kinds = Named[Colors, tyro.conf.subcommand("colors", prefix_name=False)]
+    kinds = Named[Masks, tyro.conf.subcommand("masks", prefix_name=False)]
     kinds |= Named[Coco, tyro.conf.subcommand("coco", prefix_name=False)]
     kinds |= Named[LabelMe, tyro.conf.subcommand("labelme", prefix_name=False)]
+    argv = ["masks", *argv[1:]] if argv[:1] == ["colors"] else argv  # its earlier name
     settings = tyro.cli(kinds, args=argv, description=__doc__.split("\n")[0], use_underscores=True)
     if not 0 <= settings.val_share <= 1:
         raise UserError(f"val_share must be from 0 to 1, got {settings.val_share}.")
     if settings.workers < 1:
         raise UserError(f"workers must be at least 1, got {settings.workers}.")
-    plans = {Colors: plan_colors, Coco: plan_coco, LabelMe: plan_labelme}
+    plans = {Masks: plan_masks, Coco: plan_coco, LabelMe: plan_labelme}
     plan, items, skipped = plans[type(settings)](settings)
-    write_classes(plan)
     jobs = assign(items, settings, skipped)
+    total = len(jobs) + len(skipped)
+    write_classes(plan, jobs, settings.dry_run)
+    record = Record.read(plan.target)
+    move_to_splits(jobs, record, settings.dry_run)
+    if settings.dry_run:
+        counts = Counter(job.split for job in jobs)
+        print(
+            f"{', '.join(f'{n} images for {s}' for s, n in sorted(counts.items()))} in {plan.target}; nothing written."
+        )
+        return
+    for job in jobs:
+        job.made = record.made.get(job.key)
     for split in {job.split for job in jobs}:
         for kind in ("images", "labels"):
             (plan.target / kind / split).mkdir(parents=True, exist_ok=True)
-    found = work(jobs, plan, settings.workers, skipped)
-    summarize(found, plan, skipped)
+    found = work(jobs, plan, record, settings.workers, skipped)
+    summarize(found, plan)
+    report_skipped(skipped, total, plan)
     if not found:
         raise UserError("no labels were made: see the reasons above.")
 

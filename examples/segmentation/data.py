@@ -35,6 +35,7 @@ class Split:
             labels.
         ignore_index: Label of pixels that do not count.
         by_color: Whether the label files hold colors.
+        notes: Lines on what was found where.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Split:
     mapping: np.ndarray | None = None
     ignore_index: int = 255
     by_color: bool = False
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.images)

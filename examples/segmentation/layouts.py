@@ -1,13 +1,19 @@
 """Find the images and labels of a data set: of benchmarks as they are distributed, and of a folder of your own.
 
-A folder of your own holds `images/train`, `images/val`, `labels/train`, `labels/val` and `classes.txt`, which names one
-class per line. The labels of an image are a PNG of the same name. Its pixels are line numbers from 0, or the values
-(`255 person`) or colors (`#ff0000 road`) that `classes.txt` gives; `class_list.py` has the rules.
+A folder of your own holds images and labels in one of these arrangements, and `classes.txt`:
+
+    images/train, labels/train      images/val, labels/val
+    train/images, train/labels      val/images, val/labels
+    train                           val                         both side by side, as `a.jpg` and `a_mask.png`
+
+`SPLITS`, `IMAGE_FOLDERS` and `LABEL_FOLDERS` give other names that the folders may have; `pairs.py` finds the labels of
+each image, `class_list.py` has the rules of `classes.txt`. Pixels of label files hold line numbers of `classes.txt`
+from 0, or the values (`255 person`) or colors (`#ff0000 road`) that it gives.
 
 To add a benchmark, write its names and colors in `segnext_timm/label_sets.py`, and its layout here.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +21,9 @@ from PIL import Image
 
 from segnext_timm.label_sets import LABEL_SETS
 
-from .class_list import read_classes
+from .class_list import find_class_list, read_classes
 from .data import Split
+from .pairs import endings, lossy, pair, pictures
 from .recipe import DataError
 
 # Images, the label file of each, and the label of each value in the label files (None: the values are the labels)
@@ -140,27 +147,116 @@ def isaid(root: Path, split: str) -> Files:
 LAYOUTS = {layout.__name__: layout for layout in (ade20k, cityscapes, coco_stuff164k, voc2012, pascal_context, isaid)}
 
 
+# Names of folders in a folder of your own, in any case; the first ones go before the others
+SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
+IMAGE_FOLDERS = ("images", "image", "imgs", "img", "JPEGImages", "img_dir")
+LABEL_FOLDERS = ("labels", "label", "masks", "mask", "annotations", "annotation", "SegmentationClass", "segmentations")
+LABEL_FOLDERS += ("segmentation", "gt", "ground_truth", "ann_dir")
+
+
+def find_folders(root: Path, split: str) -> tuple[Path, Path]:
+    """The folders of the images and of the labels of a split, which may be one.
+
+    Raises:
+        DataError: If there are none, or more than one could be meant.
+    """
+    names = SPLITS.get(split, (split,))
+    standard = root / "images" / split, root / "labels" / split
+    if all(folder.is_dir() for folder in standard):
+        return standard
+    splits = _folders(root, names)
+    kinds = [_folders(root, kind) for kind in (IMAGE_FOLDERS, LABEL_FOLDERS)]
+    images, labels = ([folder for parent in parents for folder in _folders(parent, names)] for parents in kinds)
+    found = [(i, k) for i in images for k in labels]
+    for folder in splits:
+        found += [(i, k) for i in _folders(folder, IMAGE_FOLDERS) for k in _folders(folder, LABEL_FOLDERS)]
+    found = [pair for pair in found if all(map(pictures, pair))] or [(f, f) for f in splits if pictures(f)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        listed = " or ".join(f"{i} with {k}" if i != k else str(i) for i, k in found[:3])
+        raise DataError(f"the {split} images and labels could be {listed}: leave one of them in {root}.")
+    there = ", ".join(sorted(f.name + "/" * f.is_dir() for f in root.iterdir() if f.name[0] != ".")[:12]) or "nothing"
+    missing = next((folder for folder in (*(images or standard[:1]), *standard) if not folder.is_dir()), standard[1])
+    empty = [f"{folder} holds no images.{endings(folder)}" for folder in (*images, *labels) if not pictures(folder)]
+    problem = " ".join(empty) or f"{missing} does not exist."
+    if split == "val" and _has_folders(root, "train"):
+        hint = "Move some images and labels there; prepare_labels.py does, with --val_share 0.1."
+        raise DataError(f"{problem} Point to the folder of the data set. {hint}")
+    raise DataError(
+        f"{problem} Looked for images/{split} with labels/{split} (or {', '.join(LABEL_FOLDERS[2:6])}, ...), for "
+        f"{split}/images with {split}/labels, and for {split} with both side by side. {root} holds: {there}."
+    )
+
+
+def _has_folders(root: Path, split: str) -> bool:
+    try:
+        return bool(find_folders(root, split))
+    except DataError:
+        return False
+
+
+def _folders(parent: Path, names: Sequence[str]) -> list[Path]:
+    """The folders in a folder that have one of these names, in any case, by the order of the names."""
+    wanted = [name.lower() for name in names]
+    found = [folder for folder in parent.iterdir() if folder.name.lower() in wanted and folder.is_dir()]
+    return sorted(found, key=lambda folder: (wanted.index(folder.name.lower()), folder.name))
+
+
+def find_classes(root: Path, folder: Path, split: str) -> Path:
+    """The class list of a data folder: in it, or, as some tools export it, beside the images of each split.
+
+    Raises:
+        DataError: If the lists of two splits differ.
+    """
+    if (path := find_class_list(root)) is not None or (path := find_class_list(folder)) is None:
+        return path or root / "classes.txt"
+    if split != "train" and _has_folders(root, "train"):
+        first = find_class_list(find_folders(root, "train")[0])
+        if first is not None and first.read_bytes() != path.read_bytes():
+            raise DataError(f"{path} and {first} differ: put one class list for both into {root}.")
+    return path
+
+
 def open_folder(root: Path, split: str, ignore_index: int = IGNORED) -> Split:
     """One split of a folder of your own.
 
     Raises:
         DataError: If it is not as the head of this file says.
     """
-    found = read_classes(root / "classes.txt", ignore_index)
-    folder = root / "images" / split
-    if folder.with_name("train").is_dir() and not folder.is_dir():
-        hint = "Move some images and labels there; prepare_labels.py does, with --val_share 0.1."
-        raise DataError(f"{folder} does not exist: point to the folder of the data set. {hint}")
-    images, labels, _ = with_labels(image_files(folder), lambda image: root / "labels" / split / f"{image.stem}.png")
+    listed = find_class_list(root)
+    if listed is None and not _folders(root, (*IMAGE_FOLDERS, *SPLITS.get(split, (split,)))):
+        listed = root / "classes.txt"  # not a data folder at all
+    known = read_classes(listed, ignore_index) if listed else None
+    image_folder, label_folder = find_folders(root, split)
+    known = known or read_classes(find_classes(root, image_folder, split), ignore_index)
+    found = pair(image_folder, label_folder)
+    # images in folders below are left out if none of these has labels, as long as there are others
+    used = {image.parent for image in found.images}
+    missing = [path for path in found.unlabeled if path.parent in {*used, image_folder} or image_folder not in used]
+    if missing:
+        total = len(found.images) + len(missing)
+        more = " and so on" if len(missing) > 1 else ""
+        raise DataError(
+            f"{len(missing)} of {total} images have no labels: add {found.expected(missing[0])}{more}, or remove "
+            f"{missing[0].name}{more}."
+        )
+    for path in found.labels:
+        if path.suffix != ".png" and (reason := lossy(path)):
+            raise DataError(
+                f"{path} {reason}, which changes the values of labels: save labels as PNG. From masks that are no "
+                f"longer exact, prepare_labels.py masks makes such files, with --threshold or --nearest."
+            )
     return Split(
         root.resolve().name,
-        images,
-        labels,
-        found.classes,
-        found.palette,
-        found.mapping,
-        found.ignore_index,
-        found.by_color,
+        found.images,
+        found.labels,
+        known.classes,
+        known.palette,
+        known.mapping,
+        known.ignore_index,
+        known.by_color,
+        notes=(f"{split}: {found}",),
     )
 
 

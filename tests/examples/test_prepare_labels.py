@@ -254,7 +254,7 @@ def test_a_second_split_keeps_the_classes_of_the_first(images, tmp_path):
 def test_finished_files_are_left_as_they_are(images, tmp_path, capsys):
     annotations = write_coco(tmp_path / "train.json", [polygon(0, 7, SQUARE)])
     run("coco", images, annotations, tmp_path / "data")
-    files = [path for path in (tmp_path / "data").rglob("*") if path.is_file()]
+    files = [path for path in (tmp_path / "data").rglob("*") if path.is_file() and path.name != ".prepared.json"]
     times = {path: path.stat().st_mtime_ns for path in files}
     missing = tmp_path / "data" / "labels" / "train" / "1.png"
     missing.unlink()
@@ -273,7 +273,8 @@ def test_what_cannot_be_used_is_skipped_and_listed(images, tmp_path, capsys):
     bad_runs = {"image_id": 2, "category_id": 7, "segmentation": {"counts": [5, 6], "size": SIZE}}
     annotations = write_coco(tmp_path / "train.json", [bad_runs], images=5)
     Image.new("RGB", SIZE[::-1]).save(images / "3.jpg")
-    run("coco", images, annotations, tmp_path / "data")
+    with pytest.raises(UserError, match=r"4 of 5 images were skipped, more than a tenth .* What was made stays in"):
+        run("coco", images, annotations, tmp_path / "data")
     said = capsys.readouterr().out
     for line in (
         "skipped: 4",
@@ -337,7 +338,10 @@ def test_ctrl_c_ends_in_a_line_and_leaves_whole_files(tmp_path):
     assert 3 < len(finished) < 300
     for path in finished:
         assert np.asarray(Image.open(path)).sum() == 400
-    assert not list((tmp_path / "data").rglob(".*"))
+    assert [path.name for path in (tmp_path / "data").rglob(".*")] == [".prepared.json"]
+    assert set(json.loads((tmp_path / "data/.prepared.json").read_text())["made"]) == {
+        f"train/{path.stem}" for path in finished
+    }
 
 
 def test_mistakes_are_named(images, tmp_path):
@@ -356,7 +360,7 @@ def test_mistakes_are_named(images, tmp_path):
         (("coco", images, panoptic, target), r"panoptic\.json is a panoptic COCO file"),
         (("coco", images, annotations, target, "--val_share", 2), "val_share must be from 0 to 1"),
         (("labelme", images, target), "holds no JSON files of LabelMe"),
-        (("colors", images, images, target, "--classes", masks), r"masks\.txt gives no colors"),
+        (("colors", images, images, target, "--classes", masks), "names do not tell which are masks"),
         (("colors", images, tmp_path / "none", target), "none does not exist"),
     ):
         with pytest.raises(UserError, match=message):

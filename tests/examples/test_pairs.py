@@ -1,0 +1,228 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+import miniatures
+from segmentation.layouts import open_split
+from segmentation.pairs import pair
+from segmentation.recipe import DataError
+
+NUMBERS = ("1", "2", "3", "10", "11")
+SIZE = (8, 8)
+
+
+def touch(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return folder
+
+
+def each(pattern):
+    return [pattern.format(number) for number in NUMBERS]
+
+
+def names(pairs):
+    return {image.name: label.name for image, label in zip(pairs.images, pairs.labels)}
+
+
+@pytest.mark.parametrize(
+    ("image", "mask"),
+    [
+        ("{}.jpg", "{}.png"),
+        ("{}.JPG", "{}_mask.PNG"),
+        ("{}.jpg", "{}.jpg.png"),
+        ("{}_sat.jpg", "{}_mask.png"),
+        ("{}_image.png", "{}_annotation.png"),
+        ("{}.png", "{}_L.png"),
+        ("bonn/{}_leftImg8bit.png", "bonn/{}_gtFine_labelIds.png"),
+        ("img_{}.jpg", "mask_{}.png"),
+        ("image-00{}.jpg", "label-00{}.png"),
+        ("{}_training.tif", "{}_manual1.gif"),
+        ("photo{}.jpg", "photo{}Mask.png"),
+        ("ISIC_{}.jpg", "ISIC_{}_segmentation.png"),
+    ],
+)
+@pytest.mark.parametrize("numbers", [NUMBERS, NUMBERS[:1]])
+def test_one_affix_of_all_names_is_found_in_two_folders_and_in_one(tmp_path, image, mask, numbers):
+    images, masks = ([pattern.format(number) for number in numbers] for pattern in (image, mask))
+    expected = {i.split("/")[-1]: m.split("/")[-1] for i, m in zip(images, masks)}
+    two = pair(touch(tmp_path / "i", *images), touch(tmp_path / "m", *masks))
+    one = pair(touch(tmp_path / "both", *images, *masks), tmp_path / "both")
+    assert names(two) == names(one) == expected
+    assert not two.unlabeled + two.unused + one.unlabeled + one.unused
+
+
+@pytest.mark.parametrize(
+    ("image", "mask"), [("case_{}_0000.png", "case_{}.png"), ("image_{}_rgb.png", "label_{}_gt.png")]
+)
+def test_ends_that_go_and_both_ends_are_found_in_two_folders(tmp_path, image, mask):
+    found = pair(touch(tmp_path / "i", *each(image)), touch(tmp_path / "m", *each(mask)))
+    assert names(found) == dict(zip(each(image), each(mask)))
+
+
+def test_equal_names_go_before_an_affix(tmp_path):
+    masks = touch(tmp_path / "m", *each("{}.png"), *each("{}_color.png"))
+    found = pair(touch(tmp_path / "i", *each("{}.jpg")), masks)
+    assert names(found) == dict(zip(each("{}.jpg"), each("{}.png")))
+    assert str(found).endswith("(the same names), 5 masks without image, the first: 10_color.png")
+
+
+def test_what_has_no_partner_is_counted_and_the_first_is_named(tmp_path):
+    images = touch(tmp_path / "i", *each("{}.jpg"))
+    found = pair(images, touch(tmp_path / "m", *each("{}_mask.png")[1:], "8_mask.png", "9_mask.png"))
+    line = (
+        f"4 images in {images}, their labels in {tmp_path / 'm'} (name + '_mask'), 1 images without labels, the first: "
+        "1.jpg, 2 masks without image, the first: 8_mask.png"
+    )
+    assert str(found) == line
+
+
+def test_a_second_mask_of_an_image_is_no_image(tmp_path):
+    names_of = [f"benign ({number})" for number in NUMBERS]
+    files = [name + ending for name in names_of for ending in (".png", "_mask.png")]
+    found = pair(touch(tmp_path, *files, "benign (2)_mask_1.png"), tmp_path)
+    assert [path.stem for path in found.images] == sorted(names_of)
+    assert [path.name for path in found.unused] == ["benign (2)_mask_1.png"]
+
+
+@pytest.mark.parametrize(
+    ("images", "masks", "message"),
+    [
+        (["a.jpg", "a.png"], ["a.png"], r"a\.jpg and a\.png in .* are images of one name"),
+        (["a.jpg"], ["a.png", "a.tif"], r"a\.png and a\.tif in .* are label files of one name"),
+        (each("{}.jpg"), each("{}_ids.png") + each("{}_color.png"), "has more than one label file: '1?0?_color' and"),
+        (each("{}.jpg"), ["1.png", "2.png", "3_mask.png", "10_mask.png"], "label files have two kinds of names"),
+        (["cat.jpg"], ["car.png"], "no image and label file belong together .* 'cat' and 'car'"),
+        (["f_1.jpg", "f_2.jpg"], ["f_3.png", "f_4.png"], "no image and label file belong together"),
+        (["a.jpg"], ["a.txt"], r"m holds no images\. There are: 1 \.txt"),
+    ],
+)
+def test_names_that_tell_two_things_or_nothing_are_refused(tmp_path, images, masks, message):
+    touch(tmp_path / "m", *masks)
+    with pytest.raises(DataError, match=message):
+        pair(touch(tmp_path / "i", *images), tmp_path / "m")
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (each("{}.jpg"), "their names do not tell which are masks"),
+        (each("{}.tif") + each("{}.png"), r"1\.png and 1\.tif in .* are files of one name"),
+        (each("{}.jpg") + each("{}.png") + each("{}_mask.png"), "has more than one label file"),
+    ],
+)
+def test_one_folder_whose_names_do_not_tell_the_masks_is_refused(tmp_path, files, message):
+    with pytest.raises(DataError, match=message):
+        pair(touch(tmp_path, *files), tmp_path)
+
+
+# Data folders
+
+
+def write(path, value=None):
+    """An image of noise, or a label file of one value."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    miniatures.picture(path, SIZE) if value is None else Image.fromarray(np.full(SIZE, value, np.uint8)).save(path)
+
+
+def write_split(folder, image, mask, count=3):
+    for number in range(count):
+        write(folder / image.format(number))
+        write(folder / mask.format(number), number % 2)
+    (folder / "classes.txt").write_text("background\nroad\n", encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("image", "mask"),
+    [
+        ("images/train/{}.jpg", "labels/train/{}.png"),
+        ("images/train/{}_sat.jpg", "masks/train/{}_mask.png"),
+        ("images/training/city/{}.jpg", "annotations/training/city/{}.png"),
+        ("train/images/{}.jpg", "train/masks/{}.png"),
+        ("Train/Images/{}.jpg", "Train/GT/{}.png"),
+        ("train/JPEGImages/{}.jpg", "train/SegmentationClass/{}.png"),
+        ("train/{}.jpg", "train/{}_mask.png"),
+        ("train/{}.jpg", "train/{}.png"),
+    ],
+)
+def test_arrangements_of_a_data_folder_are_found(tmp_path, image, mask):
+    write_split(tmp_path, image, mask)
+    split = open_split("folder", tmp_path, "train")
+    assert [int(split.open(index)[1].max()) for index in range(3)] == [0, 1, 0]
+    assert split.notes[0].startswith("train: 3 images in ")
+
+
+def test_other_names_of_the_validation_split_are_accepted(tmp_path):
+    write_split(tmp_path, "train/{}.jpg", "train/{}_mask.png")
+    write_split(tmp_path, "valid/{}.jpg", "valid/{}_mask.png", 2)
+    assert len(open_split("folder", tmp_path, "val")) == 2
+
+
+@pytest.mark.parametrize("ending", ["png", "PNG", "tif", "tiff", "bmp", "gif", "webp"])
+def test_labels_of_every_lossless_format_are_read(tmp_path, ending):
+    write_split(tmp_path, "images/train/{}.jpg", "labels/train/{}.png", 1)
+    path = tmp_path / "labels/train/0.png"
+    Image.fromarray(np.eye(8, dtype=np.uint8)).save(path)
+    kwargs = {"lossless": True} if ending == "webp" else {}
+    labels = np.asarray(Image.open(path))
+    path.unlink()
+    Image.fromarray(labels).save(path.with_suffix(f".{ending}"), **kwargs)
+    split = open_split("folder", tmp_path, "train")
+    assert split.labels == [path.with_suffix(f".{ending}")]
+    if ending != "webp":  # which has three channels
+        assert np.array_equal(split.open(0)[1], labels)
+
+
+@pytest.mark.parametrize(
+    ("ending", "options", "message"),
+    [
+        ("jpg", {}, r"0\.jpg is a JPEG, which changes the values of labels"),
+        ("webp", {"quality": 50}, r"0\.webp is a lossy WebP"),
+        ("tif", {"compression": "jpeg"}, r"0\.tif is a TIFF with JPEG compression"),
+    ],
+)
+def test_labels_of_a_lossy_format_are_refused_by_name(tmp_path, ending, options, message):
+    write_split(tmp_path, "images/train/{}.jpg", "labels/train/{}.png", 1)
+    (tmp_path / "labels/train/0.png").unlink()
+    Image.fromarray(np.eye(8, dtype=np.uint8)).save(tmp_path / f"labels/train/0.{ending}", **options)
+    with pytest.raises(DataError, match=message):
+        open_split("folder", tmp_path, "train")
+
+
+def test_the_standard_folders_go_before_others(tmp_path):
+    write_split(tmp_path, "images/train/{}.jpg", "labels/train/{}.png")
+    write_split(tmp_path, "images/train/{}.jpg", "masks/train/{}.png")
+    assert open_split("folder", tmp_path, "train").labels[0].parent == tmp_path / "labels" / "train"
+
+
+def test_two_arrangements_at_once_are_refused(tmp_path):
+    write_split(tmp_path, "train/images/{}.jpg", "train/masks/{}.png")
+    write_split(tmp_path, "train/images/{}.jpg", "train/annotations/{}.png")
+    with pytest.raises(DataError, match=r"could be .*masks or .*annotations: leave one"):
+        open_split("folder", tmp_path, "train")
+
+
+def test_an_unknown_arrangement_says_what_was_looked_for_and_what_is_there(tmp_path):
+    write_split(tmp_path, "pictures/train/{}.jpg", "truth/{}.png")
+    message = (
+        r"images/train does not exist\. Looked for images/train with labels/train .* holds: classes\.txt, pictures/"
+    )
+    with pytest.raises(DataError, match=message.replace(r"\. Looked", r".* Looked")):
+        open_split("folder", tmp_path, "train")
+
+
+def test_labels_that_are_no_images_are_named_by_their_ending(tmp_path):
+    write_split(tmp_path, "images/train/{}.jpg", "labels/train/{}.png")
+    for path in (tmp_path / "labels/train").glob("*.png"):
+        path.rename(path.with_suffix(".txt"))
+    with pytest.raises(DataError, match=r"labels/train holds no images\. There are: 3 \.txt"):
+        open_split("folder", tmp_path, "train")
+
+
+def test_subfolders_without_labels_do_not_stop_images_above_them(tmp_path):
+    write_split(tmp_path, "images/train/{}.jpg", "labels/train/{}.png")
+    write(tmp_path / "images/train/more/x.jpg")
+    split = open_split("folder", tmp_path, "train")
+    assert len(split) == 3
+    assert "1 images without labels, the first: x.jpg" in split.notes[0]

@@ -96,11 +96,6 @@ def read_classes(path: Path, ignore_index: int = 255) -> ClassList:
     return ClassList(classes, palette, mapping, False, ignored)
 
 
-def find_class_list(folder: Path) -> Path | None:
-    """The class list in a folder."""
-    return path if (path := folder / "classes.txt").is_file() else None
-
-
 def color_codes(colors: np.ndarray) -> np.ndarray:
     """One integer for each color: (..., 3) to (...)."""
     return colors[..., 0] + (colors[..., 1].astype(np.uint32) << 8) + (colors[..., 2].astype(np.uint32) << 16)

@@ -3,6 +3,7 @@
 Resizing is bilinear with `align_corners=False`, as in `torch.nn.functional.interpolate`.
 """
 
+from bisect import bisect_left
 from typing import Any
 
 import torch
@@ -14,16 +15,21 @@ _BYTES = 1 << 20  # of the resized maps held at once
 _MLP_BYTES = 4 << 20  # of an MLP's hidden features at once; measured on cores with 2.5 MB of second-level cache
 
 
-def _positions(size: int, resized: int, like: torch.Tensor) -> torch.Tensor:
-    """Compute the position, on an axis of `size` pixels, that each of `resized` pixels is interpolated at."""
+def _source(size: int, resized: int, like: torch.Tensor) -> torch.Tensor:
+    """Compute the position, on an axis of `size` pixels, that each of `resized` pixels is interpolated from."""
     centers = torch.arange(resized, dtype=like.dtype, device=like.device) + 0.5
     return (centers * (size / resized) - 0.5).clamp(0, size - 1)
+
+
+def _first_pixels(size: int, resized: int) -> list[int]:
+    """List the first of the two of `size` pixels that each of `resized` pixels of an axis is interpolated from."""
+    return [min(max(((2 * i + 1) * size - resized) // (2 * resized), 0), size - 1) for i in range(resized)]
 
 
 def resizing_matrix(size: int, resized: int, like: torch.Tensor) -> torch.Tensor:
     """Compute the matrix (resized, size) that resizes an axis."""
     pixels = torch.arange(size, dtype=like.dtype, device=like.device)
-    return (1 - (_positions(size, resized, like)[:, None] - pixels).abs()).clamp(min=0)
+    return (1 - (_source(size, resized, like)[:, None] - pixels).abs()).clamp(min=0)
 
 
 def _widen(logits: torch.Tensor) -> torch.Tensor:
@@ -50,13 +56,12 @@ def argmax(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """See :func:`resizing.argmax`; compares only the channels that can be the largest in a band of rows."""
     logits = _widen(logits)
     batch, classes, height, _ = logits.shape
-    positions = _positions(height, size[0], logits)
-    above = positions.long().clamp(max=max(height - 2, 0))
-    share = (positions - above)[:, None, None]
+    above = [min(row, max(height - 2, 0)) for row in _first_pixels(height, size[0])]
+    share = (_source(height, size[0], logits) - torch.tensor(above))[:, None, None]
     # a band holds the rows interpolated from one pair of rows of the logits, or from more if memory allows
     step = max(_rows_at_once(size[1], classes) * height // size[0], 1)
     tops = range(0, max(height - 1, 1), step)
-    ends = torch.searchsorted(above, torch.tensor([*tops[1:], height])).tolist()
+    ends = [bisect_left(above, top) for top in (*tops[1:], height)]
     labels = torch.empty((batch, *size), dtype=torch.long)
     possible = candidate_classes(logits)
     for i in range(batch):
@@ -68,7 +73,7 @@ def argmax(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
             wide = wide[0].permute(1, 2, 0)  # (rows, width, kept): the argmax reads contiguous memory
             upper, lower = wide[:-1], wide[1:]
             if wide.shape[0] != 2:
-                first = above[start:end] - top
+                first = torch.tensor(above[start:end]) - top
                 upper, lower = wide[first], wide[(first + 1).clamp(max=wide.shape[0] - 1)]
             maps = torch.lerp(upper, lower, share[start:end])
             labels[i, start:end] = kept[maps.max(-1).indices]
@@ -89,7 +94,7 @@ def cross_entropy(
     batch, height, width, classes = logits_nhwc.shape
     rows = resizing_matrix(height, target.shape[1], logits_nhwc)
     columns = resizing_matrix(width, target.shape[2], logits_nhwc)
-    above = _positions(height, target.shape[1], logits_nhwc).long().tolist()
+    above = _first_pixels(height, target.shape[1])
     smoothing_weight = logits_nhwc.new_full((classes,), smoothing / classes)  # share of each class
     smoothing_weight = smoothing_weight if weight is None else smoothing_weight * weight
     gradient = logits_nhwc.new_empty(logits_nhwc.shape) if needs_gradient else None

@@ -17,6 +17,8 @@ import torch
 from accelerate import Accelerator
 
 from segmentation.autocasting import slow_precision
+from segmentation.checks import PATIENT, check_files, in_first_process
+from segmentation.data import worker_count
 from segmentation.evaluation import end, evaluate
 from segmentation.layouts import open_split
 from segmentation.metrics import Scores
@@ -46,10 +48,14 @@ def main(argv: list[str]) -> Scores:
     settings = parse(EvalSettings, argv, __doc__.split("\n")[0], MODEL | RECIPE)
     if settings.write_card and not Path(name).is_dir():
         raise SettingsError(f"--write_card needs a model folder, which {name} is not.")
-    accelerator = Accelerator(mixed_precision=mixed_precision(settings.precision))
+    accelerator = Accelerator(mixed_precision=mixed_precision(settings.precision), kwargs_handlers=[PATIENT])
     if slow := slow_precision(accelerator.device, settings.precision):
         accelerator.print(slow)
     split = open_split(settings.dataset, settings.data_root, settings.split, settings.ignore_index)
+    if settings.check_data:
+        root, workers = settings.data_root, worker_count(settings)
+        for line in in_first_process(accelerator, lambda: check_files(split, root, workers).warnings):
+            accelerator.print(line)
     model = load_segmenter(name).to(accelerator.device, memory_format=torch.channels_last)
     scores = evaluate(model, split, settings, accelerator, scales=settings.scales, flip=settings.flip)
     if accelerator.is_main_process:

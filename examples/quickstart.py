@@ -32,7 +32,8 @@ from torchvision.transforms import v2
 from tqdm import tqdm
 
 from segmentation import scenes
-from segmentation.data import Split, TrainSamples, check_files, check_labels
+from segmentation.checks import check_splits
+from segmentation.data import Split, TrainSamples, worker_count
 from segmentation.evaluation import evaluate, some_predictions
 from segmentation.files import fill_when_complete
 from segmentation.layouts import open_folder
@@ -142,10 +143,8 @@ def main(argv: list[str] | None = None) -> None:
         train_split, val_split = Scenes(args.seed, 400), Scenes(args.seed + 1, 40)
     else:
         train_split, val_split = (open_folder(args.data, name, args.ignore_index) for name in ("train", "val"))
-        if warning := check_labels(train_split):
-            print(warning)
-        check_files(train_split)
-        check_files(val_split)
+        for report in check_splits(train_split, val_split, args.data, worker_count(DataSettings())):
+            print(*report.warnings, sep="\n", end="\n" * bool(report.warnings))
     ignored = train_split.ignore_index
     crop = RandomResizedCrop(args.crop_size, (args.crop_size,) * 2, factors=(0.9, 1.5), ignore_index=ignored)
     colors = v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2)

@@ -37,7 +37,8 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from segmentation.autocasting import reduce_casts, slow_precision
-from segmentation.data import check_labels, check_values, ignore_interrupts, training_samples, worker_count
+from segmentation.checks import PATIENT, check_lines, in_first_process
+from segmentation.data import ignore_interrupts, training_samples, worker_count
 from segmentation.evaluation import end, evaluate, quiet_unless_main, some_predictions
 from segmentation.files import fill_when_complete, replace_when_complete
 from segmentation.layouts import open_split
@@ -137,7 +138,7 @@ class Trainer:
             find_unused_parameters=settings.accumulate > 1,
         )
         self.accelerator = Accelerator(
-            mixed_precision=precision, log_with=log_with, project_dir=self.out, kwargs_handlers=[ddp]
+            mixed_precision=precision, log_with=log_with, project_dir=self.out, kwargs_handlers=[ddp, PATIENT]
         )
         self.device = self.accelerator.device
         self.processes = self.accelerator.num_processes
@@ -163,26 +164,24 @@ class Trainer:
         self.resume()
 
     def set_up_data(self) -> None:
-        """Open the splits and check their labels."""
+        """Open the splits; the first process checks their files, for all."""
         settings = self.settings
-        self.train_split, self.val_split = (
-            open_split(settings.dataset, settings.data_root, name, settings.ignore_index) for name in ("train", "val")
-        )
-        train = self.train_split
+        root, workers = settings.data_root, worker_count(settings)
+        train, val = self.train_split, self.val_split = [
+            open_split(settings.dataset, root, name, settings.ignore_index) for name in ("train", "val")
+        ]
         self.data = f"{len(train)} training images of {len(train.classes)} classes ({train.fingerprint()})"
-        if settings.dataset == "folder":  # the first evaluation would be late to find an error
-            check_values(self.val_split)
-        padding = (
-            f"Warning: crops of {settings.crop_size} are larger than the images, which are fitted in "
-            f"{' '.join(map(str, settings.base_scale))}: set --base_scale to the images' own size."
-        )
-        for warning in (
-            check_labels(train),
-            slow_precision(self.device, settings.precision),
-            padding if settings.crop_size > max(settings.base_scale) else None,
-        ):
-            if warning:
-                self.accelerator.print(warning)
+        lines = [*train.notes, *val.notes]
+        if settings.check_data:
+            lines += in_first_process(self.accelerator, lambda: check_lines(train, val, root, workers))
+        lines = lines if not self.checkpoint.is_file() else []  # said when the run began
+        if settings.crop_size > max(settings.base_scale):
+            lines.append(
+                f"Warning: crops of {settings.crop_size} are larger than the images, which are fitted in "
+                f"{' '.join(map(str, settings.base_scale))}: set --base_scale to the images' own size."
+            )
+        for line in filter(None, (*lines, slow_precision(self.device, settings.precision))):
+            self.accelerator.print(line)
 
     def set_up_model(self) -> None:
         """Create model, samples, moving average, optimizer and loss.

@@ -1,4 +1,4 @@
-"""Images and labels of a data set: one mapping from values or colors to classes, checks, and augmented samples."""
+"""Images and labels of a data set: one mapping from values or colors to classes, and augmented samples."""
 
 import os
 import signal
@@ -10,13 +10,16 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from segnext_timm import read_image
 
-from .class_list import color_codes, color_name
+from .check_messages import other_size, unknown_values
+from .checks import check_files, check_labels
+from .label_files import read_colors, read_labels
 from .recipe import DataError, DataSettings, TrainSettings
 from .transforms import MEAN, STD, Normalization, PhotometricDistortion, RandomResizedCrop, TrainTransform, Transform
+
+__all__ = ["Split", "TrainSamples", "check_files", "check_labels", "read_colors", "read_labels", "training_samples"]
 
 Image.MAX_IMAGE_PIXELS = None  # aerial images are large, and training data are one's own
 
@@ -69,16 +72,14 @@ class Split:
         try:
             image = Image.open(path)
             image.load()
-            if image.mode != "RGB" or image.getexif().get(0x0112, 1) != 1:  # as predict reads it
+            orientation = image.getexif().get(0x0112, 1)
+            if image.mode != "RGB" or orientation != 1:  # as predict reads it
                 image = Image.fromarray(read_image(image).permute(1, 2, 0).numpy())
         except Exception as error:  # Pillow's decoders raise anything on damaged files
             raise DataError(f"{path} cannot be read as an image: {error}") from None
         labels = self.open_labels(index)
         if labels.shape != (image.height, image.width):
-            raise DataError(
-                f"{label_path} has {labels.shape[1]}×{labels.shape[0]} pixels (width×height), its image {path.name} "
-                f"{image.width}×{image.height}: make them equal."
-            )
+            raise DataError(other_size(path, image.size, orientation, label_path, labels.shape[::-1]))
         return image, labels
 
     def open_labels(self, index: int) -> np.ndarray:
@@ -93,134 +94,17 @@ class Split:
             labels = values
         else:
             if values.max(initial=0) >= len(self.mapping):
-                self._unknown(values[values >= len(self.mapping)], path)
+                self._refuse(values[values >= len(self.mapping)], path)
             labels = self.mapping.take(values)
         if labels.max(initial=0) >= len(self.classes):
             unknown = (labels >= len(self.classes)) & (labels != self.ignore_index)
             if unknown.any():
-                self._unknown(values[unknown], path)
+                self._refuse(values[unknown], path)
         return labels
 
-    def _unknown(self, values: np.ndarray, path: Path) -> None:
-        found = np.unique(values)
-        count = len(self.classes)
-        if self.by_color:
-            names = [color_name(int(code)) for code in found[:10]]
-            raise DataError(
-                f"{path} holds the color{'s' if len(found) > 1 else ''} {', '.join(names)}, which no class has. Give "
-                f"each color a class in classes.txt ('{names[0]} NAME'), or leave its pixels out ('{names[0]} -')."
-            )
-        raise DataError(
-            f"{path} holds the labels {', '.join(map(str, found[:10]))}, but there are {count} classes "
-            f"{f'(0 to {count - 1})' if self.mapping is None else '(by the values they have in the files)'}, and "
-            f"{self.ignore_index} marks pixels to leave out. Name more classes, give each class its value in "
-            f"classes.txt ('{found[0]} NAME', or '{found[0]} -' to leave its pixels out), or leave one value out with "
-            f"--ignore_index {found[0]}."
-        )
-
-
-def _open_label_file(path: Path) -> Image.Image:
-    try:
-        image = Image.open(path)
-        image.load()
-    except Exception as error:  # Pillow's decoders raise anything on damaged files
-        raise DataError(f"{path} cannot be read as an image: {error}") from None
-    return image
-
-
-def read_labels(path: Path) -> np.ndarray:
-    """Values of a label file, of shape (H, W); the indices of one with a palette, 0 and 1 of one with a bit per pixel.
-
-    Raises:
-        DataError: If it cannot be read, or is a color image.
-    """
-    image = _open_label_file(path)
-    labels = np.asarray(image.convert("L") if image.mode == "1" else image)
-    if labels.ndim != 2:
-        colors = color_codes(np.asarray(image.convert("RGB")))
-        names = ", ".join(color_name(int(code)) for code in np.unique(colors)[:5])
-        raise DataError(
-            f"{path} is a color image ({names}): labels are PNGs of one channel that holds class numbers, unless "
-            f"classes.txt gives each class its color, such as '#ff0000 road'."
-        )
-    return labels // 255 if image.mode == "1" else labels
-
-
-def read_colors(path: Path) -> np.ndarray:
-    """Colors of a label file as integers, of shape (H, W), by :func:`class_list.color_codes`.
-
-    Raises:
-        DataError: If it cannot be read, or holds numbers of more than 8 bits.
-    """
-    image = _open_label_file(path)
-    if image.mode.startswith(("I", "F")):
-        raise DataError(f"{path} holds numbers of 16 bits or more, but classes.txt gives colors: give values instead.")
-    # the bytes red, green, blue, alpha as one integer: faster than a sum of three channels
-    return np.asarray(image.convert("RGBA")).view("<u4")[..., 0] & 0xFFFFFF
-
-
-def check_files(split: Split) -> None:
-    """Raise a DataError if a file of a split cannot be used; reads them all."""
-    for index in tqdm(range(len(split)), desc="check files", unit="image", leave=False):
-        split.open(index)
-
-
-def check_values(split: Split) -> None:
-    """Raise a DataError if a label file of a split cannot be used; reads them all, but not the images."""
-    for index in tqdm(range(len(split)), desc="check labels", unit="file", leave=False):
-        split.open_labels(index)
-
-
-def check_labels(split: Split, count: int = 32) -> str | None:
-    """Look at some label files of a training split before anything is trained on them.
-
-    Args:
-        split: The training split.
-        count: Number of files to look at, spread over the split.
-
-    Returns:
-        A line on classes that do not occur, if there are any and every file was looked at; else None.
-
-    Raises:
-        DataError: If a file holds a value that is not a class, or if the files are binary masks whose second value is
-            left out, so that only one of the two classes would be trained. All files are read before that is said.
-    """
-    looked_at = np.linspace(0, len(split) - 1, min(count, len(split))).round().astype(int).tolist()
-    if split.mapping is None and len(split.classes) == 2:
-        _refuse_half_of_binary_masks(split, looked_at)
-    present = set().union(*(np.unique(split.open_labels(index)).tolist() for index in looked_at))
-    absent = [name for label, name in enumerate(split.classes) if label not in present]
-    if not absent or len(looked_at) < len(split):
-        return None
-    more = f" and {len(absent) - 8} more" if len(absent) > 8 else ""
-    return (
-        f"Warning: no pixel of the {len(split)} label files in {split.labels[0].parent} is of the class "
-        f"{', '.join(absent[:8])}{more}. If there should be some, check the values in classes.txt."
-    )
-
-
-def _refuse_half_of_binary_masks(split: Split, looked_at: list[int]) -> None:
-    """Raise a DataError if one of two classes never occurs, and 255, or `ignore_index`, does."""
-    values = set().union(*(np.unique(read_labels(split.labels[index])).tolist() for index in looked_at))
-    others = values - {0, 1}
-    if len(values & {0, 1}) > 1 or len(others) != 1 or others - {255, split.ignore_index}:
-        return
-    # 255 may truly mark pixels to leave out, while the second class is rare: only all files can tell
-    for index in tqdm(range(len(split)), desc="look for the second class", unit="file", leave=False):
-        values |= set(np.unique(read_labels(split.labels[index])).tolist())
-        if {0, 1} <= values:
-            return
-    (other,) = others
-    present = next(iter(values & {0, 1}), None)
-    if values != {present, other}:
-        return
-    missing = 1 - present
-    lines = [f"'{other if label == missing else present} {name}'" for label, name in enumerate(split.classes)]
-    raise DataError(
-        f"The {len(split)} label files in {split.labels[0].parent} hold the values {present} and {other} only, and "
-        f"{other} is {'left out' if other == split.ignore_index else 'not a class'}: {split.classes[missing]!r} never "
-        f"occurs. If {other} is {split.classes[missing]!r}, say so in classes.txt: {' and '.join(lines)}, one per line."
-    )
+    def _refuse(self, values: np.ndarray, path: Path) -> None:
+        found, counts = (part.tolist() for part in np.unique(values, return_counts=True))
+        raise DataError(unknown_values(self, path, found, dict(zip(found, counts))))
 
 
 # What is fed

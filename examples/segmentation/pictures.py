@@ -2,11 +2,12 @@
 
 import io
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -101,8 +102,11 @@ def draw_samples(
     palette: Sequence[Color],
     ignore_index: int,
     path: Path,
+    shares: Mapping[str, np.ndarray] | None = None,
 ) -> None:
     """Draw images with their labels over them, four a row, with a legend of the classes that occur.
+
+    Below them, bars show the shares of the classes, up to 20: the most frequent and the rarest.
 
     Args:
         samples: Image (H, W, 3), from 0 to 1, and labels (H, W) of each.
@@ -110,17 +114,46 @@ def draw_samples(
         palette: Color of each class.
         ignore_index: Label over which nothing is drawn.
         path: The picture.
+        shares: Share of each class among the pixels of each split, by the split's name.
     """
     rows = -(-len(samples) // 4)
-    figure, axes = new_figure(2.1 * rows + 0.4, rows, 4)
+    bars = 0.7 + 0.22 * min(len(classes), 20) if shares else 0
+    figure, axes = new_figure(
+        2.1 * rows + 0.4 + bars, rows + bool(shares), 4, height_ratios=[2] * rows + [bars] * bool(shares)
+    )
     for axis in axes.flat:
         axis.set_axis_off()
+    if shares:
+        _draw_shares(figure.add_subplot(axes[-1, 0].get_gridspec()[-1, :]), shares, classes, palette)
     for axis, (image, labels) in zip(axes.flat, samples):
         over = np.where((labels == ignore_index)[..., None], image, _colored(labels, palette) / 255)
         axis.imshow(0.5 * image + 0.5 * over, interpolation="nearest")
     present = np.unique(np.concatenate([np.unique(labels) for _, labels in samples]))
     add_legend(figure, present[present < len(classes)], classes, palette)
     save(figure, path)
+
+
+def _draw_shares(
+    axis: Axes, shares: Mapping[str, np.ndarray], classes: Sequence[str], palette: Sequence[Color], most: int = 20
+) -> None:
+    """Draw bars of the classes' shares, the first split's largest first, with the numbers of all splits."""
+    order = np.argsort(-next(iter(shares.values())), kind="stable")
+    if len(order) > most:
+        order = np.concatenate([order[: most // 2], order[-(most // 2) :]])
+    height = 0.8 / len(shares)
+    for place, values in enumerate(shares.values()):
+        rows = np.arange(len(order)) + (place - (len(shares) - 1) / 2) * height
+        colors = np.array(palette)[order] / 255
+        drawn = axis.barh(rows, 100 * values[order], 0.9 * height, color=colors, alpha=1 if not place else 0.55)
+        axis.bar_label(drawn, [f"{100 * value:.3g}" for value in values[order]], padding=3, fontsize=7, color=INK)
+    axis.set(yticks=range(len(order)), ylim=(len(order) - 0.4, -0.6), xticks=[])
+    axis.set_yticklabels([textwrap.shorten(classes[label], 40, placeholder="...") for label in order])
+    title = f"Percent of the pixels of each class: {' above '.join(shares)}"
+    axis.set_title(
+        title + (f"; {most} of {len(classes)} classes" if len(classes) > most else ""), loc="left", fontsize=9
+    )
+    axis.spines[:].set_visible(False)
+    axis.tick_params(colors=INK, labelsize=8, length=0)
 
 
 def draw_predictions(

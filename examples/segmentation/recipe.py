@@ -38,6 +38,8 @@ class DataSettings:
     """Folder of the data set."""
     ignore_index: int = 255
     """In a data folder: value of pixels to leave out, unless classes.txt gives it to a class."""
+    check_data: bool = True
+    """Read all files before the work begins, once for each that is new or changed: damaged ones would end it later."""
     base_scale: tuple[int, int] = (2048, 512)
     """Longest sides (long, short) that images are fitted in, keeping their aspect, before the random resizing."""
     workers: int = 4

@@ -312,7 +312,7 @@ def test_a_rare_second_class_makes_255_the_label_to_ignore(tmp_path):
     masks = [BINARY] * 9
     masks[1] = miniatures.stripes([0, 255, 1], (48, 64))
     write_folder(tmp_path, "background\nperson\n", masks)
-    assert check_labels(open_split("folder", tmp_path, "train"), count=2) is None  # the first and the last mask
+    assert check_labels(open_split("folder", tmp_path, "train")) is None
 
 
 def test_classes_that_never_occur_in_a_small_set_are_listed(tmp_path):
@@ -320,7 +320,6 @@ def test_classes_that_never_occur_in_a_small_set_are_listed(tmp_path):
     split = open_split("folder", tmp_path, "train")
     assert "no pixel of the 3 label files" in check_labels(split)
     assert "of the class b, d. If" in check_labels(split)
-    assert check_labels(split, count=2) is None  # what was not looked at may hold them
 
 
 def test_the_data_viewer_refuses_binary_masks(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from PIL import Image
 
 import prepare_labels
 from segmentation import label_sources
-from segmentation.data import check_labels
+from segmentation.data import check_files
 from segmentation.layouts import open_split
 from segmentation.recipe import UserError
 
@@ -42,7 +42,7 @@ def run(*arguments):
 def labels_of(target, split="train"):
     """Labels by the name of the image, as training reads them; -1 where they are left out."""
     found = open_split("folder", target, split)
-    check_labels(found)
+    check_files(found)
     opened = {path.name: found.open(index)[1].astype(int) for index, path in enumerate(found.images)}
     return {name: np.where(labels == found.ignore_index, -1, labels) for name, labels in opened.items()}
 

@@ -117,7 +117,10 @@ MISTAKES = {
         lambda root: Image.new("L", (60, 64)).save(root / "labels/train/0.png"),
         r"0.png has 60×64 pixels .* its image 0.jpg 64×64",
     ),
-    "color labels": (lambda root: Image.new("RGB", (64, 64)).save(root / "labels/train/0.png"), r"is a color image"),
+    "color labels": (
+        lambda root: Image.new("RGB", (64, 64), "red").save(root / "labels/train/0.png"),
+        r"is a color image",
+    ),
 }
 
 

@@ -1,0 +1,193 @@
+"""What is wrong with files of a data set, in a line each: the file, the cause, and what to do."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .class_list import color_name
+
+if TYPE_CHECKING:
+    from .data import Split
+
+_NEAR = 16  # distance up to which JPEG and smoothing move most values
+
+
+def counted(number: int, noun: str) -> str:
+    """A number and its noun: "1 file", "2 files"."""
+    return f"{number} {noun}{'s' if number != 1 else ''}"
+
+
+def named(names: Sequence[object], most: int = 5) -> str:
+    """Names as a list: "a, b and c", or "a, b and 7 more"."""
+    shown = [*map(str, names[:most])]
+    if len(names) > most:
+        shown.append(f"{len(names) - most} more")
+    return " and ".join(filter(None, (", ".join(shown[:-1]), *shown[-1:])))
+
+
+def label_of(value: int, split: "Split") -> int:
+    """Label of a value or color code: `len(classes)` if it is left out, one more if it means nothing."""
+    count, mapping = len(split.classes), split.mapping
+    label = value if mapping is None else int(mapping[value]) if value < len(mapping) else count + 1
+    return label if label < count else count if label == split.ignore_index else count + 1
+
+
+def written(value: int, split: "Split") -> str:
+    """A value or color code as in `classes.txt`."""
+    return color_name(value) if split.by_color else str(value)
+
+
+def values_of(split: "Split") -> dict[int, list[int]]:
+    """The values or color codes of each label, and those left out under `len(classes)`."""
+    count = len(split.classes)
+    if split.mapping is None:
+        return {**{label: [label] for label in range(count)}, count: [split.ignore_index] * (split.ignore_index >= 0)}
+    found = np.flatnonzero((split.mapping < count) | (split.mapping == split.ignore_index)).tolist()
+    values: dict[int, list[int]] = {label: [] for label in range(count + 1)}
+    for value in found:
+        values[label_of(value, split)].append(value)
+    return values
+
+
+def _prepare_masks(split: "Split", option: str) -> str:
+    folders = f"{split.images[0].parent} {split.labels[0].parent}"
+    return f"`prepare_labels.py masks {folders} NEW_FOLDER --classes classes.txt {option}`"
+
+
+def _clean(split: "Split") -> str:
+    """The command that makes exact labels of masks that are not."""
+    if len(split.classes) == 2 and not split.by_color:
+        return _prepare_masks(split, "--threshold 128")
+    keys = np.array(sorted(value for values in values_of(split).values() for value in values))
+    distance = 40 if split.by_color else max(int(np.diff(keys).min(initial=256)) // 2, 1)
+    return _prepare_masks(split, f"--nearest {distance}")
+
+
+# Files
+
+
+def lossy_labels(split: "Split", path: Path, form: str) -> str:
+    """Labels are saved in a format that changes their values."""
+    return (
+        f"{path} is saved as {form}, which changes the values of labels: save labels as PNG. If there are no others, "
+        f"{_clean(split)} makes exact ones."
+    )
+
+
+def other_size(
+    image: Path, image_size: tuple[int, int], orientation: int, labels: Path, labels_size: tuple[int, int]
+) -> str:
+    """Labels have another size than their image, because of the rotation that EXIF asks for, or not."""
+    sizes = f"{labels} has {'×'.join(map(str, labels_size))} pixels (width×height), its image {image.name} "
+    sizes += "×".join(map(str, image_size))
+    if labels_size != image_size[::-1]:
+        return f"{sizes}: make them equal."
+    if orientation < 5:
+        return f"{sizes}: one of the two is rotated. Rotate it back."
+    return (
+        f"{sizes}, since a note in it (EXIF orientation {orientation}) rotates it, and the labels are not rotated: "
+        f"remove the note (`exiftool -Orientation= {image.name}`), or let `prepare_labels.py masks` do so."
+    )
+
+
+# Values
+
+
+def unknown_values(split: "Split", path: Path, found: Iterable[int], everywhere: Mapping[int, int]) -> str:
+    """A label file holds values or colors that no class has.
+
+    Args:
+        split: The split.
+        path: The label file.
+        found: Its values or color codes that no class has.
+        everywhere: Number of pixels of each value, in all files that were read.
+    """
+    unknown = sorted(value for value in everywhere if label_of(value, split) > len(split.classes))
+    first = [written(value, split) for value in found]
+    known = sorted(value for values in values_of(split).values() for value in values)
+    if (_blurred_colors if split.by_color else _blurred_values)(unknown, known):
+        what = "colors" if split.by_color else "values"
+        return (
+            f"{path} holds {counted(len(first), what[:-1])} between those of the classes ({named(first)}), as masks do "
+            f"that were saved as JPEG, resampled, or drawn with smooth edges. Save them without, or let "
+            f"{_clean(split)} make exact labels."
+        )
+    if split.by_color:
+        return (
+            f"{path} holds the color{'s' if len(first) > 1 else ''} {', '.join(first[:10])}, which no class has. Give "
+            f"each color a class in classes.txt ('{first[0]} NAME'), or leave its pixels out ('{first[0]} -')."
+        )
+    count = len(split.classes)
+    range_ = f"(0 to {count - 1})" if split.mapping is None else "(by the values they have in the files)"
+    return (
+        f"{path} holds the labels {', '.join(first[:10])}, but there are {count} classes {range_}, and "
+        f"{split.ignore_index} marks pixels to leave out. Name more classes, give each class its value in classes.txt "
+        f"('{first[0]} NAME', or '{first[0]} -' to leave its pixels out), or leave one value out with --ignore_index "
+        f"{first[0]}."
+    )
+
+
+def _blurred_values(unknown: list[int], known: list[int]) -> bool:
+    """Whether unknown values look like noise around others, or mixtures of them, and not like more classes."""
+    many = len(unknown) >= 8
+    if known[: len(known) - 1] == [*range(known[0], known[0] + len(known) - 1)]:  # class numbers, and one left out
+        return many and unknown[-1] >= 200
+    near = len(unknown) >= 2 and all(min(abs(value - key) for key in known) <= _NEAR for value in unknown)
+    return many or (near and max(np.diff(known)) > 4 * _NEAR)
+
+
+def _blurred_colors(unknown: list[int], known: list[int]) -> bool:
+    """As `_blurred_values`: near listed colors, on lines between two of them, or very many."""
+    if len(unknown) < 2 or len(unknown) > 64:
+        return len(unknown) > 64
+    points, keys = (np.stack([np.array(c) >> shift & 255 for shift in (0, 8, 16)], -1) for c in (unknown, known))
+    near = np.linalg.norm(points[:, None] - keys, axis=2).min(1) <= _NEAR
+    if near.all() or len(unknown) < 8:
+        return bool(near.all())
+    first, second = (keys[i].astype(float) for i in np.triu_indices(len(keys), 1))
+    along = second - first
+    place = ((points[:, None] - first) * along).sum(2) / (along**2).sum(1)
+    nearest = first + place.clip(0, 1)[..., None] * along
+    mixed = np.linalg.norm(points[:, None] - nearest, axis=2).min(1) <= _NEAR / 2
+    return bool((near | mixed).mean() > 0.9)
+
+
+def other_numbers(split: "Split", everywhere: Mapping[int, int]) -> str | None:
+    """As many values occur as there are classes, but others than theirs: what `classes.txt` has to say."""
+    values = sorted(value for value in everywhere if label_of(value, split) != len(split.classes))
+    unknown = [value for value in values if label_of(value, split) > len(split.classes)]
+    if split.by_color or not unknown or len(values) != len(split.classes):
+        return None
+    absent = {*range(len(split.classes))} - {label_of(value, split) for value in values}
+    return _listed(split, values, unknown, absent, "not a class", [*zip(values, split.classes)])
+
+
+def half_used(split: "Split", everywhere: Mapping[int, int]) -> str | None:
+    """Only one class occurs, while pixels of other values are left out: what `classes.txt` has to say."""
+    count = len(split.classes)
+    left_out = sorted((v for v in everywhere if label_of(v, split) == count), key=lambda value: -everywhere[value])
+    present = {label_of(value, split): value for value in everywhere if label_of(value, split) < count}
+    if len(present) != 1 or not left_out:
+        return None
+    absent = [label for label in range(count) if label not in present]
+    values = {label: found[0] for label, found in values_of(split).items() if found}
+    values |= present | {absent[0]: left_out[0]}
+    lines = [(values[label], name) for label, name in enumerate(split.classes)]
+    return _listed(split, sorted(everywhere), left_out, absent, "left out", lines)
+
+
+def _listed(
+    split: "Split", values: list[int], others: list[int], absent: Iterable[int], why: str, lines: list[tuple[int, str]]
+) -> str:
+    missing = [split.classes[label] for label in absent]
+    other, some = (named([written(value, split) for value in part]) for part in (others, values))
+    what = "color" if split.by_color else "value"
+    question = f"{other} is {missing[0]!r}" if len(others) == len(missing) == 1 else f"these are the classes' {what}s"
+    listed = named([f"'{written(value, split)} {name}'" for value, name in lines], 20)
+    return (
+        f"The {counted(len(split), 'label file')} in {split.labels[0].parent} hold the {what}s {some} only, and "
+        f"{other} {'is' if len(others) == 1 else 'are'} {why}: {named([*map(repr, missing)])} never "
+        f"occur{'s' if len(missing) == 1 else ''}. If {question}, say so in classes.txt: {listed}, one per line."
+    )

@@ -1,0 +1,181 @@
+"""What the files of a data set hold. Each file is read once, by several threads, and remembered in the data folder.
+
+Threads are as fast as processes here, since Pillow decodes without Python's lock.
+"""
+
+import hashlib
+import io
+import json
+import os
+import warnings
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import astuple, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import PIL
+from PIL import Image
+from tqdm import tqdm
+
+from segnext_timm import read_image
+
+from .files import replace_when_complete
+from .label_files import open_label_file
+from .recipe import DataError
+
+CACHE = ".checked.json"  # in the data folder
+_FORM = f"1, Pillow {PIL.__version__}"  # of the cache, and which Pillow read the files
+_MOST_VALUES = 1024  # that are kept of a file: only noise has more
+
+File = tuple[Path, str]  # a file, and as what it is read: "image", "values" or "colors"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a file holds.
+
+    Attributes:
+        digest: Of its bytes.
+        size: Width and height in pixels, upright.
+        orientation: EXIF's number, 1 if nothing rotates the image; 5 and more swap width and height.
+        peak: Largest value of an image of 16 bits, else 0.
+        depth: How a label file holds values, by `LabelFile.depth`.
+        lossy: A label file's format, if that changes values.
+        values: Number of pixels of each value, or color code, of a label file.
+    """
+
+    digest: str
+    size: tuple[int, int]
+    orientation: int = 1
+    peak: int = 0
+    depth: str = ""
+    lossy: str = ""
+    values: dict[int, int] = field(default_factory=dict)
+
+
+def read_facts(path: Path, kind: str) -> Facts:
+    """Read a file as an "image", or as labels that are "values" or "colors".
+
+    Raises:
+        DataError: If it cannot be read.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}.") from None
+    digest = hashlib.blake2b(content, digest_size=16).hexdigest()
+    if kind == "image":
+        return _image_facts(path, content, digest)
+    file = open_label_file(path, content)
+    labels = file.colors() if kind == "colors" else file.values()
+    return Facts(digest, file.image.size, depth=file.depth, lossy=file.lossy, values=_count(labels))
+
+
+def _image_facts(path: Path, content: bytes, digest: str) -> Facts:
+    try:
+        image = Image.open(io.BytesIO(content))
+        size = image.size
+        if image.format == "JPEG":  # an eighth of the size is decoded much faster, and still takes all of the file
+            image.draft(image.mode, (size[0] // 8, size[1] // 8))
+        image.load()
+        if image.format != "JPEG":
+            size = image.size  # Pillow rotates TIFFs when it loads them
+        orientation = image.getexif().get(0x0112, 1)
+        if image.mode[0] in "IF":
+            read_image(image)  # refuses numbers that are no image's
+        peak = int(np.asarray(image).max(initial=0)) if image.mode[0] == "I" else 0
+    except Exception as error:  # Pillow's decoders raise anything on damaged files
+        raise DataError(f"{path} cannot be read as an image: {error}") from None
+    return Facts(digest, size[::-1] if orientation >= 5 else size, orientation, peak)
+
+
+def _count(labels: np.ndarray) -> dict[int, int]:
+    """Number of pixels of each value, of the most frequent ones if there are very many."""
+    if labels.dtype == np.uint8:  # Pillow counts bytes several times as fast
+        counts = np.array(Image.fromarray(labels).histogram())
+        values = counts.nonzero()[0]
+        counts = counts[values]
+    else:
+        values, counts = np.unique(labels, return_counts=True)
+    if len(values) > _MOST_VALUES:
+        most = np.sort(np.argpartition(counts, -_MOST_VALUES)[-_MOST_VALUES:])
+        values, counts = values[most], counts[most]
+    return dict(zip(values.tolist(), counts.tolist()))
+
+
+def gather(files: Iterable[File], root: Path | str | None, workers: int, title: str) -> dict[File, Facts | DataError]:
+    """Facts of files, or the error of those that cannot be read.
+
+    Args:
+        files: The files, and as what each is read.
+        root: Data folder, whose `CACHE` remembers facts by path, size and time of the last change; nothing is
+            remembered without it, or if it cannot be written.
+        workers: Number of threads.
+        title: Of the progress bar.
+    """
+    cache = Path(root).absolute() / CACHE if root else None
+    known = _load(cache)
+    found: dict[File, Facts | DataError] = {}
+    unread: dict[File, tuple[str, list[int] | None]] = {}
+    for path, kind in dict.fromkeys(files):
+        key, stamp = f"{kind} {os.path.relpath(path.absolute(), cache.parent) if cache else path}", _stamp(path)
+        entry = known.get(key)
+        if entry and entry[0] == stamp:
+            found[path, kind] = entry[1]
+        else:
+            unread[path, kind] = key, stamp
+    if not unread:
+        return found
+
+    def read(file: File) -> Facts | DataError:
+        try:
+            return read_facts(*file)
+        except DataError as error:
+            return error
+
+    pool = ThreadPoolExecutor(max(workers, 1))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's, of notes in files that it cannot read
+            results = zip(unread.items(), pool.map(read, unread))
+            for (file, (key, stamp)), facts in tqdm(results, title, len(unread), leave=False, unit="file"):
+                found[file] = facts
+                if isinstance(facts, Facts):  # a file that cannot be read may be, later
+                    known[key] = stamp, facts
+    finally:
+        pool.shutdown(cancel_futures=True)
+        _save(known, cache)
+    return found
+
+
+def _stamp(path: Path) -> list[int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _load(cache: Path | None) -> dict[str, tuple[list[int], Facts]]:
+    """What is remembered of files; nothing if the cache is damaged, or of another form."""
+    try:
+        content = json.loads(cache.read_text(encoding="utf-8")) if cache else {}
+        if content.get("form") != _FORM:
+            return {}
+        return {key: (stamp, _from_json(*facts)) for key, (stamp, facts) in content["files"].items()}
+    except (OSError, ValueError, TypeError, AttributeError, KeyError):
+        return {}
+
+
+def _from_json(digest: str, size: list[int], *others: object) -> Facts:
+    *others, values = others
+    return Facts(digest, tuple(size), *others, {int(value): count for value, count in values.items()})
+
+
+def _save(known: dict[str, tuple[list[int], Facts]], cache: Path | None) -> None:
+    content = {"form": _FORM, "files": {key: (stamp, astuple(facts)) for key, (stamp, facts) in known.items()}}
+    if cache:
+        with suppress(OSError), replace_when_complete(cache) as new:  # a folder may be for reading only
+            new.write_text(json.dumps(content, separators=(",", ":")), encoding="utf-8")

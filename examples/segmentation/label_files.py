@@ -1,0 +1,149 @@
+"""Label files: the number, or the color, that each pixel holds, whatever the file's format and depth."""
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from .class_list import color_codes, color_name
+from .recipe import DataError
+
+# Pillow spreads grays of 2 and 4 bits over 0 to 255 (its raw modes "L;2" and "L;4", with letters for the order of bits)
+_SPREAD = {"L;2": 85, "L;4": 17}
+_LOSSY = {"JPEG": "JPEG", "MPO": "JPEG", "AVIF": "AVIF", "HEIF": "HEIF"}
+
+
+class ColorError(DataError):
+    """A label file holds colors, but the classes have values."""
+
+
+@dataclass
+class LabelFile:
+    """A label file that was opened.
+
+    Attributes:
+        path: The file.
+        image: Its pixels, upright.
+        spread: Factor by which Pillow enlarged its values.
+        lossy: Name of its format, if that changes values; else empty.
+    """
+
+    path: Path
+    image: Image.Image
+    spread: int
+    lossy: str
+
+    @property
+    def depth(self) -> str:
+        """How the file holds values: "8 bits", "palette" or "colors"."""
+        mode = self.image.mode
+        if mode in ("P", "PA"):
+            return "palette"
+        if mode in ("L", "LA", "La"):
+            return {1: "8 bits", 17: "4 bits", 85: "2 bits"}[self.spread]
+        return "1 bit" if mode == "1" else "16 bits" if mode[:4] == "I;16" else "32 bits" if mode in "IF" else "colors"
+
+    def values(self) -> np.ndarray:
+        """Numbers (H, W): grays, or the indices of a palette; alpha is left out.
+
+        A GIF has no grays but a palette, which Pillow and others sort anew: one of grays means its grays.
+
+        Raises:
+            ColorError: If it holds colors other than grays.
+            DataError: If numbers are negative or not whole.
+        """
+        image, mode = self.image, self.image.mode
+        values = np.asarray(image)
+        if mode == "1":
+            return values.astype(np.uint8)
+        if mode in ("L", "LA", "La", "P", "PA"):
+            values = values if values.ndim == 2 else values[..., 0]
+            if mode == "P" and image.format == "GIF":
+                colors = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
+                used = np.unique(values)
+                if (colors[used] == colors[used, :1]).all():
+                    return colors[:, 0].take(values)
+            return values if self.spread == 1 else values // self.spread
+        if mode[0] in "IF":
+            return self._whole(values)
+        colors = values[..., :3] if mode in ("RGB", "RGBA", "RGBX") else np.asarray(image.convert("RGB"))
+        if not (np.array_equal(colors[..., 0], colors[..., 1]) and np.array_equal(colors[..., 0], colors[..., 2])):
+            names = ", ".join(color_name(int(code)) for code in np.unique(color_codes(colors))[:5])
+            raise ColorError(
+                f"{self.path} is a color image ({names}): labels are PNGs of one channel that holds class numbers, "
+                f"unless classes.txt gives each class its color, such as '#ff0000 road'."
+            )
+        return colors[..., 0]
+
+    def colors(self) -> np.ndarray:
+        """Colors (H, W) as integers, by :func:`class_list.color_codes`.
+
+        Raises:
+            DataError: If the file holds numbers of more than 8 bits.
+        """
+        if self.image.mode[0] in "IF":
+            raise DataError(
+                f"{self.path} holds numbers of 16 bits or more, but classes.txt gives colors: give values instead."
+            )
+        # the bytes red, green, blue, alpha as one integer: faster than a sum of three channels
+        return np.asarray(self.image.convert("RGBA")).view("<u4")[..., 0] & 0xFFFFFF
+
+    def _whole(self, values: np.ndarray) -> np.ndarray:
+        if values.dtype.kind == "f":
+            wrong = values[~((values == np.rint(values)) & (np.abs(values) < 2**31))]  # NaN too
+            if wrong.size:
+                raise DataError(
+                    f"{self.path} holds numbers that are not whole ({wrong[0]:g}): save class numbers as integers."
+                )
+            values = values.astype(np.int32)
+        if values.min(initial=0) < 0:
+            raise DataError(f"{self.path} holds negative numbers ({values.min()}): classes have numbers from 0 on.")
+        return values
+
+
+def open_label_file(path: Path, content: bytes | None = None) -> LabelFile:
+    """Open a label file, or its content if that was read already.
+
+    Raises:
+        DataError: If it cannot be read.
+    """
+    try:
+        content = path.read_bytes() if content is None else content
+        image = Image.open(io.BytesIO(content))
+        arguments = image.tile[0][3] if image.tile else ""
+        raw_mode = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
+        lossy = _LOSSY.get(image.format, "WebP" if image.format == "WEBP" and _is_lossy_webp(content) else "")
+        image.load()
+        kind = image.format
+        if image.getexif().get(0x0112, 1) != 1:
+            image = ImageOps.exif_transpose(image)
+            image.format = kind
+    except Exception as error:  # Pillow's decoders raise anything on damaged files
+        raise DataError(f"{path} cannot be read as an image: {error}") from None
+    return LabelFile(path, image, _SPREAD.get(str(raw_mode)[:3], 1), lossy)
+
+
+def _is_lossy_webp(content: bytes) -> bool:
+    """Whether a WebP file, or an animated or transparent one's first picture, is of the lossy kind."""
+    place, lossless = content.find(b"VP8 "), content.find(b"VP8L")
+    return place >= 0 and not 0 <= lossless < place
+
+
+def read_labels(path: Path) -> np.ndarray:
+    """Values of a label file, of shape (H, W); the indices of one with a palette, 0 and 1 of one with a bit per pixel.
+
+    Raises:
+        DataError: If it cannot be read, or is a color image.
+    """
+    return open_label_file(path).values()
+
+
+def read_colors(path: Path) -> np.ndarray:
+    """Colors of a label file as integers, of shape (H, W), by :func:`class_list.color_codes`.
+
+    Raises:
+        DataError: If it cannot be read, or holds numbers of more than 8 bits.
+    """
+    return open_label_file(path).colors()

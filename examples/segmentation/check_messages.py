@@ -107,12 +107,12 @@ def unknown_values(split: "Split", path: Path, found: Iterable[int], everywhere:
     unknown = sorted(value for value in everywhere if label_of(value, split) > len(split.classes))
     first = [written(value, split) for value in found]
     known = sorted(value for values in values_of(split).values() for value in values)
-    if (_blurred_colors if split.by_color else _blurred_values)(unknown, known):
+    if _blurred_colors(unknown, known) if split.by_color else _blurred_values(unknown, known, everywhere):
         what = "colors" if split.by_color else "values"
         return (
             f"{path} holds {counted(len(first), what[:-1])} between those of the classes ({named(first)}), as masks do "
             f"that were saved as JPEG, resampled, or drawn with smooth edges. Save them without, or let "
-            f"{_clean(split)} make exact labels."
+            f"{_clean(split)} make exact labels. If they are classes, name them in classes.txt ('{first[0]} NAME')."
         )
     if split.by_color:
         return (
@@ -129,9 +129,14 @@ def unknown_values(split: "Split", path: Path, found: Iterable[int], everywhere:
     )
 
 
-def _blurred_values(unknown: list[int], known: list[int]) -> bool:
+def _blurred_values(unknown: list[int], known: list[int], everywhere: Mapping[int, int]) -> bool:
     """Whether unknown values look like noise around others, or mixtures of them, and not like more classes."""
     many = len(unknown) >= 8
+    # steps of a smooth edge: few pixels, of values between the two that most pixels have
+    most = sorted(everywhere, key=lambda value: -everywhere[value])[:2]
+    rare = sum(everywhere[value] for value in unknown) < 0.1 * sum(everywhere.values())
+    if len(unknown) >= 2 and rare and np.ptp(most) > 4 * _NEAR and all(min(most) < v < max(most) for v in unknown):
+        return True
     if known[: len(known) - 1] == [*range(known[0], known[0] + len(known) - 1)]:  # class numbers, and one left out
         return many and unknown[-1] >= 200
     near = len(unknown) >= 2 and all(min(abs(value - key) for key in known) <= _NEAR for value in unknown)

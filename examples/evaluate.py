@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from segmentation.autocasting import slow_precision
 from segmentation.checks import PATIENT, check_files, in_first_process
 from segmentation.data import worker_count
-from segmentation.evaluation import end, evaluate
+from segmentation.evaluation import end, evaluate, match_classes
 from segmentation.layouts import open_split
 from segmentation.metrics import Scores
 from segmentation.pictures import draw_confusion, draw_iou
@@ -52,12 +52,16 @@ def main(argv: list[str]) -> Scores:
     if slow := slow_precision(accelerator.device, settings.precision):
         accelerator.print(slow)
     split = open_split(settings.dataset, settings.data_root, settings.split, settings.ignore_index)
+    model = load_segmenter(name)
+    if note := match_classes(model, split, settings.by_position)[1]:
+        accelerator.print(note)
     if settings.check_data:
         root, workers = settings.data_root, worker_count(settings)
         for line in in_first_process(accelerator, lambda: check_files(split, root, workers).warnings):
             accelerator.print(line)
-    model = load_segmenter(name).to(accelerator.device, memory_format=torch.channels_last)
-    scores = evaluate(model, split, settings, accelerator, scales=settings.scales, flip=settings.flip)
+    model = model.to(accelerator.device, memory_format=torch.channels_last)
+    views = {"scales": settings.scales, "flip": settings.flip}
+    scores = evaluate(model, split, settings, accelerator, settings.by_position, **views)
     if accelerator.is_main_process:
         print(scores.table())
         if settings.json:

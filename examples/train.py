@@ -434,7 +434,7 @@ class Trainer:
         self.share_statistics()
         benchmark, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False  # images have many sizes
         with torch.compiler.set_stance("force_eager"):  # for the same reason
-            scores = evaluate(model, split, self.settings, self.accelerator)
+            scores = evaluate(model, split, self.settings, self.accelerator, by_position=True)
         self.mious.append((self.iteration, scores.miou))
         best_before, self.best_miou = self.best_miou, max(self.best_miou, scores.miou)
         if self.accelerator.is_main_process:

@@ -32,7 +32,6 @@ __all__ = [
     "predict",
     "push_to_hub",
     "read_image",
-    "segment",
 ]
 
 
@@ -61,4 +60,4 @@ if TYPE_CHECKING or not _is_the_command():
     from .models.segnext import LightHamDecoder, SegNeXt
     from .prediction.drawing import class_areas, overlay
     from .prediction.images import read_image
-    from .prediction.pipeline import predict, segment
+    from .prediction.pipeline import predict

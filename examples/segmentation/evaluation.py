@@ -1,12 +1,14 @@
-"""Evaluate a model on a split, with mmsegmentation's metrics."""
+"""Evaluate a model on a split, with mmsegmentation's metrics, in as little memory as predictions take."""
 
 import numpy as np
 import torch
+import torch.nn as nn
 from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from segnext_timm import predict, read_image, segment
+from segnext_timm import predict, read_image
+from segnext_timm.label_sets import name_list
 
 from .data import Split, ignore_interrupts, worker_count
 from .metrics import Scores, add_to_confusion
@@ -14,18 +16,21 @@ from .recipe import DataError, DataSettings
 
 
 class Samples(Dataset):
-    """Dataset of images (3, H, W), uint8, and labels (H, W), int64, at their own size."""
+    """Dataset of images (C, H, W), uint8, and labels (H, W), at their own size."""
 
-    def __init__(self, split: Split, indices: range) -> None:
+    def __init__(self, split: Split, indices: range, channels: int = 3) -> None:
         self.split = split
         self.indices = indices
+        self.channels = channels
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
-        image, labels = self.split.open(self.indices[i])
-        return read_image(image), torch.from_numpy(labels.astype("int64"))
+        index = self.indices[i]
+        image, labels = self.split.open(index)  # in color
+        source = image if self.channels == 3 else self.split.images[index]
+        return read_image(source, self.channels), torch.from_numpy(labels.astype("int32"))
 
 
 def quiet_unless_main(accelerator: Accelerator) -> dict[str, bool]:
@@ -43,55 +48,110 @@ def end(accelerator: Accelerator) -> None:
     accelerator.end_training()
 
 
-def evaluate(model: torch.nn.Module, split: Split, settings: DataSettings, accelerator: Accelerator, **views) -> Scores:
+def class_names(model: nn.Module) -> list[str] | None:
+    """Names of the labels that a model predicts, if it states them; a binary model's begin with "background"."""
+    facts = getattr(model, "pretrained_cfg", None) or {}
+    names = [name.strip() for name in name_list(facts.get("label_names") or ())]
+    return ["background", *names] if len(names) == 1 else names or None
+
+
+def _label_count(model: nn.Module) -> int | None:
+    """Number of the labels that a model predicts; None if it is not a model of smp."""
+    head = getattr(model, "segmentation_head", None)
+    convs = [module for module in head.modules() if isinstance(module, nn.Conv2d)] if head is not None else []
+    return max(convs[-1].out_channels, 2) if convs else None
+
+
+def match_classes(model: nn.Module, split: Split, by_position: bool = False) -> tuple[list[int], str | None]:
+    """Match the labels that a model predicts with the classes of a split, by name.
+
+    Args:
+        model: The model; its `pretrained_cfg` may state its `label_names`.
+        split: The data.
+        by_position: Compare labels by number, whatever their names.
+
+    Returns:
+        The class of each label, and a line if these are not the same numbers, or no names are known.
+
+    Raises:
+        DataError: If the names are others, or their number where no names are compared.
+    """
+    classes, names, count = list(split.classes), class_names(model), _label_count(model)
+    same = [*range(len(classes))]
+    if names is None or by_position:
+        if count not in (None, len(classes)):
+            raise DataError(
+                f"the model has {count} classes, but the data set has {len(classes)}: use its own data set."
+            )
+        return same, None if by_position else "The model does not name its classes: compared by number."
+    if names == classes:
+        return same, None
+    if sorted(names) == sorted(classes):
+        return [classes.index(name) for name in names], "The model has the classes in another order: matched by name."
+    both = (names, classes), (classes, names)
+    other = [", ".join([name for name in one if name not in two][:5]) or "none" for one, two in both]
+    case = sorted(map(str.lower, names)) == sorted(map(str.lower, classes))
+    hint = " or compare by number with --by_position" if len(names) == len(classes) else ""
+    raise DataError(
+        f"the model's {len(names)} classes are not the {len(classes)} of the data set"
+        f"{', by upper and lower case alone' if case else ''}: only the model has {other[0]}; only the data set has "
+        f"{other[1]}. Use the model's own data set, give the classes the same names{hint}."
+    )
+
+
+def evaluate(
+    model: nn.Module, split: Split, settings: DataSettings, accelerator: Accelerator, by_position: bool = False, **views
+) -> Scores:
     """Evaluate a model on a split, divided among the processes.
 
     Args:
-        model: Maps normalized images (1, C, H, W) to logits of the same size.
+        model: A model of smp, or another that :func:`segnext_timm.predict` takes.
         split: The data.
         settings: Image size, mode and windows: the `eval_` fields.
         accelerator: The processes.
-        views: `scales` and `flip` of :func:`segnext_timm.segment`.
+        by_position: Compare classes by number, not by name.
+        views: `scales` and `flip` of :func:`segnext_timm.predict`.
 
     Raises:
-        DataError: If the model has another number of classes, or a file cannot be read.
+        DataError: If the model has other classes, or a file cannot be read.
     """
     classes = len(split.classes)
+    label_of, _ = match_classes(model, split, by_position)
+    table = None if label_of == [*range(classes)] else torch.tensor(label_of)
+    windows = {} if settings.eval_mode == "auto" else {"window": settings.eval_window, "stride": settings.eval_stride}
     mine = range(accelerator.process_index, len(split), accelerator.num_processes)
     loader = DataLoader(
-        Samples(split, mine),
+        Samples(split, mine, (getattr(model, "config", None) or {}).get("in_channels", 3)),
         batch_size=None,
         num_workers=worker_count(settings),
-        pin_memory=accelerator.device.type == "cuda",
         worker_init_fn=ignore_interrupts,
     )
-    confusion = torch.zeros(classes, classes, dtype=torch.int64, device=accelerator.device)
+    confusion = torch.zeros(classes, classes, dtype=torch.int64)
     progress = tqdm(loader, desc="evaluate", unit="image", leave=False, **quiet_unless_main(accelerator))
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
         for image, labels in progress:
             with accelerator.autocast():
-                scores = segment(
+                predicted = predict(
                     model,
                     image,
                     mode=settings.eval_mode,
-                    window=settings.eval_window,
-                    stride=settings.eval_stride,
                     fit_in=settings.eval_fit,
                     divisor=settings.eval_divisor,
+                    **windows,
                     **views,
                 )
-            if scores.shape[0] != classes:
-                raise DataError(
-                    f"the model has {scores.shape[0]} classes, but the data set has {classes}: use its own data set."
-                )
-            labels = labels.to(accelerator.device, non_blocking=True)
-            add_to_confusion(confusion, labels, scores.argmax(0), split.ignore_index)
+            if predicted.max() >= len(label_of):
+                raise DataError(f"the model predicts {predicted.max()}, but the data set has {classes} classes.")
+            predicted = torch.from_numpy(predicted)
+            predicted = predicted if table is None else table[predicted.long()]
+            for truth, guess in zip(labels.split(512), predicted.split(512)):  # rows, to save memory
+                add_to_confusion(confusion, truth.long(), guess.long(), split.ignore_index)
     finally:
         for module in training:
             module.training = True
-    return Scores(split.classes, accelerator.reduce(confusion, "sum").cpu())
+    return Scores(split.classes, accelerator.reduce(confusion.to(accelerator.device), "sum").cpu())
 
 
 def some_predictions(

@@ -1,6 +1,6 @@
 """Create the model to train: initial weights, facts about its data, and parameter groups."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,15 @@ from segnext_timm import SegNeXt, create_segmenter, list_segmenters, load_segmen
 from segnext_timm.variants import VARIANTS as SIZES
 
 from .data import Split
+from .evaluation import class_names
 from .metrics import Scores
 from .recipe import SettingsError, TrainSettings
 from .transforms import MEAN, STD, Normalization
 
 # encoder, decoder channels, rank and drop path rate of the paper's models (its code, configs of ADE20K)
 VARIANTS = {v.key: (f"tu-{v.backbone}", v.decoder_channels, v.decoder_rank, v.drop_path_rate) for v in SIZES.values()}
+
+_OF_ORIGIN = ("origin_url", "dataset_terms")  # of the initial weights: where they come from, and their data's terms
 
 
 def build_model(
@@ -33,23 +36,27 @@ def build_model(
     Returns:
         The model with its initial weights.
     """
-    if settings.init_from in ("imagenet", "none") or _is_published(settings.init_from):
+    classes, head = len(split.classes), None
+    if settings.init_from in ("imagenet", "none"):
         with torch.random.fork_rng(devices=[]):
-            initial = create_model(settings, len(split.classes), False).state_dict()
-        model = create_model(settings, len(split.classes), settings.init_from != "none")
-        loaded = set()
-        if settings.init_from != "none":  # report what loading really changed
-            meant = "" if _is_published(settings.init_from) else "encoder."
-            changed = {name for name, value in model.state_dict().items() if not torch.equal(value, initial[name])}
-            loaded = {name for name in changed if name.startswith(meant)}
+            initial = create_model(settings, classes, False).state_dict()
+        model = create_model(settings, classes, settings.init_from != "none")
+        # report what loading really changed
+        changed = {name for name, value in model.state_dict().items() if not torch.equal(value, initial[name])}
+        loaded = {name for name in changed if name.startswith("encoder.")} if settings.init_from != "none" else set()
     else:
         source = load_segmenter(settings.init_from)
-        model = _like(source, settings, len(split.classes))
-        own = model.state_dict()
+        published = _is_published(settings.init_from)
+        model = create_model(settings, classes, False) if published else _like(source, settings, classes)
+        own, last = model.state_dict(), last_layer(source)
         fitting = {n: v for n, v in source.state_dict().items() if n in own and v.shape == own[n].shape}
+        fitting = {name: value for name, value in fitting.items() if name not in last}
         model.load_state_dict(fitting, strict=False)
-        loaded = set(fitting)
-    log(weights_report(model, loaded, settings.init_from))
+        head = copy_classes(model, source, split.classes)
+        loaded = {*fitting, *(last if head is None else ())}
+        if isinstance(model, SegNeXt):
+            model.pretrained_cfg.update({k: v for k, v in source.pretrained_cfg.items() if k in _OF_ORIGIN})
+    log(weights_report(model, loaded, settings.init_from, head))
     describe(model, split, settings.crop_size)
     if isinstance(model, SegNeXt):
         model.upsampling = 1  # the loss resizes the logits
@@ -57,6 +64,40 @@ def build_model(
     if settings.grad_checkpointing:
         (model if isinstance(model, SegNeXt) else model.encoder.model).set_grad_checkpointing(True)
     return model
+
+
+def last_layer(model: torch.nn.Module) -> tuple[str, ...]:
+    """Names of the weight and the bias, if it has one, of the convolution that computes the classes' logits."""
+    convs = [name for name, module in model.segmentation_head.named_modules() if isinstance(module, torch.nn.Conv2d)]
+    names = (f"segmentation_head.{convs[-1]}.{part}" for part in ("weight", "bias"))
+    return tuple(name for name in names if name in model.state_dict())
+
+
+def copy_classes(model: torch.nn.Module, source: torch.nn.Module, classes: Sequence[str]) -> str | None:
+    """Copy the rows of the last layer that belong to the same classes, by name; others stay as initialized.
+
+    A source that does not name its classes gives all rows by number, if there are as many.
+
+    Returns:
+        What was copied, in words; None if it is the whole layer as it is.
+    """
+    own, theirs, names = model.state_dict(), source.state_dict(), class_names(source)
+    layer, count = last_layer(model), theirs[last_layer(source)[0]].shape[0]
+    if names is None:
+        rows = {i: i for i in range(count)} if count == len(classes) else {}
+        note = "by number, since they have no names there"
+    else:  # the one row of a binary model has another meaning
+        rows = {i: names.index(name) for i, name in enumerate(classes) if name in names and len(names) == count}
+        note = "by name"
+    for name, from_name in zip(layer, last_layer(source)):
+        for to, row in rows.items():
+            own[name][to] = theirs[from_name][row]
+    if names == list(classes) and rows:
+        return None
+    new = [name for i, name in enumerate(classes) if i not in rows]
+    more = f"; as initialized: {', '.join(new[:5])}{f' and {len(new) - 5} more' if len(new) > 5 else ''}" if new else ""
+    moved = ", in another order" if names is not None and not new else ""
+    return f"{len(rows)} of {len(classes)} classes {note}{moved}{more}"
 
 
 def _is_published(name: str) -> bool:
@@ -120,7 +161,7 @@ def _check_size(settings: TrainSettings, encoder: str, channels: Any, rank: int 
             )
 
 
-def weights_report(model: torch.nn.Module, loaded: set[str], source: str) -> str:
+def weights_report(model: torch.nn.Module, loaded: set[str], source: str, head: str | None = None) -> str:
     """Report which weights were loaded into which part of a model and what stays random, one line per part.
 
     Pretrained weights that silently did not load are the most common reason for bad results.
@@ -129,6 +170,7 @@ def weights_report(model: torch.nn.Module, loaded: set[str], source: str) -> str
         model: The model.
         loaded: Names of the tensors that were loaded.
         source: Their origin.
+        head: What of the last layer was loaded, if that is not all or nothing.
     """
     lines = ["Initial weights:"]
     # counters and bases are the same with and without loading
@@ -143,6 +185,8 @@ def weights_report(model: torch.nn.Module, loaded: set[str], source: str) -> str
         else:
             listed = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
             text = f"{len(own) - len(missing)} of {len(own)} tensors from {source}; as initialized: {listed}"
+        if head and part == "segmentation_head":
+            text = f"{head}, from {source}"
         lines.append(f"  {part.replace('_', ' ')}: {text}")
     if source != "none" and not any(name.startswith("encoder.") and name in loaded for name in names):
         lines.append(f"Warning: nothing was loaded into the encoder from {source}; training from scratch takes longer.")
@@ -177,10 +221,7 @@ def describe(model: torch.nn.Module, split: Split, crop_size: int) -> None:
     """Store data set, class names, palette and preprocessing in the model, which saves them."""
     if isinstance(model, SegNeXt):
         known = {"dataset": split.name, "label_names": list(split.classes), "palette": list(map(list, split.palette))}
-        # of the initial weights: where they come from, and the terms of their data
-        origin = {
-            key: model.pretrained_cfg[key] for key in ("origin_url", "dataset_terms") if key in model.pretrained_cfg
-        }
+        origin = {key: model.pretrained_cfg[key] for key in _OF_ORIGIN if key in model.pretrained_cfg}
         model.pretrained_cfg.clear()
         model.pretrained_cfg.update(
             known, **origin, mean=list(MEAN), std=list(STD), input_size=[3, crop_size, crop_size]

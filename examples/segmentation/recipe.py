@@ -50,12 +50,13 @@ class DataSettings:
     """Longest sides (long, short) that images are fitted in; their own size otherwise."""
     eval_divisor: int = 1
     """Sides of fitted images are rounded up to multiples of it."""
-    eval_mode: Literal["whole", "slide"] = "whole"
-    """Process images whole, or in sliding windows."""
+    eval_mode: Literal["auto", "whole", "slide"] = "whole"
+    """Process images whole, or in sliding windows. auto: whole unless that takes more than about 2 GB, else in windows
+    of the size of the training's crops, as `predict` does."""
     eval_window: int = 512
-    """Side of the windows in pixels."""
+    """With slide, side of the windows in pixels."""
     eval_stride: int = 384
-    """Distance of the windows in pixels."""
+    """With slide, distance of the windows in pixels."""
 
 
 @dataclass
@@ -68,6 +69,8 @@ class EvalSettings(DataSettings):
     """Factors of the recipe's image size, one pass each. The published tables use 0.5 0.75 1.0 1.25 1.5 1.75."""
     flip: bool = False
     """Add a pass on the mirrored image for each scale."""
+    by_position: bool = False
+    """Compare the classes of model and data set by number, whatever their names."""
     precision: Precision = "fp32"
     """fp32, or autocast to bf16 or fp16."""
     json: str | None = None

@@ -129,26 +129,6 @@ def _move(image: torch.Tensor, model: nn.Module) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def segment(model: nn.Module, image: torch.Tensor, **options: Any) -> torch.Tensor:
-    """Compute scores of one image at its own size; the label is the class of the largest score.
-
-    Args:
-        model: Maps normalized images (1, C, H, W) to logits of the same size; in evaluation mode.
-        image: Shape (C, H, W): uint8 from 0 to 255, or float32 from 0 to 1.
-        options: `mode` to `batch` of :func:`predict`, and `divisor`: sides of resized images are rounded up to its
-            multiples.
-
-    Returns:
-        Scores of shape (classes, H, W), on the model's device: the model's maps for a single pass, logits if it has no
-        other activation than smp's, else the mean of the probabilities.
-    """
-    segmenter, size = Segmenter(model), (image.shape[-2], image.shape[-1])
-    _, passes = _plan(segmenter, _move(image, model), **options)
-    ((_, _, scores),) = _tiles_of_scores(segmenter, passes, size, size)
-    return scores.permute(2, 0, 1)
-
-
-@torch.inference_mode()
 def _predict(
     segmenter: Segmenter,
     passes: Sequence[WindowedMaps],
@@ -206,6 +186,7 @@ def predict(
     batch: int | None = None,
     tile: int | None = None,
     progress: Callable[[float], None] | None = None,
+    divisor: int = 1,
 ) -> Any:
     """Label every pixel of an image of any size.
 
@@ -234,6 +215,7 @@ def predict(
         tile: Side in pixels of the tiles whose scores are computed at once. Affects memory, not the labels. Default:
             chosen by the number of classes.
         progress: Called with the completed fraction of the image, from 0 to 1.
+        divisor: Sides of resized images are rounded up to multiples of it, as mmsegmentation's recipe for ADE20K does.
 
     Returns:
         Labels of shape (H, W), at the image's own size: uint8, or int32 for more than 256 classes. With
@@ -256,7 +238,9 @@ def predict(
 
     def predict_one(image: ImageLike) -> Any:
         pixels = _move(read_image(image, segmenter.info.in_channels), model)
-        resolved, passes = _plan(segmenter, pixels, mode, window, stride, scales, flip, fit_in, precision, batch)
+        resolved, passes = _plan(
+            segmenter, pixels, mode, window, stride, scales, flip, fit_in, precision, batch, divisor
+        )
         try:
             labels, stored = _predict(segmenter, passes, resolved == "whole", tile, probabilities, report)
         except (MemoryError, RuntimeError) as error:

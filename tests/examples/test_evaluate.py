@@ -156,6 +156,69 @@ def test_masks_with_values_of_their_own_are_evaluated(root):
     assert len(set(plain)) == 3
 
 
+def name_classes(model, names):
+    """Write names of the classes into the configuration of a model folder."""
+    config = json.loads((model / "config.json").read_text())
+    config["pretrained_cfg"] = {**(config.get("pretrained_cfg") or {}), "label_names": names}
+    (model / "config.json").write_text(json.dumps(config))
+
+
+def test_classes_in_another_order_are_matched_by_name(root, capsys):
+    folder, model = root
+    (folder / "classes.txt").write_text("a\nb\nc\n", encoding="utf-8")
+    name_classes(model, ["a", "b", "c"])
+    plain = run(model, FOLDER, "--data_root", folder, "--workers", 0)
+    assert "order" not in capsys.readouterr().out
+    (folder / "classes.txt").write_text("2 c\n0 a\n1 b\n", encoding="utf-8")
+    moved = run(model, FOLDER, "--data_root", folder, "--workers", 0)
+    assert "The model has the classes in another order: matched by name." in capsys.readouterr().out
+    assert moved.classes == ("c", "a", "b") and torch.equal(moved.confusion, plain.confusion[[2, 0, 1]][:, [2, 0, 1]])
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["a", "b", "d"], "only the model has d; only the data set has c. .* or compare by number with --by_position"),
+        (["A", "b", "c"], "by upper and lower case alone: only the model has A"),
+        (["a", "b", "b"], "only the data set has c"),
+    ],
+)
+def test_classes_of_other_names_are_refused_before_the_work_unless_by_position(root, capsys, names, said):
+    folder, model = root
+    (folder / "classes.txt").write_text("a\nb\nc\n", encoding="utf-8")
+    name_classes(model, names)
+    with pytest.raises(DataError, match=said):
+        run(model, FOLDER, "--data_root", folder, "--workers", 0)
+    assert not (folder / ".checked.json").exists()
+    assert run(model, FOLDER, "--data_root", folder, "--workers", 0, "--by_position").confusion.sum() > 0
+
+
+def test_a_model_without_names_is_compared_by_number_and_says_so(root, capsys):
+    folder, model = root
+    run(model, FOLDER, "--data_root", folder, "--workers", 0)
+    assert "The model does not name its classes: compared by number." in capsys.readouterr().out
+
+
+def test_a_binary_model_is_evaluated_on_two_classes(root, tmp_path):
+    folder, _ = root
+    model = smp.SegNeXt("tu-test_mscan", encoder_weights=None, classes=1, decoder_channels=32, decoder_rank=4)
+    model.pretrained_cfg = {"label_names": ["road"]}
+    model.save_pretrained(tmp_path / "binary")
+    (folder / "classes.txt").write_text("1 road\n0 background\n2 -\n", encoding="utf-8")
+    scores = run(tmp_path / "binary", FOLDER, "--data_root", folder, "--workers", 0)
+    assert scores.confusion.shape == (2, 2) and scores.confusion.sum() > 0
+
+
+def test_the_model_is_asked_for_its_channels(root, tmp_path):
+    folder, _ = root
+    model = smp.SegNeXt(
+        "tu-test_mscan", encoder_weights=None, in_channels=1, classes=3, decoder_channels=32, decoder_rank=4
+    )
+    model.pretrained_cfg = {"mean": [0.5], "std": [0.25]}
+    model.save_pretrained(tmp_path / "gray")
+    assert run(tmp_path / "gray", FOLDER, "--data_root", folder, "--workers", 0).confusion.sum() > 0
+
+
 def test_pictures_are_drawn(root, tmp_path):
     folder, model = root
     run(model, FOLDER, "--data_root", folder, "--workers", 0, "--plots", tmp_path / "plots")

@@ -189,8 +189,42 @@ def test_the_report_says_which_weights_were_loaded(folder, tmp_path):
     assert said[-1].splitlines()[1:] == [
         f"  encoder: all 218 tensors from {tmp_path / 'model'}",
         f"  decoder: all 13 tensors from {tmp_path / 'model'}",
-        "  segmentation head: random, all 2 tensors",
+        f"  segmentation head: {len(split.classes) - 1} of {len(split.classes)} classes by name; as initialized: more, "
+        f"from {tmp_path / 'model'}",
     ]
+
+
+@pytest.mark.parametrize("architecture", ["SegNeXt", "Unet"])
+@pytest.mark.parametrize(
+    ("names", "rows", "said"),
+    [
+        (["a", "b", "c"], {0: 0, 1: 1, 2: 2}, "all 2 tensors from"),
+        (["c", "a", "b"], {0: 1, 1: 2, 2: 0}, "3 of 3 classes by name, in another order, from"),
+        (["x", "c", "a", "y"], {0: 2, 2: 1}, "2 of 3 classes by name; as initialized: b, from"),
+        (["x", "y", "z"], {}, "0 of 3 classes by name; as initialized: a, b, c, from"),
+        (None, {0: 0, 1: 1, 2: 2}, "3 of 3 classes by number, since they have no names there, from"),
+    ],
+)
+def test_rows_of_the_last_layer_are_copied_by_the_names_of_the_classes(tmp_path, architecture, names, rows, said):
+    own = {"decoder_channels": 32, "decoder_rank": 4} if architecture == "SegNeXt" else {}
+    source = getattr(smp, architecture)("tu-test_mscan", encoder_weights=None, classes=len(names or "abc"), **own)
+    facts = {"label_names": names} if names else {}
+    if architecture == "SegNeXt":
+        source.pretrained_cfg = facts
+        source.save_pretrained(tmp_path / "model")
+    else:
+        source.save_pretrained(
+            tmp_path / "model", config={**source.config, "_model_class": "Unet", "_pretrained_cfg": facts}
+        )
+    lines = []
+    split = data.Split("x", [], [], ("a", "b", "c"), ((0, 0, 0),) * 3)
+    model = models.build_model(TrainSettings(init_from=str(tmp_path / "model")), split, lines.append)
+    assert f"  segmentation head: {said} {tmp_path / 'model'}" in lines[-1].splitlines()
+    for name, from_name in zip(models.last_layer(model), models.last_layer(source)):
+        new, old = model.state_dict()[name], source.state_dict()[from_name]
+        assert all(torch.equal(new[to], old[row]) for to, row in rows.items())
+        drawn = [to for to in range(3) if to not in rows and name.endswith("weight")]
+        assert not any(torch.equal(new[to], row) for to in drawn for row in old)
 
 
 def test_the_report_leaves_the_weights_and_the_random_numbers_as_they_were(folder, tmp_path):

@@ -5,9 +5,9 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pretended_cuda import WaitCounter, fake, fake_autocast
+from scores import segment
 from segnext_timm import UpsampledCrossEntropyLoss
 from segnext_timm.kernels import resizing
-from segnext_timm.prediction.pipeline import segment
 from small_models import narrow
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="pretends a GPU where there is none")

@@ -6,10 +6,11 @@ import segmentation_models_pytorch as smp
 import torch
 from PIL import Image
 
+from scores import segment
 from segnext_timm import predict
 from segnext_timm.errors import ImageError, OptionError
 from segnext_timm.models.model_info import ModelInfo
-from segnext_timm.prediction.pipeline import fit, segment
+from segnext_timm.prediction.pipeline import fit
 from small_models import narrow
 
 

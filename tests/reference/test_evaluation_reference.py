@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from publishing.reference import import_mmseg
+from scores import segment
 from segmentation.metrics import Scores, add_to_confusion
-from segnext_timm.prediction.pipeline import segment
 
 pytestmark = [pytest.mark.reference, pytest.mark.slow]
 

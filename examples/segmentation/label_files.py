@@ -1,11 +1,12 @@
 """Label files: the number, or the color, that each pixel holds, whatever the file's format and depth."""
 
 import io
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .class_list import color_codes, color_name
 from .recipe import DataError
@@ -66,11 +67,7 @@ class LabelFile:
             return self._whole(values)
         colors = values[..., :3] if mode in ("RGB", "RGBA", "RGBX") else np.asarray(image.convert("RGB"))
         if not (np.array_equal(colors[..., 0], colors[..., 1]) and np.array_equal(colors[..., 0], colors[..., 2])):
-            names = ", ".join(color_name(int(code)) for code in np.unique(color_codes(colors))[:5])
-            raise ColorError(
-                f"{self.path} is a color image ({names}): labels are PNGs of one channel that holds class numbers, "
-                f"unless classes.txt gives each class its color, such as '#ff0000 road'."
-            )
+            raise self._color_error(colors)
         return colors[..., 0]
 
     def colors(self) -> np.ndarray:
@@ -99,20 +96,29 @@ class LabelFile:
             raise DataError(f"{self.path} holds numbers that are not finite: labels are whole numbers.")
         return values
 
-    def palette(self) -> dict[int, int]:
-        """Color codes of the values that a file with a palette uses; empty for other files, and for a GIF's grays."""
+    def palette(self) -> tuple[int, dict[int, int]]:
+        """A digest of the whole palette, and the color code of each number that is used; nothing for other files."""
         if self.image.mode != "P" or self.image.format == "GIF":
-            return {}
-        codes = color_codes(self._palette())
+            return 0, {}
+        colors = self._palette()
+        codes = color_codes(colors)
         used = [value for value, count in enumerate(self.image.histogram()[: len(codes)]) if count]
-        return {value: int(codes[value]) for value in used}
+        return zlib.crc32(colors.tobytes()), {value: int(codes[value]) for value in used}
 
     def _of_palette(self, values: np.ndarray) -> np.ndarray:
-        if self.image.format == "GIF":
+        if self.image.format == "GIF":  # whose numbers programs sort anew
             colors, used = self._palette(), np.unique(values)
-            if (colors[used] == colors[used, :1]).all():
-                return colors[:, 0].take(values)
+            if (colors[used] != colors[used, :1]).any():
+                raise self._color_error(colors[used])
+            return colors[:, 0].take(values)
         return values
+
+    def _color_error(self, colors: np.ndarray) -> ColorError:
+        names = ", ".join(color_name(int(code)) for code in np.unique(color_codes(colors))[:5])
+        return ColorError(
+            f"{self.path} is a color image ({names}): labels are PNGs of one channel that holds class numbers, "
+            f"unless classes.txt gives each class its color, such as '#ff0000 road'."
+        )
 
     def _palette(self) -> np.ndarray:
         return np.array(self.image.getpalette("RGB"), np.uint8).reshape(-1, 3)
@@ -122,11 +128,12 @@ class LabelFile:
             wrong = values[~((values == np.rint(values)) & (np.abs(values) < 2**31))]  # NaN too
             if wrong.size:
                 raise DataError(
-                    f"{self.path} holds numbers that are not whole ({wrong[0]:g}): save class numbers as integers."
+                    f"{self.path} holds numbers that are not whole ({wrong[0]:g}): save class numbers as "
+                    f"integers, and 255 where there are none."
                 )
             values = values.astype(np.int32)
         if values.min(initial=0) < 0:
-            raise DataError(f"{self.path} holds negative numbers ({values.min()}): classes have numbers from 0 on.")
+            raise DataError(f"{self.path} holds negative numbers ({values.min()}): write 255 there to leave them out.")
         return values
 
 
@@ -143,15 +150,28 @@ def open_label_file(path: Path, content: bytes | None = None) -> LabelFile:
         raw_mode = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
         lossy = _LOSSY.get(image.format, "WebP" if image.format == "WEBP" and _is_lossy_webp(content) else "")
         if (number := pages(image)) > 1:
-            raise DataError(f"holds {number} pages: labels are one picture, save the one that is meant")
+            raise DataError(f"holds {number} pages: labels are one picture; save the one that is meant.")
         image.load()
         kind = image.format
         if image.getexif().get(0x0112, 1) != 1:
             image = ImageOps.exif_transpose(image)
             image.format = kind
     except Exception as error:  # Pillow's decoders raise anything on damaged files
-        raise DataError(f"{path} cannot be read as an image: {error}") from None
+        raise DataError(f"{path} cannot be read as an image: {why_unreadable(error, content)}") from None
     return LabelFile(path, image, _SPREAD.get(str(raw_mode)[:3], 1), lossy)
+
+
+def why_unreadable(error: Exception, content: bytes | None) -> str:
+    """Why a file is no image: what it holds instead, or what its decoder says."""
+    if not isinstance(error, UnidentifiedImageError) or content is None:
+        return str(error)
+    if content.startswith(b"version https://git-lfs"):
+        return "it is a pointer of Git LFS: run `git lfs pull`."
+    if content[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        return "it is a TIFF of a kind that Pillow does not read, such as one of 64 bits: save it as PNG."
+    if not content.strip():
+        return "it is empty."
+    return "it holds text." if content[:512].isascii() and b"\0" not in content[:512] else "it is of no known format."
 
 
 def pages(image: Image.Image) -> int:

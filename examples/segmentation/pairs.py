@@ -9,9 +9,11 @@ two rules, or two files have one name, an error names the files.
 import difflib
 import os
 import re
+import unicodedata
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,9 +24,35 @@ from .recipe import DataError
 
 # What names call labels and images, in any case. They tell which is which where both lie in one folder
 MASK_WORDS = {"mask", "masks", "matte", "label", "labels", "labelids", "labeltrainids", "annotation", "annotations"}
-MASK_WORDS |= {"anno", "ann", "gt", "gtfine", "groundtruth", "truth", "seg", "segm", "segmentation", "manual", "l"}
-IMAGE_WORDS = {"image", "images", "img", "im", "sat", "rgb", "photo", "leftimg8bit", "orig", "original", "raw", "input"}
-PREVIEW_WORDS = {"color", "colour", "rgb", "vis", "viz", "overlay", "preview", "blend", "thumb"}  # drawn from labels
+MASK_WORDS |= {"target", "targets", "contour", "contours", "trimap", "map", "lc"}
+MASK_WORDS |= {"anno", "ann", "gt", "gtfine", "groundtruth", "truth", "seg", "segm", "segmentation", "manual", "l", "y"}
+IMAGE_WORDS = {
+    "image",
+    "images",
+    "img",
+    "im",
+    "sat",
+    "rgb",
+    "photo",
+    "leftimg8bit",
+    "orig",
+    "original",
+    "raw",
+    "input",
+    "x",
+}
+PREVIEW_WORDS = {
+    "color",
+    "colour",
+    "rgb",
+    "vis",
+    "viz",
+    "overlay",
+    "preview",
+    "blend",
+    "thumb",
+    "small",
+}  # drawn from labels
 JPEG = (".jpg", ".jpeg", ".jpe", ".jfif")
 LOSSLESS = (".png", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".pgm", ".ppm", ".pbm", ".pnm")
 LOSSY_TIFF = ("jpeg", "tiff_jpeg", "webp")  # compressions of TIFF by Pillow's names
@@ -67,6 +95,11 @@ class Rule:
         """Whether it adds to the image's name, or uses a word for images or labels."""
         removed, added = self.words()
         return not any(self.removed) or bool(added & MASK_WORDS or removed & (MASK_WORDS | IMAGE_WORDS))
+
+    def says_what_is_what(self) -> bool:
+        """Whether it adds or removes only, changes the case of letters, or uses a word for images or labels."""
+        removed, added = ("".join(parts) for parts in (self.removed, self.added))
+        return not removed or not added or removed.lower() == added.lower() or self.is_named()
 
     def __str__(self) -> str:
         said = []
@@ -159,6 +192,10 @@ def pair(images: Path, labels: Path, without: Iterable[Path] = ()) -> Pairs:
     try:
         rule = _rule_of_two_folders(by_name, labels_by_name)
     except DataError as error:
+        below = [Path(os.path.commonpath([path.parent for path in files])) for files in (image_files, label_files)]
+        if below != [images, labels] and below[0] != below[1]:  # all of one kind lie in one folder below
+            with suppress(DataError):
+                return pair(*below)
         raise DataError(f"{images} and {labels}: {error}") from None
     found = rule.pairs(by_name, labels_by_name)
     used = set(found.values())
@@ -198,7 +235,7 @@ def lossy(path: Path) -> str | None:
 
 
 def _name(path: Path, folder: Path) -> str:
-    return path.relative_to(folder).with_suffix("").as_posix()
+    return unicodedata.normalize("NFC", path.relative_to(folder).with_suffix("").as_posix())  # macOS writes NFD
 
 
 def _by_name(folder: Path, files: Iterable[Path]) -> dict[str, list[Path]]:
@@ -278,6 +315,8 @@ def _rule_of_two_folders(images: Collection[str], labels: Collection[str]) -> Ru
     least = min(len(images), len(labels)) / 2  # fewer pairs are a coincidence
     for rule in _suggested(list(images), list(labels)):
         found = rule.pairs(images, labels)
+        if not rule.says_what_is_what():  # train_001 and val_001 are other pictures
+            continue
         # a single pair of names of no meaning proves nothing
         if max(least, 1) < len(found) or len(found) == least > 1 or (len(found) == 1 > least and rule.is_named()):
             candidates[rule] = found
@@ -304,6 +343,10 @@ def _only_rule(candidates: dict[Rule, dict[str, str]]) -> Rule | None:
         contained = any(candidates[rule].items() <= candidates[other].items() for other in kept)
         if 2 * len(candidates[rule]) > most and not contained:
             kept.append(rule)
+    same = [rule for rule in kept if set(candidates[rule].values()) <= set(candidates[kept[0]].values())]
+    if len(same) > 1:  # other pictures of what is labeled: kept is what only adds to the image's name
+        adding = [rule for rule in same if not any(rule.removed)]
+        kept = [rule for rule in kept if rule not in same or rule in adding[:1]] if adding else kept
     if len(kept) > 1:
         image = next((name for name in candidates[kept[0]] if name in candidates[kept[1]]), None)
         if image is not None:
@@ -416,7 +459,9 @@ def _pair_one_folder(folder: Path, files: list[Path]) -> Pairs:
         candidates[SAME] = doubles
     for rule in _suggested(names, names):
         found = rule.pairs(names, by_name)
-        if found and not set(found) & set(found.values()) and _leads_to_masks(rule, found, by_name):
+        if not found or not rule.says_what_is_what() or set(found) & set(found.values()):
+            continue
+        if _leads_to_masks(rule, found, by_name):
             candidates[rule] = found
     try:
         rule = _only_rule(candidates)
@@ -458,6 +503,8 @@ def _beginnings(name: str, masks: set[str]) -> set[str]:
 def _leads_to_masks(rule: Rule, found: dict[str, str], by_name: dict[str, list[Path]]) -> bool:
     """Whether a rule leads from images to masks, and not the other way: by words, by what is added, or by endings."""
     removed, added = rule.words()
+    if added & PREVIEW_WORDS and not added & MASK_WORDS:
+        return False
     for words, of_masks, of_others in ((MASK_WORDS, added, removed), (IMAGE_WORDS, removed, added)):
         if bool(words & of_masks) != bool(words & of_others):
             return bool(words & of_masks)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .class_list import color_codes, color_name
+from .label_files import open_label_file
 
 if TYPE_CHECKING:
     from .class_list import ClassList
@@ -225,6 +226,19 @@ def half_used(split: "Split", everywhere: Mapping[int, int]) -> str | None:
     values |= present | {absent[0]: left_out[0]}
     lines = [(values[label], name) for label, name in enumerate(split.classes)]
     return _listed(split, sorted(everywhere), left_out, absent, "left out", lines)
+
+
+def only_class(split: "Split", everywhere: Mapping[int, int]) -> str | None:
+    """All pixels have one class, so that there is nothing to learn."""
+    present = {label_of(value, split) for value in everywhere}
+    if len(present) != 1:
+        return None
+    alpha = open_label_file(split.labels[0]).alpha()
+    why = " Their transparency is not read: save what it shows as values." if alpha else ""
+    return (
+        f"All pixels of the {counted(len(split), 'label file')} in {split.labels[0].parent} are of the class "
+        f"{split.classes[present.pop()]!r}: there is nothing to learn. Look at them with show_data.py.{why}"
+    )
 
 
 def _listed(

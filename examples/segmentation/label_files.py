@@ -34,7 +34,7 @@ class LabelFile:
 
     path: Path
     image: Image.Image
-    spread: int
+    spread: float
     lossy: str
 
     @property
@@ -44,7 +44,7 @@ class LabelFile:
         if mode in ("P", "PA"):
             return "palette"
         if mode in ("L", "LA", "La"):
-            return {1: "8 bits", 17: "4 bits", 85: "2 bits"}[self.spread]
+            return {17: "4 bits", 85: "2 bits"}.get(self.spread, "8 bits")
         return "1 bit" if mode == "1" else "16 bits" if mode[:4] == "I;16" else "32 bits" if mode in "IF" else "colors"
 
     def values(self) -> np.ndarray:
@@ -62,9 +62,9 @@ class LabelFile:
             return values.astype(np.uint8)
         if mode in ("L", "LA", "La", "P", "PA"):
             values = values if values.ndim == 2 else values[..., 0]
-            return self._of_palette(values) if mode == "P" else values if self.spread == 1 else values // self.spread
+            return self._of_palette(values) if mode == "P" else self._narrowed(values)
         if mode[0] in "IF":
-            return self._whole(values)
+            return self._whole(self._narrowed(values))
         colors = values[..., :3] if mode in ("RGB", "RGBA", "RGBX") else np.asarray(image.convert("RGB"))
         if not (np.array_equal(colors[..., 0], colors[..., 1]) and np.array_equal(colors[..., 0], colors[..., 2])):
             raise self._color_error(colors)
@@ -82,6 +82,11 @@ class LabelFile:
             )
         # the bytes red, green, blue, alpha as one integer: faster than a sum of three channels
         return np.asarray(self.image.convert("RGBA")).view("<u4")[..., 0] & 0xFFFFFF
+
+    def alpha(self) -> bool:
+        """Whether some pixels are more transparent than others."""
+        bands = self.image.getbands()
+        return bands[-1] in "Aa" and len({*self.image.getchannel(bands[-1]).getextrema()}) > 1
 
     def grays(self) -> np.ndarray:
         """Gray values (H, W) as a picture shows them: from 0 to 255, unless the file has more bits.
@@ -104,6 +109,9 @@ class LabelFile:
         codes = color_codes(colors)
         used = [value for value, count in enumerate(self.image.histogram()[: len(codes)]) if count]
         return zlib.crc32(colors.tobytes()), {value: int(codes[value]) for value in used}
+
+    def _narrowed(self, values: np.ndarray) -> np.ndarray:
+        return values if self.spread == 1 else np.rint(values / self.spread).astype(values.dtype)
 
     def _of_palette(self, values: np.ndarray) -> np.ndarray:
         if self.image.format == "GIF":  # whose numbers programs sort anew
@@ -158,7 +166,10 @@ def open_label_file(path: Path, content: bytes | None = None) -> LabelFile:
             image.format = kind
     except Exception as error:  # Pillow's decoders raise anything on damaged files
         raise DataError(f"{path} cannot be read as an image: {why_unreadable(error, content)}") from None
-    return LabelFile(path, image, _SPREAD.get(str(raw_mode)[:3], 1), lossy)
+    spread = _SPREAD.get(str(raw_mode)[:3], 1)
+    if kind == "PPM" and isinstance(arguments, tuple) and image.mode in ("L", "I"):
+        spread = (255 if image.mode == "L" else 65535) / arguments[1]  # Pillow spreads numbers below the largest, too
+    return LabelFile(path, image, spread, lossy)
 
 
 def why_unreadable(error: Exception, content: bytes | None) -> str:

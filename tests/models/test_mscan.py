@@ -309,7 +309,7 @@ def server(tmp_path):
             pass
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
-        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        threading.Thread(target=httpd.serve_forever, args=(0.01,), daemon=True).start()  # it ends within 10 ms
         yield folder, f"http://127.0.0.1:{httpd.server_port}"
         httpd.shutdown()
 

@@ -89,13 +89,24 @@ def test_quick_answers_take_less_than_half_a_second(arguments):
     assert statistics.median(seconds) < 0.5
 
 
-def test_the_command_predicts_with_every_model_on_mscan_in_its_own_process(image, tmp_path):
+def test_the_command_predicts_with_every_model_on_mscan_and_registers_the_others_in_its_own_process(image, tmp_path):
     smp.Unet(
         "tu-test_mscan", encoder_weights=None, classes=2, encoder_depth=4, decoder_channels=(32, 16, 16, 16)
     ).save_pretrained(tmp_path / "unet")
+    code = """if True:
+        import runpy, sys
+        del sys.argv[0]
+        try:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        except SystemExit as ended:
+            assert not ended.code
+        import timm, segmentation_models_pytorch as smp
+        print(timm.is_model("mscan_t"), smp.MODEL_ARCHITECTURES_MAPPING["segnext"].__name__)
+    """
     command = [COMMAND, "predict", tmp_path / "unet", image, "-o", tmp_path / "out", "--device", "cpu"]
-    subprocess.run(command, check=True, capture_output=True)
+    done = subprocess.run([sys.executable, "-c", code, *command], check=True, capture_output=True, text=True)
     assert (tmp_path / "out" / "a.png").is_file()
+    assert done.stdout.splitlines()[-1] == "True SegNeXt"
 
 
 def test_a_closed_pipe_ends_the_command_quietly():
@@ -107,7 +118,8 @@ def test_a_closed_pipe_ends_the_command_quietly():
 
 
 def test_the_command_leaves_the_loggers_of_others_alone():
-    code = "import logging; from segnext_timm.cli import main; main(['models'], standalone_mode=False); "
+    code = "import logging, sys; sys.argv = ['segnext-timm']  # or the import loads torch\n"
+    code += "from segnext_timm.cli import main; main(['models'], standalone_mode=False); "
     code += "assert not logging.getLogger().handlers; logging.getLogger('other').error('once')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr == "once\n"

@@ -42,7 +42,7 @@ def test_a_connection_cut_halfway_leaves_nothing_and_the_next_call_works(tmp_pat
     path = tmp_path / "cache" / "x.pth"
     handler = type("Handler", (_Broken,), {"content": buffer.getvalue()})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()  # it ends within 10 ms
         url = f"http://127.0.0.1:{server.server_port}/x.pth"
         with pytest.raises(CheckpointError, match=r"the download failed.*Nothing was kept; try again"):
             fetch(url, path, sha256, read)

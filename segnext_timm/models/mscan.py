@@ -305,7 +305,8 @@ class MSCAN(nn.Module):
         self.num_features = dims[-1]
         self.head = ClassifierHead(dims[-1], num_classes, pool_type=global_pool, drop_rate=drop_rate, **dd)
         self.head_hidden_size = self.head.num_features
-        self.apply(_init_weights)
+        if not self.stem.conv1.weight.is_meta:  # smp builds one there per model, where values take time for nothing
+            self.apply(_init_weights)
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:

@@ -92,6 +92,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(folder, tmp_path):
     assert 10 <= state["iteration"] == len(state["losses"]) < 2000
 
 
+@pytest.mark.slow
 def test_an_error_is_one_line_without_a_traceback(folder, tmp_path):
     split = layouts.open_split("folder", folder, "train")
     for label in split.labels:

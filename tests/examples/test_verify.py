@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -274,14 +275,13 @@ def test_a_folder_that_is_not_the_data_set_is_named_before_any_download(offer, s
     assert not server.requests
 
 
-def test_the_script_ends_with_one_line_on_a_user_s_mistake(tmp_path):
+def test_the_script_ends_with_one_line_on_a_user_s_mistake(tmp_path, monkeypatch, capfd):
     (tmp_path / "r.json").write_text("[]")
-    script = [sys.executable, verify.__file__, MMSEG, "--report", tmp_path / "r.json"]
-    done = subprocess.run(script, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 1
-    assert done.stderr.splitlines() == [
-        f"verify.py: {tmp_path / 'r.json'}: not a report of verify.py. Choose another file."
-    ]
+    monkeypatch.setattr(sys, "argv", ["verify.py", MMSEG, "--report", str(tmp_path / "r.json")])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(verify.__file__, run_name="__main__")
+    assert ended.value.code == f"verify.py: {tmp_path / 'r.json'}: not a report of verify.py. Choose another file."
+    assert capfd.readouterr().err == ""
 
 
 def test_a_report_of_another_kind_is_not_overwritten(tmp_path, cache):

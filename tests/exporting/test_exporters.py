@@ -186,7 +186,8 @@ def test_a_graph_that_differs_is_not_left(tmp_path, monkeypatch):
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    ("architecture", "activation", "classes"), [("segnext", "sigmoid", 1), ("fpn", "sigmoid", 1), ("fpn", "clamp", 1)]
+    ("architecture", "activation", "classes"),
+    [("segnext", "sigmoid", 1), pytest.param("fpn", "sigmoid", 1, marks=pytest.mark.slow), ("fpn", "clamp", 1)],
 )
 def test_exported_labels_are_the_model_s_whatever_its_activation(architecture, activation, classes, tmp_path):
     make = functools.partial(smp.create_model, architecture, "tu-test_mscan", encoder_weights=None, classes=classes)

@@ -74,8 +74,8 @@ class Visit:
         except Exception as error:
             lines = str(error).strip().splitlines() or [""]
             values = {"error": f"{type(error).__name__}: {lines[0]}"[:200]}
-        gc.collect()
         if self.cuda:
+            gc.collect()
             torch.cuda.empty_cache()
         self.add(what, **values)
 

@@ -281,7 +281,7 @@ def test_what_cannot_be_pushed_is_named(tmp_path):
 
 def test_smp_s_own_card_which_claims_a_license_is_replaced_unless_it_states_something(hub, tmp_path):
     server, run = hub
-    model = smp.FPN("resnet18", encoder_weights=None, classes=3)
+    model = smp.FPN("tu-test_mscan", encoder_weights=None, classes=3)
     model.save_pretrained(tmp_path / "plain")
     model.save_pretrained(tmp_path / "stated", dataset="scenes")
     model.save_pretrained(tmp_path / "edited")

@@ -1,6 +1,3 @@
-import subprocess
-import sys
-
 import pytest
 import torch
 
@@ -38,15 +35,12 @@ def test_nmf_evaluation_is_deterministic_and_training_draws_bases_anew():
     assert torch.equal(nmf(x), nmf(x))
 
 
-def test_bases_are_unit_columns_saved_with_the_weights_and_equal_in_every_process():
+def test_bases_are_unit_columns_saved_with_the_weights_whatever_the_seed():
     nmf = NMF2d(16, rank=4)
     assert nmf.state_dict()["bases"].shape == (1, 16, 4)
     torch.testing.assert_close(nmf.bases.norm(dim=1), torch.ones(1, 4))
     torch.manual_seed(123)
     assert torch.equal(nmf.bases, NMF2d(16, rank=4).bases)
-    code = "import segnext_timm; print(segnext_timm.NMF2d(16, rank=4).bases.double().sum().item())"
-    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert float(printed) == nmf.bases.double().sum().item()
 
 
 def test_bases_are_made_on_any_default_device():

@@ -1,7 +1,5 @@
 import json
 import socket
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
@@ -573,24 +571,6 @@ def test_a_save_that_fails_leaves_the_saved_model_as_it_was(tmp_path):
     with pytest.raises(OptionError, match=r"cannot be written to config\.json: .*object"):
         model.save_pretrained(tmp_path)
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
-
-
-def test_predictions_are_equal_in_two_processes_alone_or_in_a_batch(tmp_path):
-    model, x = tiny(), images(3, 3, 70, 90)
-    model.save_pretrained(tmp_path / "saved")
-    torch.save(x, tmp_path / "x.pt")
-    code = (
-        "import sys, torch, segmentation_models_pytorch as smp, segnext_timm\n"
-        "model, x = smp.from_pretrained(sys.argv[1]), torch.load(sys.argv[2])\n"
-        "torch.save(model(x).detach(), sys.argv[3])"
-    )
-    arguments = [str(tmp_path / name) for name in ("saved", "x.pt", "output.pt")]
-    subprocess.run([sys.executable, "-c", code, *arguments], check=True, capture_output=True)
-    output = torch.load(tmp_path / "output.pt")
-    assert torch.equal(output, model(x))
-    alone = torch.cat([model(image[None]) for image in x])
-    torch.testing.assert_close(alone, output)
-    assert torch.equal(alone.argmax(1), output.argmax(1))
 
 
 @pytest.mark.parametrize("training", [False, True])

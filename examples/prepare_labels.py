@@ -29,12 +29,14 @@ from tqdm import tqdm
 
 from segmentation.class_list import LEFT_OUT, color_codes, color_name, read_classes
 from segmentation.files import replace_when_complete
-from segmentation.label_sources import Annotated, read_coco, read_labelme
 from segmentation.mask_labels import IGNORED, UnusableError, mask_rule, show_values
 from segmentation.pairs import pair
 from segmentation.prepared import Record, digest, find_in_other_splits, move
 from segmentation.preparing import BACKGROUND, IGNORE, Job, Plan, Result, make
 from segmentation.recipe import UserError, run
+from segmentation.sources.coco import read_coco
+from segmentation.sources.labelme import read_labelme
+from segmentation.sources.regions import Annotated
 
 MOST_SKIPPED = 0.1  # share of the images; if more are skipped, the command fails
 SAVE_EVERY = 60.0  # seconds between writes of the record

@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 
 import prepare_labels
-from segmentation import label_sources
 from segmentation.data import check_files
 from segmentation.layouts import open_split
 from segmentation.recipe import UserError
+from segmentation.sources import regions
 
 SCRIPT = Path(prepare_labels.__file__)
 SIZE = (40, 60)  # height, width
@@ -139,7 +139,7 @@ def test_polygons_hold_the_pixels_whose_centers_they_hold():
         radii = rng.uniform(5, 70, len(angles))  # some reach beyond the image
         points = np.stack([45 + radii * np.cos(angles), 40 + radii * np.sin(angles)], axis=1)
         labels = np.zeros((80, 90), np.uint8)
-        label_sources.fill_polygon(labels, points, 3)
+        regions.fill_polygon(labels, points, 3)
         expected = Outline(points).contains_points(np.stack([columns.ravel(), rows.ravel()], axis=1))
         assert np.array_equal(labels == 3, expected.reshape(80, 90))
 
@@ -147,7 +147,7 @@ def test_polygons_hold_the_pixels_whose_centers_they_hold():
 def test_polygons_outside_the_image_and_without_an_area_change_nothing():
     labels = np.zeros((8, 8), np.uint8)
     for points in ([[20, 1], [30, 1], [30, 6]], [[-9, 1], [-3, 1], [-3, 6]], [[1, 1], [6, 1], [3, 1]]):
-        label_sources.fill_polygon(labels, np.array(points, float), 1)
+        regions.fill_polygon(labels, np.array(points, float), 1)
     assert not labels.any()
 
 

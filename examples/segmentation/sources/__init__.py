@@ -4,7 +4,16 @@ A new source is a file here with a `Painted` that reads it, and a line in `SOURC
 """
 
 from .coco import Coco
+from .cvat import Cvat
+from .label_studio import LabelStudio
 from .labelme import LabelMe
 from .reading import Painted
+from .yolo import Yolo
 
-SOURCES: dict[str, type[Painted]] = {"coco": Coco, "labelme": LabelMe}
+SOURCES: dict[str, type[Painted]] = {
+    "coco": Coco,
+    "cvat": Cvat,
+    "labelme": LabelMe,
+    "labelstudio": LabelStudio,
+    "yolo": Yolo,
+}

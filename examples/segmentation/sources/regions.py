@@ -229,3 +229,10 @@ def decode_run_lengths(counts: Sequence[int] | str, size: tuple[int, int]) -> np
     lengths = run_lengths(counts, size)
     inside = np.repeat(np.arange(len(lengths)) % 2 == 1, lengths)
     return inside.reshape(size[::-1]).T
+
+
+def encode_run_lengths(mask: np.ndarray) -> list[int]:
+    """COCO's run lengths of a mask (H, W)."""
+    flat = np.concatenate([[False], mask.T.ravel()])
+    starts = np.flatnonzero(flat[1:] != flat[:-1])
+    return np.diff([0, *starts, mask.size]).tolist()

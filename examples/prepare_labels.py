@@ -1,8 +1,13 @@
-"""Turn masks, COCO JSON or LabelMe files into the label PNGs that `recipes/folder.yaml` trains on.
+"""Turn masks and the exports of label tools into the label PNGs that `recipes/folder.yaml` trains on.
 
     python examples/prepare_labels.py masks IMAGES MASKS data/mine --classes classes.txt --val_share 0.1
     python examples/prepare_labels.py coco IMAGES instances_train.json data/mine --split train
     python examples/prepare_labels.py labelme FOLDER data/mine --val_share 0.1
+    python examples/prepare_labels.py cvat IMAGES annotations.xml data/mine
+    python examples/prepare_labels.py yolo images/train labels/train data/mine
+    python examples/prepare_labels.py labelstudio IMAGES project.json data/mine
+    python examples/prepare_labels.py mat IMAGES MATS data/mine --classes classes.txt
+    python examples/prepare_labels.py datasets user/name data/mine --classes classes.txt
 
 The images go to `images/{train,val}`, their labels to `labels/{train,val}`, the names of the classes to `classes.txt`.
 The same command, given again, makes what is missing and what has changed, and moves images whose split has. What cannot
@@ -17,7 +22,7 @@ from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated as Named
@@ -36,6 +41,7 @@ from segmentation.recipe import UserError, run
 from segmentation.sources import SOURCES
 from segmentation.sources.reading import Output, Painted, class_order, is_background
 from segmentation.sources.regions import IGNORE, Annotated
+from segmentation.sources.unpacking import Unpacked, work_folder
 
 MOST_SKIPPED = 0.1  # share of the images; if more are skipped, the command fails
 SAVE_EVERY = 60.0  # seconds between writes of the record
@@ -92,6 +98,13 @@ def plan_masks(settings: Masks) -> Found:
         for path, mask in zip(found.images, found.labels)
     ]
     return Plan(settings.target, rule.classes.classes, masks=rule, link=settings.link), items, skipped
+
+
+def plan_unpacked(settings: Unpacked) -> Found:
+    """What label maps in other files are turned into."""
+    images, masks = settings.unpack(work_folder(settings.target))
+    shared = {option.name: getattr(settings, option.name) for option in fields(Output)}
+    return plan_masks(Masks(images, masks, settings.target, classes=settings.classes, **shared | {"link": False}))
 
 
 def plan_regions(settings: Painted) -> Found:
@@ -335,7 +348,8 @@ def main(argv: list[str]) -> None:
         raise UserError(f"val_share must be from 0 to 1, got {settings.val_share}.")
     if settings.workers < 1:
         raise UserError(f"workers must be at least 1, got {settings.workers}.")
-    plan, items, skipped = plan_masks(settings) if isinstance(settings, Masks) else plan_regions(settings)
+    planned = {Masks: plan_masks, Unpacked: plan_unpacked, Painted: plan_regions}
+    plan, items, skipped = next(how for kind, how in planned.items() if isinstance(settings, kind))(settings)
     jobs = assign(items, settings, skipped)
     total = len(jobs) + len(skipped)
     write_classes(plan, jobs, settings.dry_run)

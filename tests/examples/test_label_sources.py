@@ -179,7 +179,16 @@ def test_crowds_are_left_out_below_the_objects_in_them(coco, mark, capsys):
     labels, _ = coco([{"segmentation": [SQUARE]}, crowd])
     assert (labels[INSIDE] == 1).all()
     assert (labels == 255).sum() == 2400 - 400
-    assert "1 crowds of car: their pixels are left out." in capsys.readouterr().out
+    assert "1 crowds of car (if CVAT or datumaro wrote them: --crowds paint): their" in capsys.readouterr().out
+
+
+def test_masks_that_tools_call_crowds_can_be_painted(tmp_path):
+    draw_images(tmp_path / "images", "0.jpg")
+    annotations = coco_file(tmp_path / "x.json", [{"segmentation": {"counts": [0, 2400], "size": SIZE}, "iscrowd": 1}])
+    paths = [tmp_path / "images", annotations, tmp_path / "data"]
+    with pytest.raises(UserError, match=r"needs: 1 crowds of car .*--crowds paint"):
+        Made("coco", *paths)
+    assert (Made("coco", *paths, crowds="paint").labels["0"] == 1).all()
 
 
 def test_objects_of_unknown_categories_and_outlines_without_an_area_are_left_out(coco, capsys):

@@ -3,7 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -26,6 +26,8 @@ class Coco(Painted):
     """The JSON file."""
     target: Target
     """Data folder to make."""
+    crowds: Literal["leave_out", "paint"] = "leave_out"
+    """What to do with objects that are called crowds (iscrowd). CVAT and datumaro call all masks so: paint them."""
 
     def read(self) -> Reading:
         folder = ImageFolder(self.images, self.target)
@@ -55,7 +57,7 @@ class Coco(Painted):
             if item is None:
                 lost += 1
             else:
-                _add(annotation, names, item, painted[id(item)], reading)
+                _add(annotation, names, item, painted[id(item)], reading, self.crowds == "paint")
         if lost:
             reading.notes.append(f"{lost} annotations are of images that the file does not list.")
         reading.items = list({id(item): item for item in items.values()}.values())
@@ -124,7 +126,12 @@ def _read_images(entries: list[dict[str, Any]], folder: ImageFolder, reading: Re
 
 
 def _add(
-    annotation: dict[str, Any], names: dict[str, str], item: Annotated, objects: _Objects, reading: Reading
+    annotation: dict[str, Any],
+    names: dict[str, str],
+    item: Annotated,
+    objects: _Objects,
+    reading: Reading,
+    paint_crowds: bool,
 ) -> None:
     """Add an object to those of its image."""
     name = names.get(_id(annotation.get("category_id")))
@@ -140,14 +147,18 @@ def _add(
         return
     for line in lines:
         reading.leave_out(item, f"outlines of {name} have no area", stroke(line))
-    if str(annotation.get("iscrowd") or annotation.get("ignore") or 0).lower() in ("1", "1.0", "true"):
+    if not paint_crowds and _is_set(annotation.get("iscrowd") or annotation.get("ignore")):
         region.name = IGNORE
-        reading.left_out[f"crowds of {name}"] += 1
+        reading.left_out[f"crowds of {name} (if CVAT or datumaro wrote them: --crowds paint)"] += 1
         objects.crowds.append(region)
     elif region.polygons or region.counts is not None:
         objects.known.append((area, region))
         if name is None:
             reading.left_out["objects are of a category that the file does not list"] += 1
+
+
+def _is_set(value: Any) -> bool:
+    return str(value).lower() in ("1", "1.0", "true")
 
 
 def _region(name: str, shape: Any, size: tuple[int, int] | None) -> tuple[float, Region, list[np.ndarray]]:

@@ -25,8 +25,8 @@ _ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif")
 class LabelStudio(Painted):
     """A JSON export of Label Studio (polygons, rectangles, ellipses, brushes), or a folder of its PNGs of regions.
 
-    Later regions lie on top. Of several annotations of a task, the one marked as ground truth counts, else the newest;
-    canceled ones do not. Key points and open lines are left out of training.
+    Later regions lie on top; of PNGs, which have no order, smaller ones do. Of several annotations of a task, the one
+    marked as ground truth counts, else the newest; canceled ones do not. Key points and open lines are left out.
     """
 
     images: Images
@@ -259,6 +259,7 @@ def _read_pngs(source: Path, tasks: Path | None, folder: ImageFolder, reading: R
         for match, path in mine:
             if int(match["annotation"]) == newest:
                 _add_png(match["name"], path, item, reading)
+        item.regions.sort(key=lambda region: -sum(region.counts[1::2]))
 
 
 def _numbered(folder: ImageFolder) -> Iterator[Path]:

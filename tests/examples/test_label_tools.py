@@ -1,8 +1,9 @@
-"""Exports of CVAT, YOLO and Label Studio."""
+"""Exports of CVAT, YOLO, Label Studio and Supervisely."""
 
 import base64
 import io
 import json
+import zlib
 
 import numpy as np
 import pytest
@@ -438,3 +439,71 @@ def test_other_json_files_are_no_export_of_label_studio(tmp_path):
         Made("labelstudio", tmp_path, tmp_path / "x.json", tmp_path / "data")
     with pytest.raises(UserError, match=r"holds no files such as task-1-annotation-2-by-1-tag-car-0\.png"):
         Made("labelstudio", tmp_path, tmp_path, tmp_path / "data")
+
+
+# Supervisely
+
+
+@pytest.fixture
+def supervisely(tmp_path):
+    """Make the labels of objects of Supervisely; returns those of the image."""
+
+    def make(*objects, folder="set"):
+        draw_images(tmp_path / f"project/{folder}/img", "0.jpg")
+        (tmp_path / f"project/{folder}/ann").mkdir(exist_ok=True)
+        classes = [{"title": name, "shape": "any"} for name in ("van", "car")]
+        (tmp_path / "project/meta.json").write_text(json.dumps({"classes": classes}))
+        content = {"size": {"height": 40, "width": 60}, "objects": objects}
+        (tmp_path / f"project/{folder}/ann/0.jpg.json").write_text(json.dumps(content))
+        made = Made("supervisely", tmp_path / "project", tmp_path / "data")
+        assert made.classes == ("background", "van", "car")
+        return made.labels[f"{folder}_0"]
+
+    return make
+
+
+def drawn(kind, points, holes=(), name="car"):
+    return {"id": 7, "classTitle": name, "geometryType": kind, "points": {"exterior": points, "interior": list(holes)}}
+
+
+def test_polygons_of_supervisely_have_holes(supervisely):
+    square = [[9.5, 4.5], [29.5, 4.5], [29.5, 24.5], [9.5, 24.5]]  # its points are centers of pixels
+    hole = [[14.5, 9.5], [24.5, 9.5], [24.5, 19.5], [14.5, 19.5]]
+    labels = supervisely(drawn("rectangle", [[0, 0], [19, 14]], name="van"), drawn("polygon", square, [hole]))
+    expected = np.zeros(SIZE)
+    expected[:15, :20] = 1
+    expected[INSIDE] = 2
+    expected[10:20, 15:25] = 0
+    expected[10:15, 15:20] = 1
+    assert np.array_equal(labels, expected)
+
+
+def test_bitmaps_of_supervisely_are_painted(supervisely):
+    mask = np.random.default_rng(0).random((7, 9)) < 0.5
+    content = io.BytesIO()
+    Image.fromarray(mask).save(content, format="PNG", transparency=0)
+    data = base64.b64encode(zlib.compress(content.getvalue())).decode()
+    one = {"id": 1, "classTitle": "car", "geometryType": "bitmap", "bitmap": {"data": data, "origin": [50, 3]}}
+    labels = supervisely(one)
+    assert np.array_equal(labels[3:10, 50:59] == 2, mask)
+
+
+@pytest.mark.parametrize(
+    ("one", "said"),
+    [
+        (drawn("line", [[10, 10], [30, 10]]), "1 objects of car are drawn as line, without an area"),
+        (drawn("point", [[20, 10]]), "1 objects of car are drawn as point, without an area"),
+        (drawn("cuboid_2d", [[10, 5], [30, 15]]), "1 objects of car are drawn as cuboid_2d"),
+        (drawn("polygon", [[0, 0], [60, 0], [60]]), "set/0.jpg: object 7: its outline is not a list of numbers"),
+        (drawn("rectangle", [[0, 0], [60, 60]], name="bus"), "set/0.jpg: object 7: its class 'bus' is not in meta"),
+    ],
+)
+def test_what_has_no_area_in_supervisely_is_left_out(supervisely, one, said, capsys):
+    labels = supervisely(drawn("rectangle", [[58, 38], [59, 39]], name="van"), one)
+    assert (labels[9:11, 18:22] == 255).all()
+    assert said in capsys.readouterr().out
+
+
+def test_other_folders_are_no_project_of_supervisely(tmp_path):
+    with pytest.raises(UserError, match=r"is not a project of Supervisely: it has no meta\.json"):
+        Made("supervisely", tmp_path, tmp_path / "data")

@@ -1,10 +1,11 @@
 """Compare the labels made of exports of label tools with the tools' own rasterization.
 
-    python tests/measure/label_tools.py --tools TOOLS/bin/python --datumaro DATUMARO/bin/python [--kinds coco cvat ...]
+    python tests/measure/label_tools.py --tools TOOLS/bin/python --datumaro DATUMARO/bin/python [--supervisely ...]
 
 TOOLS is an environment with labelme, pycocotools, label-studio-sdk and cvat-sdk; DATUMARO one with `datumaro[cli]`,
-which wants another Pillow. In them, this file writes images, an export by the tool's code, and its rasterization; here,
-`prepare_labels.py` reads the export. Prints the share of pixels that differ, and how many of these are not on outlines.
+which wants another Pillow; a third one has supervisely. In them, this file writes images, an export by the tool's code,
+and its rasterization; here, `prepare_labels.py` reads the export. Prints the share of pixels that differ, and how many
+of these are not on outlines.
 """
 
 import argparse
@@ -313,6 +314,39 @@ def datumaro_coco(folder: Path) -> list[str]:
     return ["coco", "export/images/train", "export/annotations/instances_train.json", "--crowds", "paint"]
 
 
+def supervisely(folder: Path) -> list[str]:
+    """A project of Supervisely: polygons with a hole, bitmaps and rectangles."""
+    import supervisely as sly
+
+    drawn = draw(folder)
+    kinds = [sly.ObjClass(name, sly.AnyGeometry) for name in CLASSES]
+    project = sly.Project(str(folder / "project"), sly.OpenMode.CREATE)
+    project.set_meta(sly.ProjectMeta(obj_classes=sly.ObjClassCollection(kinds)))
+    dataset = project.create_dataset("ds0")
+    for name, objects in drawn.items():
+        labels, layers = [], []
+        for place, (kind, points) in enumerate(objects):
+            corners = [sly.PointLocation(round(y), round(x)) for x, y in points]
+            middle = points.mean(0)
+            inner = [sly.PointLocation(round(y), round(x)) for x, y in middle + (points - middle) / 3]
+            if place == 1:
+                (left, top), (right, bottom) = points.min(0).round().astype(int), points.max(0).round().astype(int)
+                shape = sly.Rectangle(int(top), int(left), int(bottom), int(right))
+            elif place == 2:
+                mask = np.random.default_rng(place).random((30, 20)) < 0.5
+                shape = sly.Bitmap(mask, sly.PointLocation(60, 50))
+            else:
+                shape = sly.Polygon(corners, [inner] if place == 0 else [])
+            labels.append(sly.Label(shape, kinds[kind]))
+            canvas = np.zeros((HEIGHT, WIDTH), np.uint8)
+            shape.draw(canvas, 1)
+            layers.append((kind, canvas))
+        annotation = sly.Annotation((HEIGHT, WIDTH), labels)
+        dataset.add_item_file(name, str(folder / "images" / name), ann=annotation)
+        save_truth(folder, name, layers)
+    return ["supervisely", "project"]
+
+
 # Read here
 
 
@@ -351,7 +385,7 @@ KINDS = {
     writer.__name__: writer
     for writer in (
         *(coco, coco_rle, coco_counts, labelme, studio_brush, studio_pngs, studio_polygons, studio_yolo, studio_coco),
-        *(cvat_sdk, cvat, voc, datumaro_coco),
+        *(cvat_sdk, cvat, voc, datumaro_coco, supervisely),
     )
 }
 
@@ -364,10 +398,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--tools", help="Python with labelme, pycocotools, label-studio-sdk and cvat-sdk")
     parser.add_argument("--datumaro", help="Python with datumaro[cli]")
+    parser.add_argument("--supervisely", help="Python with supervisely")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     args = parser.parse_args()
     for kind in args.kinds:
-        python = args.datumaro if kind in DATUMARO else args.tools
+        python = args.datumaro if kind in DATUMARO else args.supervisely if kind == "supervisely" else args.tools
         if python is None:
             print(f"{kind}: not tried")
             continue

@@ -11,6 +11,7 @@ from .label_studio import LabelStudio
 from .labelme import LabelMe
 from .mat import Mat
 from .reading import Painted
+from .supervisely import Supervisely
 from .unpacking import Unpacked
 from .yolo import Yolo
 
@@ -19,6 +20,7 @@ SOURCES: dict[str, type[Painted] | type[Unpacked]] = {
     "cvat": Cvat,
     "labelme": LabelMe,
     "labelstudio": LabelStudio,
+    "supervisely": Supervisely,
     "yolo": Yolo,
     "mat": Mat,
     "datasets": HubDatasets,

@@ -31,9 +31,10 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
+from segmentation.check_messages import named, values_of, written
 from segmentation.class_list import color_codes, color_name, read_classes
 from segmentation.files import replace_when_complete
-from segmentation.mask_labels import IGNORED, UnusableError, mask_rule, show_values
+from segmentation.mask_labels import IGNORED, UnusableError, check_palettes, mask_rule, show_values
 from segmentation.pairs import pair
 from segmentation.prepared import Record, digest, find_in_other_splits, move
 from segmentation.preparing import Job, Plan, Result, make
@@ -91,6 +92,8 @@ def plan_masks(settings: Masks) -> Found:
         show_values(found.labels)
         raise UserError("--classes is missing: write the lines above to a file, give each a name, and give that file.")
     rule = mask_rule(read_classes(settings.classes), settings.threshold, settings.nearest)
+    if rule.threshold is None:
+        check_palettes(found.labels, rule.classes, settings.workers)
     no_mask = UnusableError("images have no mask", "it has no mask")
     skipped = {path.relative_to(settings.images).as_posix(): no_mask for path in found.unlabeled}
     items = [
@@ -118,7 +121,7 @@ def plan_regions(settings: Painted) -> Found:
         print(note)
     found = {region.name: item.name for item in reading.items for region in item.regions}
     written = settings.target / "classes.txt"
-    keep = written.is_file() and not _follows(settings.target, {_key(item, settings) for item in reading.items})
+    keep = written.is_file() and not _follows(settings.target, {_key(item.name, settings) for item in reading.items})
     listed = settings.classes or (written if keep and reading.names is None else None)
     listed_names = read_classes(listed).classes if listed else reading.names
     names, background = class_order(sorted(found) if listed_names is None else listed_names, settings.background)
@@ -181,9 +184,9 @@ def write_classes(plan: Plan, jobs: list[Job], dry_run: bool) -> None:
     record.write()
 
 
-def _key(item: Annotated, settings: Output) -> str:
+def _key(name: str, settings: Output) -> str:
     """The split and the name of the files that are made of an image."""
-    stem = Path(item.name).with_suffix("").as_posix().strip("/").replace("../", "").replace("/", "_")
+    stem = Path(name).with_suffix("").as_posix().strip("/").replace("../", "").replace("/", "_")
     drawn = int.from_bytes(hashlib.sha256(stem.encode()).digest()[:4], "big") / 2**32
     return f"{'val' if drawn < settings.val_share else settings.split}/{stem}"
 
@@ -194,7 +197,7 @@ def assign(
     """Give each image its split and the name of its files; images whose files would have one name are skipped."""
     jobs, taken = [], {}
     for item, mask in items:
-        split, stem = _key(item, settings).split("/", 1)
+        split, stem = _key(item.name, settings).split("/", 1)
         if stem in taken:
             reason = f"its labels would be named as those of {taken[stem]}"
             skipped[item.name] = UnusableError("images have the name of another image", reason)
@@ -310,6 +313,39 @@ def summarize(found: dict[str, Counts], plan: Plan) -> None:
             print(f"No images are in {split} yet: give the same command {how}, or {other}.")
 
 
+def warn_of_old(jobs: list[Job], record: Record, skipped: Iterable[str], settings: Output) -> None:
+    """Print which files of an earlier run stay although what they were made of cannot be used any more, or is gone."""
+    now = {job.key for job in jobs if job.item.name not in skipped}
+    lost = {_key(name, settings).split("/", 1)[1] for name in skipped}
+    old = [key for key in record.made if key not in now and (key.split("/", 1)[1] in lost or record.is_gone(key))]
+    if old:
+        print(
+            f"Warning: {len(old)} images of an earlier run stay in {record.target}, though what they were made of was "
+            f"skipped now or is gone (the first: {old[0]}): remove them and their labels unless they are wanted."
+        )
+
+
+def refuse_one_class(found: dict[str, Counts], plan: Plan) -> None:
+    """Raise a UserError if masks gave pixels of one class only, and what else there is was left out or divided away."""
+    pixels, masks = sum(counts.pixels for counts in found.values()), plan.masks
+    absent = [name for name, number in zip(plan.classes, pixels) if not number]
+    left_out = pixels[IGNORED] - sum(counts.far for counts in found.values())
+    if len(absent) != len(plan.classes) - 1 or (masks.threshold is None and not left_out):
+        return
+    if masks.threshold is not None:
+        raise UserError(
+            f"--threshold {masks.threshold} leaves no pixel for the class {absent[0]!r}: all gray values lie on one "
+            f"side of it. The same command without --classes shows the values."
+        )
+    values = [written(value, masks.classes) for value in values_of(masks.classes)[len(plan.classes)]]
+    raise UserError(
+        f"no pixel is of the class {named(absent)}, and {100 * left_out / pixels.sum():.2g}% have the "
+        f"{'color' if masks.classes.by_color else 'value'} {named(values)}, which is left out. If that is "
+        f"{absent[0]!r}, write '{values[0]} {absent[0]}' in the file of --classes, and such values before the other "
+        f"names."
+    )
+
+
 def report_skipped(skipped: dict[str, UnusableError], total: int, plan: Plan) -> None:
     """List what was skipped, by kind.
 
@@ -368,9 +404,12 @@ def main(argv: list[str]) -> None:
             (plan.target / kind / split).mkdir(parents=True, exist_ok=True)
     found = work(jobs, plan, record, settings.workers, skipped)
     summarize(found, plan)
+    warn_of_old(jobs, record, skipped, settings)
     report_skipped(skipped, total, plan)
     if not found:
         raise UserError("no labels were made: see the reasons above.")
+    if plan.masks:
+        refuse_one_class(found, plan)
 
 
 if __name__ == "__main__":

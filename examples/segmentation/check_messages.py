@@ -1,14 +1,17 @@
 """What is wrong with files of a data set, in a line each: the file, the cause, and what to do."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .class_list import color_name
+from .class_list import color_codes, color_name
 
 if TYPE_CHECKING:
+    from .class_list import ClassList
     from .data import Split
 
 _NEAR = 16  # distance up to which JPEG and smoothing move most values
@@ -27,19 +30,19 @@ def named(names: Sequence[object], most: int = 5) -> str:
     return " and ".join(filter(None, (", ".join(shown[:-1]), *shown[-1:])))
 
 
-def label_of(value: int, split: "Split") -> int:
+def label_of(value: int, split: "Split | ClassList") -> int:
     """Label of a value or color code: `len(classes)` if it is left out, one more if it means nothing."""
     count, mapping = len(split.classes), split.mapping
     label = value if mapping is None else int(mapping[value]) if value < len(mapping) else count + 1
     return label if label < count else count if label == split.ignore_index else count + 1
 
 
-def written(value: int, split: "Split") -> str:
+def written(value: int, split: "Split | ClassList") -> str:
     """A value or color code as in `classes.txt`."""
     return color_name(value) if split.by_color else str(value)
 
 
-def values_of(split: "Split") -> dict[int, list[int]]:
+def values_of(split: "Split | ClassList") -> dict[int, list[int]]:
     """The values or color codes of each label, and those left out under `len(classes)`."""
     count = len(split.classes)
     if split.mapping is None:
@@ -157,6 +160,41 @@ def _blurred_colors(unknown: list[int], known: list[int]) -> bool:
     nearest = first + place.clip(0, 1)[..., None] * along
     mixed = np.linalg.norm(points[:, None] - nearest, axis=2).min(1) <= _NEAR / 2
     return bool((near | mixed).mean() > 0.9)
+
+
+def other_palettes(split: "Split | ClassList", labels: Iterable[tuple[Path, Mapping[int, int]]]) -> str | None:
+    """Palettes show something else than the numbers of label files say: grays that descend, or colors that change.
+
+    Args:
+        split: The classes.
+        labels: Label files with the color code of each of their values.
+    """
+    colors_of = [int(code) for code in color_codes(np.array(split.palette))]
+    known = {
+        v: colors_of[label] for label, values in values_of(split).items() if label < len(colors_of) for v in values
+    }
+    first: dict[int, tuple[int, Path]] = {}  # value and file of each color
+    for path, whole in labels:
+        palette = {value: code for value, code in whole.items() if label_of(value, split) != len(split.classes)}
+        if palette.items() <= known.items():  # as prepare_labels.py writes them
+            continue
+        grays = [code & 255 for _, code in sorted(palette.items()) if code == (code & 255) * 0x10101]
+        if len(grays) == len(palette) and any(a > b for a, b in pairwise(grays)):
+            return (
+                f"{path} has a palette of grays that descend: its number {min(palette)} is shown as {grays[0]}, and "
+                f"{max(palette)} as {grays[-1]}. If what it shows is meant, give each class its gray as a color in "
+                f"classes.txt, such as '{color_name(palette[min(palette)])} NAME'."
+            )
+        colors = Counter(palette.values())
+        for value, code in palette.items():
+            other, there = first.setdefault(code, (value, path))
+            if other != value and colors[code] == 1:
+                return (
+                    f"{path} and {there.name} have different palettes: the color {color_name(code)} is the number "
+                    f"{value} in one and {other} in the other. Give each class its color in classes.txt, such as "
+                    f"'{color_name(code)} NAME'."
+                )
+    return None
 
 
 def other_numbers(split: "Split", everywhere: Mapping[int, int]) -> str | None:

@@ -23,6 +23,7 @@ from .check_messages import (
     lossy_labels,
     named,
     other_numbers,
+    other_palettes,
     other_size,
     unknown_values,
     written,
@@ -164,6 +165,9 @@ def check_files(split: "Split", root: Path | str | None = None, workers: int = 1
     found = gather([*files[0], *files[1]], root, workers, f"check {split.images[0].parent.name}")
     images, labels = ([found[file] for file in part] for part in files)
     _raise_problems(split, images, labels)
+    used = [(path, facts.palette) for path, facts in zip(split.labels, labels) if isinstance(facts, Facts)]
+    if message := other_palettes(split, used):
+        raise DataError(message)
     report = Report(split, images, labels)
     if not report.pixels.any():
         left_out = named([written(value, split) for value in sorted(report.values)])
@@ -171,7 +175,7 @@ def check_files(split: "Split", root: Path | str | None = None, workers: int = 1
             f"The {counted(len(split), 'label file')} in {split.labels[0].parent} hold no pixel of any class, but only "
             f"{left_out}, which is left out: give it a class in classes.txt, or change --ignore_index."
         )
-    warnings = filter(None, (_absent(report), _depths(split, labels), _rotated(report), _dark(report)))
+    warnings = filter(None, (_absent(report), _depths(split, labels), _rotated(report), _dark(report), _pages(report)))
     report.warnings += [f"Warning: {warning}" for warning in warnings]
     if gray := sum(facts.depth == "colors" for facts in labels) if not split.by_color else 0:
         report.notes.append(f"{counted(gray, 'label file')} with colors, all of them gray: read as gray values")
@@ -325,6 +329,11 @@ def _dark(report: Report) -> str | None:
         f"the largest value of the 16-bit images in {report.split.images[0].parent} is {peak} of 65535, which "
         f"leaves {levels} of 256 levels: save them with 8 bits, spread over the whole range."
     )
+
+
+def _pages(report: Report) -> str | None:
+    found = [path.name for path, facts in zip(report.split.images, report.images) if facts.pages > 1]
+    return found and f"{counted(len(found), 'image')} ({named(found, 1)}) hold several pages: the first one is taken."
 
 
 def _twice(report: Report) -> str | None:

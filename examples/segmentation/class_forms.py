@@ -48,6 +48,7 @@ _NAME_AND_HEX = re.compile(r"(\S.*?)\s+(#[0-9a-fA-F]{6})")
 _TRIPLE = r"[\[(]?(\d{1,3})\s*,\s*(\d{1,3})\s*,\s*(\d{1,3})[\])]?"  # 255,0,0 or (255, 0, 0)
 _SPACED = re.compile(r"((?:\d+\s+)*)([^\s,;|:=](?:.*?\S)??)((?:\s+\d+)*)")  # numbers, a name, numbers
 _SEPARATORS = ("\t", ";", ",", "|", "->", "=>", "=", ":", " - ")
+_COLUMNS = _SEPARATORS[:4]  # which names have in quotes only, if all have them
 # Kinds of cells, v for a number, c for a color and n for a name: the columns of value, name and color
 _ORDERS: dict[str, tuple[int | None, int, tuple[int, ...]]] = {
     **{"vn": (0, 1, ()), "nv": (1, 0, ()), "cn": (None, 1, (0,)), "nc": (None, 0, (1,))},
@@ -362,6 +363,13 @@ def _names(path: Path, header: tuple[int, str] | None, lines: Sequence[tuple[int
         raise _error(path, *header, "names several columns, which the lines below do not have: remove it.")
     if all(text[-1] in ":,;" for _, text in lines):  # cells that are empty
         lines = [(number, text.rstrip(":,; ")) for number, text in lines]
+    columns = [min(len(_cells(text, separator)) for _, text in lines) for separator in _COLUMNS]
+    if max(columns) > 1 or all(re.search(r":\s|\s\d*\.\d", text) for _, text in lines):
+        raise _error(
+            path, *lines[0], "has columns, as all lines have, that do not give each name one value or color of whole "
+            "numbers: leave those of value, name and color, with the header 'value,name' or 'name,r,g,b', or put names "
+            "in quotes."
+        )  # fmt: skip
     first, text = lines[0]
     if text.lower() in _NAMES - _PLURALS:
         raise _error(

@@ -25,6 +25,7 @@ from .class_forms import Color, Entry, Form, read_entries
 from .recipe import DataError
 
 LEFT_OUT = "-"
+IGNORED = 255  # the usual value of pixels that are left out
 _LARGEST_VALUE = 65_535  # of a PNG with 16 bits
 # Names of class lists, the first of which is taken: this project's, Roboflow's, Kaggle's, CVAT's, labelme's, and others
 CLASS_LISTS = (
@@ -59,16 +60,16 @@ def find_class_list(folder: Path) -> Path | None:
     return next((files[name] for name in CLASS_LISTS if name in files), None)
 
 
-def read_classes(path: Path, ignore_index: int = 255) -> ClassList:
+def read_classes(path: Path, ignore_index: int = IGNORED) -> ClassList:
     """Read a `classes.txt`, or the class list of another tool.
 
     Args:
         path: The file.
-        ignore_index: Value in the label files that is left out, unless a class has it.
+        ignore_index: Value in the label files that is left out. A class may have the usual one, 255.
 
     Raises:
-        DataError: If the file does not exist, mixes forms, repeats a value, a color or a name, or names fewer than two
-            classes.
+        DataError: If the file does not exist, mixes forms, repeats a value, a color or a name, names fewer than two
+            classes, or gives one the value that is left out.
     """
     if not path.is_file():
         raise DataError(f"{path} does not exist: it names the classes, one per line, in the order of their labels.")
@@ -88,9 +89,16 @@ def read_classes(path: Path, ignore_index: int = 255) -> ClassList:
         shown.setdefault(classes[0], BACKGROUND)
     others = iter(distinct_colors(len(classes), shown.values()))
     palette = tuple(shown.get(name) or next(others) for name in classes)
-    if form == "name" and len(kept) == len(entries):
+    values = [*range(len(entries))] if form == "name" else [entry.value for entry in entries]
+    if ignore_index in values:
+        entry = entries[values.index(ignore_index)]
+        if ignore_index != IGNORED and entry.name != LEFT_OUT:
+            raise DataError(
+                f"{path}, line {entry.number}: {entry.text!r} has the value {ignore_index}, which --ignore_index "
+                f"leaves out: write '-' for its name, or leave --ignore_index away."
+            )
+    elif form == "name" and len(kept) == len(entries):
         return ClassList(classes, palette, None, False, ignore_index)
-    values = range(len(entries)) if form == "name" else [entry.value for entry in entries]
     labels = ({ignore_index: None} if ignore_index >= 0 else {}) | dict(zip(values, _labels(entries)))
     mapping, ignored = _mapping(labels, max(256, *(value + 1 for value in labels)), len(classes))
     return ClassList(classes, palette, mapping, False, ignored)

@@ -22,11 +22,11 @@ from tqdm import tqdm
 from segnext_timm import read_image
 
 from .files import replace_when_complete
-from .label_files import open_label_file
+from .label_files import open_label_file, pages
 from .recipe import DataError
 
 CACHE = ".checked.json"  # in the data folder
-_FORM = f"1, Pillow {PIL.__version__}"  # of the cache, and which Pillow read the files
+_FORM = f"2, Pillow {PIL.__version__}"  # of the cache, and which Pillow read the files
 _MOST_VALUES = 1024  # that are kept of a file: only noise has more
 
 File = tuple[Path, str]  # a file, and as what it is read: "image", "values" or "colors"
@@ -44,6 +44,8 @@ class Facts:
         depth: How a label file holds values, by `LabelFile.depth`.
         lossy: A label file's format, if that changes values.
         values: Number of pixels of each value, or color code, of a label file.
+        palette: Color code of each value, of a label file with a palette.
+        pages: Number of pictures in an image file.
     """
 
     digest: str
@@ -53,6 +55,8 @@ class Facts:
     depth: str = ""
     lossy: str = ""
     values: dict[int, int] = field(default_factory=dict)
+    palette: dict[int, int] = field(default_factory=dict)
+    pages: int = 1
 
 
 def read_facts(path: Path, kind: str) -> Facts:
@@ -70,13 +74,14 @@ def read_facts(path: Path, kind: str) -> Facts:
         return _image_facts(path, content, digest)
     file = open_label_file(path, content)
     labels = file.colors() if kind == "colors" else file.values()
-    return Facts(digest, file.image.size, depth=file.depth, lossy=file.lossy, values=_count(labels))
+    palette = file.palette() if kind == "values" else {}
+    return Facts(digest, file.image.size, depth=file.depth, lossy=file.lossy, values=_count(labels), palette=palette)
 
 
 def _image_facts(path: Path, content: bytes, digest: str) -> Facts:
     try:
         image = Image.open(io.BytesIO(content))
-        size = image.size
+        size, number = image.size, pages(image)
         if image.format == "JPEG":  # an eighth of the size is decoded much faster, and still takes all of the file
             image.draft(image.mode, (size[0] // 8, size[1] // 8))
         image.load()
@@ -88,7 +93,7 @@ def _image_facts(path: Path, content: bytes, digest: str) -> Facts:
         peak = int(np.asarray(image).max(initial=0)) if image.mode[0] == "I" else 0
     except Exception as error:  # Pillow's decoders raise anything on damaged files
         raise DataError(f"{path} cannot be read as an image: {error}") from None
-    return Facts(digest, size[::-1] if orientation >= 5 else size, orientation, peak)
+    return Facts(digest, size[::-1] if orientation >= 5 else size, orientation, peak, pages=number)
 
 
 def _count(labels: np.ndarray) -> dict[int, int]:
@@ -170,8 +175,11 @@ def _load(cache: Path | None) -> dict[str, tuple[list[int], Facts]]:
 
 
 def _from_json(digest: str, size: list[int], *others: object) -> Facts:
-    *others, values = others
-    return Facts(digest, tuple(size), *others, {int(value): count for value, count in values.items()})
+    return Facts(digest, tuple(size), *(_by_number(x) if isinstance(x, dict) else x for x in others))
+
+
+def _by_number(found: dict[str, int]) -> dict[int, int]:
+    return {int(value): number for value, number in found.items()}
 
 
 def _save(known: dict[str, tuple[list[int], Facts]], cache: Path | None) -> None:

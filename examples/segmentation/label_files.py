@@ -12,6 +12,7 @@ from .recipe import DataError
 
 # Pillow spreads grays of 2 and 4 bits over 0 to 255 (its raw modes "L;2" and "L;4", with letters for the order of bits)
 _SPREAD = {"L;2": 85, "L;4": 17}
+NEW_SUBFILE_TYPE = 254  # the tag of TIFF whose bit 0 marks a smaller copy, and bit 2 a mask of transparency
 _LOSSY = {"JPEG": "JPEG", "MPO": "JPEG", "AVIF": "AVIF", "HEIF": "HEIF"}
 
 
@@ -60,12 +61,7 @@ class LabelFile:
             return values.astype(np.uint8)
         if mode in ("L", "LA", "La", "P", "PA"):
             values = values if values.ndim == 2 else values[..., 0]
-            if mode == "P" and image.format == "GIF":
-                colors = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
-                used = np.unique(values)
-                if (colors[used] == colors[used, :1]).all():
-                    return colors[:, 0].take(values)
-            return values if self.spread == 1 else values // self.spread
+            return self._of_palette(values) if mode == "P" else values if self.spread == 1 else values // self.spread
         if mode[0] in "IF":
             return self._whole(values)
         colors = values[..., :3] if mode in ("RGB", "RGBA", "RGBX") else np.asarray(image.convert("RGB"))
@@ -89,6 +85,37 @@ class LabelFile:
             )
         # the bytes red, green, blue, alpha as one integer: faster than a sum of three channels
         return np.asarray(self.image.convert("RGBA")).view("<u4")[..., 0] & 0xFFFFFF
+
+    def grays(self) -> np.ndarray:
+        """Gray values (H, W) as a picture shows them: from 0 to 255, unless the file has more bits.
+
+        Raises:
+            DataError: If numbers are not finite.
+        """
+        if self.image.mode[0] not in "IF":
+            return np.asarray(self.image.convert("RGB").convert("L"))
+        values = np.asarray(self.image)
+        if not np.isfinite(values).all():
+            raise DataError(f"{self.path} holds numbers that are not finite: labels are whole numbers.")
+        return values
+
+    def palette(self) -> dict[int, int]:
+        """Color codes of the values that a file with a palette uses; empty for other files, and for a GIF's grays."""
+        if self.image.mode != "P" or self.image.format == "GIF":
+            return {}
+        codes = color_codes(self._palette())
+        used = [value for value, count in enumerate(self.image.histogram()[: len(codes)]) if count]
+        return {value: int(codes[value]) for value in used}
+
+    def _of_palette(self, values: np.ndarray) -> np.ndarray:
+        if self.image.format == "GIF":
+            colors, used = self._palette(), np.unique(values)
+            if (colors[used] == colors[used, :1]).all():
+                return colors[:, 0].take(values)
+        return values
+
+    def _palette(self) -> np.ndarray:
+        return np.array(self.image.getpalette("RGB"), np.uint8).reshape(-1, 3)
 
     def _whole(self, values: np.ndarray) -> np.ndarray:
         if values.dtype.kind == "f":
@@ -115,6 +142,8 @@ def open_label_file(path: Path, content: bytes | None = None) -> LabelFile:
         arguments = image.tile[0][3] if image.tile else ""
         raw_mode = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
         lossy = _LOSSY.get(image.format, "WebP" if image.format == "WEBP" and _is_lossy_webp(content) else "")
+        if (number := pages(image)) > 1:
+            raise DataError(f"holds {number} pages: labels are one picture, save the one that is meant")
         image.load()
         kind = image.format
         if image.getexif().get(0x0112, 1) != 1:
@@ -123,6 +152,20 @@ def open_label_file(path: Path, content: bytes | None = None) -> LabelFile:
     except Exception as error:  # Pillow's decoders raise anything on damaged files
         raise DataError(f"{path} cannot be read as an image: {error}") from None
     return LabelFile(path, image, _SPREAD.get(str(raw_mode)[:3], 1), lossy)
+
+
+def pages(image: Image.Image) -> int:
+    """Number of pictures in a file, without the smaller copies and masks that TIFFs hold."""
+    if getattr(image, "n_frames", 1) == 1 or image.format == "MPO":
+        return 1
+    if image.format != "TIFF":
+        return image.n_frames
+    number = 0
+    for frame in range(image.n_frames):
+        image.seek(frame)
+        number += not image.tag_v2.get(NEW_SUBFILE_TYPE, 0) & 5
+    image.seek(0)
+    return number
 
 
 def _is_lossy_webp(content: bytes) -> bool:

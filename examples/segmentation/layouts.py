@@ -4,6 +4,7 @@ A folder of your own holds images and labels in one of these arrangements, and `
 
     images/train, labels/train      images/val, labels/val
     train/images, train/labels      val/images, val/labels
+    train, train_labels             val, val_labels
     train                           val                         both side by side, as `a.jpg` and `a_mask.png`
 
 `SPLITS`, `IMAGE_FOLDERS` and `LABEL_FOLDERS` give other names that the folders may have; `pairs.py` finds the labels of
@@ -13,6 +14,7 @@ from 0, or the values (`255 person`) or colors (`#ff0000 road`) that it gives.
 To add a benchmark, write its names and colors in `segnext_timm/label_sets.py`, and its layout here.
 """
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -149,9 +151,10 @@ LAYOUTS = {layout.__name__: layout for layout in (ade20k, cityscapes, coco_stuff
 
 # Names of folders in a folder of your own, in any case; the first ones go before the others
 SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
-IMAGE_FOLDERS = ("images", "image", "imgs", "img", "JPEGImages", "img_dir")
+IMAGE_FOLDERS = ("images", "image", "imgs", "img", "JPEGImages", "img_dir", "images_png")
 LABEL_FOLDERS = ("labels", "label", "masks", "mask", "annotations", "annotation", "SegmentationClass", "segmentations")
-LABEL_FOLDERS += ("segmentation", "gt", "ground_truth", "ann_dir")
+LABEL_FOLDERS += ("segmentation", "gt", "ground_truth", "groundtruth", "ann_dir", "annot", "masks_png", "manual")
+LABEL_FOLDERS += ("1st_manual", "2nd_manual")
 
 
 def find_folders(root: Path, split: str) -> tuple[Path, Path]:
@@ -170,7 +173,16 @@ def find_folders(root: Path, split: str) -> tuple[Path, Path]:
     found = [(i, k) for i in images for k in labels]
     for folder in splits:
         found += [(i, k) for i in _folders(folder, IMAGE_FOLDERS) for k in _folders(folder, LABEL_FOLDERS)]
-    found = [pair for pair in found if all(map(pictures, pair))] or [(f, f) for f in splits if pictures(f)]
+    beside = [_combined(root, names, kind) for kind in (IMAGE_FOLDERS, LABEL_FOLDERS)]  # as train_images, train_masks
+    found += [(i, k) for i in (*beside[0], *splits) for k in beside[1]]
+    found = [pair for pair in found if all(map(pictures, pair))]
+    parts = [f for f in splits for f in _parts(f)] if not found else []
+    if parts:
+        raise DataError(
+            f"{parts[0]} holds images and labels of its own: move them to images/{split}/{parts[0].name} and "
+            f"labels/{split}/{parts[0].name} in {root}, and {len(parts) - 1} more such folders."
+        )
+    found = found or [(f, f) for f in splits if pictures(f)]
     if len(found) == 1:
         return found[0]
     if found:
@@ -187,6 +199,33 @@ def find_folders(root: Path, split: str) -> tuple[Path, Path]:
         f"{problem} Looked for images/{split} with labels/{split} (or {', '.join(LABEL_FOLDERS[2:6])}, ...), for "
         f"{split}/images with {split}/labels, and for {split} with both side by side. {root} holds: {there}."
     )
+
+
+def _parts(folder: Path) -> list[Path]:
+    """Folders in a folder that hold a folder of images and one of labels each."""
+    below = sorted(path for path in folder.iterdir() if path.is_dir())
+    return [path for path in below if _folders(path, IMAGE_FOLDERS) and _folders(path, LABEL_FOLDERS)]
+
+
+def _combined(root: Path, splits: Sequence[str], kinds: Sequence[str]) -> list[Path]:
+    """The folders in a folder that have the name of a split and of a kind, such as `train_labels` and `masks-train`."""
+    first, second = ("|".join(map(re.escape, names)) for names in (splits, kinds))
+    form = re.compile(rf"(?:{first})[ _-]?(?:{second})|(?:{second})[ _-]?(?:{first})", re.IGNORECASE)
+    return sorted(path for path in root.iterdir() if form.fullmatch(path.name) and path.is_dir())
+
+
+def _unused(images: Path, labels: Path, split: str) -> list[Path]:
+    """Folders of images beside those of the labels, which may be other labels, such as those of a second expert."""
+    names = [name.lower() for name in SPLITS.get(split, (split,))]
+    if images == labels:
+        return []
+    if labels.name.lower() in names:  # labels/train
+        others = [f for path in labels.parent.parent.iterdir() if path.is_dir() for f in _folders(path, names)]
+    elif labels.parent.name.lower() in names:  # train/labels
+        others = [path for path in labels.parent.iterdir() if path.is_dir()]
+    else:
+        return []
+    return sorted(path for path in others if path not in (images, labels) and pictures(path))
 
 
 def _has_folders(root: Path, split: str) -> bool:
@@ -247,6 +286,7 @@ def open_folder(root: Path, split: str, ignore_index: int = IGNORED) -> Split:
                 f"{path} {reason}, which changes the values of labels: save labels as PNG. From masks that are no "
                 f"longer exact, prepare_labels.py masks makes such files, with --threshold or --nearest."
             )
+    unused = [f"Warning: {path} holds images too, and is not used." for path in _unused(*found.folders, split)]
     return Split(
         root.resolve().name,
         found.images,
@@ -256,7 +296,7 @@ def open_folder(root: Path, split: str, ignore_index: int = IGNORED) -> Split:
         known.mapping,
         known.ignore_index,
         known.by_color,
-        notes=(f"{split}: {found}",),
+        notes=(f"{split}: {found}", *unused),
     )
 
 

@@ -4,14 +4,17 @@ Masks saved as JPEG, resampled or smoothed have values between those of the clas
 `prepare_labels.py` say what these mean.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from .class_list import ClassList, color_codes, color_name
-from .data import read_colors, read_labels
+from .check_messages import other_palettes
+from .class_list import ClassList, color_name
+from .file_facts import Facts, gather
+from .label_files import open_label_file, read_colors, read_labels
 from .pairs import lossy
 from .recipe import DataError, UserError
 
@@ -61,12 +64,11 @@ class MaskRule:
         """
         try:
             if self.threshold is not None:
-                return np.where(_gray(path) >= self.threshold, self.above, 1 - self.above).astype(np.uint8), 0
-            values = read_colors(path) if self.classes.by_color else _values(path)
+                grays = open_label_file(path).grays()
+                return np.where(grays >= self.threshold, self.above, 1 - self.above).astype(np.uint8), 0
+            values = read_colors(path) if self.classes.by_color else read_labels(path)
         except DataError as error:
             raise UnusableError("masks cannot be read as the class list says", str(error)) from None
-        except Exception as error:  # Pillow's decoders raise anything on damaged files
-            raise UnusableError("masks cannot be read", f"its mask cannot be read: {error}") from None
         labels = self.table.take(np.where((values < 0) | (values >= len(self.table)), len(self.table) - 1, values))
         unknown = labels == _UNKNOWN
         if not unknown.any():
@@ -164,6 +166,23 @@ def mask_rule(classes: ClassList, threshold: int | None, nearest: float) -> Mask
     return replace(rule, above=int(above[1]))
 
 
+def check_palettes(masks: Iterable[Path], classes: ClassList, workers: int) -> None:
+    """Raise a UserError if palettes of index masks contradict their numbers."""
+    indexed = [path for path in masks if _has_palette(path)] if not classes.by_color else []
+    found = gather([(path, "values") for path in indexed], None, workers, "check palettes")
+    used = [(path, facts.palette) for (path, _), facts in found.items() if isinstance(facts, Facts)]
+    if message := other_palettes(classes, used):
+        raise UserError(message)
+
+
+def _has_palette(path: Path) -> bool:
+    try:
+        with Image.open(path) as image:
+            return image.mode == "P"
+    except Exception:  # whoever reads it will say why
+        return False
+
+
 def _class_grays(rule: MaskRule) -> np.ndarray:
     """The gray values of two classes, by their labels."""
     grays = rule.keys @ _GRAY if rule.classes.by_color else rule.keys[:, 0]
@@ -179,38 +198,18 @@ def _colors(codes: np.ndarray) -> np.ndarray:
     return np.stack([codes & 255, codes >> 8 & 255, codes >> 16], axis=-1).astype(float)
 
 
-def _gray(path: Path) -> np.ndarray:
-    """Gray values (H, W): of a palette, those of its colors."""
-    with Image.open(path) as image:
-        if image.mode.startswith(("I", "F")):
-            return np.asarray(image)
-        return np.asarray(image.convert("RGB").convert("L"))
-
-
-def _values(path: Path) -> np.ndarray:
-    """Values (H, W) of an index mask; those of a color image whose channels are equal are its gray values."""
-    with Image.open(path) as image:
-        if image.mode in ("RGB", "RGBA", "LA", "PA"):
-            pixels = np.asarray(image)
-            channels = pixels[..., :3] if image.mode.startswith("RGB") else pixels[..., :1]
-            if (channels == channels[..., :1]).all():
-                return channels[..., 0]
-    values = read_labels(path)
-    if values.dtype.kind == "f" and not (values == np.rint(values)).all():
-        raise DataError(f"{path} holds fractions: labels are whole numbers.")
-    return values.astype(np.int64) if values.dtype.kind == "f" else values
-
-
 def show_values(masks: list[Path], count: int = 16) -> None:
     """Print the values or colors of some masks, most common first, as lines of a class list."""
     chosen = [masks[k] for k in np.unique(np.linspace(0, len(masks) - 1, min(count, len(masks))).round().astype(int))]
     pixels: dict[str, dict[int, int]] = {"values": {}, "colors": {}}
     for path in chosen:
         try:
-            with Image.open(path) as image:
-                kind = "colors" if image.mode in ("RGB", "RGBA", "CMYK", "YCbCr") else "values"
-                found = color_codes(np.asarray(image.convert("RGB"))) if kind == "colors" else _values(path)
-        except Exception:  # a damaged file; the run with classes will name it
+            file = open_label_file(path)
+            try:
+                kind, found = "values", file.values()
+            except DataError:
+                kind, found = "colors", file.colors()
+        except DataError:  # a damaged file; the run with classes will name it
             continue
         for value, number in zip(*(part.tolist() for part in np.unique(found, return_counts=True))):
             pixels[kind][value] = pixels[kind].get(value, 0) + number

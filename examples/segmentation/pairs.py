@@ -24,6 +24,7 @@ from .recipe import DataError
 MASK_WORDS = {"mask", "masks", "matte", "label", "labels", "labelids", "labeltrainids", "annotation", "annotations"}
 MASK_WORDS |= {"anno", "ann", "gt", "gtfine", "groundtruth", "truth", "seg", "segm", "segmentation", "manual", "l"}
 IMAGE_WORDS = {"image", "images", "img", "im", "sat", "rgb", "photo", "leftimg8bit", "orig", "original", "raw", "input"}
+PREVIEW_WORDS = {"color", "colour", "rgb", "vis", "viz", "overlay", "preview", "blend", "thumb"}  # drawn from labels
 JPEG = (".jpg", ".jpeg", ".jpe", ".jfif")
 LOSSLESS = (".png", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".pgm", ".ppm", ".pbm", ".pnm")
 LOSSY_TIFF = ("jpeg", "tiff_jpeg", "webp")  # compressions of TIFF by Pillow's names
@@ -163,6 +164,7 @@ def pair(images: Path, labels: Path, without: Iterable[Path] = ()) -> Pairs:
     used = set(found.values())
     _refuse_doubles(by_name.values(), "images")
     _refuse_doubles([labels_by_name[name] for name in found.values()], "label files")
+    _refuse_more_masks(images, rule, found, by_name, [name for name in labels_by_name if name not in used])
     return Pairs(
         [by_name[name][0] for name in found],
         [labels_by_name[label][0] for label in found.values()],
@@ -212,6 +214,45 @@ def _refuse_doubles(groups: Iterable[Sequence[Path]], what: str) -> None:
         if len(files) > 1:
             names = " and ".join(path.name for path in files[:3])
             raise DataError(f"{names} in {files[0].parent} are {what} of one name: rename or remove all but one.")
+
+
+def _refuse_more_masks(
+    folder: Path, rule: Rule, found: dict[str, str], images: Iterable[str], unused: Sequence[str]
+) -> None:
+    """Raise a DataError if the name of an unused mask is that of an image and more, as of a second mask of it."""
+    cores = {_core(image, rule): image for image in images}
+    # names of images that are longer names of other images say that masks without image may be so too
+    if not unused or any(_extended(core, cores) for core in cores):
+        return
+    cores = {core: image for core, image in cores.items() if image in found}
+    for name in unused:
+        if PREVIEW_WORDS & {token.lower() for token in _tokens(name)}:
+            continue
+        if (core := _extended(name, cores)) and (rule == SAME or rule.inverse().label_name(name) is None):
+            image = cores[core]
+            raise DataError(
+                f"{folder}: {image!r} has more than one label file: {found[image]!r} and {name!r}. Merge them into "
+                f"one, or leave those of one kind in the folder."
+            )
+
+
+def _core(image: str, rule: Rule) -> str:
+    """The part of an image's name that its labels share."""
+    folder, slash, stem = image.rpartition("/")
+    start, end = rule.removed
+    inside = len(stem) > len(start) + len(end) and stem.startswith(start) and stem.endswith(end)
+    return f"{folder}{slash}{stem[len(start) : len(stem) - len(end)]}" if inside else image
+
+
+def _extended(name: str, cores: Collection[str]) -> str | None:
+    """The longest of some names that another begins or ends with, as a whole word or number."""
+    folder, slash, stem = name.rpartition("/")
+    for length in range(len(stem) - 1, 0, -1):
+        for part, edge in ((stem[:length], length), (stem[-length:], len(stem) - length)):
+            divides = _kind(stem[edge - 1]) == _kind(stem[edge]) != ""
+            if not divides and f"{folder}{slash}{part}" in cores:
+                return f"{folder}{slash}{part}"
+    return None
 
 
 def endings(folder: Path) -> str:
@@ -383,8 +424,8 @@ def _pair_one_folder(folder: Path, files: list[Path]) -> Pairs:
         raise DataError(f"{folder}: {error}") from None
     if rule is None:
         raise DataError(
-            f"{folder} holds {len(files)} images, but their names do not tell which are masks: give masks names "
-            f"such as 'a_mask.png' for 'a.jpg', or a folder of their own."
+            f"{folder} holds {len(files)} images, but their names do not tell which are masks, if any: give masks "
+            f"names such as 'a_mask.png' for 'a.jpg', or a folder of their own."
         )
     found = candidates[rule]
     if rule == SAME:
@@ -395,6 +436,9 @@ def _pair_one_folder(folder: Path, files: list[Path]) -> Pairs:
     unused = [name for name in others if rule.inverse().label_name(name) or _beginnings(name, masks)]
     aside = set(unused)
     left = [name for name in others if name not in aside]
+    masks_only = {by_name[name][0].suffix for name in masks} - {by_name[name][0].suffix for name in found}
+    more = [name for name in others if name in aside or by_name[name][0].suffix in masks_only]
+    _refuse_more_masks(folder, rule, found, [*found, *(set(left) - set(more))], more)
     _refuse_doubles([by_name[name] for name in left], "images")
     return Pairs(
         [by_name[name][0] for name in found],

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
+from glob import escape
 from pathlib import Path
 
 from .files import replace_when_complete
@@ -63,6 +64,13 @@ class Record:
     def label(self, key: str) -> Path:
         """The label file of "SPLIT/NAME"."""
         return self.target / "labels" / f"{key}.png"
+
+    def is_gone(self, key: str) -> bool:
+        """Whether the image that "SPLIT/NAME" was made from exists no more."""
+        source = Path(self.made[key].source)
+        return not any(
+            source_name(path) == source.as_posix() for path in source.parent.glob(f"{escape(source.name)}.*")
+        )
 
     def images(self, split: str) -> dict[str, Path]:
         """The image files of a split by "SPLIT/NAME"."""

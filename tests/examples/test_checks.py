@@ -11,7 +11,7 @@ from PIL import Image
 
 from segmentation import file_facts
 from segmentation.checks import check_files, check_labels, check_lines, check_splits
-from segmentation.label_files import read_labels
+from segmentation.label_files import NEW_SUBFILE_TYPE, read_labels
 from segmentation.layouts import open_split
 from segmentation.recipe import DataError
 
@@ -218,6 +218,70 @@ def test_labels_that_are_all_left_out_are_refused(tmp_path, split):
 def test_depths_that_differ_between_files_are_pointed_out(tmp_path):
     split = write(tmp_path, [HALVES, Image.fromarray(HALVES.astype(bool)), HALVES])
     assert "differ in depth, 2 of 8 bits (0.png) and 1 of 1 bit (1.png)" in check_labels(split)
+
+
+def indexed(mask, *colors):
+    image = Image.fromarray(mask, "P")
+    image.putpalette([channel for color in colors for channel in color])
+    return image
+
+
+BLACK, WHITE, RED = (0, 0, 0), (255, 255, 255), (255, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("masks", "message"),
+    [
+        ([indexed(HALVES, WHITE, BLACK)], r"0\.png has a palette of grays that descend: its number 0 is shown as 255"),
+        (
+            [indexed(HALVES, BLACK, RED), indexed(1 - HALVES, RED, BLACK)],
+            r"1\.png and 0\.png have different palettes: the color #ff0000 is the number 0 in one and 1 in the other",
+        ),
+        (
+            [indexed(HALVES, BLACK, WHITE), indexed(HALVES * 0, WHITE)],
+            r"1\.png and 0\.png have different palettes: the color #ffffff is the number 0",
+        ),
+    ],
+)
+def test_palettes_that_contradict_the_numbers_are_refused(tmp_path, masks, message):
+    with pytest.raises(DataError, match=message):
+        check_files(write(tmp_path, masks))
+
+
+@pytest.mark.parametrize(
+    ("masks", "classes"),
+    [
+        ([indexed(HALVES, BLACK, RED), indexed(HALVES, BLACK, WHITE), HALVES], "background\nroad\n"),
+        ([indexed(HALVES, WHITE, BLACK)], "0 road #ffffff\n1 background #000000\n"),
+        ([indexed(HALVES, WHITE, BLACK)], "#ffffff road\n#000000 background\n"),
+        ([indexed(HALVES, WHITE, RED), indexed(HALVES * 255, WHITE, *[RED] * 255)], "sky\nroad\n"),
+    ],
+)
+def test_palettes_that_say_what_the_classes_say_are_no_fault(tmp_path, masks, classes):
+    assert not check_files(write(tmp_path, masks, classes)).warnings
+
+
+def test_labels_of_several_pages_are_refused_and_images_pointed_out(tmp_path):
+    pages = {"save_all": True, "append_images": [Image.fromarray(1 - HALVES)]}
+    write(tmp_path, [HALVES, HALVES])
+    Image.fromarray(HALVES).save(tmp_path / "labels/train/0.tif", **pages)
+    with pytest.raises(DataError, match=r"0\.tif cannot be read as an image: holds 2 pages"):
+        read_labels(tmp_path / "labels/train/0.tif")
+    (tmp_path / "images/train/0.png").unlink()
+    Image.new("RGB", (64, 64)).save(
+        tmp_path / "images/train/0.tif", save_all=True, append_images=[Image.new("RGB", (9, 9))]
+    )
+    (tmp_path / "labels/train/0.tif").unlink()
+    split = open_split("folder", tmp_path, "train")
+    assert "1 image (0.tif) hold several pages: the first one is taken" in check_labels(split)
+
+
+def test_smaller_copies_in_a_tiff_are_no_pages(tmp_path):
+    small = Image.fromarray(HALVES).resize((32, 32))
+    small.encoderinfo = {"tiffinfo": {NEW_SUBFILE_TYPE: 1}}
+    Image.fromarray(HALVES).save(tmp_path / "a.tif", save_all=True, append_images=[small])
+    assert Image.open(tmp_path / "a.tif").n_frames == 2
+    assert np.array_equal(read_labels(tmp_path / "a.tif"), HALVES)
 
 
 def test_images_in_both_splits_are_found_by_content_under_any_name(tmp_path):

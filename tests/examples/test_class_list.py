@@ -6,10 +6,10 @@ from segmentation.class_list import CLASS_LISTS, find_class_list, read_classes
 from segmentation.recipe import DataError
 
 
-def read(tmp_path, text, name="classes.txt"):
+def read(tmp_path, text, name="classes.txt", **options):
     path = tmp_path / name
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return read_classes(path)
+    return read_classes(path, **options)
 
 
 def meanings(found):
@@ -152,7 +152,9 @@ def test_colors_beside_values_are_for_pictures(tmp_path, lines):
         ("__ignore__\n_background_\nroad\n", ("_background_", "road")),  # labelme counts from -1
         ("_background_\nroad\n", ("_background_", "road")),
         ("building;edifice\nsky\n", ("building;edifice", "sky")),
-        ("car, red\ncar, blue\n", ("car, red", "car, blue")),
+        ('"car, red"\n"car, blue"\n', ("car, red", "car, blue")),
+        ("car, red\nsky\n", ("car, red", "sky")),
+        ("vehicle:car\nvehicle:bus\n", ("vehicle:car", "vehicle:bus")),
         ("screen 4:3\nscreen 16:9\n", ("screen 4:3", "screen 16:9")),
         ("red\ngreen\nblue\n", ("red", "green", "blue")),
         (
@@ -232,6 +234,14 @@ def test_names_after_a_color_may_end_with_numbers(tmp_path):
         ("1,\n2,car\n", "gives no name: write '-'|may be a name"),
         ("-1 road\n0 car\n", "line 2: '0 car' has another form than line 1"),
         ("# nothing\n", "names 0 classes"),
+        ("name,id,trainId\nroad,7,0\nsky,8,1\n", "line 1: 'name,id,trainId' has columns.*'value,name'"),
+        ("Name,Description\nroad,a road\nsky,the sky\n", "line 1: .* has columns"),
+        ("Class;Farbe\nroad;#ff0000\nsky;#00ff00\n", "line 1: .* has columns"),
+        ("Name: Note\nroad: red\nsky: blue\n", "line 1: .* has columns"),
+        ("road\tStreet\nsky\tHeaven\n", "line 1: .* has columns"),
+        ("road,1.0,0,0\nsky,0,1.0,0\n", "line 1: .* color of whole numbers"),
+        ("road 1.0 0 0\nsky 0 1.0 0.5\n", "line 1: .* color of whole numbers"),
+        ("car, red\ncar, blue\n", "line 1: .* put names in quotes"),
         ("road\ncar\nsky\n".encode("utf-16"), "is UTF-16 text: save it as UTF-8"),
         ("road\ncar\nsky\n".encode("utf-16-be"), "is UTF-16 text: save it as UTF-8"),
         ("\N{LATIN SMALL LETTER A WITH DIAERESIS}cker\nWald\n".encode("latin-1"), "is not UTF-8 text"),
@@ -251,3 +261,15 @@ def test_lists_are_found_by_the_names_that_tools_give_them(tmp_path):
         path = tmp_path / name.replace("c", "C")
         path.write_text("road\ncar\n")
         assert find_class_list(tmp_path) == path
+
+
+def test_a_class_whose_value_the_option_leaves_out_is_refused(tmp_path):
+    for text in ("road\ncar\n", "0 road\n1 car\n"):
+        with pytest.raises(DataError, match=r"line 1: '.*road' has the value 0, which --ignore_index leaves out"):
+            read(tmp_path, text, ignore_index=0)
+    assert read(tmp_path, "-\nroad\ncar\n", ignore_index=0).classes == ("road", "car")
+
+
+def test_a_class_may_have_the_value_that_is_left_out_otherwise(tmp_path):
+    classes = read(tmp_path, "".join(f"c{value}\n" for value in range(260)))
+    assert classes.mapping[255] == 255 != classes.ignore_index

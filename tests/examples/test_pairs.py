@@ -78,12 +78,31 @@ def test_what_has_no_partner_is_counted_and_the_first_is_named(tmp_path):
     assert str(found) == line
 
 
-def test_a_second_mask_of_an_image_is_no_image(tmp_path):
+def test_a_second_mask_of_an_image_is_refused(tmp_path):
     names_of = [f"benign ({number})" for number in NUMBERS]
     files = [name + ending for name in names_of for ending in (".png", "_mask.png")]
-    found = pair(touch(tmp_path, *files, "benign (2)_mask_1.png"), tmp_path)
-    assert [path.stem for path in found.images] == sorted(names_of)
-    assert [path.name for path in found.unused] == ["benign (2)_mask_1.png"]
+    with pytest.raises(DataError, match=r"'benign \(2\)' has more than one label file: .*_mask' and .*_mask_1'"):
+        pair(touch(tmp_path, *files, "benign (2)_mask_1.png"), tmp_path)
+
+
+@pytest.mark.parametrize("more", ["2_mask_1.png", "2_second.png", "other_2.png", "2_HE.png", "2_1_mask_b.png"])
+def test_a_second_mask_in_a_folder_of_masks_is_refused(tmp_path, more):
+    images = touch(tmp_path / "i", *each("{}.jpg"))
+    with pytest.raises(DataError, match="'2' has more than one label file"):
+        pair(images, touch(tmp_path / "m", *each("{}_mask.png"), more))
+
+
+def test_kinds_of_masks_are_refused_however_few_images_have_them(tmp_path):
+    images = touch(tmp_path / "i", *each("IDRiD_{}.jpg"))
+    masks = touch(tmp_path / "m", *each("IDRiD_{}_EX.tif"), "IDRiD_1_MA.tif", "IDRiD_3_SE.tif")
+    with pytest.raises(DataError, match="has more than one label file"):
+        pair(images, masks)
+
+
+@pytest.mark.parametrize("masks", [("frame.png", "frame_1.png", "frame_2.png"), ("a.png", "frame.png", "frame_9.png")])
+def test_masks_of_images_that_are_gone_are_counted_where_names_of_images_go_on_so_too(tmp_path, masks):
+    images = touch(tmp_path / "i", "a.jpg", "frame.jpg", "frame_1.jpg")
+    assert len(pair(images, touch(tmp_path / "m", *masks)).unused) == 1
 
 
 @pytest.mark.parametrize(
@@ -144,6 +163,11 @@ def write_split(folder, image, mask, count=3):
         ("train/JPEGImages/{}.jpg", "train/SegmentationClass/{}.png"),
         ("train/{}.jpg", "train/{}_mask.png"),
         ("train/{}.jpg", "train/{}.png"),
+        ("train/{}.jpg", "train_labels/{}_L.png"),
+        ("train/{}.png", "trainannot/{}.png"),
+        ("train_images/{}.jpg", "masks-train/{}.png"),
+        ("training/images/{}_training.tif", "training/1st_manual/{}_manual1.gif"),
+        ("Train/images_png/{}.png", "Train/masks_png/{}.png"),
     ],
 )
 def test_arrangements_of_a_data_folder_are_found(tmp_path, image, mask):
@@ -201,6 +225,41 @@ def test_two_arrangements_at_once_are_refused(tmp_path):
     write_split(tmp_path, "train/images/{}.jpg", "train/annotations/{}.png")
     with pytest.raises(DataError, match=r"could be .*masks or .*annotations: leave one"):
         open_split("folder", tmp_path, "train")
+
+
+def test_another_folder_of_images_beside_the_labels_is_pointed_out(tmp_path):
+    write_split(tmp_path, "train/images/{}.jpg", "train/masks/{}.png")
+    write(tmp_path / "train/masks_machine/0.png")
+    notes = open_split("folder", tmp_path, "train").notes
+    assert f"Warning: {tmp_path / 'train/masks_machine'} holds images too, and is not used." in notes
+    write_split(tmp_path / "b", "images/train/{}.jpg", "labels/train/{}.png")
+    write(tmp_path / "b/depth/train/0.png")
+    assert "depth/train holds images too" in "".join(open_split("folder", tmp_path / "b", "train").notes)
+    write_split(tmp_path / "c", "images/train/{}.jpg", "labels/train/{}.png")
+    write_split(tmp_path / "c", "images/val/{}.jpg", "labels/val/{}.png")
+    assert len(open_split("folder", tmp_path / "c", "train").notes) == 1
+
+
+def test_masks_of_what_counts_at_all_do_not_pass_for_labels(tmp_path):
+    write_split(tmp_path, "training/images/{}_training.tif", "training/1st_manual/{}_manual1.gif")
+    for number in range(3):
+        write(tmp_path / f"training/mask/{number}_training_mask.gif")
+    with pytest.raises(DataError, match=r"could be .*/mask or .*/1st_manual: leave one"):
+        open_split("folder", tmp_path, "train")
+
+
+def test_parts_of_a_split_are_told_where_to_go(tmp_path):
+    write_split(tmp_path, "Train/Rural/images_png/{}.png", "Train/Rural/masks_png/{}.png")
+    with pytest.raises(DataError, match=r"Train/Rural holds .* move them to images/train/Rural and labels/train/Rural"):
+        open_split("folder", tmp_path, "train")
+
+
+def test_images_without_any_masks_are_named_as_that(tmp_path):
+    write_split(tmp_path, "train/{}_sat.jpg", "train/{}_mask.png")
+    write(tmp_path / "valid/1_sat.jpg")
+    write(tmp_path / "valid/2_sat.jpg")
+    with pytest.raises(DataError, match=r"valid holds 2 images, but their names do not tell which are masks, if any"):
+        open_split("folder", tmp_path, "val")
 
 
 def test_an_unknown_arrangement_says_what_was_looked_for_and_what_is_there(tmp_path):

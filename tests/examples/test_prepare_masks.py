@@ -108,6 +108,54 @@ def test_without_classes_the_values_of_masks_are_shown(source, capsys):
     assert "0 NAME      (73.33%)\n1 NAME      (26.67%)" in capsys.readouterr().out
 
 
+def indexed(values, *grays):
+    """A mask with a palette, the gray of each value."""
+    image = Image.fromarray(np.asarray(values))
+    image.putpalette([channel for gray in grays for channel in (gray,) * 3])
+    return image
+
+
+def test_what_a_palette_shows_is_not_read_as_something_else(source):
+    indexed(1 - BLOCK, 255, 0).save(source / "masks/1.png")
+    with pytest.raises(UserError, match=r"1\.png has a palette of grays that descend: .*'#ffffff NAME'"):
+        masks_to_labels(source)
+    for path in (source / "masks").glob("*.png"):
+        (indexed(1 - BLOCK, 255, 0) if path.stem == "1" else indexed(BLOCK, 0, 255)).save(path)
+    found = masks_to_labels(source, classes="#000000 background\n#ffffff road\n")
+    assert all(np.array_equal(labels, BLOCK) for labels in found.values())
+    run(
+        "masks",
+        source / "data/images/train",
+        source / "data/labels/train",
+        source / "new",
+        "--classes",
+        source / "data/classes.txt",
+    )
+    assert np.array_equal(labels_of(source / "new")["1"], BLOCK)  # our own files have palettes of grays too
+
+
+def test_masks_are_rotated_as_they_ask(source):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn to the right
+    Image.fromarray(np.rot90(BLOCK)).save(source / "masks/0.png", exif=exif)
+    assert np.array_equal(masks_to_labels(source)["0"], BLOCK)
+
+
+def test_masks_of_several_pages_are_skipped_by_name(source, capsys):
+    (source / "masks/0.png").unlink()
+    Image.fromarray(BLOCK).save(source / "masks/0.tif", save_all=True, append_images=[Image.fromarray(1 - BLOCK)])
+    with pytest.raises(UserError, match="1 of 3 images were skipped"):
+        masks_to_labels(source)
+    assert "holds 2 pages: labels are one picture" in capsys.readouterr().out
+
+
+def test_a_class_that_only_the_left_out_value_can_be_is_asked_for(source):
+    for path in (source / "masks").glob("*.png"):
+        write_mask(path, BLOCK * 255)
+    with pytest.raises(UserError, match=r"no pixel is of the class road, and 27% have the value 255, .*'255 road'"):
+        masks_to_labels(source)
+
+
 # Masks that are not exact
 
 
@@ -139,6 +187,27 @@ def test_the_nearest_class_is_taken_within_a_distance(source, capsys):
     found = masks_to_labels(source, "--nearest", 40, classes="#000000 a\n#ff0000 b\n#0000ff c\n")["0"]
     assert np.array_equal(found, expected)
     assert "0.5% of all pixels are farther than 40 from every class: left out" in capsys.readouterr().out
+
+
+def test_a_threshold_that_divides_nothing_is_refused(source):
+    with pytest.raises(UserError, match="--threshold 128 leaves no pixel for the class 'road'"):
+        masks_to_labels(source, "--threshold", 128)
+
+
+def test_a_threshold_compares_the_grays_of_a_picture(source):
+    shown = BLOCK * 200 + 20
+    shown[:2] = 100
+    for path, write in zip(
+        sorted((source / "masks").glob("*.png")),
+        (
+            lambda p: write_mask(p, shown),
+            lambda p: write_mask(p, BLOCK * 255, "1"),
+            lambda p: indexed(1 - BLOCK, 220, 20).save(p),
+        ),
+    ):
+        write(path)
+    found = masks_to_labels(source, "--threshold", 128)
+    assert all(np.array_equal(labels, BLOCK) for labels in found.values())
 
 
 @pytest.mark.parametrize(
@@ -263,12 +332,14 @@ def test_an_image_that_gets_another_format_does_not_stay_in_both(source):
 
 
 def test_labels_are_made_anew_when_the_colors_or_the_threshold_change(source):
+    mask = BLOCK * 100 + 50
+    mask[0] = 100
     for path in (source / "masks").glob("*.png"):
-        write_mask(path, BLOCK * 100 + 50)
-    for threshold, expected in ((140, BLOCK), (40, BLOCK * 0 + 1)):
-        assert np.array_equal(masks_to_labels(source, "--threshold", threshold)["0"], expected)
-    values = masks_to_labels(source, classes="150 background\n50 road\n")["0"]
-    assert np.array_equal(values, 1 - BLOCK)
+        write_mask(path, mask)
+    for threshold in (140, 80):
+        assert np.array_equal(masks_to_labels(source, "--threshold", threshold)["0"], mask > threshold)
+    values = masks_to_labels(source, classes="150 background\n50 road\n100 -\n")["0"]
+    assert np.array_equal(values, np.where(mask == 100, -1, mask == 50))
 
 
 def test_the_class_list_follows_as_long_as_nobody_edited_it(source):
@@ -346,3 +417,18 @@ def test_a_dry_run_says_what_was_found_and_writes_nothing(source, capsys):
     assert f"3 images in {source / 'images'}, their labels in {source / 'masks'} (the same names)" in said
     assert "3 images for train in" in said
     assert not (source / "data").exists()
+
+
+def test_what_an_earlier_run_made_of_files_that_are_gone_is_said(source, capsys):
+    for number in range(10, 30):
+        miniatures.picture(source / "images" / f"{number}.png", SIZE, number)
+        write_mask(source / "masks" / f"{number}.png", BLOCK)
+    masks_to_labels(source)
+    (source / "masks/0.png").write_bytes(b"damaged")
+    for kind in ("images", "masks"):
+        (source / kind / "1.png").unlink()
+    (source / "masks/2.png").unlink()
+    capsys.readouterr()
+    masks_to_labels(source, "--link")
+    said = capsys.readouterr().out
+    assert "Warning: 3 images of an earlier run stay in" in said and "(the first: train/0)" in said

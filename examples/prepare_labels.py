@@ -1,8 +1,13 @@
-"""Turn masks, COCO JSON or LabelMe files into the label PNGs that `recipes/folder.yaml` trains on.
+"""Turn masks and the exports of label tools into the label PNGs that `recipes/folder.yaml` trains on.
 
     python examples/prepare_labels.py masks IMAGES MASKS data/mine --classes classes.txt --val_share 0.1
     python examples/prepare_labels.py coco IMAGES instances_train.json data/mine --split train
     python examples/prepare_labels.py labelme FOLDER data/mine --val_share 0.1
+    python examples/prepare_labels.py cvat IMAGES annotations.xml data/mine
+    python examples/prepare_labels.py yolo images/train labels/train data/mine
+    python examples/prepare_labels.py labelstudio IMAGES project.json data/mine
+    python examples/prepare_labels.py mat IMAGES MATS data/mine --classes classes.txt
+    python examples/prepare_labels.py datasets user/name data/mine --classes classes.txt
 
 The images go to `images/{train,val}`, their labels to `labels/{train,val}`, the names of the classes to `classes.txt`.
 The same command, given again, makes what is missing and what has changed, and moves images whose split has. What cannot
@@ -17,44 +22,30 @@ from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated as Named
-from typing import Literal
 
 import numpy as np
 import tyro
 from tqdm import tqdm
 
 from segmentation.check_messages import named, values_of, written
-from segmentation.class_list import LEFT_OUT, color_codes, color_name, read_classes
+from segmentation.class_list import color_codes, color_name, read_classes
 from segmentation.files import replace_when_complete
-from segmentation.label_sources import Annotated, read_coco, read_labelme
 from segmentation.mask_labels import IGNORED, UnusableError, check_palettes, mask_rule, show_values
 from segmentation.pairs import pair
 from segmentation.prepared import Record, digest, find_in_other_splits, move
-from segmentation.preparing import BACKGROUND, IGNORE, Job, Plan, Result, make
+from segmentation.preparing import Job, Plan, Result, make
 from segmentation.recipe import UserError, run
+from segmentation.sources import SOURCES
+from segmentation.sources.reading import Output, Painted, class_order, is_background
+from segmentation.sources.regions import IGNORE, Annotated
+from segmentation.sources.unpacking import Unpacked, work_folder
 
 MOST_SKIPPED = 0.1  # share of the images; if more are skipped, the command fails
 SAVE_EVERY = 60.0  # seconds between writes of the record
-
-
-@dataclass(kw_only=True)
-class Output:
-    """What all kinds of labels have in common."""
-
-    split: Literal["train", "val"] = "train"
-    """Split that the images belong to."""
-    val_share: float = 0.0
-    """Share of the images, about, that go to val instead, chosen by their names."""
-    link: bool = False
-    """Link to the images instead of copying them."""
-    workers: int = 4
-    """Images that are worked on at the same time."""
-    dry_run: bool = False
-    """Say what was found and what would be made, and stop."""
 
 
 @dataclass
@@ -78,34 +69,6 @@ class Masks(Output):
     nearest: float = 0
     """For such masks and more classes: the largest distance from the value or color (in RGB) of a class at which pixels
     are taken for the nearest class; those beyond are left out."""
-
-
-@dataclass
-class Coco(Output):
-    """A COCO JSON file of instances: polygons and run lengths. Smaller objects lie on top of larger ones."""
-
-    images: tyro.conf.Positional[Named[Path, tyro.conf.arg(metavar="IMAGES")]]
-    """Folder of the images."""
-    annotations: tyro.conf.Positional[Named[Path, tyro.conf.arg(metavar="ANNOTATIONS")]]
-    """The JSON file."""
-    target: tyro.conf.Positional[Named[Path, tyro.conf.arg(metavar="TARGET")]]
-    """Data folder to make."""
-    background: str = "background"
-    """Class of the pixels that no object covers, the first one unless a category has its name; '-' leaves them out."""
-
-
-@dataclass
-class LabelMe(Output):
-    """LabelMe JSON files: polygons, rectangles, circles and masks. Later shapes lie on top of earlier ones."""
-
-    source: tyro.conf.Positional[Named[Path, tyro.conf.arg(metavar="SOURCE")]]
-    """Folder of the JSON files, with the images beside them or inside."""
-    target: tyro.conf.Positional[Named[Path, tyro.conf.arg(metavar="TARGET")]]
-    """Data folder to make."""
-    classes: Path | None = None
-    """File with the name of a class on each line, in the order of their labels; else those found, by the alphabet."""
-    background: str = "background"
-    """Class of the pixels that no shape covers, the first one unless a shape has its name; '-' leaves them out."""
 
 
 Found = tuple[Plan, list[tuple[Annotated, Path | None]], dict[str, UnusableError]]
@@ -140,58 +103,36 @@ def plan_masks(settings: Masks) -> Found:
     return Plan(settings.target, rule.classes.classes, masks=rule, link=settings.link), items, skipped
 
 
-def plan_coco(settings: Coco) -> Found:
-    """What a COCO file is turned into."""
-    if not settings.images.is_dir():
-        raise UserError(f"{settings.images} does not exist: give the folder of the images.")
-    items, names, notes = read_coco(settings.annotations, settings.images)
-    for note in notes:
-        print(f"{settings.annotations.name}: {note}.")
-    plan = _painting_plan(settings.target, names, settings.background, settings.link)
-    return plan, [(item, None) for item in items], {}
+def plan_unpacked(settings: Unpacked) -> Found:
+    """What label maps in other files are turned into."""
+    images, masks = settings.unpack(work_folder(settings.target))
+    shared = {option.name: getattr(settings, option.name) for option in fields(Output)}
+    return plan_masks(Masks(images, masks, settings.target, classes=settings.classes, **shared | {"link": False}))
 
 
-def plan_labelme(settings: LabelMe) -> Found:
-    """What LabelMe files are turned into."""
-    files = sorted(settings.source.rglob("*.json")) if settings.source.is_dir() else []
-    if not files:
-        raise UserError(f"{settings.source} holds no JSON files of LabelMe.")
-    items, skipped, left_out = [], {}, Counter()
-    for path in tqdm(files, desc="read annotations", unit="file", leave=False):
-        try:
-            item, shapes = read_labelme(path)
-        except UserError as error:
-            reason = str(error).removeprefix(f"{path} ")
-            skipped[path.name] = UnusableError("JSON files cannot be read as LabelMe's", reason)
-            continue
-        item.name = path.relative_to(settings.source).as_posix()
-        items.append(item)
-        left_out.update(shapes)
-    for kind, number in left_out.items():
-        print(f"{number} shapes of the type {kind} have no area and are left out.")
-    found = {region.name: item.name for item in items for region in item.regions}
+def plan_regions(settings: Painted) -> Found:
+    """What annotations are turned into whose regions are painted.
+
+    Raises:
+        UserError: If they are of another kind, or a class is not listed.
+    """
+    reading = settings.read()
+    for note in reading.notes:
+        print(note)
+    found = {region.name: item.name for item in reading.items for region in item.regions}
     written = settings.target / "classes.txt"
-    keep = written.is_file() and not _follows(settings.target, {_key(item.name, settings) for item in items})
-    listed = settings.classes or (written if keep else None)
-    names = read_classes(listed).classes if listed else sorted(found)
-    names = [name for name in names if name not in (IGNORE, BACKGROUND)]
-    plan = _painting_plan(settings.target, names, settings.background, settings.link)
-    unknown = [name for name in found if name not in (*plan.classes, IGNORE, BACKGROUND)]
+    keep = written.is_file() and not _follows(settings.target, {_key(item.name, settings) for item in reading.items})
+    listed = settings.classes or (written if keep and reading.names is None else None)
+    listed_names = read_classes(listed).classes if listed else reading.names
+    names, background = class_order(sorted(found) if listed_names is None else listed_names, settings.background)
+    unknown = [name for name in found if name not in names and name != IGNORE and not is_background(name)]
     if unknown:
         raise UserError(
             f"{found[unknown[0]]} labels {unknown[0]!r}, which {listed} does not name: add it there"
             f"{', or make another data folder' if listed == written else ''}."
         )
-    return plan, [(item, None) for item in items], skipped
-
-
-def _painting_plan(target: Path, names: Iterable[str], background: str, link: bool) -> Plan:
-    names = list(names)
-    if background == LEFT_OUT:
-        return Plan(target, tuple(names), IGNORED, link=link)
-    if background not in names:
-        names.insert(0, background)
-    return Plan(target, tuple(names), names.index(background), link=link)
+    plan = Plan(settings.target, tuple(names), background, link=settings.link)
+    return plan, [(item, None) for item in reading.items], reading.skipped
 
 
 def _follows(target: Path, keys: set[str]) -> bool:
@@ -438,16 +379,16 @@ def report_skipped(skipped: dict[str, UnusableError], total: int, plan: Plan) ->
 def main(argv: list[str]) -> None:
     """Make a data folder."""
     kinds = Named[Masks, tyro.conf.subcommand("masks", prefix_name=False)]
-    kinds |= Named[Coco, tyro.conf.subcommand("coco", prefix_name=False)]
-    kinds |= Named[LabelMe, tyro.conf.subcommand("labelme", prefix_name=False)]
+    for name, source in SOURCES.items():
+        kinds |= Named[source, tyro.conf.subcommand(name, prefix_name=False)]
     argv = ["masks", *argv[1:]] if argv[:1] == ["colors"] else argv  # its earlier name
     settings = tyro.cli(kinds, args=argv, description=__doc__.split("\n")[0], use_underscores=True)
     if not 0 <= settings.val_share <= 1:
         raise UserError(f"val_share must be from 0 to 1, got {settings.val_share}.")
     if settings.workers < 1:
         raise UserError(f"workers must be at least 1, got {settings.workers}.")
-    plans = {Masks: plan_masks, Coco: plan_coco, LabelMe: plan_labelme}
-    plan, items, skipped = plans[type(settings)](settings)
+    planned = {Masks: plan_masks, Unpacked: plan_unpacked, Painted: plan_regions}
+    plan, items, skipped = next(how for kind, how in planned.items() if isinstance(settings, kind))(settings)
     jobs = assign(items, settings, skipped)
     total = len(jobs) + len(skipped)
     write_classes(plan, jobs, settings.dry_run)

@@ -29,6 +29,7 @@ PAGES = (*PAGES, "examples/deployment/README.md", ".github/CONTRIBUTING.md")
 T = "segnext_t.mmseg_ade20k"
 API = ROOT / "examples" / "api.md"
 RECIPE = ROOT / "examples" / "segmentation" / "recipe.py"
+SOURCES = sorted((ROOT / "examples/segmentation/sources").glob("*.py"))
 UNRUN = ("examples/api.md", ".github/CONTRIBUTING.md")  # signatures; the steps of a fresh clone
 RUN = [page for page in PAGES if any(b.language != "text" for b in blocks(ROOT / page)) and page not in UNRUN]
 
@@ -100,7 +101,7 @@ def test_commands_name_scripts_extras_and_options_that_exist():
     extras = set(re.findall(r"^(\w+) = \[", text_of("pyproject.toml").split("optional-dependencies]")[1], re.MULTILINE))
     for page in PAGES:
         text = text_of(page)
-        for names in re.findall(r"pip install [^\n`]*\[([\w,]+)\]", text):
+        for names in re.findall(r"pip install [^\n`]*(?:segnext-timm|\.)\[([\w,]+)\]", text):
             assert set(names.split(",")) <= extras, (page, names)
         for path in re.findall(r"(?:examples|tests)/[\w/]+\.(?:py|yaml)", text):
             assert (ROOT / path).is_file(), (page, path)
@@ -131,8 +132,11 @@ def options_of(script):
     Fields that are true or false are listed without `--` too, for `--no-NAME`.
     """
     own, recipe = (ast.parse(path.read_text(encoding="utf-8")) for path in (script, RECIPE))
-    classes = {node.name: node for tree in (recipe, own) for node in tree.body if isinstance(node, ast.ClassDef)}
-    names = {node.name for node in own.body if isinstance(node, ast.ClassDef)}
+    sources = [ast.parse(path.read_text(encoding="utf-8")) for path in SOURCES] if "SOURCES" in ast.unparse(own) else []
+    classes = {
+        node.name: node for tree in (recipe, *sources, own) for node in tree.body if isinstance(node, ast.ClassDef)
+    }
+    names = {node.name for tree in (*sources, own) for node in tree.body if isinstance(node, ast.ClassDef)}
     for node in (
         node for node in own.body if isinstance(node, ast.ImportFrom) and node.module == "segmentation.recipe"
     ):

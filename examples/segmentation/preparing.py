@@ -9,13 +9,12 @@ from PIL import Image, ImageOps
 
 from .class_list import distinct_colors
 from .files import replace_when_complete
-from .label_sources import Annotated, embedded_image
 from .mask_labels import IGNORED, MaskRule, UnusableError
 from .prepared import Made, Record, digest, source_name, stamp
+from .sources.labelme import embedded_image
+from .sources.regions import IGNORE, Annotated
 
 Image.MAX_IMAGE_PIXELS = None  # aerial images are large
-# LabelMe's own names for pixels that are left out, and for those that no shape covers
-IGNORE, BACKGROUND = "__ignore__", "_background_"
 
 
 @dataclass

@@ -1,0 +1,509 @@
+"""Exports of CVAT, YOLO, Label Studio and Supervisely."""
+
+import base64
+import io
+import json
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from label_sources import INSIDE, SIZE, SQUARE, Made, draw_images
+from segmentation.recipe import UserError
+from segmentation.sources.label_studio import decode_brush
+
+ROWS, COLUMNS = np.mgrid[:40, :60] + 0.5
+POINTS = "10,5;30,5;30,25;10,25"
+DIAMOND = abs(COLUMNS - 20) + abs(ROWS - 15)  # from its center, on which all that is turned lies
+
+
+# CVAT
+
+LABELS = "".join(
+    f"<label><name>{name}</name><type>{kind}</type>{parent}</label>"
+    for name, kind, parent in (
+        ("van", "any", ""),
+        ("car", "polygon", ""),
+        ("night", "tag", ""),
+        ("hand", "skeleton", ""),
+        ("1", "points", "<parent>hand</parent>"),
+    )
+)
+
+
+def cvat_file(path, shapes, name="0.jpg", task="<task><labels>{}</labels></task>"):
+    image = f'<image id="0" name="{name}" width="60" height="40">{shapes}</image>'
+    path.write_text(f"<annotations><meta>{task.format(LABELS)}</meta>{image}</annotations>")
+    return path
+
+
+@pytest.fixture
+def cvat(tmp_path):
+    """Make the labels of shapes in CVAT's XML; returns those of the image."""
+
+    def make(*shapes, **fields):
+        draw_images(tmp_path / "images", "0.jpg")
+        path = cvat_file(tmp_path / "annotations.xml", "".join(shapes), **fields)
+        made = Made("cvat", tmp_path / "images", path, tmp_path / "data")
+        assert made.classes == ("background", "van", "car")
+        return made.labels["0"]
+
+    return make
+
+
+def polygon(label="car", points=POINTS, more=""):
+    return f'<polygon label="{label}" points="{points}" occluded="1" {more}/>'
+
+
+CORNER = polygon("van", "58,38;60,38;60,40")
+
+
+@pytest.mark.parametrize("task", ["<task><labels>{}</labels></task>", "<project><labels>{}</labels></project>"])
+def test_cvat_polygons_are_painted_by_their_layers(cvat, task):
+    above = polygon("van", "15,10;25,10;25,20;15,20", 'z_order="2"')
+    labels = cvat(above, polygon(more='z_order="1"'), '<tag label="night"/>', task=task, name="set\\0.jpg")
+    expected = np.zeros(SIZE)
+    expected[INSIDE] = 2
+    expected[10:20, 15:25] = 1
+    assert np.array_equal(labels, expected)
+
+
+def test_cvat_boxes_and_ellipses_are_turned_about_their_centers(cvat):
+    half = 10 / np.sqrt(2)
+    sides = f'xtl="{20 - half}" ytl="{15 - half}" xbr="{20 + half}" ybr="{15 + half}"'
+    labels = cvat(f'<box label="car" {sides} rotation="45"/>')
+    assert (labels[DIAMOND < 9.9] == 2).all()
+    assert not labels[DIAMOND > 10.1].any()
+    labels = cvat('<ellipse label="car" cx="30" cy="20" rx="20" ry="5" rotation="30"/>')
+    along = np.cos(np.pi / 6) * (COLUMNS - 30) + np.sin(np.pi / 6) * (ROWS - 20)  # clockwise: down to the right
+    across = -np.sin(np.pi / 6) * (COLUMNS - 30) + np.cos(np.pi / 6) * (ROWS - 20)
+    distance = np.hypot(along / 20, across / 5)
+    assert (labels[distance < 0.99] == 2).all()
+    assert not labels[distance > 1.01].any()
+
+
+def test_cvat_masks_are_painted(cvat):
+    mask = np.random.default_rng(0).random((7, 9)) < 0.5
+    flat = np.concatenate([[False], mask.ravel()])
+    lengths = np.diff([0, *np.flatnonzero(flat[1:] != flat[:-1]), mask.size])
+    text = ", ".join(map(str, lengths))
+    labels = cvat(f'<mask label="car" rle="{text}" left="50" top="3" width="9" height="7" z_order="0"/>')
+    assert np.array_equal(labels[3:10, 50:59] == 2, mask)
+    assert (labels == 2).sum() == mask.sum()
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind"),
+    [
+        ('<polyline label="car" points="10,10;30,10"/>', "are drawn as polyline"),
+        ('<points label="car" points="11,10;14,10;17,10;20,10;23,10;26,10;29,10"/>', "are drawn as points"),
+        (
+            '<skeleton label="hand"><points label="1" points="9,5"/><points label="1" points="31,15"/></skeleton>',
+            "objects of hand are drawn as skeleton",
+        ),
+        ('<cuboid label="car" xtl1="9" ytl1="5" xbl1="9" ybl1="15" xtr1="31" ytr1="5"/>', "are drawn as cuboid"),
+        (polygon(points="10,10;30,10;20,10"), "objects of car have no area"),
+    ],
+)
+def test_what_has_no_area_in_cvat_is_left_out_and_counted(cvat, shape, kind, capsys):
+    labels = cvat(CORNER, shape)
+    assert (labels[9:11, 12:28] == 255).all()
+    assert set(np.unique(labels)) == {0, 1, 255}
+    assert kind in capsys.readouterr().out
+
+
+def test_a_faulty_object_of_cvat_is_named_and_what_is_around_it_left_out(cvat, capsys):
+    labels = cvat(CORNER, polygon(points="10,5;30,5;30"))
+    assert (labels[5:30, 10:30] == 255).all()
+    assert labels[39, 59] == 1
+    assert "0.jpg: object 2 (polygon of car): its outline is not a list of numbers" in capsys.readouterr().out
+
+
+def test_objects_outside_the_frame_are_not_painted(cvat):
+    assert not (cvat(CORNER, polygon(more='outside="1"')) == 2).any()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("<annotations><track id='0'/></annotations>", "holds tracks of a video: export the task as 'CVAT for images"),
+        ("<annotations></annotations>", "is not a file of the form 'CVAT for images 1.1'"),
+        ("<annotation><object/></annotation>", "is not a file of the form 'CVAT for images 1.1'"),
+        ("<annotations>", "cannot be read as XML"),
+    ],
+)
+def test_other_xml_files_are_refused(tmp_path, text, message):
+    draw_images(tmp_path, "0.jpg")
+    (tmp_path / "x.xml").write_text(text)
+    with pytest.raises(UserError, match=message):
+        Made("cvat", tmp_path, tmp_path / "x.xml", tmp_path / "data")
+
+
+# YOLO
+
+SHARES = " ".join(f"{value / side:.6f}" for value, side in zip(SQUARE, [60, 40] * 4))
+
+
+@pytest.fixture
+def yolo(tmp_path):
+    """Make the labels of lines of YOLO; returns those of the image."""
+
+    def make(*lines, names="names: [car, van]", **options):
+        draw_images(tmp_path / "images/train", "0.jpg")
+        (tmp_path / "labels/train").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "labels/train/0.txt").write_text("\n".join(lines))
+        (tmp_path / "data.yaml").write_text(names)
+        made = Made("yolo", tmp_path / "images/train", tmp_path / "labels/train", tmp_path / "data", **options)
+        assert made.classes == ("background", "car", "van")
+        return made.labels["0"]
+
+    return make
+
+
+@pytest.mark.parametrize("names", ["names: [car, van]", "names:\n  0: car\n  1: van", "nc: 2\nnames: ['car', 'van']"])
+def test_yolo_polygons_are_painted(yolo, names):
+    labels = yolo(f"1 {SHARES}", "", names=names)
+    assert (labels[INSIDE] == 2).all()
+    assert (labels == 2).sum() == 400
+
+
+def test_yolo_polygons_are_shares_of_the_image_as_shown(tmp_path):
+    draw_images(tmp_path / "images", "0.jpg")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(tmp_path / "images/0.jpg").save(tmp_path / "images/0.jpg", exif=exif)
+    (tmp_path / "0.txt").write_text("0 0 0 0.5 0 0.5 0.5 0 0.5")
+    (tmp_path / "classes.txt").write_text("car\n")
+    labels = Made("yolo", tmp_path / "images", tmp_path, tmp_path / "data").labels["0"]
+    assert labels.shape == (60, 40)
+    assert (labels[:30, :20] == 1).all()
+    assert labels.sum() == 600
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("1 0.333333 0.375 0.333333 0.5", "1 objects of van are boxes, as of a detection set"),
+        ("1 0.333333 0.375 0.333333 0.5 0.9", "1 objects of van are boxes, as of a detection set"),
+        (f"7 {SHARES}", "1 objects have a class number without a name"),
+        (f"1 {SHARES} 0.2", "0.jpg: line 2 of 0.txt: its outline has 9 numbers, which are not pairs"),
+        ("car 0 0 0.9 0 0.9 0.9", "0.jpg: line 2 of 0.txt: could not convert string to float: 'car'"),
+    ],
+)
+def test_yolo_lines_without_a_polygon_or_a_class_are_left_out(yolo, line, said, capsys):
+    labels = yolo("0 0.95 0.9 1 0.9 1 1 0.95 1", line)
+    assert (labels[INSIDE] == 255).all() or "'car'" in said
+    assert not (labels == 2).any()
+    assert said in capsys.readouterr().out
+
+
+def test_an_image_with_yolo_coordinates_in_pixels_is_left_out(yolo, tmp_path, capsys):
+    with pytest.raises(KeyError):
+        yolo("0 10 5 30 5 30 25")
+    said = capsys.readouterr().out
+    assert "line 1 of 0.txt: coordinates are shares of the image from 0 to 1, got 30; the image is left out" in said
+
+
+def test_images_without_a_text_file_are_said_to_be_empty(yolo, tmp_path, capsys):
+    draw_images(tmp_path / "images/train", "1.jpg")
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels/train").mkdir()
+    (tmp_path / "labels/train/9.txt").touch()
+    yolo(f"0 {SHARES}")
+    said = capsys.readouterr().out
+    assert "1 images have no text file: nothing is in them" in said
+    assert "1 text files have no image." in said
+    assert "1 images have no objects." in said
+
+
+def test_yolo_sets_that_are_no_segmentation_are_refused(yolo, tmp_path):
+    with pytest.raises(UserError, match="has no outlines, which segmentation needs: 1 objects of car are boxes"):
+        yolo("0 0.3 0.3 0.3 0.3")
+    with pytest.raises(UserError, match="is of a set of poses"):
+        yolo("0 0.3 0.3 0.3 0.3", names="names: [car, van]\nkpt_shape: [17, 3]")
+    with pytest.raises(UserError, match="does not tell the names of the classes"):
+        yolo("0 0.3 0.3 0.3 0.3", names="nc: 2")
+    (tmp_path / "names.txt").write_text("car")
+    with pytest.raises(UserError, match="holds no text file with the name of an image"):
+        Made("yolo", tmp_path / "images", tmp_path / "images", tmp_path / "data", names=tmp_path / "names.txt")
+    (tmp_path / "data.yaml").unlink()
+    with pytest.raises(UserError, match="give one by --names"):
+        Made("yolo", tmp_path / "images/train", tmp_path / "labels/train", tmp_path / "data")
+
+
+# Label Studio
+
+
+def pack(values, sizes=(3, 4, 8, 16)):
+    """Values by `@thi.ng/rle-pack`: runs of one value, and in the longest size single ones."""
+    bits = f"{len(values):032b}{7:05b}" + "".join(f"{size - 1:04b}" for size in sizes)
+    place = 0
+    while place < len(values):
+        same = 1
+        while place + same < len(values) and values[place + same] == values[place] and same < 1 << sizes[3]:
+            same += 1
+        if same > 1:
+            kind = next(k for k, size in enumerate(sizes) if same <= 1 << size)
+            bits += f"1{kind:02b}{same - 1:0{sizes[kind]}b}{values[place]:08b}"
+        else:
+            same = min(5, len(values) - place)
+            bits += f"000{same - 1:03b}" + "".join(f"{value:08b}" for value in values[place : place + same])
+        place += same
+    bits += "0" * (-len(bits) % 8)
+    return [int(bits[k : k + 8], 2) for k in range(0, len(bits), 8)]
+
+
+MASK = np.random.default_rng(3).random(SIZE) < 0.02
+MASK[30:38, 5:50] = True
+
+
+def result(kind, labels=("car",), number=0, **value):
+    labeled = {kind: list(labels)} if kind else {}
+    return {"id": f"r{number}", "type": kind, "value": value | labeled, "original_width": 60, "original_height": 40}
+
+
+def percent(points):
+    return (np.reshape(points, (-1, 2)) / [60, 40] * 100).tolist()
+
+
+def task(*results, name="/data/upload/1/0f1e2d3c-my%20photo.jpg", number=1, **annotation):
+    annotations = [{"id": 2, "was_cancelled": False, "result": results} | annotation]
+    return {"id": number, "data": {"image": name}, "annotations": annotations}
+
+
+@pytest.fixture
+def label_studio(tmp_path):
+    """Make the labels of tasks of Label Studio; returns what was made of them."""
+
+    def make(*tasks, **options):
+        draw_images(tmp_path / "images", "my photo.jpg", "0.jpg")
+        (tmp_path / "x.json").write_text(json.dumps(tasks))
+        return Made("labelstudio", tmp_path / "images", tmp_path / "x.json", tmp_path / "data", **options)
+
+    return make
+
+
+def test_packed_values_are_unpacked():
+    rng = np.random.default_rng(0)
+    values = np.repeat(rng.integers(0, 256, 300), rng.choice([1, 1, 1, 2, 7, 15, 200, 3000], 300))
+    assert np.array_equal(decode_brush(pack(values)), values)
+    many = np.full(200_000, 7)
+    assert np.array_equal(decode_brush(pack(many)), many)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "/data/upload/1/0f1e2d3c-my_photo.jpg",
+        "/data/upload/1/0f1e2d3c-my%20photo.jpg",
+        "/data/local-files/?d=set/my%20photo.jpg",
+        "s3://bucket/set/my photo.jpg",
+        "https://host/set/my%20photo.jpg?key=1.2",
+        "C:\\set\\my photo.jpg",
+    ],
+)
+def test_polygons_of_label_studio_are_painted_on_the_images_of_their_tasks(label_studio, name):
+    made = label_studio(task(result("polygonlabels", points=percent(SQUARE)), name=name))
+    assert (made.labels["my photo"][INSIDE] == 1).all()
+    assert made.labels["my photo"].sum() == 400
+
+
+def test_rectangles_turn_about_their_corner_and_ellipses_about_their_center(label_studio):
+    side = 20 / np.sqrt(2)
+    corner = {"x": 20 / 0.6, "y": 5 / 0.4, "width": side / 0.6, "height": side / 0.4, "rotation": 45}
+    labels = label_studio(task(result("rectanglelabels", **corner))).labels["my photo"]
+    assert (labels[DIAMOND < 9.9] == 1).all()
+    assert not labels[DIAMOND > 10.1].any()
+    turned = {"x": 50, "y": 50, "radiusX": 20 / 0.6, "radiusY": 5 / 0.4, "rotation": 90}
+    labels = label_studio(task(result("ellipselabels", **turned))).labels["my photo"]
+    distance = np.hypot((COLUMNS - 30) / 5, (ROWS - 20) / 20)
+    assert (labels[distance < 0.99] == 1).all()
+    assert not labels[distance > 1.01].any()
+
+
+def test_brushes_and_bitmaps_of_label_studio_are_painted(label_studio):
+    packed = pack(np.repeat(MASK.ravel() * 255, 4))
+    brush = result("brushlabels", format="rle", rle=packed)
+    content = io.BytesIO()
+    Image.fromarray(MASK.astype(np.uint8) * 255).save(content, format="PNG")
+    address = "data:image/png;base64," + base64.b64encode(content.getvalue()).decode()
+    for one in (brush, result("bitmasklabels", imageDataURL=address)):
+        assert np.array_equal(label_studio(task(one)).labels["my photo"] == 1, MASK)
+
+
+def test_a_region_and_its_label_may_be_two_results(label_studio):
+    shape = {"points": percent(SQUARE)}
+    results = [result(None, **shape), result("labels", ["van"], **shape), result("choices", ["good"], number=1)]
+    made = label_studio(task(*results))
+    assert made.classes == ("background", "van")
+    assert made.labels["my photo"].sum() == 400
+
+
+def test_the_short_json_of_label_studio_is_read(label_studio):
+    region = {"points": percent(SQUARE), "polygonlabels": ["car"], "original_width": 60, "original_height": 40}
+    made = label_studio({"id": 1, "annotation_id": 2, "image": "/data/upload/1/0f1e2d3c-0.jpg", "label": [region]})
+    assert made.labels["0"].sum() == 400
+
+
+def test_one_annotation_of_a_task_counts_and_canceled_ones_do_not(label_studio, capsys):
+    shapes = [result("polygonlabels", [name], points=percent(SQUARE)) for name in ("old", "new", "canceled", "truth")]
+    dates = ["2024-01-01", "2024-03-01", "2024-05-01", "2024-02-01"]
+    annotations = [
+        {"id": i, "result": [shape], "updated_at": date, "was_cancelled": i == 2}
+        for i, (shape, date) in enumerate(zip(shapes, dates))
+    ]
+    other = task(name="0.jpg", was_cancelled=True)
+    made = label_studio(task() | {"annotations": annotations}, other)
+    assert made.classes == ("background", "new")
+    assert set(made.labels) == {"my photo"}
+    said = capsys.readouterr().out
+    assert "1 tasks have no annotation, or a canceled one: they are left out." in said
+    assert "1 tasks have several annotations" in said
+    annotations[3]["ground_truth"] = True
+    assert label_studio(task() | {"annotations": annotations}).classes == ("background", "truth")
+
+
+@pytest.mark.parametrize(
+    ("region", "said"),
+    [
+        (result("keypointlabels", x=100 / 3, y=37.5, width=1), "1 regions of car are key points"),
+        (
+            result("vectorlabels", vertices=[{"x": 20, "y": 37.5}, {"x": 50, "y": 37.5}], closed=False),
+            "1 regions of car are open lines",
+        ),
+        (result("polygonlabels", points=percent([10, 15, 30, 15])), "1 regions of car are without an area"),
+        (result("polygonlabels", ["car", "red"], points=percent(SQUARE)), "1 regions have several labels"),
+        (result("polygonlabels", [], points=percent(SQUARE)), "1 regions have no label"),
+    ],
+)
+def test_regions_without_an_area_or_a_class_are_left_out(label_studio, region, said, capsys):
+    corner = result("polygonlabels", ["van"], 1, points=percent([58, 38, 60, 38, 60, 40]))
+    labels = label_studio(task(corner, region)).labels["my photo"]
+    assert (labels[13:17, 18:22] == 255).all()
+    assert set(np.unique(labels)) == {0, 1, 255}
+    assert said in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("faulty", "reason"),
+    [
+        (result("polygonlabels", points=[[1, 2], [3]]), "its outline is not a list of numbers"),
+        (
+            result("polygonlabels", points=percent(SQUARE)) | {"image_rotation": 90},
+            "the image was turned by 90 degrees",
+        ),
+        (result("brushlabels", rle=[1, 2, 3]), "it is not of the known form|invalid literal"),
+        (result("polygonlabels", points=percent(SQUARE)) | {"original_width": None}, "it is not of the known form"),
+    ],
+)
+def test_a_faulty_region_of_label_studio_is_named_and_its_image_left_out(label_studio, faulty, reason, capsys):
+    made = label_studio(task(faulty), task(result("polygonlabels", points=percent(SQUARE)), name="0.jpg", number=2))
+    assert set(made.labels) == {"0"}
+    assert set(made.skipped) == {"my photo.jpg"}
+    said = capsys.readouterr().out
+    assert any(f"my photo.jpg: region r0 of task 1: {text}" in said for text in reason.split("|"))
+
+
+@pytest.mark.parametrize("given", ["tasks", "numbers"])
+def test_a_png_for_each_region_is_read(tmp_path, given, capsys):
+    draw_images(tmp_path / "images", "1.jpg", "photo.jpg")
+    (tmp_path / "masks").mkdir()
+    for name, mask in (
+        ("1-by-1-tag-old-0", ~MASK),
+        ("12-by-a@b.c-tag-car door-0", MASK),
+        ("12-by-a@b.c-tag-van-1", MASK[::-1]),
+    ):
+        Image.fromarray(mask.astype(np.uint8) * 255).save(tmp_path / f"masks/task-1-annotation-{name}.png")
+    (tmp_path / "x.json").write_text(json.dumps([task(name="photo.jpg")]))
+    options = {"tasks": tmp_path / "x.json"} if given == "tasks" else {}
+    made = Made("labelstudio", tmp_path / "images", tmp_path / "masks", tmp_path / "data", **options)
+    ((name, labels),) = made.labels.items()
+    assert name == {"tasks": "photo", "numbers": "1"}[given]
+    assert made.classes == ("background", "car door", "van")
+    expected = np.where(MASK[::-1], 2, np.where(MASK, 1, 0))
+    assert np.array_equal(labels, expected)
+
+
+def test_pngs_of_tasks_without_an_image_ask_for_the_json(tmp_path):
+    draw_images(tmp_path / "images", "photo.jpg")
+    Image.fromarray(MASK).save(tmp_path / "task-1-annotation-1-by-1-tag-car-0.png")
+    made = Made("labelstudio", tmp_path / "images", tmp_path, tmp_path / "data")
+    assert made.skipped == {"task 1": "no image is called 1"}
+
+
+def test_other_json_files_are_no_export_of_label_studio(tmp_path):
+    draw_images(tmp_path, "0.jpg")
+    (tmp_path / "x.json").write_text("[{}]")
+    with pytest.raises(UserError, match="is not a JSON export of Label Studio"):
+        Made("labelstudio", tmp_path, tmp_path / "x.json", tmp_path / "data")
+    with pytest.raises(UserError, match=r"holds no files such as task-1-annotation-2-by-1-tag-car-0\.png"):
+        Made("labelstudio", tmp_path, tmp_path, tmp_path / "data")
+
+
+# Supervisely
+
+
+@pytest.fixture
+def supervisely(tmp_path):
+    """Make the labels of objects of Supervisely; returns those of the image."""
+
+    def make(*objects, folder="set"):
+        draw_images(tmp_path / f"project/{folder}/img", "0.jpg")
+        (tmp_path / f"project/{folder}/ann").mkdir(exist_ok=True)
+        classes = [{"title": name, "shape": "any"} for name in ("van", "car")]
+        (tmp_path / "project/meta.json").write_text(json.dumps({"classes": classes}))
+        content = {"size": {"height": 40, "width": 60}, "objects": objects}
+        (tmp_path / f"project/{folder}/ann/0.jpg.json").write_text(json.dumps(content))
+        made = Made("supervisely", tmp_path / "project", tmp_path / "data")
+        assert made.classes == ("background", "van", "car")
+        return made.labels[f"{folder}_0"]
+
+    return make
+
+
+def drawn(kind, points, holes=(), name="car"):
+    return {"id": 7, "classTitle": name, "geometryType": kind, "points": {"exterior": points, "interior": list(holes)}}
+
+
+def test_polygons_of_supervisely_have_holes(supervisely):
+    square = [[9.5, 4.5], [29.5, 4.5], [29.5, 24.5], [9.5, 24.5]]  # its points are centers of pixels
+    hole = [[14.5, 9.5], [24.5, 9.5], [24.5, 19.5], [14.5, 19.5]]
+    labels = supervisely(drawn("rectangle", [[0, 0], [19, 14]], name="van"), drawn("polygon", square, [hole]))
+    expected = np.zeros(SIZE)
+    expected[:15, :20] = 1
+    expected[INSIDE] = 2
+    expected[10:20, 15:25] = 0
+    expected[10:15, 15:20] = 1
+    assert np.array_equal(labels, expected)
+
+
+def test_bitmaps_of_supervisely_are_painted(supervisely):
+    mask = np.random.default_rng(0).random((7, 9)) < 0.5
+    content = io.BytesIO()
+    Image.fromarray(mask).save(content, format="PNG", transparency=0)
+    data = base64.b64encode(zlib.compress(content.getvalue())).decode()
+    one = {"id": 1, "classTitle": "car", "geometryType": "bitmap", "bitmap": {"data": data, "origin": [50, 3]}}
+    labels = supervisely(one)
+    assert np.array_equal(labels[3:10, 50:59] == 2, mask)
+
+
+@pytest.mark.parametrize(
+    ("one", "said"),
+    [
+        (drawn("line", [[10, 10], [30, 10]]), "1 objects of car are drawn as line, without an area"),
+        (drawn("point", [[20, 10]]), "1 objects of car are drawn as point, without an area"),
+        (drawn("cuboid_2d", [[10, 5], [30, 15]]), "1 objects of car are drawn as cuboid_2d"),
+        (drawn("polygon", [[0, 0], [60, 0], [60]]), "set/0.jpg: object 7: its outline is not a list of numbers"),
+        (drawn("rectangle", [[0, 0], [60, 60]], name="bus"), "set/0.jpg: object 7: its class 'bus' is not in meta"),
+    ],
+)
+def test_what_has_no_area_in_supervisely_is_left_out(supervisely, one, said, capsys):
+    labels = supervisely(drawn("rectangle", [[58, 38], [59, 39]], name="van"), one)
+    assert (labels[9:11, 18:22] == 255).all()
+    assert said in capsys.readouterr().out
+
+
+def test_other_folders_are_no_project_of_supervisely(tmp_path):
+    with pytest.raises(UserError, match=r"is not a project of Supervisely: it has no meta\.json"):
+        Made("supervisely", tmp_path, tmp_path / "data")

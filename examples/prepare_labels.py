@@ -332,8 +332,8 @@ def refuse_one_class(found: dict[str, Counts], plan: Plan) -> None:
     left_out = pixels[IGNORED] - sum(counts.far for counts in found.values())
     if len(absent) != len(plan.classes) - 1:
         return
-    if masks.threshold is None and not left_out:
-        print(f"Warning: no pixel of these masks is of the class {named(absent)}: nothing can be learned from them.")
+    if masks is None or (masks.threshold is None and not left_out):
+        print(f"Warning: no pixel is of the class {named(absent)}: nothing can be learned from these labels alone.")
         return
     if masks.threshold is not None:
         raise UserError(
@@ -411,8 +411,7 @@ def main(argv: list[str]) -> None:
     report_skipped(skipped, total, plan)
     if not found:
         raise UserError("no labels were made: see the reasons above.")
-    if plan.masks:
-        refuse_one_class(found, plan)
+    refuse_one_class(found, plan)
 
 
 if __name__ == "__main__":

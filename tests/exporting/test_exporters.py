@@ -205,6 +205,7 @@ def test_exported_labels_are_the_model_s_whatever_its_activation(architecture, a
     assert type(model.segmentation_head[-1].activation) is not torch.nn.Identity  # the model itself stays
 
 
+@pytest.mark.slow
 def test_a_graph_of_wrong_labels_is_refused(tmp_path, monkeypatch):
     pytest.importorskip("onnxruntime")
     graph = labels.argmax_graph

@@ -201,7 +201,7 @@ def test_objects_of_unknown_categories_and_outlines_without_an_area_are_left_out
     said = capsys.readouterr().out
     assert "1 objects are of a category that the file does not list" in said
     assert "2 outlines of car have no area" in said
-    assert "1 annotations are of images that the file does not list" in said
+    assert "1 annotations are of images that the file does not list, the first has the id 103." in said
 
 
 def test_a_file_of_boxes_alone_is_refused(coco):

@@ -171,9 +171,8 @@ class ImageFolder:
         return path
 
     def short_name(self, path: Path) -> str:
-        """The path below the folder, if it lies there."""
-        inside = path.is_relative_to(self.folder)
-        return (path.relative_to(self.folder) if inside else Path(path.name)).as_posix()
+        """The path below the folder, if it lies there, else the whole one."""
+        return (path.relative_to(self.folder) if path.is_relative_to(self.folder) else path).as_posix()
 
     def _anywhere(self, parts: list[str]) -> Path | None:
         """The file of that name in any folder below; of several, the one that shares most folders with the name."""

@@ -105,9 +105,11 @@ def plan_masks(settings: Masks) -> Found:
 
 def plan_unpacked(settings: Unpacked) -> Found:
     """What label maps in other files are turned into."""
-    images, masks = settings.unpack(work_folder(settings.target))
+    work = work_folder(settings.target)
+    images, masks = settings.unpack(work)
     shared = {option.name: getattr(settings, option.name) for option in fields(Output)}
-    return plan_masks(Masks(images, masks, settings.target, classes=settings.classes, **shared | {"link": False}))
+    shared["link"] &= not images.is_relative_to(work)  # which does not stay
+    return plan_masks(Masks(images, masks, settings.target, classes=settings.classes, **shared))
 
 
 def plan_regions(settings: Painted) -> Found:

@@ -105,6 +105,13 @@ def test_an_image_of_which_two_have_the_name_is_not_guessed(tmp_path):
     assert set(made.labels) == {"a_0", "b_0"}
 
 
+def test_of_several_images_of_a_name_the_one_in_the_named_folder_is_taken(tmp_path):
+    draw_images(tmp_path / "images", "0.jpg", "1f2e3d4c-0.jpg", "set/a/0.jpg")
+    annotations = coco_file(tmp_path / "x.json", [{"segmentation": [SQUARE]}], ["old\\a\\0.jpg"])
+    made = Made("coco", tmp_path / "images", annotations, tmp_path / "data")
+    assert (made.labels["set_a_0"][INSIDE] == 1).all()
+
+
 def test_two_names_are_not_taken_for_one_file(tmp_path):
     draw_images(tmp_path / "images", "0.jpg", "1.jpg")
     annotations = coco_file(tmp_path / "x.json", [{"segmentation": [SQUARE]}], ["a/0.jpg", "b/0.jpg", "1.jpg"])
@@ -201,7 +208,7 @@ def test_objects_of_unknown_categories_and_outlines_without_an_area_are_left_out
     said = capsys.readouterr().out
     assert "1 objects are of a category that the file does not list" in said
     assert "2 outlines of car have no area" in said
-    assert "1 annotations are of images that the file does not list" in said
+    assert "1 annotations are of images that the file does not list, the first has the id 103." in said
 
 
 def test_a_file_of_boxes_alone_is_refused(coco):
@@ -306,8 +313,9 @@ def test_shapes_without_a_label_are_left_out(labelme, capsys):
 def test_images_elsewhere_are_found(tmp_path, name):
     draw_images(tmp_path / "images", "0.jpg")
     labelme_file(tmp_path / "annotations/0.json", RECTANGLE, imagePath=name)
-    made = Made("labelme", tmp_path / "annotations", tmp_path / "data", images=tmp_path / "images")
-    assert (made.labels["0"][INSIDE] == 1).all()
+    for options in ({"images": tmp_path / "images"}, {}) if "images" in name else ({"images": tmp_path / "images"},):
+        made = Made("labelme", tmp_path / "annotations", tmp_path / "data", **options)
+        assert (made.labels["0"][INSIDE] == 1).all()
 
 
 def test_an_image_that_was_renamed_with_its_annotations_is_found(tmp_path):
@@ -317,7 +325,7 @@ def test_an_image_that_was_renamed_with_its_annotations_is_found(tmp_path):
 
 
 def test_an_embedded_image_goes_before_one_of_its_name_in_another_folder(tmp_path):
-    draw_images(tmp_path / "set", "a/0.jpg", "b/other.jpg")
+    draw_images(tmp_path / "set", "0.jpg", "a/0.jpg", "b/other.jpg")
     content = (tmp_path / "set/b/other.jpg").read_bytes()
     data = "data:image/jpeg;base64," + base64.b64encode(content).decode()
     labelme_file(tmp_path / "set/b/0.json", RECTANGLE, imageData=data)

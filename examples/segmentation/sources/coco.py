@@ -1,5 +1,6 @@
 """COCO JSON files of instances: polygons and run lengths."""
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,9 +33,10 @@ class Coco(Painted):
     def read(self) -> Reading:
         folder = ImageFolder(self.images, self.target)
         content = read_json(self.annotations)
-        if not isinstance(content, dict) or not {"images", "annotations", "categories"} <= set(content):
+        parts = ("images", "annotations", "categories")
+        if not isinstance(content, dict) or not all(isinstance(content.get(part), list) for part in parts):
             raise UserError(f"{self.annotations} is not a COCO file: it has no images, annotations and categories.")
-        annotations = [a for a in content["annotations"] if isinstance(a, dict)]
+        annotations = [a if isinstance(a, dict) else {} for a in content["annotations"]]
         if any("segments_info" in annotation for annotation in annotations[:1]):
             raise UserError(
                 f"{self.annotations} is a panoptic COCO file: give the one of instances, with segmentation polygons."
@@ -50,30 +52,52 @@ class Coco(Painted):
             raise UserError(
                 f"{self.annotations} is not a COCO file of instances: {type(error).__name__} {error}."
             ) from None
-        painted = {id(item): _Objects() for item in items.values()}
-        lost = len(content["annotations"]) - len(annotations)
+        painted: dict[str, list[tuple[float, Region]]] = {item.name: [] for item in items.values()}
+        lost = []
         for annotation in annotations:
             item = items.get(_id(annotation.get("image_id")))
             if item is None:
-                lost += 1
+                lost.append(annotation.get("id"))
             else:
-                _add(annotation, names, item, painted[id(item)], reading, self.crowds == "paint")
+                self._add(annotation, names, item, painted[item.name], reading)
         if lost:
-            reading.notes.append(f"{lost} annotations are of images that the file does not list.")
-        reading.items = list({id(item): item for item in items.values()}.values())
+            reading.notes.append(
+                f"{len(lost)} annotations are of images that the file does not list, the first has the id {lost[0]}."
+            )
+        reading.items = list({item.name: item for item in items.values()}.values())
         for item in reading.items:
-            objects = painted[id(item)]
-            known = [region for _, region in sorted(objects.known, key=lambda pair: -pair[0])]
-            item.regions = [*objects.crowds, *known, *item.regions]
+            regions = [region for _, region in sorted(painted[item.name], key=lambda pair: -pair[0])]
+            item.regions = [*regions, *item.regions]
         return reading.finish(self.annotations, folder)
 
-
-class _Objects:
-    """The objects of an image: crowds, which lie below the others, and those with a class, with their areas."""
-
-    def __init__(self) -> None:
-        self.crowds: list[Region] = []
-        self.known: list[tuple[float, Region]] = []
+    def _add(
+        self,
+        annotation: dict[str, Any],
+        names: dict[str, str],
+        item: Annotated,
+        painted: list[tuple[float, Region]],
+        reading: Reading,
+    ) -> None:
+        """Add an object to those of its image, with its area; crowds lie below the others."""
+        name = names.get(_id(annotation.get("category_id")))
+        shape = annotation.get("segmentation")
+        if not shape and (bounds := _bounding_box(annotation.get("bbox"))):
+            reading.leave_out(item, f"objects of {name} have a box, but no outline", bounds)
+            return
+        try:
+            area, region, lines = _region(name or IGNORE, shape, item.size)
+        except FAULTS as error:
+            around = [*_bounding_box(annotation.get("bbox")), *square_around(shape)]
+            reading.fault(item, f"annotation {annotation.get('id')}", error, around)
+            return
+        for line in lines:
+            reading.leave_out(item, f"outlines of {name} have no area", stroke(line))
+        if self.crowds == "leave_out" and _is_set(annotation.get("iscrowd") or annotation.get("ignore")):
+            reading.left_out[f"crowds of {name} (if CVAT or datumaro wrote them: --crowds paint)"] += 1
+            region.name, area = IGNORE, math.inf
+        elif name is None:
+            reading.left_out["objects are of a category that the file does not list"] += 1
+        painted.append((area, region))
 
 
 def _id(value: Any) -> str:
@@ -89,7 +113,8 @@ def _class_names(categories: list[dict[str, Any]], used: set[str]) -> dict[str, 
     ordered = sorted(categories, key=lambda c: (not _id(c["id"]).lstrip("-").isdigit(), _order(_id(c["id"]))))
     names = {}
     for category in ordered:
-        key, name = _id(category["id"]), str(category["name"]).strip()
+        key = _id(category["id"])
+        name = str(category["name"]).strip() or f"category {key}"
         is_root = str(category.get("supercategory") or "none").lower() in ("none", "root")
         others = {str(c.get("supercategory")).strip() for c in ordered if c is not category}
         if is_root and key not in used and others == {name}:
@@ -108,8 +133,8 @@ def _read_images(entries: list[dict[str, Any]], folder: ImageFolder, reading: Re
     by_file: dict[Path, Annotated] = {}
     twice = set()
     for entry in entries:
-        key = _id(entry["id"])
         name = entry.get("file_name") or entry.get("path")
+        key = _id(entry.get("id", f"of {name}"))
         try:
             path = folder.find(name)
         except ValueError as error:
@@ -123,38 +148,6 @@ def _read_images(entries: list[dict[str, Any]], folder: ImageFolder, reading: Re
     for name in twice:
         reading.skipped[name] = UnusableError("images have the same id in the file")
     return items
-
-
-def _add(
-    annotation: dict[str, Any],
-    names: dict[str, str],
-    item: Annotated,
-    objects: _Objects,
-    reading: Reading,
-    paint_crowds: bool,
-) -> None:
-    """Add an object to those of its image."""
-    name = names.get(_id(annotation.get("category_id")))
-    bounds = _bounding_box(annotation.get("bbox"))
-    shape = annotation.get("segmentation")
-    if not shape and bounds:
-        reading.leave_out(item, f"objects of {name} have a box, but no outline", bounds)
-        return
-    try:
-        area, region, lines = _region(name or IGNORE, shape, item.size)
-    except FAULTS as error:
-        reading.fault(item, f"annotation {annotation.get('id')}", error, [*bounds, *square_around(shape)])
-        return
-    for line in lines:
-        reading.leave_out(item, f"outlines of {name} have no area", stroke(line))
-    if not paint_crowds and _is_set(annotation.get("iscrowd") or annotation.get("ignore")):
-        region.name = IGNORE
-        reading.left_out[f"crowds of {name} (if CVAT or datumaro wrote them: --crowds paint)"] += 1
-        objects.crowds.append(region)
-    elif region.polygons or region.counts is not None:
-        objects.known.append((area, region))
-        if name is None:
-            reading.left_out["objects are of a category that the file does not list"] += 1
 
 
 def _is_set(value: Any) -> bool:
@@ -179,9 +172,9 @@ def _region(name: str, shape: Any, size: tuple[int, int] | None) -> tuple[float,
         return float(lengths[1::2].sum()), Region(name, counts=shape["counts"], size=(height, width)), []
     is_one = all(not isinstance(part, list) or (len(part) == 2 and not isinstance(part[0], list)) for part in shape)
     outlines = [outline(part) for part in ([shape] if is_one and len(shape) > 1 else shape)]
-    flat = [points for points in outlines if not has_area(points)]
-    whole = [points for points in outlines if has_area(points)]
-    return sum(map(polygon_area, whole)), Region(name, whole), flat
+    lines = [points for points in outlines if not has_area(points)]
+    whole = [points for points in outlines if has_area(points)] if lines else outlines
+    return sum(map(polygon_area, whole)), Region(name, whole), lines
 
 
 def _bounding_box(values: Any) -> list[np.ndarray]:

@@ -89,12 +89,11 @@ def _image(path: Path, content: dict[str, Any], folder: ImageFolder) -> tuple[Pa
         ValueError: If several images have the name.
     """
     name = content.get("imagePath") or f"{path.stem}.png"
-    for place in (path.parent, path.parent.parent):
-        if found := near(name, place):
-            return found, None
+    if found := near(name, path.parent):
+        return found, None
     if content.get("imageData"):
         return path.parent / Path(name.replace("\\", "/")).name, path
-    found = folder.find(name)
+    found = near(name, path.parent.parent, least=2) or folder.find(name)
     if not found.is_file():  # renamed together
         same = [other for other in path.parent.glob("*") if other.stem == path.stem]
         found = next((other for other in same if other.suffix.lower() in _IMAGES), found)

@@ -14,7 +14,7 @@ from ..recipe import UserError
 from .reading import FAULTS, Images, Target
 from .unpacking import Unpacked, write_mask
 
-# names of label maps in published data sets, in any case: Pascal-Context, ..., SBD and BSDS, ..., SIFT Flow
+# usual names of label maps, in any case: LabelMap in Pascal-Context, Segmentation in SBD, S in SIFT Flow
 _NAMES = ("labelmap", "labels", "label", "groundtruth", "segmentation", "seg", "gt", "mask", "s")
 
 

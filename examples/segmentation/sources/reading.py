@@ -119,10 +119,11 @@ class Reading:
         if regions and set(regions) == {IGNORE} and self.left_out:
             kinds = "; ".join(f"{count} {kind}" for kind, count in self.left_out.items())
             raise UserError(f"{source} has no outlines, which segmentation needs: {kinds}.")
-        for path, names in (folder.asked if folder else {}).items():
+        for item in self.items:
+            names = folder.asked.get(item.image, ()) if folder else ()
             if len(names) > 1:
                 reason = f"it is the only one that may be {' and '.join(sorted(names)[:2])}"
-                self.skipped[folder.short_name(path)] = UnusableError("images have several names", reason)
+                self.skipped[item.name] = UnusableError("images have several names", reason)
         self.items = [item for item in self.items if item.name not in self.skipped]
         self.notes += [f"{count} {kind}: their pixels are left out." for kind, count in self.left_out.items()]
         if self.faults:
@@ -152,7 +153,7 @@ class ImageFolder:
         self.folder = folder
         self.without = without.absolute()
         self.asked: dict[Path, set[str]] = {}
-        self._index: dict[str, list[Path]] | None = None
+        self._index: dict[tuple[str, bool], list[Path]] | None = None
 
     def find(self, name: str) -> Path:
         """The file of a name; a path that does not exist if there is none.
@@ -164,23 +165,26 @@ class ImageFolder:
             ValueError: If there is no name, or several files have it.
         """
         parts = name_parts(name)
-        path = near(name, self.folder) or self._anywhere(parts)
+        exact = self.folder / name.strip().replace("\\", "/")
+        path = exact if exact.is_file() else self._anywhere(parts)
         if path is None:
             return self.folder / "/".join(parts)
         self.asked.setdefault(path, set()).add("/".join(parts))
         return path
 
     def short_name(self, path: Path) -> str:
-        """The path below the folder, if it lies there."""
-        inside = path.is_relative_to(self.folder)
-        return (path.relative_to(self.folder) if inside else Path(path.name)).as_posix()
+        """The path below the folder, if it lies there, else the whole one."""
+        return (path.relative_to(self.folder) if path.is_relative_to(self.folder) else path).as_posix()
 
     def _anywhere(self, parts: list[str]) -> Path | None:
         """The file of that name in any folder below; of several, the one that shares most folders with the name."""
         if self._index is None:
             self._index = self._all_files()
         wanted = _plain(parts[-1])
-        found = self._index.get(wanted) or self._index.get(_UPLOAD.sub("", wanted)) or []
+        original = _UPLOAD.sub("", wanted)
+        found = self._index.get((wanted, False)) or self._index.get((original, False)) or []
+        if not found and original == wanted:
+            found = self._index.get((wanted, True), [])
         shared = [_shared(path, parts) for path in found]
         found = [path for path, count in zip(found, shared) if count == max(shared)]
         if len(found) > 1:
@@ -188,14 +192,16 @@ class ImageFolder:
             raise ValueError(f"{some} have its name: give the folder that it is in")
         return found[0] if found else None
 
-    def _all_files(self) -> dict[str, list[Path]]:
-        """The files by their names without folders; also by those without the prefix of an upload."""
-        index: dict[str, list[Path]] = {}
+    def _all_files(self) -> dict[tuple[str, bool], list[Path]]:
+        """The files by their names without folders, and whether the prefix of an upload is missing there."""
+        index: dict[tuple[str, bool], list[Path]] = {}
         for path in sorted(self.folder.rglob("*")):
             if path.is_file() and not path.absolute().is_relative_to(self.without):
                 key = _plain(path.name)
-                for name in {key, _UPLOAD.sub("", key)}:
-                    index.setdefault(name, []).append(path)
+                original = _UPLOAD.sub("", key)
+                index.setdefault((key, False), []).append(path)
+                if original != key:
+                    index.setdefault((original, True), []).append(path)
         return index
 
 
@@ -214,14 +220,22 @@ def name_parts(name: str) -> list[str]:
     return parts
 
 
-def near(name: str, folder: Path) -> Path | None:
+def near(name: str, folder: Path, least: int = 1) -> Path | None:
     """The file of a name in a folder: there, or below with fewer of the name's folders.
+
+    Args:
+        name: The name.
+        folder: The folder.
+        least: Number of parts of the name, from the end, that have to be there.
 
     Raises:
         ValueError: If there is no name.
     """
     parts = name_parts(name)
-    for tail in [name.strip().replace("\\", "/"), *("/".join(parts[start:]) for start in range(len(parts)))]:
+    if len(parts) < least:
+        return None
+    tails = ["/".join(parts[start:]) for start in range(len(parts) - least + 1)]
+    for tail in [name.strip().replace("\\", "/"), *tails]:
         if (folder / tail).is_file():
             return folder / tail
     return None
@@ -235,7 +249,7 @@ def _plain(name: str) -> str:
 def _shared(path: Path, parts: list[str]) -> int:
     """How many folders, from the end, a path has in common with the parts of a name."""
     count = 0
-    for mine, theirs in zip(reversed(path.parts[:-1]), reversed(parts[:-1])):
+    for mine, theirs in zip(reversed(path.absolute().parts[:-1]), reversed(parts[:-1])):
         if mine.casefold() != theirs.casefold():
             break
         count += 1

@@ -57,8 +57,9 @@ def declared(*extras):
 
 
 def test_the_package_declares_what_it_imports():
-    # runtimes are imported only where models are exported, mmsegmentation only to compare with it
-    known = declared("export", "litert", "ncnn", "coreml", "benchmark") | {"triton"}  # comes with torch where it runs
+    # runtimes are imported only where models are exported, rasterio where rasters are read, mmsegmentation only to
+    # compare with it; triton comes with torch where it runs
+    known = declared("export", "geo", "litert", "ncnn", "coreml", "benchmark") | {"triton"}
     assert {name: files for name, files in imported(ROOT / "segnext_timm").items() if name not in known} == {}
 
 

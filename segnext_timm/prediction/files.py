@@ -117,7 +117,7 @@ def predict_file(
         `file`, `height`, `width` and `classes`, see :func:`class_areas`.
     """
     file, result, info = Path(file), Path(result), ModelInfo(model)
-    image = read_image(file, info.in_channels)
+    image = read_image(file, info.in_channels, info.value_range, info.bands)
     # the labels come last: if they exist, so do the other results
     with fill_when_complete(result.parent, last=_named(result, _LABELS).name) as folder:
         work = folder / result.name
@@ -126,10 +126,10 @@ def predict_file(
             shape = (classes, *image.shape[1:])
             return np.lib.format.open_memmap(_named(work, _PROBABILITIES), "w+", np.float16, shape)
 
-        labels = predict(model, image, probabilities=store if probabilities else False, **options)
+        labels = predict(model, image, probabilities=store if probabilities else False, scaled=True, **options)
         labels = labels[0] if probabilities else labels
         if overlays:
-            picture = overlay(image[:3], labels, info.label_names, info.palette)  # RGB of four channels
+            picture = overlay(image, labels, info.label_names, info.palette)
             picture.save(_named(work, _OVERLAYS[max(picture.size) > _JPEG_SIDE]), quality=90)
             del picture
         metadata = PngInfo()

@@ -223,7 +223,8 @@ def _read_raster(path: str | os.PathLike[str], channels: int | None, bands: Sequ
         count = raster.shape[0]
         if bands is None:  # opacity is not taken for an image's band where that leaves as many as there should be
             others = [band for band in range(1, count + 1) if band != raster.alpha]
-            bands = others if channels in (None, len(others)) else [*range(1, count + 1)]
+            fits = channels in (None, len(others)) or (channels, len(others)) == (3, 1)
+            bands = others if fits else [*range(1, count + 1)]
         elif max(bands) > count:
             raise ImageError(f"{path}: {_missing(count, bands)}")
         array, valid = raster.read(bands), raster.valid(bands=bands)

@@ -37,6 +37,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from segmentation.autocasting import reduce_casts, slow_precision
+from segmentation.bands import ImageForm, measure_form
 from segmentation.checks import PATIENT, check_lines, in_first_process
 from segmentation.data import ignore_interrupts, training_samples, worker_count
 from segmentation.evaluation import end, evaluate, quiet_unless_main, some_predictions
@@ -60,6 +61,7 @@ MAX_SKIPPED = 10  # updates in a row
 MUST_MATCH = (
     *("dataset", "variant", "batch_size", "iterations", "seed", "crop_size"),
     *("encoder", "decoder_channels", "decoder_rank", "precision", "ema_decay", "freeze_encoder"),
+    *("in_channels", "bands", "range"),
 )
 
 
@@ -171,7 +173,9 @@ class Trainer:
             open_split(settings.dataset, root, name, settings.ignore_index) for name in ("train", "val")
         ]
         self.data = f"{len(train)} training images of {len(train.classes)} classes ({train.fingerprint()})"
-        lines = [*train.notes, *val.notes]
+        self.form, note = in_first_process(self.accelerator, self.find_form)
+        train.form = val.form = self.form
+        lines = [*train.notes, *val.notes, note]
         if settings.check_data:
             lines += in_first_process(self.accelerator, lambda: check_lines(train, val, root, workers))
         lines = lines if not self.checkpoint.is_file() else []  # said when the run began
@@ -182,6 +186,14 @@ class Trainer:
             )
         for line in filter(None, (*lines, slow_precision(self.device, settings.precision))):
             self.accelerator.print(line)
+
+    def find_form(self) -> tuple[ImageForm, str | None]:
+        """Find how images are read: as when the run began, else by the settings and the training images."""
+        if self.checkpoint.is_file() and self.settings.resume:
+            state = torch.load(self.checkpoint, map_location="cpu", weights_only=True, mmap=True).get("images")
+            if state is not None:
+                return ImageForm(**state), None
+        return measure_form(self.train_split, self.settings)
 
     def set_up_model(self) -> None:
         """Create model, samples, moving average, optimizer and loss.
@@ -253,7 +265,7 @@ class Trainer:
             raise SettingsError(f"{self.checkpoint} belongs to another run: choose another --out, or remove it.")
         state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
         before, now = state["settings"], asdict(self.settings)
-        changed = [f"{name} {before[name]}, not {now[name]}" for name in MUST_MATCH if before[name] != now[name]]
+        changed = [f"{n} {before.get(n)}, not {now[n]}" for n in MUST_MATCH if before.get(n) != now[n]]
         if state["data"] != self.data:
             changed.append(f"{state['data']}, not {self.data}")
         if changed:
@@ -356,7 +368,7 @@ class Trainer:
         return self.accelerator.reduce(total, "mean") if self.processes > 1 else total
 
     def next_batch(self, batches: Iterator[list[torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Get images (B, 3, H, W) and labels (B, H, W) on the device, and note the time waited for them."""
+        """Get images (B, C, H, W) and labels (B, H, W) on the device, and note the time waited for them."""
         start = time.monotonic()
         batch = next(batches)
         self.waited += time.monotonic() - start
@@ -478,6 +490,7 @@ class Trainer:
                 "mious": self.mious,
                 "settings": asdict(self.settings),
                 "data": self.data,
+                "images": asdict(self.form),
             }
             with replace_when_complete(self.checkpoint) as new:
                 torch.save(state, new)

@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,43 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..errors import ImageError
 
+ValueRange = Sequence[float] | Sequence[Sequence[float]]  # low and high, or a pair for each band
+
 _ARRAYS = "an array (H, W, C) or (H, W), or a tensor (C, H, W)"
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # of Pillow, by channels
+
+
+def scale_values(values: torch.Tensor, value_range: ValueRange | None = None) -> torch.Tensor:
+    """Scale the values of an image, as its file holds them, to what models are trained on.
+
+    Args:
+        values: Shape (C, H, W), of any type of integers or floating point.
+        value_range: The values that become 0 and 1: one pair for all bands, or one for each. Values beyond are clipped,
+            and NaN becomes 0. Without it, uint8 stays as it is, other integers are divided by 65535, and floating point
+            has to be from 0 to 1.
+
+    Returns:
+        uint8 from 0 to 255 where uint8 was given without a range; else float32 from 0 to 1.
+
+    Raises:
+        ImageError: If the pairs are not as many as the bands, or without a range if values are out of these bounds.
+    """
+    if value_range is not None:
+        pairs = torch.tensor(value_range, dtype=torch.float32, device=values.device).view(-1, 2)
+        if len(pairs) not in (1, len(values)):
+            raise ImageError(f"The range has {len(pairs)} pairs of low and high, and the image {len(values)} bands.")
+        low, high = pairs[:, 0, None, None], pairs[:, 1, None, None]
+        return values.float().sub(low).div_(high - low).clamp_(0, 1).nan_to_num_(0)
+    if values.dtype == torch.uint8:
+        return values
+    largest = 1 if values.is_floating_point() else 65535
+    values = values.float()
+    if not (values.amin() >= 0 and values.amax() <= largest):  # NaN too
+        raise ImageError(
+            f"Images of floating point have values from 0 to 1, and of integers from 0 to 65535, not normalized ones; "
+            f'got {values.amin():.3g} to {values.amax():.3g}. State what black and white are: pretrained_cfg["range"].'
+        )
+    return values / largest
 
 
 def to_mode(image: Image.Image, channels: int) -> Image.Image:

@@ -14,6 +14,8 @@ import numpy as np
 
 from ..errors import ImageError, OptionError
 
+EQUAL_AREA = "EPSG:6933"  # a projection of the whole Earth in which areas are true, in meters
+
 
 def import_rasterio(file: str | os.PathLike[str]) -> Any:
     """Import rasterio, which a file needs; raise an ImageError that names the package if it is missing."""
@@ -34,6 +36,7 @@ class Raster:
         transform: Affine map of pixels (column, row) to coordinates, rasterio's; the identity if the file states none.
         nodata: Value of pixels without data; None if the file states none.
         alpha: Number of the band that states opacity; None if there is none.
+        placed: Whether the file states where it lies: by a transform, a CRS, control points or RPCs.
     """
 
     def __init__(self, dataset: Any, name: str) -> None:
@@ -43,6 +46,9 @@ class Raster:
         self.crs, self.transform, self.nodata = dataset.crs, dataset.transform, dataset.nodata
         kinds = [kind.name for kind in dataset.colorinterp]
         self.alpha: int | None = kinds.index("alpha") + 1 if "alpha" in kinds else None
+        self.placed = bool(not self.transform.is_identity or self.crs or dataset.gcps[0] or dataset.rpcs)
+        flags = (flag.name for band in dataset.mask_flag_enums for flag in band)
+        self._masked = self.dtype.kind == "f" or any(flag != "all_valid" for flag in flags)
 
     def _window(self, rows: slice, columns: slice) -> tuple[tuple[int, int], tuple[int, int]]:
         _, height, width = self.shape
@@ -72,16 +78,47 @@ class Raster:
     def valid(
         self, rows: slice = slice(None), columns: slice = slice(None), bands: Sequence[int] | None = None
     ) -> np.ndarray:
-        """Read which pixels (rows, columns) of a region hold data, bool: by nodata values, an alpha band, or masks.
+        """Read which pixels (rows, columns) of a region hold data, bool: by nodata values, NaN, alpha, or masks.
 
         `bands` are those that a model reads: an alpha band among them is data, such as near infrared, which GDAL marks
         as alpha in files of four bands of uint8 by default.
         """
         window = self._window(rows, columns)
+        if not self._masked or (bands is not None and self.alpha in bands):
+            return np.ones([stop - start for start, stop in window], bool)
         with _told_as_image_error(self._name):
-            if bands is not None and {self.alpha} & set(bands):
-                return np.ones([stop - start for start, stop in window], bool)
-            return self.dataset.dataset_mask(window=window) > 0
+            found = self.dataset.dataset_mask(window=window) > 0
+        if self.dtype.kind == "f":
+            found &= ~np.isnan(self.read(bands, rows, columns)).any(0)
+        return found
+
+    def read_reduced(self, bands: Sequence[int], size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        """Read mean values (bands, H, W) of the whole image at a reduced size, and which pixels hold data."""
+        from rasterio.enums import Resampling
+
+        with _told_as_image_error(self._name):
+            shape = (len(bands), *size)
+            values = self.dataset.read(list(bands), out_shape=shape, resampling=Resampling.average)
+            valid = self.dataset.dataset_mask(out_shape=size) > 0
+        valid |= self.alpha in bands
+        return values, valid & ~np.isnan(values).any(0)
+
+    def place(self, columns: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Compute coordinates of corners of pixels by the transform."""
+        a, b, c, d, e, f = self.transform[:6]
+        return a * columns + b * rows + c, d * columns + e * rows + f
+
+    def pixel_area(self, rows: slice, columns: slice) -> float:
+        """Compute the mean area of a region's pixels in square meters; NaN if the file does not say where it lies."""
+        if self.crs is None or self.transform.is_identity:
+            return np.nan
+        from rasterio.warp import transform
+
+        x0, x1, y0, y1 = columns.start, columns.stop, rows.start, rows.stop
+        xs, ys = self.place(np.array([x0, x1, x1, x0]), np.array([y0, y0, y1, y1]))
+        xs, ys = map(np.array, transform(self.crs, EQUAL_AREA, xs, ys))
+        doubled = np.dot(xs, np.roll(ys, -1)) - np.dot(ys, np.roll(xs, -1))
+        return float(abs(doubled) / 2 / ((x1 - x0) * (y1 - y0)))
 
 
 @contextmanager
@@ -96,6 +133,16 @@ def _told_as_image_error(name: str) -> Iterator[None]:
 
 
 @contextmanager
+def without_place_warnings() -> Iterator[None]:
+    """Silence rasterio's warning of files that state no place."""
+    from rasterio.errors import NotGeoreferencedWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        yield
+
+
+@contextmanager
 def open_raster(file: str | os.PathLike[str]) -> Iterator[Raster]:
     """Open a raster file for the block.
 
@@ -107,10 +154,8 @@ def open_raster(file: str | os.PathLike[str]) -> Iterator[Raster]:
     name = os.fspath(file)
     if not Path(name).exists():
         raise FileNotFoundError(f"{name}: no such file.")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-        with _told_as_image_error(name):
-            dataset = rasterio.open(name)
+    with without_place_warnings(), _told_as_image_error(name):
+        dataset = rasterio.open(name)
     with dataset:
         if not dataset.count or any(dtype.startswith("complex") for dtype in dataset.dtypes):
             raise ImageError(f"{name} cannot be read as an image: it has {dataset.count} bands of {dataset.dtypes}.")

@@ -29,7 +29,7 @@ ORIGIN = "Predicted with"  # what labels' files say of the model and the options
 _LARGE = 178_956_970  # pixels, of the largest images that Pillow opens
 _PLACING_TAGS = {33550, 33922, 34264}  # of GeoTIFF: scale, tie points, transformation
 _CACHE_BYTES = 1 << 28  # of GDAL's blocks, read and written
-_PICTURE_SIDE = 4096  # the longest of overlays
+_PICTURE_SIDE = 2048  # the longest of overlays
 _BLOCK = 512  # side of the blocks of labels' files
 _ORIGIN = "TIFFTAG_IMAGEDESCRIPTION"  # key of the metadata
 
@@ -100,10 +100,11 @@ class RasterPixels:
     def picture(self, size: tuple[int, int]) -> torch.Tensor:
         """Read the image at a reduced size (H, W), for the eye: a tensor (3, H, W) of its first bands."""
         pixels = self._prepare(*self._raster.read_reduced(self.bands, size))
+        pixels = pixels[:3] if len(pixels) > 2 else pixels[:1].expand(3, -1, -1)
         if pixels.dtype != torch.uint8:
             low, high = np.quantile(pixels, (0.02, 0.98))
-            pixels = pixels.sub(low).div_(max(high - low, 1e-6)).clamp_(0, 1)
-        return pixels[:3] if len(pixels) > 2 else pixels[:1].expand(3, -1, -1)
+            pixels = ((pixels - low) / max(high - low, 1e-6)).clamp(0, 1)
+        return pixels
 
 
 class LabelRaster:
@@ -160,7 +161,7 @@ def predict_raster(
     origin: str = "",
     **options: Any,
 ) -> None:
-    """Predict a raster, and write a GeoTIFF of labels, and an overlay of at most 4096 pixels a side.
+    """Predict a raster, and write a GeoTIFF of labels, and an overlay of at most 2048 pixels a side.
 
     Args:
         model: See :func:`predict`, which states what is raised, too.

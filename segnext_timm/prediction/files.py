@@ -20,6 +20,7 @@ from .drawing import class_areas, label_picture, overlay
 from .images import read_image
 from .pipeline import predict
 from .raster_labels import ORIGIN, is_raster, predict_raster, raster_areas, read_origin
+from .rasters import copy_place
 
 _LABELS, _RASTER_LABELS, _PROBABILITIES = ".png", ".tif", "_probabilities.npy"
 _OVERLAYS = ("_overlay.jpg", "_overlay.png")
@@ -112,10 +113,10 @@ def predict_file(
         file: The image. A georeferenced one, or a TIFF larger than Pillow opens, is read region by region; it does not
             have to fit memory. That takes rasterio.
         result: Path of the results without suffix. `.png` is added for the labels, an indexed picture with the palette
-            (16-bit gray for more than 256 classes); `.tif` for those of an image that is read by regions, a GeoTIFF
-            that lies where the image lies, whose pixels without data are 255 (65535 for more than 255 classes);
-            `_overlay.jpg` for the overlay with its legend, or `_overlay.png` for sides over 65,500 pixels;
-            `_probabilities.npy` for an array (classes, H, W) of float16.
+            (16-bit gray for more than 256 classes), with a world file `.pgw` if the image came with one; `.tif` for
+            those of an image that is read by regions, a GeoTIFF that lies where the image lies, whose pixels without
+            data are 255 (65535 for more than 255 classes); `_overlay.jpg` for the overlay with its legend, or
+            `_overlay.png` for sides over 65,500 pixels; `_probabilities.npy` for an array (classes, H, W) of float16.
         overlays: Write the overlay.
         probabilities: Write the probabilities, tile by tile.
         origin: Model and options in words, for the metadata of the labels' file.
@@ -157,6 +158,7 @@ def predict_file(
         metadata = PngInfo()
         metadata.add_text(ORIGIN, origin)
         label_picture(labels, info.palette).save(_named(work, ending), pnginfo=metadata if origin else None)
+        copy_place(file, _named(work, ending))
     return _entry(file, labels, info)
 
 

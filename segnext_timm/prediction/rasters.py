@@ -4,11 +4,13 @@ rasterio is an optional package, imported when a raster is opened.
 """
 
 import os
+import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 
@@ -44,6 +46,8 @@ class Raster:
         self.shape: tuple[int, int, int] = (dataset.count, dataset.height, dataset.width)
         self.dtype = np.result_type(*dataset.dtypes)
         self.crs, self.transform, self.nodata = dataset.crs, dataset.transform, dataset.nodata
+        if self.crs is None and not self.transform.is_identity:
+            self.crs = _read_projection(Path(name).with_suffix(".prj"))
         kinds = [kind.name for kind in dataset.colorinterp]
         self.alpha: int | None = kinds.index("alpha") + 1 if "alpha" in kinds else None
         self.placed = bool(not self.transform.is_identity or self.crs or dataset.gcps[0] or dataset.rpcs)
@@ -121,6 +125,17 @@ class Raster:
         return float(abs(doubled) / 2 / ((x1 - x0) * (y1 - y0)))
 
 
+def _read_projection(file: Path) -> Any:
+    """Read the CRS of a file of its own, as comes with a world file; None if there is none."""
+    from rasterio.crs import CRS
+    from rasterio.errors import CRSError
+
+    try:
+        return CRS.from_wkt(file.read_text(encoding="utf-8", errors="replace"), morph_from_esri_dialect=True)
+    except (OSError, CRSError):
+        return None
+
+
 @contextmanager
 def _told_as_image_error(name: str) -> Iterator[None]:
     from rasterio.errors import RasterioError
@@ -160,3 +175,32 @@ def open_raster(file: str | os.PathLike[str]) -> Iterator[Raster]:
         if not dataset.count or any(dtype.startswith("complex") for dtype in dataset.dtypes):
             raise ImageError(f"{name} cannot be read as an image: it has {dataset.count} bands of {dataset.dtypes}.")
         yield Raster(dataset, name)
+
+
+def copy_place(image: Path, labels: Path) -> None:
+    """Copy what lies beside an image and says where it lies, for labels (PNG) of its size.
+
+    That is its world file, such as `a.jgw`, its projection, `a.prj`, and GDAL's `a.jpg.aux.xml`, without statistics.
+    """
+    kind = image.suffix[1:]
+    endings = (f".{ending}" for ending in (f"{kind[:1]}{kind[-1:]}w", f"{kind}w", "wld"))
+    _copy_first([image.with_suffix(ending) for ending in endings], labels.with_suffix(".pgw"))
+    _copy_first([image.with_suffix(".prj")], labels.with_suffix(".prj"))
+    described = image.with_name(f"{image.name}.aux.xml")
+    try:
+        described_by = ElementTree.parse(described).getroot()
+    except (OSError, ElementTree.ParseError):
+        return
+    for part in [part for part in described_by if part.tag not in ("SRS", "GeoTransform", "GCPList")]:
+        described_by.remove(part)
+    if len(described_by):
+        ElementTree.ElementTree(described_by).write(labels.with_name(f"{labels.name}.aux.xml"))
+
+
+def _copy_first(files: Sequence[Path], target: Path) -> None:
+    """Copy the first file that exists, with its suffix in lower or upper case."""
+    for file in files:
+        for name in (file, file.with_suffix(file.suffix.lower()), file.with_suffix(file.suffix.upper())):
+            if name.is_file():
+                shutil.copyfile(name, target)
+                return

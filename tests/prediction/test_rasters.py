@@ -1,5 +1,6 @@
 import builtins
 import json
+from xml.sax.saxutils import escape
 
 import numpy as np
 import pytest
@@ -292,3 +293,36 @@ def test_without_rasterio_only_images_that_need_it_are_refused(tmp_path, monkeyp
         predict_file(model_of(), placed, tmp_path / "out" / "placed")
     predict_file(model_of(), tmp_path / "plain.tif", tmp_path / "out" / "plain")
     assert set(outputs(tmp_path / "out" / "plain")) == {"labels", "overlay"}
+
+
+def test_a_world_file_goes_with_the_labels(tmp_path):
+    (tmp_path / "in").mkdir()
+    pixels = Image.fromarray(noise(3, 40, 60).transpose(1, 2, 0))
+    for name, world in {"a.jpg": "a.jgw", "b.PNG": "b.PGW", "c.png": "c.wld", "d.jpeg": "d.jpegw"}.items():
+        pixels.save(tmp_path / "in" / name)
+        (tmp_path / "in" / world).write_text("10\n0\n0\n-10\n500005\n4999995\n")
+    (tmp_path / "in" / "a.prj").write_text(rasterio.CRS.from_epsg(32632).to_wkt())
+    (tmp_path / "in" / "a.jpg.aux.xml").write_text(
+        f"<PAMDataset><SRS>{escape(rasterio.CRS.from_epsg(32632).to_wkt())}</SRS>"
+        '<PAMRasterBand band="1"><Metadata><MDI key="STATISTICS_MAXIMUM">255</MDI></Metadata></PAMRasterBand>'
+        "</PAMDataset>"
+    )
+    pixels.save(tmp_path / "in" / "unplaced.png")
+    places = find_images([tmp_path / "in"], tmp_path / "out")
+    assert not predict_files(model_of(), places, tmp_path / "out", overlays=False).failures
+    names = ["a.pgw", "a.png", "a.png.aux.xml", "a.prj", *(f"{n}.{e}" for n in "bcd" for e in ("pgw", "png"))]
+    assert sorted(f.name for f in (tmp_path / "out").iterdir()) == sorted([*names, "unplaced.png"])
+    for name in "abcd":
+        with rasterio.open(tmp_path / "out" / f"{name}.png") as labels:
+            assert labels.transform == PLACE
+            assert labels.crs == (rasterio.CRS.from_epsg(32632) if name == "a" else None)
+    assert "STATISTICS" not in (tmp_path / "out" / "a.png.aux.xml").read_text()
+
+
+def test_a_tiff_with_a_world_file_and_a_projection_is_georeferenced(tmp_path):
+    Image.fromarray(noise(3, 40, 60).transpose(1, 2, 0)).save(tmp_path / "a.tif")
+    (tmp_path / "a.tfw").write_text("10\n0\n0\n-10\n500005\n4999995\n")
+    (tmp_path / "a.prj").write_text(rasterio.CRS.from_epsg(32632).to_wkt(version="WKT1_ESRI"))
+    predict_file(model_of(), tmp_path / "a.tif", tmp_path / "out" / "a")
+    with rasterio.open(tmp_path / "out" / "a.tif") as labels:
+        assert (labels.transform, labels.crs.to_epsg()) == (PLACE, 32632)

@@ -128,7 +128,7 @@ def predict_file(
     """
     file, result, info = Path(file), Path(result), ModelInfo(model)
     as_raster = is_raster(file)
-    image = None if as_raster else read_image(file, info.in_channels)
+    image = None if as_raster else read_image(file, info.in_channels, info.value_range, info.bands)
     ending = _RASTER_LABELS if as_raster else _LABELS
     # the labels come last: if they exist, so do the other results
     with fill_when_complete(result.parent, last=_named(result, ending).name) as folder:
@@ -149,10 +149,10 @@ def predict_file(
             )
             return {"file": str(file)} | raster_areas(_named(work, ending), info.label_names)
         kept = (lambda classes: store((classes, *image.shape[1:]))) if probabilities else False
-        labels = predict(model, image, probabilities=kept, **options)
+        labels = predict(model, image, probabilities=kept, scaled=True, **options)
         labels = labels[0] if probabilities else labels
         if overlays:
-            picture = overlay(image[:3], labels, info.label_names, info.palette)  # RGB of four channels
+            picture = overlay(image, labels, info.label_names, info.palette)
             picture.save(_named(work, _OVERLAYS[max(picture.size) > _JPEG_SIDE]), quality=90)
             del picture
         metadata = PngInfo()

@@ -222,6 +222,7 @@ def predict(
     tile: int | None = None,
     progress: Callable[[float], None] | None = None,
     divisor: int = 1,
+    scaled: bool = False,
 ) -> Any:
     """Label every pixel of an image of any size.
 
@@ -230,10 +231,11 @@ def predict(
 
     Args:
         model: A segmentation model. It runs in evaluation mode on its own device. Its `pretrained_cfg` states how its
-            images are normalized. May be compiled, or wrapped by DataParallel.
-        image: A file, a Pillow image, an array (H, W, C) or (H, W), or a tensor (C, H, W): uint8 from 0 to 255,
-            uint16, or floating point from 0 to 1, not normalized. A list of these, an array (B, H, W, C) or a tensor
-            (B, C, H, W) are several images.
+            images are normalized, and may state their `range` and `bands`, see :func:`read_image`. May be compiled, or
+            wrapped by DataParallel.
+        image: A file, a Pillow image, an array (H, W, C) or (H, W), or a tensor (C, H, W), not normalized: in the units
+            of the model's range, else uint8 from 0 to 255, uint16, or floating point from 0 to 1. A list of these, an
+            array (B, H, W, C) or a tensor (B, C, H, W) are several images.
         mode: Process the image "whole", or in sliding windows ("slide"), which needs less memory but gives the model
             less context. "auto": whole if that takes less than about 2 GB, whatever memory is free.
         window: Side, or height and width, of the windows in pixels, if the image is processed in windows. Default: the
@@ -251,6 +253,7 @@ def predict(
             chosen by the number of classes.
         progress: Called with the completed fraction of the image, from 0 to 1.
         divisor: Sides of resized images are rounded up to multiples of it, as mmsegmentation's recipe for ADE20K does.
+        scaled: Whether `image` is what :func:`read_image` returns for the model's range and bands.
 
     Returns:
         Labels of shape (H, W), at the image's own size: uint8, or int32 for more than 256 classes. With
@@ -267,9 +270,11 @@ def predict(
             f"predict takes a model, got a {type(model).__name__}: load one by segnext_timm.load_segmenter."
         )
     segmenter = Segmenter(model)
+    info = segmenter.info
+    stated = (None, None) if scaled else (info.value_range, info.bands)
 
     def predict_one(image: ImageLike) -> Any:
-        pixels = LoadedPixels(_move(read_image(image, segmenter.info.in_channels), model))
+        pixels = LoadedPixels(_move(read_image(image, info.in_channels, *stated), model))
         found: list[np.ndarray] = []
 
         def create_labels(classes: int) -> np.ndarray:

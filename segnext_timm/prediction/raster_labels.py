@@ -89,22 +89,9 @@ class RasterPixels:
                 f"Its {height}×{width} pixels are too many to be read at once, which mode whole, scales and fit_in "
                 f"need: resize the file first, for example by gdal_translate -of VRT -outsize 50% 50% -r average."
             )
-        values = self._raster.read(self.bands, rows, columns)
-        return self._prepare(values, self.valid(rows, columns)).to(self.device)
-
-    def _prepare(self, values: np.ndarray, valid: np.ndarray) -> torch.Tensor:
-        values[:, ~valid] = 0
-        scaled = scale_values(torch.from_numpy(values), self._info.value_range)
-        return read_image(scaled.masked_fill_(torch.from_numpy(~valid), 0), self._info.in_channels)
-
-    def picture(self, size: tuple[int, int]) -> torch.Tensor:
-        """Read the image at a reduced size (H, W), for the eye: a tensor (3, H, W) of its first bands."""
-        pixels = self._prepare(*self._raster.read_reduced(self.bands, size))
-        pixels = pixels[:3] if len(pixels) > 2 else pixels[:1].expand(3, -1, -1)
-        if pixels.dtype != torch.uint8:
-            low, high = np.quantile(pixels, (0.02, 0.98))
-            pixels = ((pixels - low) / max(high - low, 1e-6)).clamp(0, 1)
-        return pixels
+        values, valid = self._raster.read(self.bands, rows, columns), self.valid(rows, columns)
+        scaled = scale_values(torch.from_numpy(values), self._info.value_range, torch.from_numpy(valid))
+        return read_image(scaled, self._info.in_channels).to(self.device)
 
 
 class LabelRaster:
@@ -178,6 +165,15 @@ def predict_raster(
     rasterio = import_rasterio(file)
     with rasterio.Env(GDAL_CACHEMAX=_CACHE_BYTES), open_raster(file) as raster:
         pixels = RasterPixels(raster, info, device)
+        share = min(_PICTURE_SIDE / max(raster.shape[1:]), 1)
+        size = max(round(raster.shape[1] * share), 1), max(round(raster.shape[2] * share), 1)
+        picture = None
+        if (
+            overlay_file is not None
+        ):  # read first: an image that is nearly black is worth a warning before it is predicted
+            values, valid = raster.read_reduced(pixels.bands, size)
+            picture = torch.from_numpy(np.where(valid, values, 0))
+            read_image(picture, None, info.value_range)
         with ExitStack() as stack, evaluation_mode(model):
 
             def create(classes: int) -> LabelRaster:
@@ -190,13 +186,9 @@ def predict_raster(
             predict_pixels(segmenter, pixels, create, create_shares if probabilities else None, **options)
             if not labels.exists():  # no tile holds data
                 create(info.num_classes)
-        if overlay_file is not None:
-            share = min(_PICTURE_SIDE / max(raster.shape[1:]), 1)
-            height, width = (max(round(side * share), 1) for side in raster.shape[1:])
+        if overlay_file is not None and picture is not None:
             with open_raster(labels) as found:
-                drawn = found.dataset.read(1, out_shape=(height, width))
-                nodata = int(found.nodata)
-            picture = pixels.picture((height, width))
+                drawn, nodata = found.dataset.read(1, out_shape=size), int(found.nodata)
             overlay(picture, drawn, info.label_names, info.palette, nodata=nodata).save(overlay_file, quality=90)
 
 

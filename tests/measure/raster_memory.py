@@ -20,7 +20,6 @@ import segmentation_models_pytorch as smp
 import torch
 
 from segnext_timm import fuse, predict
-from segnext_timm.prediction.images import scale_values
 
 BANDS, WINDOW, STRIDE = 5, 512, 384
 RANGE = (0, 10_000)
@@ -62,7 +61,7 @@ def compare(model: torch.nn.Module, image: Path, labels: Path, side: int) -> flo
         part, expected = source.read(window=window), found.read(1, window=window)
         assert (found.read(1, window=((0, side), (0, side // 10))) == found.nodata).all()
     model = fuse(model).to(memory_format=torch.channels_last)  # as the command does
-    there = predict(model, scale_values(torch.from_numpy(part), RANGE), mode="slide")
+    there = predict(model, torch.from_numpy(part), mode="slide")
     print(f"Labels of the part: {np.unique(there[inner], return_counts=True)}")
     return float((there[inner] == expected[inner]).mean())
 

@@ -11,7 +11,6 @@ import segnext_timm.prediction.raster_labels
 from segnext_timm import predict
 from segnext_timm.errors import ImageError, OptionError
 from segnext_timm.prediction.files import find_images, outputs, predict_file, predict_files
-from segnext_timm.prediction.images import scale_values
 from segnext_timm.prediction.rasters import open_raster
 from small_models import narrow
 
@@ -104,16 +103,26 @@ def test_labels_of_a_raster_are_those_of_the_image_in_memory_and_lie_where_it_li
         assert (raster.crs.to_epsg(), raster.transform, raster.nodata) == (32632, PLACE, 255)
         assert (raster.dtypes, raster.count, raster.block_shapes) == (("uint8",), 1, [(512, 512)])
         labels = raster.read(1)
-    expected = predict(model, scale_values(torch.from_numpy(values), (0, 4000)), **options)
+    expected = predict(model, file, **options)
+    assert np.array_equal(expected, predict(model, values.transpose(1, 2, 0), **options))
     assert np.array_equal(labels, expected)
     assert len(np.unique(labels)) > 1
     assert {c["label"]: c["pixels"] for c in entry["classes"]} == {c: (labels == c).sum() for c in np.unique(labels)}
 
 
-def test_a_photo_in_a_geotiff_has_the_labels_that_python_returns(tmp_path):
-    file = write_raster(tmp_path / "a.tif", noise(3, 70, 90), compress="deflate")
-    predict_file(model_of(), file, tmp_path / "out" / "a")
-    assert np.array_equal(labels_of(tmp_path / "out" / "a.tif"), predict(model_of(), file))
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32"])
+@pytest.mark.parametrize("nodata", [None, 7])
+def test_rasters_of_any_type_have_the_labels_that_python_returns(tmp_path, dtype, nodata):
+    model, values = model_of(range=[0, 254]) if dtype == "int16" else model_of(), noise(3, 70, 90)
+    values = (
+        values * np.float32(1 / 255) if dtype == "float32" else values.astype(dtype) * (200 if dtype == "uint16" else 1)
+    )
+    values[:, 10:50, 20:60] = nodata or 0
+    file = write_raster(tmp_path / "a.tif", values, compress="deflate", nodata=nodata)
+    predict_file(model, file, tmp_path / "out" / "a")
+    labels, expected = labels_of(tmp_path / "out" / "a.tif"), predict(model, file)
+    assert np.array_equal(labels[labels != 255], expected[labels != 255])
+    assert (labels == 255).any() == (nodata is not None)
 
 
 PLACES = {

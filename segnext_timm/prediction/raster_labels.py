@@ -82,15 +82,17 @@ class RasterPixels:
         return self._raster.valid(rows, columns, self.bands)
 
     def crop(self, rows: slice, columns: slice) -> torch.Tensor:
-        """Read a region (C, rows, columns), black where it holds no data."""
+        """Read a region (C, rows, columns), black where it holds no data; colors below alpha stay, as in photos."""
         height, width = (len(range(*part.indices(side))) for part, side in zip((rows, columns), self.shape[1:]))
         if height * width > _LARGE:
             raise ImageError(
                 f"Its {height}×{width} pixels are too many to be read at once, which mode whole, scales and fit_in "
                 f"need: resize the file first, for example by gdal_translate -of VRT -outsize 50% 50% -r average."
             )
-        values, valid = self._raster.read(self.bands, rows, columns), self.valid(rows, columns)
-        scaled = scale_values(torch.from_numpy(values), self._info.value_range, torch.from_numpy(valid))
+        values, valid = self._raster.read(self.bands, rows, columns), None
+        if self._raster.nodata is not None or self._raster.dtype != np.uint8:
+            valid = torch.from_numpy(self.valid(rows, columns))
+        scaled = scale_values(torch.from_numpy(values), self._info.value_range, valid)
         return read_image(scaled, self._info.in_channels).to(self.device)
 
 

@@ -88,13 +88,19 @@ class Raster:
         as alpha in files of four bands of uint8 by default.
         """
         window = self._window(rows, columns)
-        if not self._masked or (bands is not None and self.alpha in bands):
+        if not self._masked:
             return np.ones([stop - start for start, stop in window], bool)
+        if bands is not None and self.alpha in bands:
+            values = self.read(bands, rows, columns)
+            return ~self._lacks_data(values).all(0)
         with _told_as_image_error(self._name):
             found = self.dataset.dataset_mask(window=window) > 0
         if self.dtype.kind == "f":
             found &= ~np.isnan(self.read(bands, rows, columns)).any(0)
         return found
+
+    def _lacks_data(self, values: np.ndarray) -> np.ndarray:
+        return np.isnan(values) if self.nodata is None or np.isnan(self.nodata) else values == self.nodata
 
     def read_reduced(self, bands: Sequence[int], size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         """Read mean values (bands, H, W) of the whole image at a reduced size, and which pixels hold data."""
@@ -104,7 +110,8 @@ class Raster:
             shape = (len(bands), *size)
             values = self.dataset.read(list(bands), out_shape=shape, resampling=Resampling.average)
             valid = self.dataset.dataset_mask(out_shape=size) > 0
-        valid |= self.alpha in bands
+        if self.alpha in bands:
+            valid = ~self._lacks_data(values).all(0)
         return values, valid & ~np.isnan(values).any(0)
 
     def place(self, columns: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

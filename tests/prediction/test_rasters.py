@@ -55,6 +55,9 @@ def test_an_alpha_band_that_is_no_input_says_which_pixels_hold_data(tmp_path):
         assert np.array_equal(raster.valid(), values[3] > 0)
         assert np.array_equal(raster.valid(slice(0, 2), slice(5, 9), [3, 2, 1]), values[3, :2, 5:9] > 0)
         assert raster.valid(slice(0, 2), slice(5, 9), [4, 3, 2]).tolist() == [[True] * 4] * 2  # near infrared
+    values[:, 2:4] = 9
+    with open_raster(write_raster(tmp_path / "b.tif", values, nodata=9)) as raster:
+        assert np.array_equal(raster.valid(bands=[1, 2, 3, 4]), (values != 9).any(0))
 
 
 def test_files_that_are_no_rasters_are_refused_by_name(tmp_path):
@@ -180,6 +183,7 @@ def test_alpha_masks_a_model_of_three_channels_and_is_data_for_one_of_four(tmp_p
     predict_file(model_of(4), file, tmp_path / "out" / "four")
     labels = labels_of(tmp_path / "out" / "three.tif")
     assert np.array_equal(labels == 255, values[3] == 0)
+    assert np.array_equal(labels[values[3] > 0], predict(model_of(), file)[values[3] > 0])
     assert np.array_equal(labels_of(tmp_path / "out" / "four.tif"), predict(model_of(4), values.transpose(1, 2, 0)))
 
 

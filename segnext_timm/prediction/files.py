@@ -19,10 +19,11 @@ from ..models.model_info import ModelInfo
 from .drawing import class_areas, label_picture, overlay
 from .images import read_image
 from .pipeline import predict
+from .raster_labels import ORIGIN, is_raster, predict_raster, raster_areas, read_origin
+from .rasters import copy_place
 
-_LABELS, _PROBABILITIES = ".png", "_probabilities.npy"
+_LABELS, _RASTER_LABELS, _PROBABILITIES = ".png", ".tif", "_probabilities.npy"
 _OVERLAYS = ("_overlay.jpg", "_overlay.png")
-_ORIGIN = "Predicted with"  # key in the metadata of PNG files
 _JPEG_SIDE = 65_500  # the longest that JPEG's library writes
 
 
@@ -86,7 +87,12 @@ def find_images(paths: Sequence[str | Path], out: str | Path) -> dict[Path, Path
 
 def outputs(result: Path) -> dict[str, str]:
     """Existing files of a result of :func:`find_images` by kind: `labels`, `overlay`, `probabilities`."""
-    kinds = {_LABELS: "labels", **dict.fromkeys(_OVERLAYS, "overlay"), _PROBABILITIES: "probabilities"}
+    kinds = {
+        _LABELS: "labels",
+        _RASTER_LABELS: "labels",
+        **dict.fromkeys(_OVERLAYS, "overlay"),
+        _PROBABILITIES: "probabilities",
+    }
     files = {_named(result, ending): kind for ending, kind in kinds.items()}
     return {kind: str(file) for file, kind in files.items() if file.is_file()}
 
@@ -104,37 +110,55 @@ def predict_file(
 
     Args:
         model: See :func:`predict`, which states what is raised, too.
-        file: The image.
+        file: The image. A georeferenced one, or a TIFF larger than Pillow opens, is read region by region; it does not
+            have to fit memory. That takes rasterio.
         result: Path of the results without suffix. `.png` is added for the labels, an indexed picture with the palette
-            (16-bit gray for more than 256 classes); `_overlay.jpg` for the overlay with its legend, or `_overlay.png`
-            for sides over 65,500 pixels; `_probabilities.npy` for an array (classes, H, W) of float16.
+            (16-bit gray for more than 256 classes), with a world file `.pgw` if the image came with one; `.tif` for
+            those of an image that is read by regions, a GeoTIFF that lies where the image lies, whose pixels without
+            data are 255 (65535 for more than 255 classes); `_overlay.jpg` for the overlay with its legend, or
+            `_overlay.png` for sides over 65,500 pixels; `_probabilities.npy` for an array (classes, H, W) of float16.
         overlays: Write the overlay.
         probabilities: Write the probabilities, tile by tile.
         origin: Model and options in words, for the metadata of the labels' file.
         options: Others of :func:`predict`.
 
     Returns:
-        `file`, `height`, `width` and `classes`, see :func:`class_areas`.
+        `file`, `height`, `width` and `classes`, see :func:`class_areas`; with `square_meters` of each class of a
+        georeferenced image.
     """
     file, result, info = Path(file), Path(result), ModelInfo(model)
-    image = read_image(file, info.in_channels, info.value_range, info.bands)
+    as_raster = is_raster(file)
+    image = None if as_raster else read_image(file, info.in_channels, info.value_range, info.bands)
+    ending = _RASTER_LABELS if as_raster else _LABELS
     # the labels come last: if they exist, so do the other results
-    with fill_when_complete(result.parent, last=_named(result, _LABELS).name) as folder:
+    with fill_when_complete(result.parent, last=_named(result, ending).name) as folder:
         work = folder / result.name
 
-        def store(classes: int) -> np.ndarray:
-            shape = (classes, *image.shape[1:])
+        def store(shape: tuple[int, ...]) -> np.ndarray:
             return np.lib.format.open_memmap(_named(work, _PROBABILITIES), "w+", np.float16, shape)
 
-        labels = predict(model, image, probabilities=store if probabilities else False, scaled=True, **options)
+        if image is None:
+            predict_raster(
+                model,
+                file,
+                _named(work, ending),
+                _named(work, _OVERLAYS[0]) if overlays else None,
+                store if probabilities else None,
+                origin,
+                **options,
+            )
+            return {"file": str(file)} | raster_areas(_named(work, ending), info.label_names)
+        kept = (lambda classes: store((classes, *image.shape[1:]))) if probabilities else False
+        labels = predict(model, image, probabilities=kept, scaled=True, **options)
         labels = labels[0] if probabilities else labels
         if overlays:
             picture = overlay(image, labels, info.label_names, info.palette)
             picture.save(_named(work, _OVERLAYS[max(picture.size) > _JPEG_SIDE]), quality=90)
             del picture
         metadata = PngInfo()
-        metadata.add_text(_ORIGIN, origin)
-        label_picture(labels, info.palette).save(_named(work, _LABELS), pnginfo=metadata if origin else None)
+        metadata.add_text(ORIGIN, origin)
+        label_picture(labels, info.palette).save(_named(work, ending), pnginfo=metadata if origin else None)
+        copy_place(file, _named(work, ending))
     return _entry(file, labels, info)
 
 
@@ -142,6 +166,22 @@ def _entry(file: Path, labels: np.ndarray, info: ModelInfo) -> dict[str, Any]:
     """Entry of `areas.json` for one image."""
     height, width = labels.shape
     return {"file": str(file), "height": height, "width": width, "classes": class_areas(labels, info.label_names)}
+
+
+def _measured(file: Path, labels: Path, info: ModelInfo) -> dict[str, Any]:
+    """Entry of `areas.json` for one image, from its file of labels."""
+    if labels.suffix == _RASTER_LABELS:
+        return {"file": str(file)} | raster_areas(labels, info.label_names)
+    with Image.open(labels) as picture:
+        return _entry(file, np.asarray(picture), info)
+
+
+def _read_origin(labels: Path) -> str | None:
+    """Read from a file of labels which model and options made it; None if it does not say."""
+    if labels.suffix == _RASTER_LABELS:
+        return read_origin(labels)
+    with Image.open(labels) as picture:
+        return picture.info.get(ORIGIN)
 
 
 @dataclass
@@ -183,13 +223,13 @@ def predict_files(
     predictions = Predictions()
     done: dict[Path, Path] = {}
     for file, result in places.items() if resume else ():
-        labels, kinds = _named(result, _LABELS), outputs(result)
+        kinds = outputs(result)
         if "labels" not in kinds or (options.get("probabilities") and "probabilities" not in kinds):
             continue
+        labels = Path(kinds["labels"])
         try:
-            with Image.open(labels) as picture:
-                found = picture.info.get(_ORIGIN, origin)
-        except OSError:  # damaged: predicted again
+            found = _read_origin(labels) or origin
+        except (ImageError, OSError):  # damaged: predicted again
             continue
         done[file] = labels
         if found != origin:
@@ -214,8 +254,7 @@ def predict_files(
                     text = str(error).removeprefix(f"{file}").lstrip(": ")
                     predictions.failures[file] = " ".join(text.split())
             elif (areas or measure_all) and str(file) not in entries:  # predicted without --areas
-                with Image.open(done[file]) as picture:
-                    entries[str(file)] = _entry(file, np.asarray(picture), ModelInfo(model))
+                entries[str(file)] = _measured(file, done[file], ModelInfo(model))
             report(file, 1)
     finally:
         predictions.images = list(entries.values())

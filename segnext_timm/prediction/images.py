@@ -205,16 +205,18 @@ def _decode(image: Image.Image, channels: int | None, bands: Sequence[int] | Non
         array = np.array(image)
     else:
         array = np.array(to_mode(image, 3))
-    return Values(_select(torch.from_numpy(np.atleast_3d(array)).permute(2, 0, 1), bands).contiguous())
+    valid = _nodata(tags, np.atleast_3d(array)[..., :3])
+    return Values(_select(torch.from_numpy(np.atleast_3d(array)).permute(2, 0, 1), bands).contiguous(), valid)
 
 
 def _nodata(tags: Any, array: np.ndarray) -> torch.Tensor | None:
-    """Which pixels hold data, by the value that GDAL notes in a TIFF."""
+    """Which pixels of an array (H, W) or (H, W, C) hold data, by the value that GDAL notes in a TIFF."""
     try:
         nodata = float(str(tags[_NODATA]).strip(" \0"))
     except (KeyError, ValueError):
         return None
     valid = ~np.isnan(array) if np.isnan(nodata) else array != np.array(nodata, np.float64).astype(array.dtype)
+    valid = valid if valid.ndim == 2 else valid.any(-1)
     return None if valid.all() else torch.from_numpy(valid)
 
 

@@ -4,15 +4,19 @@ rasterio is an optional package, imported when a raster is opened.
 """
 
 import os
+import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 
 from ..errors import ImageError, OptionError
+
+EQUAL_AREA = "EPSG:6933"  # a projection of the whole Earth in which areas are true, in meters
 
 
 def import_rasterio(file: str | os.PathLike[str]) -> Any:
@@ -34,6 +38,7 @@ class Raster:
         transform: Affine map of pixels (column, row) to coordinates, rasterio's; the identity if the file states none.
         nodata: Value of pixels without data; None if the file states none.
         alpha: Number of the band that states opacity; None if there is none.
+        placed: Whether the file states where it lies: by a transform, a CRS, control points or RPCs.
     """
 
     def __init__(self, dataset: Any, name: str) -> None:
@@ -41,8 +46,13 @@ class Raster:
         self.shape: tuple[int, int, int] = (dataset.count, dataset.height, dataset.width)
         self.dtype = np.result_type(*dataset.dtypes)
         self.crs, self.transform, self.nodata = dataset.crs, dataset.transform, dataset.nodata
+        if self.crs is None and not self.transform.is_identity:
+            self.crs = _read_projection(Path(name).with_suffix(".prj"))
         kinds = [kind.name for kind in dataset.colorinterp]
         self.alpha: int | None = kinds.index("alpha") + 1 if "alpha" in kinds else None
+        self.placed = bool(not self.transform.is_identity or self.crs or dataset.gcps[0] or dataset.rpcs)
+        flags = (flag.name for band in dataset.mask_flag_enums for flag in band)
+        self._masked = self.dtype.kind == "f" or any(flag != "all_valid" for flag in flags)
 
     def _window(self, rows: slice, columns: slice) -> tuple[tuple[int, int], tuple[int, int]]:
         _, height, width = self.shape
@@ -72,16 +82,65 @@ class Raster:
     def valid(
         self, rows: slice = slice(None), columns: slice = slice(None), bands: Sequence[int] | None = None
     ) -> np.ndarray:
-        """Read which pixels (rows, columns) of a region hold data, bool: by nodata values, an alpha band, or masks.
+        """Read which pixels (rows, columns) of a region hold data, bool: by nodata values, NaN, alpha, or masks.
 
         `bands` are those that a model reads: an alpha band among them is data, such as near infrared, which GDAL marks
         as alpha in files of four bands of uint8 by default.
         """
         window = self._window(rows, columns)
+        if not self._masked:
+            return np.ones([stop - start for start, stop in window], bool)
+        if bands is not None and self.alpha in bands:
+            values = self.read(bands, rows, columns)
+            return ~self._lacks_data(values).all(0)
         with _told_as_image_error(self._name):
-            if bands is not None and {self.alpha} & set(bands):
-                return np.ones([stop - start for start, stop in window], bool)
-            return self.dataset.dataset_mask(window=window) > 0
+            found = self.dataset.dataset_mask(window=window) > 0
+        if self.dtype.kind == "f":
+            found &= ~np.isnan(self.read(bands, rows, columns)).any(0)
+        return found
+
+    def _lacks_data(self, values: np.ndarray) -> np.ndarray:
+        return np.isnan(values) if self.nodata is None or np.isnan(self.nodata) else values == self.nodata
+
+    def read_reduced(self, bands: Sequence[int], size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        """Read mean values (bands, H, W) of the whole image at a reduced size, and which pixels hold data."""
+        from rasterio.enums import Resampling
+
+        with _told_as_image_error(self._name):
+            shape = (len(bands), *size)
+            values = self.dataset.read(list(bands), out_shape=shape, resampling=Resampling.average)
+            valid = self.dataset.dataset_mask(out_shape=size) > 0
+        if self.alpha in bands:
+            valid = ~self._lacks_data(values).all(0)
+        return values, valid & ~np.isnan(values).any(0)
+
+    def place(self, columns: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Compute coordinates of corners of pixels by the transform."""
+        a, b, c, d, e, f = self.transform[:6]
+        return a * columns + b * rows + c, d * columns + e * rows + f
+
+    def pixel_area(self, rows: slice, columns: slice) -> float:
+        """Compute the mean area of a region's pixels in square meters; NaN if the file does not say where it lies."""
+        if self.crs is None or self.transform.is_identity:
+            return np.nan
+        from rasterio.warp import transform
+
+        x0, x1, y0, y1 = columns.start, columns.stop, rows.start, rows.stop
+        xs, ys = self.place(np.array([x0, x1, x1, x0]), np.array([y0, y0, y1, y1]))
+        xs, ys = map(np.array, transform(self.crs, EQUAL_AREA, xs, ys))
+        doubled = np.dot(xs, np.roll(ys, -1)) - np.dot(ys, np.roll(xs, -1))
+        return float(abs(doubled) / 2 / ((x1 - x0) * (y1 - y0)))
+
+
+def _read_projection(file: Path) -> Any:
+    """Read the CRS of a file of its own, as comes with a world file; None if there is none."""
+    from rasterio.crs import CRS
+    from rasterio.errors import CRSError
+
+    try:
+        return CRS.from_wkt(file.read_text(encoding="utf-8", errors="replace"), morph_from_esri_dialect=True)
+    except (OSError, CRSError):
+        return None
 
 
 @contextmanager
@@ -96,6 +155,16 @@ def _told_as_image_error(name: str) -> Iterator[None]:
 
 
 @contextmanager
+def without_place_warnings() -> Iterator[None]:
+    """Silence rasterio's warning of files that state no place."""
+    from rasterio.errors import NotGeoreferencedWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        yield
+
+
+@contextmanager
 def open_raster(file: str | os.PathLike[str]) -> Iterator[Raster]:
     """Open a raster file for the block.
 
@@ -107,11 +176,38 @@ def open_raster(file: str | os.PathLike[str]) -> Iterator[Raster]:
     name = os.fspath(file)
     if not Path(name).exists():
         raise FileNotFoundError(f"{name}: no such file.")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-        with _told_as_image_error(name):
-            dataset = rasterio.open(name)
+    with without_place_warnings(), _told_as_image_error(name):
+        dataset = rasterio.open(name)
     with dataset:
         if not dataset.count or any(dtype.startswith("complex") for dtype in dataset.dtypes):
             raise ImageError(f"{name} cannot be read as an image: it has {dataset.count} bands of {dataset.dtypes}.")
         yield Raster(dataset, name)
+
+
+def copy_place(image: Path, labels: Path) -> None:
+    """Copy what lies beside an image and says where it lies, for labels (PNG) of its size.
+
+    That is its world file, such as `a.jgw`, its projection, `a.prj`, and GDAL's `a.jpg.aux.xml`, without statistics.
+    """
+    kind = image.suffix[1:]
+    endings = (f".{ending}" for ending in (f"{kind[:1]}{kind[-1:]}w", f"{kind}w", "wld"))
+    _copy_first([image.with_suffix(ending) for ending in endings], labels.with_suffix(".pgw"))
+    _copy_first([image.with_suffix(".prj")], labels.with_suffix(".prj"))
+    described = image.with_name(f"{image.name}.aux.xml")
+    try:
+        described_by = ElementTree.parse(described).getroot()
+    except (OSError, ElementTree.ParseError):
+        return
+    for part in [part for part in described_by if part.tag not in ("SRS", "GeoTransform", "GCPList")]:
+        described_by.remove(part)
+    if len(described_by):
+        ElementTree.ElementTree(described_by).write(labels.with_name(f"{labels.name}.aux.xml"))
+
+
+def _copy_first(files: Sequence[Path], target: Path) -> None:
+    """Copy the first file that exists, with its suffix in lower or upper case."""
+    for file in files:
+        for name in (file, file.with_suffix(file.suffix.lower()), file.with_suffix(file.suffix.upper())):
+            if name.is_file():
+                shutil.copyfile(name, target)
+                return

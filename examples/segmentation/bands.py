@@ -112,6 +112,7 @@ def measure_form(split: "Split", settings: TrainSettings) -> tuple[ImageForm, st
     pairs = np.array(stated)
     low, high = pairs[:, :1], pairs[:, 1:]
     scaled = ((values - low) / (high - low)).clip(0, 1)
+    scaled[np.isnan(scaled).all(1)] = 0
     statistics = np.nanmean(scaled, 1), np.nanstd(scaled, 1).clip(0.001)
     mean, std = (tuple(round(float(value), 4) for value in np.resize(part, channels)) for part in statistics)
     is_scaled = samples[0].dtype != np.uint8 or settings.range is not None

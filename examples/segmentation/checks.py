@@ -301,7 +301,11 @@ def _unlike(image: Facts, usual: str, form: ImageForm) -> tuple[str, str] | None
         return "with 8 bits only", f"holds 8 bits, but the range is {form.value_range}: give files in its units."
     largest = 1 if image.kind.startswith("float") else 65535
     if image.kind not in ("", "uint8") and form.value_range is None and not 0 <= image.low <= image.peak <= largest:
-        some = f"holds values from {image.low:g} to {image.peak:g}" if np.isfinite(image.low) else "holds NaN"
+        some = (
+            f"holds values from {image.low:g} to {image.peak:g}"
+            if np.isfinite(image.low)
+            else "holds pixels without a number"
+        )
         return "of unknown range", f"{some}: say which are black and white, as the model's range or by --range."
     return None
 

@@ -44,7 +44,7 @@ class Facts:
         orientation: EXIF's number, 1 if nothing rotates the image; 5 and more swap width and height.
         kind: Type of an image's values; empty for photos, of 8 bits in gray or color.
         bands: Number of an image's bands.
-        low: Smallest value of an image that is no photo; minus infinity if pixels have no number.
+        low: Smallest value of an image that is no photo; minus infinity if some are no numbers.
         peak: Largest value of an image that is no photo, else 0.
         depth: How a label file holds values, by `LabelFile.depth`.
         lossy: A label file's format, if that changes values.
@@ -114,10 +114,10 @@ def _array_facts(path: Path, digest: str) -> Facts:
     except (SegNeXtError, OSError) as error:
         raise DataError(str(error)) from None
     known = known if valid is None else known[:, valid.numpy()]
-    gaps = known.dtype.kind == "f" and np.isnan(known).any()
-    low, peak = (-np.inf if gaps else known.min(initial=0)), known.max(initial=0)
-    size = values.shape[2], values.shape[1]
-    return Facts(digest, size, kind=str(known.dtype), bands=bands, low=float(low), peak=float(peak))
+    numbers = known[np.isfinite(known)]
+    low, peak = (float(numbers.min()), float(numbers.max())) if len(numbers) else (0.0, 0.0)
+    low = low if len(numbers) == known.size else -np.inf
+    return Facts(digest, (values.shape[2], values.shape[1]), kind=str(known.dtype), bands=bands, low=low, peak=peak)
 
 
 def _count(labels: np.ndarray) -> dict[int, int]:

@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import torch
 import torch.nn as nn
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -19,10 +20,11 @@ from ..models.model_info import ModelInfo
 from .drawing import class_areas, label_picture, overlay
 from .images import read_image
 from .pipeline import predict
+from .polygons import check_polygons, write_polygons
 from .raster_labels import ORIGIN, is_raster, predict_raster, raster_areas, read_origin
 from .rasters import copy_place
 
-_LABELS, _RASTER_LABELS, _PROBABILITIES = ".png", ".tif", "_probabilities.npy"
+_LABELS, _RASTER_LABELS, _POLYGONS, _PROBABILITIES = ".png", ".tif", ".geojson", "_probabilities.npy"
 _OVERLAYS = ("_overlay.jpg", "_overlay.png")
 _JPEG_SIDE = 65_500  # the longest that JPEG's library writes
 
@@ -86,12 +88,13 @@ def find_images(paths: Sequence[str | Path], out: str | Path) -> dict[Path, Path
 
 
 def outputs(result: Path) -> dict[str, str]:
-    """Existing files of a result of :func:`find_images` by kind: `labels`, `overlay`, `probabilities`."""
+    """Existing files of a result of :func:`find_images` by kind: `labels`, `overlay`, `probabilities`, `polygons`."""
     kinds = {
         _LABELS: "labels",
         _RASTER_LABELS: "labels",
         **dict.fromkeys(_OVERLAYS, "overlay"),
         _PROBABILITIES: "probabilities",
+        _POLYGONS: "polygons",
     }
     files = {_named(result, ending): kind for ending, kind in kinds.items()}
     return {kind: str(file) for file, kind in files.items() if file.is_file()}
@@ -104,6 +107,8 @@ def predict_file(
     overlays: bool = True,
     probabilities: bool = False,
     origin: str = "",
+    save_as: Literal["geojson"] | None = None,
+    simplify: float = 0,
     **options: Any,
 ) -> dict[str, Any]:
     """Predict one image and write the results; each file is complete once it has its name.
@@ -120,6 +125,8 @@ def predict_file(
         overlays: Write the overlay.
         probabilities: Write the probabilities, tile by tile.
         origin: Model and options in words, for the metadata of the labels' file.
+        save_as: Also write the labels of a georeferenced image as polygons: see :func:`.polygons.write_polygons`.
+        simplify: Tolerance of the polygons' simplification, in pixels.
         options: Others of :func:`predict`.
 
     Returns:
@@ -127,6 +134,8 @@ def predict_file(
         georeferenced image.
     """
     file, result, info = Path(file), Path(result), ModelInfo(model)
+    if save_as:
+        check_polygons(file, simplify)
     as_raster = is_raster(file)
     image = None if as_raster else read_image(file, info.in_channels, info.value_range, info.bands)
     ending = _RASTER_LABELS if as_raster else _LABELS
@@ -138,28 +147,49 @@ def predict_file(
             return np.lib.format.open_memmap(_named(work, _PROBABILITIES), "w+", np.float16, shape)
 
         if image is None:
-            predict_raster(
-                model,
-                file,
-                _named(work, ending),
-                _named(work, _OVERLAYS[0]) if overlays else None,
-                store if probabilities else None,
-                origin,
-                **options,
+            kept = store if probabilities else None
+            picture = _named(work, _OVERLAYS[0]) if overlays else None
+            predict_raster(model, file, _named(work, ending), picture, kept, origin, **options)
+            entry = {"file": str(file)} | raster_areas(_named(work, ending), info.label_names)
+            _named(result, _POLYGONS).unlink(missing_ok=True)  # of earlier labels
+        else:
+            entry = _predict_in_memory(
+                model, file, image, work, overlays, store if probabilities else None, origin, **options
             )
-            return {"file": str(file)} | raster_areas(_named(work, ending), info.label_names)
-        kept = (lambda classes: store((classes, *image.shape[1:]))) if probabilities else False
-        labels = predict(model, image, probabilities=kept, scaled=True, **options)
-        labels = labels[0] if probabilities else labels
-        if overlays:
-            picture = overlay(image, labels, info.label_names, info.palette)
-            picture.save(_named(work, _OVERLAYS[max(picture.size) > _JPEG_SIDE]), quality=90)
-            del picture
-        metadata = PngInfo()
-        metadata.add_text(ORIGIN, origin)
-        label_picture(labels, info.palette).save(_named(work, ending), pnginfo=metadata if origin else None)
-        copy_place(file, _named(work, ending))
+    if save_as:  # once the labels are complete: polygons of large images may need more memory than there is
+        _save_polygons(result, info, simplify)
+    return entry
+
+
+def _predict_in_memory(
+    model: nn.Module,
+    file: Path,
+    image: torch.Tensor,
+    result: Path,
+    overlays: bool,
+    store: Callable[[tuple[int, ...]], np.ndarray] | None,
+    origin: str,
+    **options: Any,
+) -> dict[str, Any]:
+    """Predict an image of :func:`read_image`, and write the results: see :func:`predict_file`."""
+    info = ModelInfo(model)
+    kept = (lambda classes: store((classes, *image.shape[1:]))) if store else False
+    labels = predict(model, image, probabilities=kept, scaled=True, **options)
+    labels = labels[0] if store else labels
+    if overlays:
+        picture = overlay(image, labels, info.label_names, info.palette)
+        picture.save(_named(result, _OVERLAYS[max(picture.size) > _JPEG_SIDE]), quality=90)
+        del picture
+    metadata = PngInfo()
+    metadata.add_text(ORIGIN, origin)
+    label_picture(labels, info.palette).save(_named(result, _LABELS), pnginfo=metadata if origin else None)
+    copy_place(file, _named(result, _LABELS))
     return _entry(file, labels, info)
+
+
+def _save_polygons(result: Path, info: ModelInfo, simplify: float) -> None:
+    with replace_when_complete(_named(result, _POLYGONS)) as new:
+        write_polygons(_named(result, _RASTER_LABELS), new, info, simplify)
 
 
 def _entry(file: Path, labels: np.ndarray, info: ModelInfo) -> dict[str, Any]:
@@ -211,7 +241,7 @@ def predict_files(
         places: Of :func:`find_images`.
         out: Folder of the results.
         areas: Write the area of each class in each image to `areas.json`, even if interrupted.
-        resume: Skip images whose labels exist, and probabilities if these are wanted.
+        resume: Skip images whose labels exist, and probabilities if these are wanted. Polygons are made of labels.
         report: Called with an image and its completed fraction, from 0 to 1; with 1 exactly once per image.
         measure_all: Also measure existing labels of skipped images, so that the result lists all images.
         origin: Model and options in words. Existing labels that state another origin cannot be resumed from.
@@ -244,17 +274,22 @@ def predict_files(
     try:
         for file, result in places.items():
             report(file, 0)
-            if file not in done:
-                entries.pop(str(file), None)
-                try:
+            try:
+                if file not in done:
+                    entries.pop(str(file), None)
                     progress = lambda share, file=file: report(file, min(share, 0.999))  # noqa: E731
                     entries[str(file)] = predict_file(model, file, result, progress=progress, origin=origin, **options)
                     predictions.predicted += 1
-                except (FileNotFoundError, ImageError) as error:
-                    text = str(error).removeprefix(f"{file}").lstrip(": ")
-                    predictions.failures[file] = " ".join(text.split())
-            elif (areas or measure_all) and str(file) not in entries:  # predicted without --areas
-                entries[str(file)] = _measured(file, done[file], ModelInfo(model))
+                else:
+                    if options.get("save_as") and "polygons" not in outputs(result):
+                        simplify = options.get("simplify", 0)
+                        check_polygons(file, simplify)
+                        _save_polygons(result, ModelInfo(model), simplify)
+                    if (areas or measure_all) and str(file) not in entries:  # predicted without --areas
+                        entries[str(file)] = _measured(file, done[file], ModelInfo(model))
+            except (FileNotFoundError, ImageError) as error:
+                text = str(error).removeprefix(f"{file}").lstrip(": ")
+                predictions.failures[file] = " ".join(text.split())
             report(file, 1)
     finally:
         predictions.images = list(entries.values())

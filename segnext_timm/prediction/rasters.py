@@ -92,7 +92,7 @@ class Raster:
             return np.ones([stop - start for start, stop in window], bool)
         if bands is not None and self.alpha in bands:
             values = self.read(bands, rows, columns)
-            return ~self._lacks_data(values).all(0)
+            return np.asarray(~self._lacks_data(values).all(0))
         with _told_as_image_error(self._name):
             found = self.dataset.dataset_mask(window=window) > 0
         if self.dtype.kind == "f":
@@ -100,7 +100,8 @@ class Raster:
         return found
 
     def _lacks_data(self, values: np.ndarray) -> np.ndarray:
-        return np.isnan(values) if self.nodata is None or np.isnan(self.nodata) else values == self.nodata
+        absent = np.nan if self.nodata is None else self.nodata
+        return np.isnan(values) if np.isnan(absent) else np.equal(values, absent)
 
     def read_reduced(self, bands: Sequence[int], size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         """Read mean values (bands, H, W) of the whole image at a reduced size, and which pixels hold data."""
@@ -116,8 +117,11 @@ class Raster:
 
     def place(self, columns: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Compute coordinates of corners of pixels by the transform."""
-        a, b, c, d, e, f = self.transform[:6]
-        return a * columns + b * rows + c, d * columns + e * rows + f
+        return _apply(self.transform, columns, rows)
+
+    def pixels_at(self, xs: np.ndarray, ys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Compute columns and rows of coordinates: the inverse of :meth:`place`."""
+        return _apply(~self.transform, xs, ys)
 
     def pixel_area(self, rows: slice, columns: slice) -> float:
         """Compute the mean area of a region's pixels in square meters; NaN if the file does not say where it lies."""
@@ -130,6 +134,11 @@ class Raster:
         xs, ys = map(np.array, transform(self.crs, EQUAL_AREA, xs, ys))
         doubled = np.dot(xs, np.roll(ys, -1)) - np.dot(ys, np.roll(xs, -1))
         return float(abs(doubled) / 2 / ((x1 - x0) * (y1 - y0)))
+
+
+def _apply(transform: Any, xs: np.ndarray, ys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    a, b, c, d, e, f = transform[:6]
+    return a * xs + b * ys + c, d * xs + e * ys + f
 
 
 def _read_projection(file: Path) -> Any:

@@ -10,12 +10,17 @@ from PIL import Image
 import segnext_timm.prediction.raster_labels
 from segnext_timm import predict
 from segnext_timm.errors import ImageError, OptionError
+from segnext_timm.models.model_info import ModelInfo
 from segnext_timm.prediction.files import find_images, outputs, predict_file, predict_files
+from segnext_timm.prediction.polygons import write_polygons
 from segnext_timm.prediction.rasters import open_raster
 from small_models import narrow
 
 rasterio = pytest.importorskip("rasterio")
+shapely = pytest.importorskip("shapely")
+transform_geom = pytest.importorskip("rasterio.warp").transform_geom
 pytest.importorskip("rasterio.shutil")
+pytest.importorskip("rasterio.features")
 PLACE = rasterio.Affine(10, 0, 500_000, 0, -10, 5_000_000)
 
 
@@ -339,3 +344,71 @@ def test_a_tiff_with_a_world_file_and_a_projection_is_georeferenced(tmp_path):
     predict_file(model_of(), tmp_path / "a.tif", tmp_path / "out" / "a")
     with rasterio.open(tmp_path / "out" / "a.tif") as labels:
         assert (labels.transform, labels.crs.to_epsg()) == (PLACE, 32632)
+
+
+def square_labels(file, crs="EPSG:32632", transform=PLACE):
+    """Labels of a ring (1) around a square (2), in a field (0) with a column that has no data."""
+    labels = np.zeros((1, 60, 80), np.uint8)
+    labels[0, 10:40, 20:50], labels[0, 20:30, 30:40], labels[0, :, 79] = 1, 2, 255
+    return write_raster(file, labels, nodata=255, crs=crs, transform=transform)
+
+
+@pytest.mark.parametrize("crs", ["EPSG:32632", "EPSG:3857", "EPSG:4326"])
+def test_polygons_lie_where_the_labels_lie_with_names_areas_and_holes(tmp_path, crs):
+    transform = rasterio.Affine(1e-4, 0, 9, 0, -1e-4, 45) if crs == "EPSG:4326" else PLACE
+    labels = square_labels(tmp_path / "a.tif", crs, transform)
+    write_polygons(labels, tmp_path / "a.geojson", ModelInfo(model_of(label_names=["field", "ring", "square"])))
+    features = json.loads((tmp_path / "a.geojson").read_text())["features"]
+    found = {feature["properties"]["name"]: feature for feature in features}
+    assert sorted(found) == ["field", "ring", "square"]
+    assert [len(found[name]["geometry"]["coordinates"]) for name in ("field", "ring", "square")] == [2, 2, 1]
+    polygons = {name: shapely.geometry.shape(feature["geometry"]) for name, feature in found.items()}
+    assert all(polygon.is_valid and polygon.exterior.is_ccw for polygon in polygons.values())
+    # back on the image, they are the labels
+    shapes = [(transform_geom("EPSG:4326", crs, f["geometry"]), f["properties"]["label"]) for f in features]
+    drawn = rasterio.features.rasterize(shapes, (60, 80), fill=255, transform=transform)
+    assert np.array_equal(drawn, labels_of(labels))
+    area, geod = found["ring"]["properties"]["square_meters"], polygons["ring"].area
+    meters = geod * 111_320**2 * np.cos(np.deg2rad(polygons["ring"].centroid.y))  # of a sphere, roughly
+    assert area == pytest.approx(meters, rel=0.01)
+    if crs == "EPSG:32632":
+        assert area == pytest.approx(800 * 100, rel=2e-3)
+
+
+def test_simplified_polygons_have_fewer_points_and_stay_valid(tmp_path):
+    labels = (np.hypot(*np.mgrid[-50:50, -50:50]) < 40).astype(np.uint8)[None]
+    file = write_raster(tmp_path / "a.tif", labels)
+    info, counts = ModelInfo(model_of(classes=1)), []
+    for tolerance in (0, 2):
+        write_polygons(file, tmp_path / "a.geojson", info, tolerance)
+        (feature,) = json.loads((tmp_path / "a.geojson").read_text())["features"]  # no background
+        polygon = shapely.geometry.shape(feature["geometry"])
+        assert polygon.is_valid
+        assert feature["properties"]["square_meters"] == pytest.approx(100 * labels.sum(), rel=0.05)
+        counts.append(len(polygon.exterior.coords))
+    assert counts[1] < counts[0] / 3
+
+
+def test_polygons_of_images_that_lie_nowhere_are_refused_before_the_work(tmp_path):
+    write_raster(tmp_path / "a.tif", noise(3, 40, 60), crs=None)
+    Image.fromarray(noise(3, 40, 60).transpose(1, 2, 0)).save(tmp_path / "b.png")
+    placed = write_raster(tmp_path / "c.tif", noise(3, 40, 60))
+    places = find_images([tmp_path / f"{name}" for name in ("a.tif", "b.png", "c.tif")], tmp_path / "out")
+    predictions = predict_files(model_of(), places, tmp_path / "out", save_as="geojson")
+    assert predictions.predicted == 1
+    for reason in predictions.failures.values():
+        assert "does not state where on Earth it lies (transform and CRS), but GeoJSON does" in reason
+    assert set(outputs(places[placed])) == {"labels", "overlay", "polygons"}
+    assert len(list((tmp_path / "out").iterdir())) == 4
+
+
+def test_polygons_are_made_of_labels_that_are_there(tmp_path):
+    file = write_raster(tmp_path / "a.tif", noise(3, 40, 60))
+    places, out = find_images([file], tmp_path / "out"), tmp_path / "out"
+    predict_files(model_of(), places, out)
+    before = (out / "a.tif").stat().st_mtime_ns
+    done = predict_files(model_of(), places, out, resume=True, save_as="geojson", simplify=1.0)
+    assert (done.predicted, (out / "a.tif").stat().st_mtime_ns) == (0, before)
+    assert json.loads((out / "a.geojson").read_text())["features"]
+    predict_files(model_of(), places, out)
+    assert not (out / "a.geojson").exists()  # of other labels, perhaps

@@ -37,7 +37,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from segmentation.autocasting import reduce_casts, slow_precision
-from segmentation.bands import ImageForm, measure_form
+from segmentation.bands import find_form
 from segmentation.checks import PATIENT, check_lines, in_first_process
 from segmentation.data import ignore_interrupts, training_samples, worker_count
 from segmentation.evaluation import end, evaluate, quiet_unless_main, some_predictions
@@ -59,9 +59,8 @@ from segnext_timm import SegNeXt, SegNeXtError, UpsampledCrossEntropyLoss, push_
 MAX_SKIPPED = 10  # updates in a row
 # settings of a run that a resumed one must have too
 MUST_MATCH = (
-    *("dataset", "variant", "batch_size", "iterations", "seed", "crop_size"),
+    *("dataset", "variant", "batch_size", "iterations", "seed", "crop_size", "in_channels", "bands", "range"),
     *("encoder", "decoder_channels", "decoder_rank", "precision", "ema_decay", "freeze_encoder"),
-    *("in_channels", "bands", "range"),
 )
 
 
@@ -144,8 +143,7 @@ class Trainer:
         )
         self.device = self.accelerator.device
         self.processes = self.accelerator.num_processes
-        shares = self.processes * settings.accumulate
-        if settings.batch_size % shares:
+        if settings.batch_size % (shares := self.processes * settings.accumulate):
             raise SettingsError(
                 f"batch_size {settings.batch_size} cannot be divided among {self.processes} processes and "
                 f"{settings.accumulate} accumulated batches: make it a multiple of {shares}."
@@ -154,8 +152,7 @@ class Trainer:
             raise SettingsError(f"{settings.push_to_hub} is not a repository on the Hub: give user/name.")
         if settings.push_to_hub and not get_token():
             raise SettingsError("there is no token for the Hub: log in with `hf auth login`, or set HF_TOKEN.")
-        self.iteration = 0  # the next one
-        self.best_miou = -1.0
+        self.iteration, self.best_miou = 0, -1.0  # the next one, the highest so far
         self.losses: list[float] = []
         self.unread: list[torch.Tensor] = []  # loss and gradient's norm of iterations since they were last read
         self.mious: list[tuple[int, float]] = []
@@ -173,8 +170,8 @@ class Trainer:
             open_split(settings.dataset, root, name, settings.ignore_index) for name in ("train", "val")
         ]
         self.data = f"{len(train)} training images of {len(train.classes)} classes ({train.fingerprint()})"
-        self.form, note = in_first_process(self.accelerator, self.find_form)
-        train.form = val.form = self.form
+        form, note = in_first_process(self.accelerator, lambda: find_form(train, settings, self.checkpoint))
+        train.form = val.form = form
         lines = [*train.notes, *val.notes, note]
         if settings.check_data:
             lines += in_first_process(self.accelerator, lambda: check_lines(train, val, root, workers))
@@ -187,14 +184,6 @@ class Trainer:
         for line in filter(None, (*lines, slow_precision(self.device, settings.precision))):
             self.accelerator.print(line)
 
-    def find_form(self) -> tuple[ImageForm, str | None]:
-        """Find how images are read: as when the run began, else by the settings and the training images."""
-        if self.checkpoint.is_file() and self.settings.resume:
-            state = torch.load(self.checkpoint, map_location="cpu", weights_only=True, mmap=True).get("images")
-            if state is not None:
-                return ImageForm(**state), None
-        return measure_form(self.train_split, self.settings)
-
     def set_up_model(self) -> None:
         """Create model, samples, moving average, optimizer and loss.
 
@@ -205,8 +194,7 @@ class Trainer:
         memory_format = torch.channels_last if settings.channels_last else torch.preserve_format
         report = (lambda text: None) if self.checkpoint.is_file() else self.accelerator.print  # it replaces the weights
         model = build_model(settings, self.train_split, report)
-        self.normalization = normalization(model)
-        self.samples = training_samples(self.train_split, settings, self.normalization)
+        self.samples = training_samples(self.train_split, settings, normalization(model))
         model = model.to(self.device, memory_format=memory_format)
         model = with_synced_norms(model, settings.sync_batchnorm, self.processes, self.device, self.accelerator.print)
         if settings.compile == "off" and settings.precision != "fp32":
@@ -490,7 +478,7 @@ class Trainer:
                 "mious": self.mious,
                 "settings": asdict(self.settings),
                 "data": self.data,
-                "images": asdict(self.form),
+                "images": asdict(self.train_split.form),
             }
             with replace_when_complete(self.checkpoint) as new:
                 torch.save(state, new)

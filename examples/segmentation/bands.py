@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from PIL import Image, UnidentifiedImageError
 
 from segnext_timm import SegNeXtError
@@ -119,6 +120,15 @@ def measure_form(split: "Split", settings: TrainSettings) -> tuple[ImageForm, st
     value_range = (stated[0] if len(stated) == 1 else stated) if is_scaled else None
     form = ImageForm(channels, bands, value_range, (mean, std))
     return form, _described(form, samples, len(stated), settings)
+
+
+def find_form(split: "Split", settings: TrainSettings, checkpoint: Path) -> tuple[ImageForm, str | None]:
+    """How the images of a run are read: as when it began, if it has a checkpoint, else by :func:`measure_form`."""
+    if checkpoint.is_file() and settings.resume:
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True).get("images")
+        if state is not None:
+            return ImageForm(**state), None
+    return measure_form(split, settings)
 
 
 def _described(form: ImageForm, samples: Sequence[np.ndarray], pairs: int, settings: TrainSettings) -> str:

@@ -215,7 +215,7 @@ def _nodata(tags: Any, array: np.ndarray) -> torch.Tensor | None:
         nodata = float(str(tags[_NODATA]).strip(" \0"))
     except (KeyError, ValueError):
         return None
-    valid = ~np.isnan(array) if np.isnan(nodata) else array != np.array(nodata, np.float64).astype(array.dtype)
+    valid = ~np.isnan(array) if np.isnan(nodata) else array != nodata
     valid = valid if valid.ndim == 2 else valid.any(-1)
     return None if valid.all() else torch.from_numpy(valid)
 

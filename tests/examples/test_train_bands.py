@@ -1,5 +1,6 @@
 """Trainings on images of more than eight bits, or of other bands than a photo's."""
 
+import importlib
 import json
 
 import numpy as np
@@ -333,3 +334,22 @@ def test_scenes_are_drawn_as_geotiffs_that_train(tmp_path):
     split.form = form
     check_files(split, tmp_path / "data")
     assert split.open(0)[0].shape == (48, 48, 3)
+
+
+def test_deployed_graphs_read_bands_as_predictions_do(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(training.EXAMPLES / "deployment")
+    preprocessing = importlib.import_module("preprocessing")
+    array = scene(5)
+    np.save(tmp_path / "a.npy", array)
+    metadata = {"input_size": [1, 2, 48, 64], "mean": [0.5, 0.25], "std": [0.2, 0.1]}
+    metadata |= {"range": [[0, 3000], [10, 4000]], "bands": [4, 2]}
+    found, size = preprocessing.read_image(tmp_path / "a.npy", metadata)
+    expected = read_image(tmp_path / "a.npy", 2, metadata["range"], metadata["bands"])
+    assert size == (64, 48)
+    assert np.allclose(found[0], (expected.numpy() - [[[0.5]], [[0.25]]]) / [[[0.2]], [[0.1]]], atol=1e-5)
+    with pytest.raises(OSError, match=r"a\.npy has 5 bands, and the graph takes bands \[6, 2\]"):
+        preprocessing.read_image(tmp_path / "a.npy", metadata | {"bands": [6, 2]})
+    Image.fromarray(scene(1)).save(tmp_path / "gray.png")
+    gray = {"input_size": [1, 3, 24, 32], "mean": [0] * 3, "std": [1] * 3, "range": [0, 4000]}
+    found, _ = preprocessing.read_image(tmp_path / "gray.png", gray)
+    assert np.allclose(found.mean(), read_image(tmp_path / "gray.png", 3, (0, 4000)).mean(), atol=0.01)

@@ -92,7 +92,7 @@ def measure_form(split: "Split", settings: TrainSettings) -> tuple[ImageForm, st
     if channels is None and bands is not None:
         channels = 3 if len(bands) == 1 else len(bands)
     if of_photos and stated is None and channels in (None, 3):
-        return ImageForm(channels, bands), None
+        return ImageForm(channels, bands), None if bands else _fourth_band(paths[0])
     samples = _read_samples([path for path in photos if photos[path] == of_photos], channels, bands)
     if not samples:
         return ImageForm(channels, bands, stated), None
@@ -129,6 +129,17 @@ def find_form(split: "Split", settings: TrainSettings, checkpoint: Path) -> tupl
         if state is not None:
             return ImageForm(**state), None
     return measure_form(split, settings)
+
+
+def _fourth_band(path: Path) -> str | None:
+    """A line on a TIFF of four bands of 8 bits, the last of which may not be the opacity that the file calls it."""
+    if path.suffix.lower() not in (".tif", ".tiff") or not path.is_file():
+        return None
+    with Image.open(path) as image:
+        left_out = image.mode == "RGBA"
+    return (
+        f"images: the fourth band of {path.name} is taken for opacity; --bands 1 2 3 4 trains on it" * left_out or None
+    )
 
 
 def _described(form: ImageForm, samples: Sequence[np.ndarray], pairs: int, settings: TrainSettings) -> str:

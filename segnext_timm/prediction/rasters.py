@@ -32,6 +32,7 @@ class Raster:
     """An open raster, from :func:`open_raster`. Nothing is read before it is asked for.
 
     Attributes:
+        name: The file's path.
         shape: Numbers of bands, rows and columns.
         dtype: Type of the values; the common one of all bands.
         crs: Coordinate reference system, rasterio's; None if the file states none.
@@ -42,7 +43,7 @@ class Raster:
     """
 
     def __init__(self, dataset: Any, name: str) -> None:
-        self.dataset, self._name = dataset, name
+        self.dataset, self.name = dataset, name
         self.shape: tuple[int, int, int] = (dataset.count, dataset.height, dataset.width)
         self.dtype = np.result_type(*dataset.dtypes)
         self.crs, self.transform, self.nodata = dataset.crs, dataset.transform, dataset.nodata
@@ -75,8 +76,8 @@ class Raster:
         """
         count = self.shape[0]
         if bands is not None and not all(1 <= band <= count for band in bands):
-            raise OptionError(f"{self._name} has bands 1 to {count}, not all of {', '.join(map(str, bands))}.")
-        with _told_as_image_error(self._name):
+            raise OptionError(f"{self.name} has bands 1 to {count}, not all of {', '.join(map(str, bands))}.")
+        with _told_as_image_error(self.name):
             return self.dataset.read(None if bands is None else list(bands), window=self._window(rows, columns))
 
     def valid(
@@ -93,7 +94,7 @@ class Raster:
         if bands is not None and self.alpha in bands:
             values = self.read(bands, rows, columns)
             return np.asarray(~self._lacks_data(values).all(0))
-        with _told_as_image_error(self._name):
+        with _told_as_image_error(self.name):
             found = self.dataset.dataset_mask(window=window) > 0
         if self.dtype.kind == "f":
             found &= ~np.isnan(self.read(bands, rows, columns)).any(0)
@@ -107,7 +108,7 @@ class Raster:
         """Read mean values (bands, H, W) of the whole image at a reduced size, and which pixels hold data."""
         from rasterio.enums import Resampling
 
-        with _told_as_image_error(self._name):
+        with _told_as_image_error(self.name):
             shape = (len(bands), *size)
             values = self.dataset.read(list(bands), out_shape=shape, resampling=Resampling.average)
             valid = self.dataset.dataset_mask(out_shape=size) > 0

@@ -98,11 +98,16 @@ class RasterPixels:
                 f"{self._raster.name}: {height}×{width} pixels are too many to be read at once, which mode whole, "
                 f"scales and fit_in need: resize the file first, as by gdal_translate -of VRT -outsize 50% 50%."
             )
-        values, valid = self._raster.read(self.bands, rows, columns), None
+        values, valid = self.colored(self._raster.read(self.bands, rows, columns)), None
         if self._raster.nodata is not None or self._raster.dtype != np.uint8:
             valid = torch.from_numpy(self.valid(rows, columns))
         scaled = scale_values(torch.from_numpy(values), self._info.value_range, valid)
         return read_image(scaled, self._info.in_channels).to(self.device)
+
+    def colored(self, values: np.ndarray) -> np.ndarray:
+        """Convert values (1, H, W) of a palette to colors (3, H, W); others (C, H, W) stay."""
+        colors = self._raster.colors
+        return values if colors is None or self._info.bands else colors[values[0]].transpose(2, 0, 1).copy()
 
 
 class LabelRaster:
@@ -179,7 +184,7 @@ def predict_raster(
         picture = None
         if overlay_file is not None:
             values, valid = raster.read_reduced(pixels.bands, size)
-            picture = torch.from_numpy(np.where(valid, values, 0))
+            picture = torch.from_numpy(np.where(valid, pixels.colored(values), 0))
             read_image(picture, None, info.value_range)  # warns, before the work, of an image that is nearly black
         with ExitStack() as stack, evaluation_mode(model):
 

@@ -39,6 +39,7 @@ class Raster:
         transform: Affine map of pixels (column, row) to coordinates, rasterio's; the identity if the file states none.
         nodata: Value of pixels without data; None if the file states none.
         alpha: Number of the band that states opacity; None if there is none.
+        colors: Red, green and blue (256, 3), uint8, of each value of a file of one band with a palette, else None.
         placed: Whether the file states where it lies: by a transform, a CRS, control points or RPCs.
     """
 
@@ -51,6 +52,10 @@ class Raster:
             self.crs = _read_projection(Path(name).with_suffix(".prj"))
         kinds = [kind.name for kind in dataset.colorinterp]
         self.alpha: int | None = kinds.index("alpha") + 1 if "alpha" in kinds else None
+        self.colors: np.ndarray | None = None
+        if kinds == ["palette"] and self.dtype == np.uint8:
+            palette = dataset.colormap(1)
+            self.colors = np.array([palette.get(value, (0, 0, 0))[:3] for value in range(256)], np.uint8)
         self.placed = bool(not self.transform.is_identity or self.crs or dataset.gcps[0] or dataset.rpcs)
         flags = (flag.name for band in dataset.mask_flag_enums for flag in band)
         self._masked = self.dtype.kind == "f" or any(flag != "all_valid" for flag in flags)
@@ -109,8 +114,8 @@ class Raster:
         from rasterio.enums import Resampling
 
         with _told_as_image_error(self.name):
-            shape = (len(bands), *size)
-            values = self.dataset.read(list(bands), out_shape=shape, resampling=Resampling.average)
+            shape, way = (len(bands), *size), Resampling.average if self.colors is None else Resampling.nearest
+            values = self.dataset.read(list(bands), out_shape=shape, resampling=way)
             valid = self.dataset.dataset_mask(out_shape=size) > 0
         if self.alpha in bands:
             valid = ~self._lacks_data(values).all(0)

@@ -5,10 +5,12 @@ from xml.sax.saxutils import escape
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from PIL import Image
 
 import segnext_timm.prediction.raster_labels
 from segnext_timm import predict
+from segnext_timm.cli import main
 from segnext_timm.errors import ImageError, OptionError
 from segnext_timm.models.model_info import ModelInfo
 from segnext_timm.prediction.files import find_images, outputs, predict_file, predict_files
@@ -240,6 +242,18 @@ def test_a_raster_that_fits_no_memory_is_neither_resized_nor_taken_whole(tmp_pat
     assert list((tmp_path / "out").iterdir()) == []
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_tiff_that_lies_nowhere_but_is_larger_than_pillow_opens_is_read_by_regions(tmp_path, monkeypatch):
+    values = noise(3, 100, 80).transpose(1, 2, 0)
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    monkeypatch.setattr(segnext_timm.prediction.raster_labels, "_LARGE", 5000)
+    entry = predict_file(model_of(), tmp_path / "a.tif", tmp_path / "out" / "a", mode="slide")
+    with open_raster(tmp_path / "out" / "a.tif") as labels:
+        assert not labels.placed
+        assert np.array_equal(labels.read()[0], predict(model_of(), values, mode="slide"))
+    assert "square_meters" not in entry["classes"][0]
+
+
 def test_labels_of_many_classes_have_16_bits(tmp_path):
     file = write_raster(tmp_path / "a.tif", noise(3, 40, 60), nodata=7)
     for classes, dtype, nodata in ((255, "uint8", 255), (256, "uint16", 65535), (300, "uint16", 65535)):
@@ -413,3 +427,32 @@ def test_polygons_are_made_of_labels_that_are_there(tmp_path):
     assert json.loads((out / "a.geojson").read_text())["features"]
     predict_files(model_of(), places, out)
     assert not (out / "a.geojson").exists()  # of other labels, perhaps
+
+
+def test_the_command_writes_what_each_image_allows_and_says_so(tmp_path):
+    model_of(label_names=["a", "b", "c"]).save_pretrained(tmp_path / "model")
+    (tmp_path / "in").mkdir()
+    write_raster(tmp_path / "in" / "a.tif", noise(3, 40, 60))
+    command = ["predict", str(tmp_path / "model"), str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--device", "cpu"]
+    done = CliRunner().invoke(main, [*command, "--areas", "--json", "--save_as", "geojson", "--simplify", "1"])
+    assert done.exit_code == 0, done.output
+    (image,) = json.loads(done.stdout)["images"]
+    files = {"labels": "a.tif", "overlay": "a_overlay.jpg", "polygons": "a.geojson"}
+    assert image["outputs"] == {kind: str(tmp_path / "out" / name) for kind, name in files.items()}
+    assert all(entry["square_meters"] > 0 for entry in image["classes"])
+    names = {f["properties"]["name"] for f in json.loads((tmp_path / "out" / "a.geojson").read_text())["features"]}
+    assert names == {entry["name"] for entry in image["classes"]}
+    assert "the labels of 1 were there" in CliRunner().invoke(main, [*command, "--resume"]).output
+    done = CliRunner().invoke(main, [*command, "--simplify", "1"])
+    assert (done.exit_code, "is for the polygons of --save_as geojson" in done.output) == (2, True)
+
+
+def test_a_palette_is_read_as_colors(tmp_path):
+    values, colors = noise(1, 40, 60), {value: (value, 255 - value, 7 * value % 256) for value in range(256)}
+    file = write_raster(tmp_path / "a.tif", values, photometric="palette")
+    with rasterio.open(file, "r+") as raster:
+        raster.write_colormap(1, colors)
+    predict_file(model_of(), file, tmp_path / "out" / "a")
+    picture = np.array([colors[value][:3] for value in range(256)], np.uint8)[values[0]]
+    assert np.array_equal(labels_of(tmp_path / "out" / "a.tif"), predict(model_of(), picture))
+    assert np.array_equal(labels_of(tmp_path / "out" / "a.tif"), predict(model_of(), file))

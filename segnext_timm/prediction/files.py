@@ -61,6 +61,7 @@ def find_images(paths: Sequence[str | Path], out: str | Path) -> dict[Path, Path
             if path.resolve() == out.resolve():
                 raise OptionError(f"{out} is the folder of the images: choose another for the results.")
             root, files = path, [f for f in sorted(path.rglob("*")) if f.suffix.lower() in known and f.name[0] != "."]
+            files = files or sorted(path.rglob("[!.]*.npy"))
             files = [f for f in files if f.is_file() and out.resolve() not in f.resolve().parents]
         elif path.exists():
             files = [path]

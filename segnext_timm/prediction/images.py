@@ -215,7 +215,7 @@ def _nodata(tags: Any, array: np.ndarray) -> torch.Tensor | None:
         nodata = float(str(tags[_NODATA]).strip(" \0"))
     except (KeyError, ValueError):
         return None
-    valid = ~np.isnan(array) if np.isnan(nodata) else array != np.array(nodata, np.float64).astype(array.dtype)
+    valid = ~np.isnan(array) if np.isnan(nodata) else array != nodata
     valid = valid if valid.ndim == 2 else valid.any(-1)
     return None if valid.all() else torch.from_numpy(valid)
 
@@ -317,7 +317,7 @@ def read_image(
             another library's that NumPy converts, or a tensor (C, H, W): without a range, uint8 from 0 to 255, uint16
             from 0 to 65535, or floating point from 0 to 1.
         channels: Number of channels to return. Gray is converted to color and color to gray; other numbers must match.
-            None: color for all images of 8 bits and less than five bands, and all bands of others.
+            None: three of gray images and of those in color with 8 bits, and all bands of others.
         value_range: The values, in the units of `image`, that become 0 and 1: see :func:`scale_values`.
         bands: The bands of `image` to take, from 1. Default: all.
 
@@ -330,7 +330,7 @@ def read_image(
     """
     values, valid, found = read_values(image, channels, bands, value_range is not None)
     name = f"{image}: " if isinstance(image, str | os.PathLike | Image.Image) else ""
-    if len(values) == 1 and channels == 3:
+    if len(values) == 1 and channels in (None, 3):
         values = values.expand(3, -1, -1)
     elif len(values) == 3 and channels == 1:
         weights = torch.tensor([0.299, 0.587, 0.114], device=values.device)[:, None, None]  # Pillow's, of "L"

@@ -11,7 +11,9 @@ from PIL import Image
 
 from segnext_timm import overlay, predict, read_image
 from segnext_timm.errors import ImageError, OptionError
+from segnext_timm.exporting.exporters import describe_graph
 from segnext_timm.models.model_info import ModelInfo
+from segnext_timm.prediction.files import find_images
 from segnext_timm.prediction.images import read_values, scale_values
 
 
@@ -267,3 +269,18 @@ def test_overlays_show_images_of_any_bands_and_values(tmp_path):
     shown = np.asarray(overlay(tiff(tmp_path / "b.tif", array[None], nodata=-9999), labels, alpha=0, legend=False))
     assert not shown[:10].any()
     assert np.ptp(shown[10:]) > 200
+
+
+def test_an_exported_graph_states_range_and_bands():
+    model = Bright(2, range=[[0, 3000], [0, 4000]], bands=[4, 1])
+    metadata = describe_graph(model, (1, 2, 64, 64), ("logits",))
+    assert (metadata["range"], metadata["bands"]) == ([[0, 3000], [0, 4000]], [4, 1])
+    assert not {"range", "bands"} & set(describe_graph(Bright(3), (1, 3, 64, 64), ("logits",)))
+
+
+def test_arrays_of_a_folder_are_images_if_there_are_no_others(tmp_path):
+    np.save(tmp_path / "a.npy", noise(2))
+    assert [*find_images([tmp_path], tmp_path / "out")] == [tmp_path / "a.npy"]
+    Image.fromarray(noise(1, "uint8", 255)[0]).save(tmp_path / "b.png")
+    assert [*find_images([tmp_path], tmp_path / "out")] == [tmp_path / "b.png"]
+    assert [*find_images([tmp_path / "a.npy"], tmp_path / "out")] == [tmp_path / "a.npy"]

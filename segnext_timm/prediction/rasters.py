@@ -121,30 +121,18 @@ class Raster:
             valid = ~self._lacks_data(values).all(0)
         return values, valid & ~np.isnan(values).any(0)
 
-    def place(self, columns: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Compute coordinates of corners of pixels by the transform."""
-        return _apply(self.transform, columns, rows)
-
-    def pixels_at(self, xs: np.ndarray, ys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Compute columns and rows of coordinates: the inverse of :meth:`place`."""
-        return _apply(~self.transform, xs, ys)
-
     def pixel_area(self, rows: slice, columns: slice) -> float:
         """Compute the mean area of a region's pixels in square meters; NaN if the file does not say where it lies."""
         if self.crs is None or self.transform.is_identity:
             return np.nan
         from rasterio.warp import transform
 
-        x0, x1, y0, y1 = columns.start, columns.stop, rows.start, rows.stop
-        xs, ys = self.place(np.array([x0, x1, x1, x0]), np.array([y0, y0, y1, y1]))
-        xs, ys = map(np.array, transform(self.crs, EQUAL_AREA, xs, ys))
+        left, right, top, bottom = columns.start, columns.stop, rows.start, rows.stop
+        corners = np.array([(left, top), (right, top), (right, bottom), (left, bottom)])
+        a, b, c, d, e, f = self.transform[:6]
+        xs, ys = map(np.array, transform(self.crs, EQUAL_AREA, *(np.array([[a, b], [d, e]]) @ corners.T + [[c], [f]])))
         doubled = np.dot(xs, np.roll(ys, -1)) - np.dot(ys, np.roll(xs, -1))
-        return float(abs(doubled) / 2 / ((x1 - x0) * (y1 - y0)))
-
-
-def _apply(transform: Any, xs: np.ndarray, ys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    a, b, c, d, e, f = transform[:6]
-    return a * xs + b * ys + c, d * xs + e * ys + f
+        return float(abs(doubled) / 2 / ((right - left) * (bottom - top)))
 
 
 def _read_projection(file: Path) -> Any:

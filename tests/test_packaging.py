@@ -68,7 +68,7 @@ def test_the_package_imports_what_it_declares():
 
 
 def test_the_extras_declare_what_the_examples_import():
-    known = declared("train", "export", "integrations", "app", "benchmark", "litert", "ncnn", "coreml")
+    known = declared("train", "export", "geo", "integrations", "app", "benchmark", "litert", "ncnn", "coreml")
     assert {name: files for name, files in imported(ROOT / "examples").items() if name not in known} == {}
 
 

@@ -272,6 +272,8 @@ def predict(
     segmenter = Segmenter(model)
     info = segmenter.info
     stated = (None, None) if scaled else (info.value_range, info.bands)
+    options: dict[str, Any] = {"mode": mode, "window": window, "stride": stride, "scales": scales, "flip": flip}
+    options |= {"fit_in": fit_in, "precision": precision, "batch": batch, "divisor": divisor}
 
     def predict_one(image: ImageLike) -> Any:
         pixels = LoadedPixels(_move(read_image(image, info.in_channels, *stated), model))
@@ -286,23 +288,8 @@ def predict(
             found.append(probabilities(classes) if callable(probabilities) else np.empty(shape, np.float32))
             return found[-1]
 
-        predict_pixels(
-            segmenter,
-            pixels,
-            create_labels,
-            create_probabilities if probabilities else None,
-            tile,
-            progress,
-            mode=mode,
-            window=window,
-            stride=stride,
-            scales=scales,
-            flip=flip,
-            fit_in=fit_in,
-            precision=precision,
-            batch=batch,
-            divisor=divisor,
-        )
+        shares = create_probabilities if probabilities else None
+        predict_pixels(segmenter, pixels, create_labels, shares, tile, progress, **options)
         return tuple(found) if probabilities else found[0]
 
     with evaluation_mode(model):

@@ -67,23 +67,19 @@ def _features(raster: Raster, info: ModelInfo, simplify: float) -> Iterator[dict
     from rasterio.warp import transform
 
     names, first = info.label_names, int(info.num_classes == 1)
+    pixel = abs(raster.transform.determinant) ** 0.5
     found = shapes(rasterio.band(raster.dataset, 1), connectivity=4)  # in the raster's coordinates
     kept = ((outline, int(label)) for outline, label in found if first <= label != raster.nodata)
+
+    def project(polygons: np.ndarray, crs: str) -> np.ndarray:
+        return shapely.transform(polygons, lambda points: np.stack(transform(raster.crs, crs, *points.T), 1))
+
     while batch := list(islice(kept, _BATCH)):
         polygons = np.array([shapely.geometry.shape(outline) for outline, _ in batch])
-        polygons = shapely.transform(polygons, lambda points: np.stack(raster.pixels_at(*points.T), 1).round())
-        if simplify:
-            polygons = shapely.simplify(polygons, simplify)
-        polygons = shapely.segmentize(polygons, _LONGEST_EDGE)
-
-        def project(crs: str, polygons: np.ndarray = polygons) -> np.ndarray:
-            def move(points: np.ndarray) -> np.ndarray:
-                return np.stack(transform(raster.crs, crs, *raster.place(*points.T)), 1)
-
-            return shapely.transform(polygons, move)
-
-        areas = shapely.area(project(EQUAL_AREA))
-        degrees = shapely.transform(project("EPSG:4326"), lambda points: points.round(_DIGITS))
+        polygons = shapely.simplify(polygons, simplify * pixel) if simplify else polygons
+        polygons = shapely.segmentize(polygons, _LONGEST_EDGE * pixel)
+        areas = shapely.area(project(polygons, EQUAL_AREA))
+        degrees = shapely.transform(project(polygons, "EPSG:4326"), lambda points: points.round(_DIGITS))
         for (_, label), polygon, area in zip(batch, degrees, areas):
             name = names[label] if label < len(names) else f"class {label}"
             yield {

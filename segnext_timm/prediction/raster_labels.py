@@ -28,7 +28,7 @@ NAMES_ENDING = ".aux.xml"  # of the file beside a GeoTIFF that holds the names o
 ORIGIN = "Predicted with"  # what labels' files say of the model and the options begins with it
 _LARGE = 178_956_970  # pixels, of the largest images that Pillow opens
 _PLACING_TAGS = {33550, 33922, 34264}  # of GeoTIFF: scale, tie points, transformation
-_CACHE_BYTES = 1 << 28  # of GDAL's blocks, read and written
+_CACHE_BYTES, _CACHE_ROWS = 1 << 28, 2048  # of GDAL's blocks: bytes, or rows of an image whose blocks are whole rows
 _PICTURE_SIDE = 2048  # the longest of overlays
 _BLOCK = 512  # side of the blocks of labels' files
 _ORIGIN = "TIFFTAG_IMAGEDESCRIPTION"  # key of the metadata
@@ -53,16 +53,25 @@ def is_raster(file: Path) -> bool:
 
 def _input_bands(raster: Raster, info: ModelInfo) -> list[int]:
     """The bands that a model takes from a file: as it states, or all, or all but alpha."""
-    if info.bands is not None:
+    count = raster.shape[0]
+    every = list(range(1, count + 1))
+    if info.bands is not None and max(info.bands) <= count:
         return list(info.bands)
-    every = list(range(1, raster.shape[0] + 1))
-    for bands in (every, [band for band in every if band != raster.alpha]):
+    for bands in (every, [band for band in every if band != raster.alpha]) if info.bands is None else ():
         if len(bands) == info.in_channels or (len(bands) == 1 and info.in_channels == 3):
             return bands
+    taken = f"{info.in_channels} channels" if info.bands is None else f"the bands {', '.join(map(str, info.bands))}"
     raise ImageError(
-        f"The model takes {info.in_channels} channels, the image has {len(every)} bands: state which to take, from 1, "
-        f'in model.pretrained_cfg["bands"].'
+        f"{raster.name}: the model takes {taken}, the image has {count} bands: state which to take, from 1, in "
+        f'pretrained_cfg["bands"].'
     )
+
+
+def _cache_bytes(raster: Raster) -> int:
+    """Memory for blocks: windows read the rows of a file that consists of rows once for each window beside another."""
+    count, _, width = raster.shape
+    in_rows = raster.dataset.block_shapes[0][1] == width
+    return max(_CACHE_BYTES, _CACHE_ROWS * width * count * raster.dtype.itemsize if in_rows else 0)
 
 
 class RasterPixels:
@@ -86,14 +95,19 @@ class RasterPixels:
         height, width = (len(range(*part.indices(side))) for part, side in zip((rows, columns), self.shape[1:]))
         if height * width > _LARGE:
             raise ImageError(
-                f"Its {height}×{width} pixels are too many to be read at once, which mode whole, scales and fit_in "
-                f"need: resize the file first, for example by gdal_translate -of VRT -outsize 50% 50% -r average."
+                f"{self._raster.name}: {height}×{width} pixels are too many to be read at once, which mode whole, "
+                f"scales and fit_in need: resize the file first, as by gdal_translate -of VRT -outsize 50% 50%."
             )
-        values, valid = self._raster.read(self.bands, rows, columns), None
+        values, valid = self.colored(self._raster.read(self.bands, rows, columns)), None
         if self._raster.nodata is not None or self._raster.dtype != np.uint8:
             valid = torch.from_numpy(self.valid(rows, columns))
         scaled = scale_values(torch.from_numpy(values), self._info.value_range, valid)
         return read_image(scaled, self._info.in_channels).to(self.device)
+
+    def colored(self, values: np.ndarray) -> np.ndarray:
+        """Convert values (1, H, W) of a palette to colors (3, H, W); others (C, H, W) stay."""
+        colors = self._raster.colors
+        return values if colors is None or self._info.bands else colors[values[0]].transpose(2, 0, 1).copy()
 
 
 class LabelRaster:
@@ -161,21 +175,17 @@ def predict_raster(
         origin: Model and options in words, for the metadata of the labels' file.
         options: Others of :func:`predict`.
     """
-    segmenter = Segmenter(model)
+    segmenter, rasterio = Segmenter(model), import_rasterio(file)
     info = segmenter.info
-    device = next(model.parameters()).device
-    rasterio = import_rasterio(file)
-    with rasterio.Env(GDAL_CACHEMAX=_CACHE_BYTES), open_raster(file) as raster:
-        pixels = RasterPixels(raster, info, device)
+    with open_raster(file) as raster, rasterio.Env(GDAL_CACHEMAX=_cache_bytes(raster)):
+        pixels = RasterPixels(raster, info, next(model.parameters()).device)
         share = min(_PICTURE_SIDE / max(raster.shape[1:]), 1)
         size = max(round(raster.shape[1] * share), 1), max(round(raster.shape[2] * share), 1)
         picture = None
-        if (
-            overlay_file is not None
-        ):  # read first: an image that is nearly black is worth a warning before it is predicted
+        if overlay_file is not None:
             values, valid = raster.read_reduced(pixels.bands, size)
-            picture = torch.from_numpy(np.where(valid, values, 0))
-            read_image(picture, None, info.value_range)
+            picture = torch.from_numpy(np.where(valid, pixels.colored(values), 0))
+            read_image(picture, None, info.value_range)  # warns, before the work, of an image that is nearly black
         with ExitStack() as stack, evaluation_mode(model):
 
             def create(classes: int) -> LabelRaster:

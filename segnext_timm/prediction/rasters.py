@@ -32,17 +32,19 @@ class Raster:
     """An open raster, from :func:`open_raster`. Nothing is read before it is asked for.
 
     Attributes:
+        name: The file's path.
         shape: Numbers of bands, rows and columns.
         dtype: Type of the values; the common one of all bands.
         crs: Coordinate reference system, rasterio's; None if the file states none.
         transform: Affine map of pixels (column, row) to coordinates, rasterio's; the identity if the file states none.
         nodata: Value of pixels without data; None if the file states none.
         alpha: Number of the band that states opacity; None if there is none.
+        colors: Red, green and blue (256, 3), uint8, of each value of a file of one band with a palette, else None.
         placed: Whether the file states where it lies: by a transform, a CRS, control points or RPCs.
     """
 
     def __init__(self, dataset: Any, name: str) -> None:
-        self.dataset, self._name = dataset, name
+        self.dataset, self.name = dataset, name
         self.shape: tuple[int, int, int] = (dataset.count, dataset.height, dataset.width)
         self.dtype = np.result_type(*dataset.dtypes)
         self.crs, self.transform, self.nodata = dataset.crs, dataset.transform, dataset.nodata
@@ -50,6 +52,10 @@ class Raster:
             self.crs = _read_projection(Path(name).with_suffix(".prj"))
         kinds = [kind.name for kind in dataset.colorinterp]
         self.alpha: int | None = kinds.index("alpha") + 1 if "alpha" in kinds else None
+        self.colors: np.ndarray | None = None
+        if kinds == ["palette"] and self.dtype == np.uint8:
+            palette = dataset.colormap(1)
+            self.colors = np.array([palette.get(value, (0, 0, 0))[:3] for value in range(256)], np.uint8)
         self.placed = bool(not self.transform.is_identity or self.crs or dataset.gcps[0] or dataset.rpcs)
         flags = (flag.name for band in dataset.mask_flag_enums for flag in band)
         self._masked = self.dtype.kind == "f" or any(flag != "all_valid" for flag in flags)
@@ -75,8 +81,8 @@ class Raster:
         """
         count = self.shape[0]
         if bands is not None and not all(1 <= band <= count for band in bands):
-            raise OptionError(f"{self._name} has bands 1 to {count}, not all of {', '.join(map(str, bands))}.")
-        with _told_as_image_error(self._name):
+            raise OptionError(f"{self.name} has bands 1 to {count}, not all of {', '.join(map(str, bands))}.")
+        with _told_as_image_error(self.name):
             return self.dataset.read(None if bands is None else list(bands), window=self._window(rows, columns))
 
     def valid(
@@ -93,7 +99,7 @@ class Raster:
         if bands is not None and self.alpha in bands:
             values = self.read(bands, rows, columns)
             return np.asarray(~self._lacks_data(values).all(0))
-        with _told_as_image_error(self._name):
+        with _told_as_image_error(self.name):
             found = self.dataset.dataset_mask(window=window) > 0
         if self.dtype.kind == "f":
             found &= ~np.isnan(self.read(bands, rows, columns)).any(0)
@@ -107,21 +113,13 @@ class Raster:
         """Read mean values (bands, H, W) of the whole image at a reduced size, and which pixels hold data."""
         from rasterio.enums import Resampling
 
-        with _told_as_image_error(self._name):
-            shape = (len(bands), *size)
-            values = self.dataset.read(list(bands), out_shape=shape, resampling=Resampling.average)
+        with _told_as_image_error(self.name):
+            shape, way = (len(bands), *size), Resampling.average if self.colors is None else Resampling.nearest
+            values = self.dataset.read(list(bands), out_shape=shape, resampling=way)
             valid = self.dataset.dataset_mask(out_shape=size) > 0
         if self.alpha in bands:
             valid = ~self._lacks_data(values).all(0)
         return values, valid & ~np.isnan(values).any(0)
-
-    def place(self, columns: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Compute coordinates of corners of pixels by the transform."""
-        return _apply(self.transform, columns, rows)
-
-    def pixels_at(self, xs: np.ndarray, ys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Compute columns and rows of coordinates: the inverse of :meth:`place`."""
-        return _apply(~self.transform, xs, ys)
 
     def pixel_area(self, rows: slice, columns: slice) -> float:
         """Compute the mean area of a region's pixels in square meters; NaN if the file does not say where it lies."""
@@ -129,16 +127,12 @@ class Raster:
             return np.nan
         from rasterio.warp import transform
 
-        x0, x1, y0, y1 = columns.start, columns.stop, rows.start, rows.stop
-        xs, ys = self.place(np.array([x0, x1, x1, x0]), np.array([y0, y0, y1, y1]))
-        xs, ys = map(np.array, transform(self.crs, EQUAL_AREA, xs, ys))
+        left, right, top, bottom = columns.start, columns.stop, rows.start, rows.stop
+        corners = np.array([(left, top), (right, top), (right, bottom), (left, bottom)])
+        a, b, c, d, e, f = self.transform[:6]
+        xs, ys = map(np.array, transform(self.crs, EQUAL_AREA, *(np.array([[a, b], [d, e]]) @ corners.T + [[c], [f]])))
         doubled = np.dot(xs, np.roll(ys, -1)) - np.dot(ys, np.roll(xs, -1))
-        return float(abs(doubled) / 2 / ((x1 - x0) * (y1 - y0)))
-
-
-def _apply(transform: Any, xs: np.ndarray, ys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    a, b, c, d, e, f = transform[:6]
-    return a * xs + b * ys + c, d * xs + e * ys + f
+        return float(abs(doubled) / 2 / ((right - left) * (bottom - top)))
 
 
 def _read_projection(file: Path) -> Any:

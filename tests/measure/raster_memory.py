@@ -84,6 +84,9 @@ def main() -> None:
         seconds = time.monotonic() - start
         memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e9
         sizes = ", ".join(f"{file.name} {file.stat().st_size / 1e6:.1f} MB" for file in (folder / "out").iterdir())
+        if settings.polygons:
+            with (folder / "out" / "image.geojson").open(encoding="utf-8") as file:
+                sizes += f", {sum(1 for _ in file) - 2} polygons"
         print(sizes)
         equal = compare(model, image, folder / "out" / "image.tif", settings.side)
     print(f"{settings.side}×{settings.side}, {BANDS} bands of uint16: {seconds:.0f} s, {memory:.2f} GB; equal: {equal}")

@@ -5,10 +5,12 @@ from xml.sax.saxutils import escape
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from PIL import Image
 
 import segnext_timm.prediction.raster_labels
 from segnext_timm import predict
+from segnext_timm.cli import main
 from segnext_timm.errors import ImageError, OptionError
 from segnext_timm.models.model_info import ModelInfo
 from segnext_timm.prediction.files import find_images, outputs, predict_file, predict_files
@@ -97,14 +99,14 @@ def labels_of(file):
     "options",
     [
         {"mode": "slide", "tile": 50},
-        {"mode": "slide", "window": 48, "stride": 31, "scales": (1.0, 1.5), "flip": True},
+        {"mode": "slide", "window": 64, "stride": 41, "scales": (1.0, 1.5), "flip": True},
         {"fit_in": 100},
         {"divisor": 32},
         {},
     ],
 )
 def test_labels_of_a_raster_are_those_of_the_image_in_memory_and_lie_where_it_lies(tmp_path, options):
-    model, values = model_of(5, range=[0, 4000]), noise(5, 130, 170, "uint16") * 16
+    model, values = model_of(5, range=[0, 4000]), noise(5, 90, 120, "uint16") * 16
     file = write_raster(tmp_path / "a.tif", values, tiled=True, blockxsize=64, blockysize=64)
     entry = predict_file(model, file, tmp_path / "out" / "a", **options)
     with rasterio.open(tmp_path / "out" / "a.tif") as raster:
@@ -198,8 +200,9 @@ def test_a_model_takes_the_bands_that_it_states(tmp_path):
     predict_file(model_of(bands=[4, 3, 2]), file, tmp_path / "out" / "a")
     expected = predict(model_of(), values[[3, 2, 1]].transpose(1, 2, 0))
     assert np.array_equal(labels_of(tmp_path / "out" / "a.tif"), expected)
-    with pytest.raises(ImageError, match="takes 3 channels, the image has 5 bands: state which to take"):
-        predict_file(model_of(), file, tmp_path / "out" / "b")
+    for model, taken in ((model_of(), "3 channels"), (model_of(bands=[1, 2, 6]), "the bands 1, 2, 6")):
+        with pytest.raises(ImageError, match=rf"a\.tif: the model takes {taken}, the image has 5 bands: state which"):
+            predict_file(model, file, tmp_path / "out" / "b")
 
 
 def test_a_huge_raster_takes_the_time_of_its_data(tmp_path):
@@ -209,7 +212,7 @@ def test_a_huge_raster_takes_the_time_of_its_data(tmp_path):
     values = noise(3, 100, 200) // 2 + 1
     with rasterio.open(file, "w", driver="GTiff", **profile, **blocks) as raster:
         raster.write(values, window=((9_000, 9_100), (2_000, 2_200)))
-    entry = predict_file(model_of(classes=2), file, tmp_path / "out" / "a", tile=512, overlays=False)
+    entry = predict_file(model_of(classes=2), file, tmp_path / "out" / "a", tile=512, window=512, overlays=False)
     assert (entry["height"], entry["width"]) == (16_000, 15_000)
     assert sum(c["pixels"] for c in entry["classes"]) == 20_000
     with rasterio.open(tmp_path / "out" / "a.tif") as raster:
@@ -234,9 +237,21 @@ def test_a_raster_that_fits_no_memory_is_neither_resized_nor_taken_whole(tmp_pat
     monkeypatch.setattr(segnext_timm.prediction.raster_labels, "_LARGE", 1000)
     file = write_raster(tmp_path / "a.tif", noise(3, 40, 60), crs=None)
     for options in ({"fit_in": 30}, {"scales": (1, 2)}, {"mode": "whole"}):
-        with pytest.raises(ImageError, match="40×60 pixels are too many to be read at once"):
+        with pytest.raises(ImageError, match=r"a\.tif: 40×60 pixels are too many to be read at once"):
             predict_file(model_of(), file, tmp_path / "out" / "a", **options)
     assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_tiff_that_lies_nowhere_but_is_larger_than_pillow_opens_is_read_by_regions(tmp_path, monkeypatch):
+    values = noise(3, 100, 80).transpose(1, 2, 0)
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    monkeypatch.setattr(segnext_timm.prediction.raster_labels, "_LARGE", 5000)
+    entry = predict_file(model_of(), tmp_path / "a.tif", tmp_path / "out" / "a", mode="slide")
+    with open_raster(tmp_path / "out" / "a.tif") as labels:
+        assert not labels.placed
+        assert np.array_equal(labels.read()[0], predict(model_of(), values, mode="slide"))
+    assert "square_meters" not in entry["classes"][0]
 
 
 def test_labels_of_many_classes_have_16_bits(tmp_path):
@@ -412,3 +427,32 @@ def test_polygons_are_made_of_labels_that_are_there(tmp_path):
     assert json.loads((out / "a.geojson").read_text())["features"]
     predict_files(model_of(), places, out)
     assert not (out / "a.geojson").exists()  # of other labels, perhaps
+
+
+def test_the_command_writes_what_each_image_allows_and_says_so(tmp_path):
+    model_of(label_names=["a", "b", "c"]).save_pretrained(tmp_path / "model")
+    (tmp_path / "in").mkdir()
+    write_raster(tmp_path / "in" / "a.tif", noise(3, 40, 60))
+    command = ["predict", str(tmp_path / "model"), str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--device", "cpu"]
+    done = CliRunner().invoke(main, [*command, "--areas", "--json", "--save_as", "geojson", "--simplify", "1"])
+    assert done.exit_code == 0, done.output
+    (image,) = json.loads(done.stdout)["images"]
+    files = {"labels": "a.tif", "overlay": "a_overlay.jpg", "polygons": "a.geojson"}
+    assert image["outputs"] == {kind: str(tmp_path / "out" / name) for kind, name in files.items()}
+    assert all(entry["square_meters"] > 0 for entry in image["classes"])
+    names = {f["properties"]["name"] for f in json.loads((tmp_path / "out" / "a.geojson").read_text())["features"]}
+    assert names == {entry["name"] for entry in image["classes"]}
+    assert "the labels of 1 were there" in CliRunner().invoke(main, [*command, "--resume"]).output
+    done = CliRunner().invoke(main, [*command, "--simplify", "1"])
+    assert (done.exit_code, "is for the polygons of --save_as geojson" in done.output) == (2, True)
+
+
+def test_a_palette_is_read_as_colors(tmp_path):
+    values, colors = noise(1, 40, 60), {value: (value, 255 - value, 7 * value % 256) for value in range(256)}
+    file = write_raster(tmp_path / "a.tif", values, photometric="palette")
+    with rasterio.open(file, "r+") as raster:
+        raster.write_colormap(1, colors)
+    predict_file(model_of(), file, tmp_path / "out" / "a")
+    picture = np.array([colors[value][:3] for value in range(256)], np.uint8)[values[0]]
+    assert np.array_equal(labels_of(tmp_path / "out" / "a.tif"), predict(model_of(), picture))
+    assert np.array_equal(labels_of(tmp_path / "out" / "a.tif"), predict(model_of(), file))

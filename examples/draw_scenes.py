@@ -2,6 +2,7 @@
 
 python examples/draw_scenes.py data/streets                    # seven classes
 python examples/draw_scenes.py data/roads --binary road        # masks of 0 and 255: roads, and the rest
+python examples/draw_scenes.py data/fields --geotiff           # five bands of 16 bits, near infrared among them
 """
 
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from tqdm import tqdm
 
 from segmentation import scenes
 from segmentation.recipe import SettingsError, run
+from segnext_timm.prediction.rasters import import_rasterio
 
 
 @dataclass
@@ -30,6 +32,18 @@ class Settings:
     """Side of the images in pixels."""
     binary: str | None = None
     """Draw masks of one class: its pixels are 255, the others 0."""
+    geotiff: bool = False
+    """Write GeoTIFFs of five bands of uint16, as satellites take them, instead of photos; this needs rasterio."""
+
+
+def write_geotiff(file: Path, bands: np.ndarray) -> None:
+    """Write bands (C, H, W) as a GeoTIFF, with pixels of 10 m somewhere in UTM zone 32."""
+    rasterio = import_rasterio(file)
+    count, height, width = bands.shape
+    shape = {"count": count, "height": height, "width": width, "dtype": bands.dtype, "compress": "deflate"}
+    place = {"crs": "EPSG:32632", "transform": rasterio.Affine(10, 0, 500_000, 0, -10, 5_400_000)}
+    with rasterio.open(file, "w", driver="GTiff", **shape, **place) as raster:
+        raster.write(bands)
 
 
 def main(argv: list[str]) -> None:
@@ -46,9 +60,13 @@ def main(argv: list[str]) -> None:
             (settings.folder / kind / split).mkdir(parents=True, exist_ok=True)
         for index in tqdm(range(count), desc=split, leave=False):
             image, labels = scenes.draw(seed, index, settings.size)
+            file = settings.folder / "images" / split / f"{index:03d}.jpg"
+            if settings.geotiff:
+                write_geotiff(file.with_suffix(".tif"), scenes.to_bands(image, labels, seed, index))
+            else:
+                Image.fromarray(image).save(file, quality=95)
             if settings.binary:
                 labels = np.where(labels == scenes.CLASSES.index(settings.binary), 255, 0).astype(np.uint8)
-            Image.fromarray(image).save(settings.folder / "images" / split / f"{index:03d}.jpg", quality=95)
             Image.fromarray(labels).save(settings.folder / "labels" / split / f"{index:03d}.png")
     classes.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
     print(f"{settings.folder}: {settings.train} training and {settings.val} validation images, {len(names)} classes")

@@ -6,6 +6,7 @@
     accelerate launch --num_processes 4 examples/evaluate.py MODEL RECIPE.yaml                   # on four GPUs
 
 MODEL is a published segmenter's name, a folder, or a repository on the Hugging Face Hub: SegNeXt or any model of smp.
+Images are read as the model states: its bands, and the range of their values.
 The recipe decides whether images are processed whole or in sliding windows. Each image counts once with any number of
 processes. `--write_card` writes the results to the card and configuration of a model folder.
 """
@@ -17,6 +18,7 @@ import torch
 from accelerate import Accelerator
 
 from segmentation.autocasting import slow_precision
+from segmentation.bands import form_of_model
 from segmentation.checks import PATIENT, check_files, in_first_process
 from segmentation.data import worker_count
 from segmentation.evaluation import end, evaluate, match_classes
@@ -53,6 +55,7 @@ def main(argv: list[str]) -> Scores:
         accelerator.print(slow)
     split = open_split(settings.dataset, settings.data_root, settings.split, settings.ignore_index)
     model = load_segmenter(name)
+    split.form = form_of_model(model)
     if note := match_classes(model, split, settings.by_position)[1]:
         accelerator.print(note)
     if settings.check_data:

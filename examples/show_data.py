@@ -11,12 +11,12 @@ from pathlib import Path
 
 import torch
 
+from segmentation.bands import in_color, measure_form
 from segmentation.checks import check_splits
 from segmentation.data import training_samples, worker_count
 from segmentation.layouts import open_split
 from segmentation.pictures import draw_samples
 from segmentation.recipe import SettingsError, TrainSettings, parse, run
-from segmentation.transforms import MEAN, STD
 
 
 @dataclass
@@ -35,15 +35,21 @@ def main(argv: list[str]) -> None:
         raise SettingsError(f"--picture {picture} is not the name of a PNG file, such as data.png.")
     picture.parent.mkdir(parents=True, exist_ok=True)
     splits = [open_split(settings.dataset, settings.data_root, n, settings.ignore_index) for n in ("train", "val")]
+    form, note = measure_form(splits[0], settings)
+    for split in splits:
+        split.form = form
     reports = check_splits(*splits, settings.data_root, worker_count(settings))
     for name, report in zip(("train", "val"), reports):
         print("\n".join([*report.table(name), *report.split.notes, *report.warnings]))
-    samples = training_samples(splits[0], settings)
+    if note:
+        print(note)
+    samples = training_samples(splits[0], settings, form.normalization)
+    mean, std = map(torch.tensor, form.normalization)
     shown = []
     for k in range(16):
         x, labels = samples[k]
-        image = (x.permute(1, 2, 0) * torch.tensor(STD) + torch.tensor(MEAN)).clamp(0, 1)
-        shown.append((image.numpy(), labels.numpy()))
+        image = (x.permute(1, 2, 0) * std + mean).clamp(0, 1)
+        shown.append((in_color(image.numpy()), labels.numpy()))
     split, shares = splits[0], {name: report.shares for name, report in zip(("train", "val"), reports)}
     draw_samples(shown, split.classes, split.palette, split.ignore_index, picture, shares)
     print(f"{picture}: 16 augmented crops with their labels")

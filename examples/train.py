@@ -37,6 +37,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from segmentation.autocasting import reduce_casts, slow_precision
+from segmentation.bands import find_form
 from segmentation.checks import PATIENT, check_lines, in_first_process
 from segmentation.data import ignore_interrupts, training_samples, worker_count
 from segmentation.evaluation import end, evaluate, quiet_unless_main, some_predictions
@@ -58,7 +59,7 @@ from segnext_timm import SegNeXt, SegNeXtError, UpsampledCrossEntropyLoss, push_
 MAX_SKIPPED = 10  # updates in a row
 # settings of a run that a resumed one must have too
 MUST_MATCH = (
-    *("dataset", "variant", "batch_size", "iterations", "seed", "crop_size"),
+    *("dataset", "variant", "batch_size", "iterations", "seed", "crop_size", "in_channels", "bands", "range"),
     *("encoder", "decoder_channels", "decoder_rank", "precision", "ema_decay", "freeze_encoder"),
 )
 
@@ -142,8 +143,7 @@ class Trainer:
         )
         self.device = self.accelerator.device
         self.processes = self.accelerator.num_processes
-        shares = self.processes * settings.accumulate
-        if settings.batch_size % shares:
+        if settings.batch_size % (shares := self.processes * settings.accumulate):
             raise SettingsError(
                 f"batch_size {settings.batch_size} cannot be divided among {self.processes} processes and "
                 f"{settings.accumulate} accumulated batches: make it a multiple of {shares}."
@@ -152,8 +152,7 @@ class Trainer:
             raise SettingsError(f"{settings.push_to_hub} is not a repository on the Hub: give user/name.")
         if settings.push_to_hub and not get_token():
             raise SettingsError("there is no token for the Hub: log in with `hf auth login`, or set HF_TOKEN.")
-        self.iteration = 0  # the next one
-        self.best_miou = -1.0
+        self.iteration, self.best_miou = 0, -1.0  # the next one, the highest so far
         self.losses: list[float] = []
         self.unread: list[torch.Tensor] = []  # loss and gradient's norm of iterations since they were last read
         self.mious: list[tuple[int, float]] = []
@@ -171,7 +170,9 @@ class Trainer:
             open_split(settings.dataset, root, name, settings.ignore_index) for name in ("train", "val")
         ]
         self.data = f"{len(train)} training images of {len(train.classes)} classes ({train.fingerprint()})"
-        lines = [*train.notes, *val.notes]
+        form, note = in_first_process(self.accelerator, lambda: find_form(train, settings, self.checkpoint))
+        train.form = val.form = form
+        lines = [*train.notes, *val.notes, note]
         if settings.check_data:
             lines += in_first_process(self.accelerator, lambda: check_lines(train, val, root, workers))
         lines = lines if not self.checkpoint.is_file() else []  # said when the run began
@@ -193,8 +194,7 @@ class Trainer:
         memory_format = torch.channels_last if settings.channels_last else torch.preserve_format
         report = (lambda text: None) if self.checkpoint.is_file() else self.accelerator.print  # it replaces the weights
         model = build_model(settings, self.train_split, report)
-        self.normalization = normalization(model)
-        self.samples = training_samples(self.train_split, settings, self.normalization)
+        self.samples = training_samples(self.train_split, settings, normalization(model))
         model = model.to(self.device, memory_format=memory_format)
         model = with_synced_norms(model, settings.sync_batchnorm, self.processes, self.device, self.accelerator.print)
         if settings.compile == "off" and settings.precision != "fp32":
@@ -253,7 +253,7 @@ class Trainer:
             raise SettingsError(f"{self.checkpoint} belongs to another run: choose another --out, or remove it.")
         state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
         before, now = state["settings"], asdict(self.settings)
-        changed = [f"{name} {before[name]}, not {now[name]}" for name in MUST_MATCH if before[name] != now[name]]
+        changed = [f"{n} {before.get(n)}, not {now[n]}" for n in MUST_MATCH if before.get(n) != now[n]]
         if state["data"] != self.data:
             changed.append(f"{state['data']}, not {self.data}")
         if changed:
@@ -356,7 +356,7 @@ class Trainer:
         return self.accelerator.reduce(total, "mean") if self.processes > 1 else total
 
     def next_batch(self, batches: Iterator[list[torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Get images (B, 3, H, W) and labels (B, H, W) on the device, and note the time waited for them."""
+        """Get images (B, C, H, W) and labels (B, H, W) on the device, and note the time waited for them."""
         start = time.monotonic()
         batch = next(batches)
         self.waited += time.monotonic() - start
@@ -478,6 +478,7 @@ class Trainer:
                 "mious": self.mious,
                 "settings": asdict(self.settings),
                 "data": self.data,
+                "images": asdict(self.train_split.form),
             }
             with replace_when_complete(self.checkpoint) as new:
                 torch.save(state, new)

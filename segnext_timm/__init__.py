@@ -30,6 +30,7 @@ __all__ = [
     "load_segmenter",
     "overlay",
     "predict",
+    "predict_file",
     "push_to_hub",
     "read_image",
 ]
@@ -59,5 +60,6 @@ if TYPE_CHECKING or not _is_the_command():
     from .models.mscan import MSCAN
     from .models.segnext import LightHamDecoder, SegNeXt
     from .prediction.drawing import class_areas, overlay
+    from .prediction.files import predict_file
     from .prediction.images import read_image
     from .prediction.pipeline import predict

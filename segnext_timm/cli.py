@@ -233,6 +233,7 @@ def export_command(model: str, file: Path, size: tuple[int, int] | None, batch: 
         'predict my-segnext "photos/**/*.jpg" large.tif -o out --mode slide --window 1024',
         "predict user/repo street.jpg -o out --scales 0.5,1,1.5 --flip --device cuda:0 --precision bf16",
         "predict my-segnext photos/ -o out --json > summary.json",
+        "predict my-segnext orthomosaic.tif -o out --save_as geojson --simplify 1",
     ),
 )
 @click.argument("model")
@@ -251,6 +252,8 @@ def export_command(model: str, file: Path, size: tuple[int, int] | None, batch: 
 @click.option("--overlay/--no-overlay", "overlays", default=True, help="Write overlays.")
 @click.option("--probabilities", is_flag=True, help="Write probabilities: 2 bytes per class and pixel.")
 @click.option("--areas", is_flag=True, help="Write the area of each class to OUT/areas.json.")
+@click.option("--save_as", type=click.Choice(["geojson"]), help="Write polygons of georeferenced images, too.")
+@click.option("--simplify", type=click.FloatRange(0), default=0, help="Tolerance of the polygons, in pixels.")
 @click.option("--fuse/--no-fuse", "fused", default=True, help=_FUSE_HELP)
 @click.option("--resume", is_flag=True, help="Skip images whose labels are in OUT.")
 @click.option("--json", "as_json", is_flag=True, help="Print a summary as JSON; other output goes to standard error.")
@@ -259,9 +262,13 @@ def predict_command(
 ) -> None:
     """Predict the class of every pixel of images with MODEL (a published name, a folder or a Hub repository).
 
-    Labels are written to OUT as indexed PNG, IMAGE.png, and drawn over the image in IMAGE_overlay.jpg. Images that
-    cannot be read are listed at the end, and the exit status is 1. Ctrl-C keeps what is done, and --resume continues.
+    Labels are written to OUT as indexed PNG, IMAGE.png, and drawn over the image in IMAGE_overlay.jpg. Those of a
+    georeferenced image, or of a TIFF that does not fit memory, are a GeoTIFF, IMAGE.tif, at the same place (needs
+    rasterio), and with --save_as geojson also polygons in WGS 84, IMAGE.geojson (needs shapely). Images that cannot be
+    read are listed at the end, and the exit status is 1. Ctrl-C keeps what is done, and --resume continues.
     """
+    if options["simplify"] and not options["save_as"]:
+        raise click.BadParameter("is for the polygons of --save_as geojson.", param_hint="'--simplify'")
     check_segmenter(model)
     window, stride = options["window"], options["stride"]
     if window and stride and (stride[0] > window[0] or stride[1] > window[1]):

@@ -57,8 +57,9 @@ def declared(*extras):
 
 
 def test_the_package_declares_what_it_imports():
-    # runtimes are imported only where models are exported, mmsegmentation only to compare with it
-    known = declared("export", "litert", "ncnn", "coreml", "benchmark") | {"triton"}  # comes with torch where it runs
+    # runtimes are imported only where models are exported, rasterio where rasters are read, mmsegmentation only to
+    # compare with it; triton comes with torch where it runs
+    known = declared("export", "geo", "litert", "ncnn", "coreml", "benchmark") | {"triton"}
     assert {name: files for name, files in imported(ROOT / "segnext_timm").items() if name not in known} == {}
 
 
@@ -67,7 +68,7 @@ def test_the_package_imports_what_it_declares():
 
 
 def test_the_extras_declare_what_the_examples_import():
-    known = declared("train", "export", "integrations", "app", "benchmark", "litert", "ncnn", "coreml", "labels")
+    known = declared("train", "export", "integrations", "app", "benchmark", "litert", "ncnn", "coreml", "labels", "geo")
     assert {name: files for name, files in imported(ROOT / "examples").items() if name not in known} == {}
 
 

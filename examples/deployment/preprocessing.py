@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,16 @@ def run(main: Callable[[str, str, str], None], description: str) -> None:
     if Path(args.result).suffix.lower() != ".png":
         parser.error(f"{args.result}: labels are written as PNG, which keeps them exact")
     try:
-        with Image.open(args.image):
+        with open_picture(args.image):
             Path(args.result).parent.mkdir(parents=True, exist_ok=True)
         main(args.model, args.image, args.result)
     except OSError as error:  # such as a file that is not an image
         sys.exit(f"{parser.prog}: {error}")
+
+
+def open_picture(path: str | Path) -> AbstractContextManager:
+    """Open an image to see whether it is one; arrays and rasters are opened when they are read."""
+    return nullcontext() if Path(path).suffix.lower() in (".npy", ".tif", ".tiff") else Image.open(path)
 
 
 def parse_metadata(texts: Mapping[str, str]) -> dict[str, Any]:
@@ -52,25 +58,60 @@ def parse_metadata(texts: Mapping[str, str]) -> dict[str, Any]:
     return {key: parse(text) for key, text in texts.items()}
 
 
+def read_bands(path: str | Path, metadata: Mapping[str, Any]) -> np.ndarray:
+    """Read the bands (H, W, C) that the graph takes, in float32 from 0 to 1, by its `range` and `bands`.
+
+    Raises:
+        OSError: If it has other bands.
+    """
+    if Path(path).suffix.lower() == ".npy":
+        array = np.load(path)
+    elif Path(path).suffix.lower() in (".tif", ".tiff"):
+        import rasterio  # pip install rasterio
+
+        with rasterio.open(path) as raster:
+            array = raster.read().transpose(1, 2, 0)
+    else:
+        array = np.asarray(Image.open(path))
+    array = np.atleast_3d(array)
+    channels, bands = metadata["input_size"][1], metadata.get("bands")
+    if bands and max(bands) <= array.shape[2]:
+        array = array[..., np.array(bands) - 1]
+    if array.shape[2] == 1:
+        array = array.repeat(channels, 2)
+    if array.shape[2] != channels:
+        wanted = f"bands {bands}" if bands else f"{channels} channels"
+        raise OSError(f"{path} has {array.shape[2]} bands, and the graph takes {wanted}")
+    full = {"u1": 255, "u2": 65535}.get(array.dtype.str[1:], 1)
+    low, high = np.reshape(metadata.get("range") or (0, full), (-1, 2)).T.astype(np.float32)
+    return np.nan_to_num(((array - low) / (high - low)).clip(0, 1)).astype(np.float32)
+
+
 def read_image(path: str | Path, metadata: Mapping[str, Any]) -> tuple[np.ndarray, tuple[int, int]]:
     """Read an image, resize it to the graph's input, and normalize it.
 
     Args:
         path: The file.
-        metadata: Metadata of the graph: `input_size` (B, C, H, W), `mean` and `std` of values from 0 to 1.
+        metadata: Metadata of the graph: `input_size` (B, C, H, W), `mean` and `std` of values from 0 to 1, and for
+            others than photos `range` and `bands`.
 
     Returns:
-        The input of shape (1, 3, H, W) in float32, and the image's width and height.
+        The input of shape (1, C, H, W) in float32, and the image's width and height.
     """
-    image = Image.open(path).convert("RGB")
-    height, width = metadata["input_size"][2:]
-    if abs(image.width * height / (image.height * width) - 1) > 0.1:
-        print(
-            f"The image, {image.width}×{image.height}, is stretched to the graph's {width}×{height}.", file=sys.stderr
-        )
-    pixels = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR), np.float32) / 255
+    channels, height, width = metadata["input_size"][1:]
+    if channels == 3 and not (metadata.get("range") or metadata.get("bands")):
+        image = Image.open(path).convert("RGB")
+        size = image.size
+        pixels = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR), np.float32) / 255
+    else:
+        array = read_bands(path, metadata)
+        size = array.shape[1], array.shape[0]
+        bands = [Image.fromarray(np.ascontiguousarray(band)) for band in array.transpose(2, 0, 1)]
+        pixels = np.stack([np.asarray(band.resize((width, height), Image.Resampling.BILINEAR)) for band in bands], -1)
+    if abs(size[0] * height / (size[1] * width) - 1) > 0.1:
+        print(f"The image, {size[0]}×{size[1]}, is stretched to the graph's {width}×{height}.", file=sys.stderr)
     pixels = (pixels - np.float32(metadata["mean"])) / np.float32(metadata["std"])
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1)[None]), image.size
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1)[None]), size
 
 
 def labels_of(output: np.ndarray) -> np.ndarray:

@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import broadcast_object_list
 
+from .bands import ImageForm
 from .check_messages import (
     counted,
     half_used,
@@ -31,15 +32,16 @@ from .check_messages import (
 )
 from .file_facts import Facts, gather
 from .label_files import ColorError
-from .recipe import DataError
+from .recipe import DataError, UserError
 
 if TYPE_CHECKING:
     from .data import Split
 
+T = TypeVar("T")
 _BACKGROUND = {"background", "_background_", "bg", "unlabeled"}
 _VALUES = "with values that no class has"
 PATIENT = InitProcessGroupKwargs(timeout=timedelta(hours=2))  # for processes that wait for the one that checks
-_DARK = 64  # gray levels, of which fewer are worth a warning
+_DARK = 0.25  # largest share of 16 bits that is worth a warning
 
 
 @dataclass
@@ -226,17 +228,17 @@ def check_lines(train: "Split", val: "Split", root: Path | str | None = None, wo
     return [line for name, r in zip(("train", "val"), reports) for line in (*r.summary(name), *r.warnings)]
 
 
-def in_first_process(accelerator: Accelerator, check: Callable[[], list[str]]) -> list[str]:
-    """Run a check in the first process, and give all processes its lines, or the error that it raised."""
-    found: list = [None, []]
+def in_first_process(accelerator: Accelerator, check: Callable[[], T]) -> T:
+    """Run a check in the first process, and give all processes its result, or the error that it raised."""
+    found: list = [None, None]
     if accelerator.is_main_process:
         try:
             found[1] = check()
-        except DataError as error:
-            found[0] = str(error)
+        except UserError as error:
+            found[0] = error
     broadcast_object_list(found)
     if found[0]:
-        raise DataError(found[0])
+        raise found[0]
     return found[1]
 
 
@@ -249,9 +251,13 @@ def _raise_problems(split: "Split", images: list[Facts | DataError], labels: lis
     everywhere: Counter[int] = Counter()
     for facts in labels:
         everywhere.update(facts.values if isinstance(facts, Facts) else {})
+    kinds = Counter(_written_form(image) for image in images if isinstance(image, Facts))
+    usual = kinds.most_common(1)[0][0] if kinds else ""
     for image_path, path, image, facts in zip(split.images, split.labels, images, labels):
         if isinstance(image, DataError):
             found.setdefault("that cannot be read", {})[image_path] = str(image)
+        elif problem := _unlike(image, usual, split.form):
+            found.setdefault(problem[0], {})[image_path] = f"{image_path} {problem[1]}"
         if isinstance(facts, DataError):
             kind = "with colors" if isinstance(facts, ColorError) else "that cannot be read"
             found.setdefault(kind, {})[path] = str(facts)
@@ -278,6 +284,41 @@ def _raise_problems(split: "Split", images: list[Facts | DataError], labels: lis
     all_bad = f"Bad files in all: {named(parts)}." if len(messages) > 1 else None
     depths = _VALUES in found and _depths(split, labels)
     raise DataError(" ".join(filter(None, (messages[0], all_bad, depths))))
+
+
+def _written_form(image: Facts) -> str:
+    """Type of an image's values and number of its bands, in words, alike for all photos."""
+    if not image.kind:
+        return "8 bits in gray or color"
+    return f"{counted(image.bands, 'band')} of {image.kind}"
+
+
+def _unlike(image: Facts, usual: str, form: ImageForm) -> tuple[str, str] | None:
+    """Why an image is not read as the others, or as the model or the settings want it: kind, and in a sentence."""
+    own = _written_form(image)
+    if own != usual:
+        return "of another type than the others", f"holds {own}, but most images hold {usual}: save all alike."
+    if form.bands:
+        if max(form.bands) > image.bands:
+            wanted = ", ".join(map(str, form.bands))
+            return "without the bands", f"has {counted(image.bands, 'band')}, but the bands {wanted} are to be taken."
+    elif form.channels is not None:
+        convertible = (1, 3) if not image.kind or image.bands in (1, 2, 3, 4) else ()
+        if form.channels not in (*convertible, image.bands, image.bands - 1):
+            sentence = f"has {counted(image.bands, 'band')}, but the model takes {form.channels} channels"
+            return "with other bands", f"{sentence}: name the bands to take, such as --bands 1 2 3, or train on all."
+    pairs = np.reshape(form.value_range or (0, 1), (-1, 2))
+    if image.kind in ("", "uint8") and pairs.min() >= 0 and pairs[:, 1].min() > 255:
+        return "with 8 bits only", f"holds 8 bits, but the range is {form.value_range}: give files in its units."
+    largest = 1 if image.kind.startswith("float") else 65535
+    if image.kind not in ("", "uint8") and form.value_range is None and not 0 <= image.low <= image.peak <= largest:
+        some = (
+            f"holds values from {image.low:g} to {image.peak:g}"
+            if np.isfinite(image.low)
+            else "holds pixels without a number"
+        )
+        return "of unknown range", f"{some}: say which are black and white, as the model's range or by --range."
+    return None
 
 
 def refuse_one_class(report: Report) -> None:
@@ -343,12 +384,12 @@ def _rotated(report: Report) -> str | None:
 
 def _dark(report: Report) -> str | None:
     peak = max(facts.peak for facts in report.images)
-    levels = peak // 257 + 1
-    if not peak or levels >= _DARK:
+    of_integers = all("int" in facts.kind and facts.kind != "uint8" for facts in report.images)
+    if report.split.form.value_range is not None or not of_integers or not 0 < peak < _DARK * 65535:
         return None
     return (
-        f"the largest value of the 16-bit images in {report.split.images[0].parent} is {peak} of 65535, which "
-        f"leaves {levels} of 256 levels: save them with 8 bits, spread over the whole range."
+        f"the largest value of the 16-bit images in {report.split.images[0].parent} is {peak:g} of 65535: they are "
+        f"nearly black, since no range is stated. train.py measures one, and keeps it in the model."
     )
 
 

@@ -8,16 +8,28 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 
-from segnext_timm import read_image
+from segnext_timm import SegNeXtError, read_image
+from segnext_timm.prediction.images import loses_values
 
+from .bands import ImageForm
 from .check_messages import other_size, unknown_values
 from .checks import check_files, check_labels
 from .label_files import read_colors, read_labels
 from .recipe import DataError, DataSettings, TrainSettings
-from .transforms import MEAN, STD, Normalization, PhotometricDistortion, RandomResizedCrop, TrainTransform, Transform
+from .transforms import (
+    MEAN,
+    STD,
+    Normalization,
+    PhotometricDistortion,
+    Picture,
+    RandomResizedCrop,
+    TrainTransform,
+    Transform,
+    size_of,
+)
 
 __all__ = ["Split", "TrainSamples", "check_files", "check_labels", "read_colors", "read_labels", "training_samples"]
 
@@ -39,6 +51,7 @@ class Split:
         ignore_index: Label of pixels that do not count.
         by_color: Whether the label files hold colors.
         notes: Lines on what was found where.
+        form: How the images are read.
     """
 
     name: str
@@ -50,6 +63,7 @@ class Split:
     ignore_index: int = 255
     by_color: bool = False
     notes: tuple[str, ...] = ()
+    form: ImageForm = field(default_factory=ImageForm)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -60,8 +74,11 @@ class Split:
         values = b"" if self.mapping is None else self.mapping.tobytes()
         return f"{zlib.crc32(values, zlib.crc32(chr(0).join(names).encode())):08x}"
 
-    def open(self, index: int) -> tuple[Image.Image, np.ndarray]:
-        """An image (RGB) and its labels (H, W): classes, or `ignore_index`.
+    def open(self, index: int) -> tuple[Picture, np.ndarray]:
+        """An image and its labels (H, W): classes, or `ignore_index`.
+
+        The image is Pillow's, in color, if it has three channels of 8 bits; else an array (H, W, C), uint8 or float32
+        from 0 to 1.
 
         Whatever is trained on, evaluated or drawn comes from here, so values are mapped to classes in one place.
 
@@ -70,17 +87,23 @@ class Split:
         """
         path, label_path = self.images[index], self.labels[index]
         try:
-            image = Image.open(path)
-            image.load()
-            orientation = image.getexif().get(0x0112, 1)
-            if image.mode != "RGB" or orientation != 1:  # as predict reads it
-                image = Image.fromarray(read_image(image).permute(1, 2, 0).numpy())
+            image = self._open_image(path)
+        except SegNeXtError as error:
+            raise DataError(str(error)) from None
         except Exception as error:  # Pillow's decoders raise anything on damaged files
             raise DataError(f"{path} cannot be read as an image: {error}") from None
         labels = self.open_labels(index)
-        if labels.shape != (image.height, image.width):
-            raise DataError(other_size(path, image.size, orientation, label_path, labels.shape[::-1]))
+        if labels.shape != (size := size_of(image))[::-1]:
+            raise DataError(other_size(path, size, _orientation(path), label_path, labels.shape[::-1]))
         return image, labels
+
+    def _open_image(self, path: Path) -> Picture:
+        form = self.form
+        if form.is_photo and (image := _open_color(path, form.channels)) is not None:
+            return image
+        pixels = read_image(path, form.channels, form.value_range, form.bands)  # as predict reads it
+        array = pixels.permute(1, 2, 0).numpy()
+        return Image.fromarray(array) if array.dtype == np.uint8 and array.shape[2] == 3 else array
 
     def open_labels(self, index: int) -> np.ndarray:
         """The labels of an image, of shape (H, W), without the image.
@@ -105,6 +128,27 @@ class Split:
     def _refuse(self, values: np.ndarray, path: Path) -> None:
         found, counts = (part.tolist() for part in np.unique(values, return_counts=True))
         raise DataError(unknown_values(self, path, found, dict(zip(found, counts))))
+
+
+def _open_color(path: Path, channels: int | None) -> Image.Image | None:
+    """Open a picture in color of 8 bits, which needs no conversion; None for other files."""
+    try:
+        with Image.open(path) as image:
+            if image.mode != "RGB" or loses_values(image, channels):
+                return None
+            image.load()
+            return image if image.getexif().get(0x0112, 1) == 1 else None
+    except UnidentifiedImageError:
+        return None
+
+
+def _orientation(path: Path) -> int:
+    """EXIF's number for the rotation of a picture, 1 for none."""
+    try:
+        with Image.open(path) as image:
+            return image.getexif().get(0x0112, 1)
+    except OSError:
+        return 1
 
 
 # What is fed

@@ -1,6 +1,7 @@
 """Evaluate a model on a split, with mmsegmentation's metrics, in as little memory as predictions take."""
 
 import unicodedata
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -12,27 +13,25 @@ from tqdm import tqdm
 from segnext_timm import predict, read_image
 from segnext_timm.label_sets import name_list
 
+from .bands import form_of_model, in_color
 from .data import Split, ignore_interrupts, worker_count
 from .metrics import Scores, add_to_confusion
 from .recipe import DataError, DataSettings
 
 
 class Samples(Dataset):
-    """Dataset of images (C, H, W), uint8, and labels (H, W), at their own size."""
+    """Dataset of images (C, H, W), as `read_image` returns them, and labels (H, W), at their own size."""
 
-    def __init__(self, split: Split, indices: range, channels: int = 3) -> None:
+    def __init__(self, split: Split, indices: range) -> None:
         self.split = split
         self.indices = indices
-        self.channels = channels
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
-        index = self.indices[i]
-        image, labels = self.split.open(index)  # in color
-        source = image if self.channels == 3 else self.split.images[index]
-        return read_image(source, self.channels), torch.from_numpy(labels.astype("int32"))
+        image, labels = self.split.open(self.indices[i])
+        return read_image(image, np.asarray(image).shape[2]), torch.from_numpy(labels.astype("int32"))
 
 
 def quiet_unless_main(accelerator: Accelerator) -> dict[str, bool]:
@@ -121,12 +120,10 @@ def evaluate(
     label_of, _ = match_classes(model, split, by_position)
     table = None if label_of == [*range(classes)] else torch.tensor(label_of)
     windows = {} if settings.eval_mode == "auto" else {"window": settings.eval_window, "stride": settings.eval_stride}
+    split = replace(split, form=form_of_model(model))
     mine = range(accelerator.process_index, len(split), accelerator.num_processes)
     loader = DataLoader(
-        Samples(split, mine, (getattr(model, "config", None) or {}).get("in_channels", 3)),
-        batch_size=None,
-        num_workers=worker_count(settings),
-        worker_init_fn=ignore_interrupts,
+        Samples(split, mine), batch_size=None, num_workers=worker_count(settings), worker_init_fn=ignore_interrupts
     )
     confusion = torch.zeros(classes, classes, dtype=torch.int64)
     progress = tqdm(loader, desc="evaluate", unit="image", leave=False, **quiet_unless_main(accelerator))
@@ -141,6 +138,7 @@ def evaluate(
                     mode=settings.eval_mode,
                     fit_in=settings.eval_fit,
                     divisor=settings.eval_divisor,
+                    scaled=True,
                     **windows,
                     **views,
                 )
@@ -163,9 +161,9 @@ def some_predictions(
 
     Ignored pixels get the number of classes as their label, which pictures draw black.
     """
-    samples = []
+    samples, split = [], replace(split, form=form_of_model(model))
     for index in np.linspace(0, len(split) - 1, min(count, len(split))).round().astype(int):
         image, labels = split.open(int(index))
         labels = np.where(labels == split.ignore_index, len(split.classes), labels)
-        samples.append((np.asarray(image), labels, predict(model, image, fit_in=fit_in)))
+        samples.append((in_color(image), labels, predict(model, image, fit_in=fit_in, scaled=True)))
     return samples

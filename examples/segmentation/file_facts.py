@@ -17,17 +17,19 @@ from typing import Any
 
 import numpy as np
 import PIL
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from segnext_timm import read_image
+from segnext_timm import SegNeXtError
+from segnext_timm.prediction.images import loses_values, read_values
+from segnext_timm.prediction.rasters import open_raster
 
 from .files import replace_when_complete
 from .label_files import open_label_file, pages, why_unreadable
 from .recipe import DataError
 
 CACHE = ".checked.json"  # in the data folder
-_FORM = f"2, Pillow {PIL.__version__}"  # of the cache, and which Pillow read the files
+_FORM = f"3, Pillow {PIL.__version__}"  # of the cache, and which Pillow read the files
 _MOST_VALUES = 1024  # that are kept of a file: only noise has more
 
 File = tuple[Path, str]  # a file, and as what it is read: "image", "values" or "colors"
@@ -41,7 +43,10 @@ class Facts:
         digest: Of its bytes.
         size: Width and height in pixels, upright.
         orientation: EXIF's number, 1 if nothing rotates the image; 5 and more swap width and height.
-        peak: Largest value of an image of 16 bits, else 0.
+        kind: Type of an image's values; empty for photos, of 8 bits in gray or color.
+        bands: Number of an image's bands.
+        low: Smallest value of an image that is no photo; minus infinity if some are no numbers.
+        peak: Largest value of an image that is no photo, else 0.
         depth: How a label file holds values, by `LabelFile.depth`.
         lossy: A label file's format, if that changes values.
         values: Number of pixels of each value, or color code, of a label file.
@@ -52,7 +57,10 @@ class Facts:
     digest: str
     size: tuple[int, int]
     orientation: int = 1
-    peak: int = 0
+    kind: str = ""
+    bands: int = 3
+    low: float = 0
+    peak: float = 0
     depth: str = ""
     lossy: str = ""
     values: dict[int, int] = field(default_factory=dict)
@@ -82,6 +90,8 @@ def read_facts(path: Path, kind: str) -> Facts:
 def _image_facts(path: Path, content: bytes, digest: str) -> Facts:
     try:
         image = Image.open(io.BytesIO(content))
+        if image.mode[0] in "IF" or loses_values(image, None):
+            return _array_facts(path, digest)
         size, number = image.size, pages(image)
         if image.format == "JPEG":  # an eighth of the size is decoded much faster, and still takes all of the file
             image.draft(image.mode, (size[0] // 8, size[1] // 8))
@@ -89,12 +99,33 @@ def _image_facts(path: Path, content: bytes, digest: str) -> Facts:
         if image.format != "JPEG":
             size = image.size  # Pillow rotates TIFFs when it loads them
         orientation = image.getexif().get(0x0112, 1)
-        if image.mode[0] in "IF":
-            read_image(image)  # refuses numbers that are no image's
-        peak = int(np.asarray(image).max(initial=0)) if image.mode[0] == "I" else 0
+    except UnidentifiedImageError as error:
+        if path.suffix.lower() in (".npy", ".tif", ".tiff"):
+            return _array_facts(path, digest)
+        raise DataError(f"{path} cannot be read as an image: {why_unreadable(error, content)}") from None
+    except DataError:
+        raise
     except Exception as error:  # Pillow's decoders raise anything on damaged files
         raise DataError(f"{path} cannot be read as an image: {why_unreadable(error, content)}") from None
-    return Facts(digest, size[::-1] if orientation >= 5 else size, orientation, peak, pages=number)
+    size = size[::-1] if orientation >= 5 else size
+    return Facts(digest, size, orientation, pages=number, bands=len(image.getbands()) if image.mode != "P" else 3)
+
+
+def _array_facts(path: Path, digest: str) -> Facts:
+    """Facts of an image that is no photo: of more bits, or of other bands."""
+    try:
+        values, valid, _ = read_values(path)
+        bands, known = len(values), values.numpy()
+        if path.suffix.lower() in (".tif", ".tiff") and bands > 1:  # an alpha band may be left out
+            with open_raster(path) as raster:
+                bands = raster.shape[0]
+    except (SegNeXtError, OSError) as error:
+        raise DataError(str(error)) from None
+    known = known if valid is None else known[:, valid.numpy()]
+    numbers = known[np.isfinite(known)]
+    low, peak = (float(numbers.min()), float(numbers.max())) if len(numbers) else (0.0, 0.0)
+    low = low if len(numbers) == known.size else -np.inf
+    return Facts(digest, (values.shape[2], values.shape[1]), kind=str(known.dtype), bands=bands, low=low, peak=peak)
 
 
 def _count(labels: np.ndarray) -> dict[int, int]:

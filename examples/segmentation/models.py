@@ -4,9 +4,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import segmentation_models_pytorch as smp
 import torch
 from timm.layers import convert_sync_batchnorm
+from timm.models import adapt_input_conv
 
 from segnext_timm import SegNeXt, create_segmenter, list_segmenters, load_segmenter
 from segnext_timm.variants import VARIANTS as SIZES
@@ -15,7 +17,7 @@ from .data import Split
 from .evaluation import class_names
 from .metrics import Scores
 from .recipe import SettingsError, TrainSettings
-from .transforms import MEAN, STD, Normalization
+from .transforms import Normalization
 
 # encoder, decoder channels, rank and drop path rate of the paper's models (its code, configs of ADE20K)
 VARIANTS = {v.key: (f"tu-{v.backbone}", v.decoder_channels, v.decoder_rank, v.drop_path_rate) for v in SIZES.values()}
@@ -36,20 +38,30 @@ def build_model(
     Returns:
         The model with its initial weights.
     """
-    classes, head = len(split.classes), None
+    classes, channels, head, stem = len(split.classes), split.form.channels or 3, None, None
     if settings.init_from in ("imagenet", "none"):
         with torch.random.fork_rng(devices=[]):
-            initial = create_model(settings, classes, False).state_dict()
-        model = create_model(settings, classes, settings.init_from != "none")
+            initial = create_model(settings, classes, False, channels).state_dict()
+        model = create_model(settings, classes, settings.init_from != "none", channels)
+        stem = 3 if settings.init_from != "none" and channels != 3 else None
         # report what loading really changed
         changed = {name for name, value in model.state_dict().items() if not torch.equal(value, initial[name])}
         loaded = {name for name in changed if name.startswith("encoder.")} if settings.init_from != "none" else set()
     else:
         source = load_segmenter(settings.init_from)
         published = _is_published(settings.init_from)
-        model = create_model(settings, classes, False) if published else _like(source, settings, classes)
-        own, last = model.state_dict(), last_layer(source)
-        fitting = {n: v for n, v in source.state_dict().items() if n in own and v.shape == own[n].shape}
+        model = create_model(settings, classes, False, channels) if published else None
+        model = model or _like(source, settings, classes, channels)
+        if not (isinstance(model, SegNeXt) or split.form.is_photo):
+            raise SettingsError(
+                f"{type(model).__name__} of {settings.init_from} keeps no range and no bands of its images: for images "
+                f"of {channels} channels or more than 8 bits, train SegNeXt."
+            )
+        own, last, weights = model.state_dict(), last_layer(source), source.state_dict()
+        first = first_layer(source)
+        if weights[first].shape[1] == 3 != channels:
+            weights[first], stem = adapt_input_conv(channels, weights[first]), 3
+        fitting = {n: v for n, v in weights.items() if n in own and v.shape == own[n].shape}
         fitting = {name: value for name, value in fitting.items() if name not in last}
         model.load_state_dict(fitting, strict=False)
         head = copy_classes(model, source, split.classes)
@@ -57,6 +69,8 @@ def build_model(
         if isinstance(model, SegNeXt):
             model.pretrained_cfg.update({k: v for k, v in source.pretrained_cfg.items() if k in _OF_ORIGIN})
     log(weights_report(model, loaded, settings.init_from, head))
+    if stem:
+        log(f"  of these, the first convolution of {stem} channels was adapted to {channels}, as timm does")
     describe(model, split, settings.crop_size)
     if isinstance(model, SegNeXt):
         model.upsampling = 1  # the loss resizes the logits
@@ -71,6 +85,12 @@ def last_layer(model: torch.nn.Module) -> tuple[str, ...]:
     convs = [name for name, module in model.segmentation_head.named_modules() if isinstance(module, torch.nn.Conv2d)]
     names = (f"segmentation_head.{convs[-1]}.{part}" for part in ("weight", "bias"))
     return tuple(name for name in names if name in model.state_dict())
+
+
+def first_layer(model: torch.nn.Module) -> str:
+    """Name of the weight of the convolution that takes the image."""
+    names = (f"{name}.weight" for name, m in model.encoder.named_modules() if isinstance(m, torch.nn.Conv2d))
+    return f"encoder.{next(names)}"
 
 
 def copy_classes(model: torch.nn.Module, source: torch.nn.Module, classes: Sequence[str]) -> str | None:
@@ -106,7 +126,7 @@ def _is_published(name: str) -> bool:
     return not Path(name).is_dir() and (name in published or name in {each.partition(".")[0] for each in published})
 
 
-def create_model(settings: TrainSettings, classes: int, pretrained: bool) -> SegNeXt:
+def create_model(settings: TrainSettings, classes: int, pretrained: bool, in_channels: int = 3) -> SegNeXt:
     """Create SegNeXt from the settings, or the published segmenter that they name."""
     if _is_published(settings.init_from):
         _, _, _, drop_path = VARIANTS[settings.init_from.partition(".")[0].removeprefix("segnext_")]
@@ -114,6 +134,7 @@ def create_model(settings: TrainSettings, classes: int, pretrained: bool) -> Seg
             settings.init_from,
             pretrained=pretrained,
             classes=classes,
+            in_channels=in_channels,
             drop_path_rate=drop_path if settings.drop_path_rate is None else settings.drop_path_rate,
             decoder_one_step_gradient=settings.one_step_gradient,
         )
@@ -128,14 +149,15 @@ def create_model(settings: TrainSettings, classes: int, pretrained: bool) -> Seg
         decoder_channels=settings.decoder_channels or channels,
         decoder_rank=settings.decoder_rank or rank,
         classes=classes,
+        in_channels=in_channels,
         decoder_one_step_gradient=settings.one_step_gradient,
         **({"drop_path_rate": drop_path} if "mscan" in encoder or settings.drop_path_rate is not None else {}),
     )
 
 
-def _like(source: torch.nn.Module, settings: TrainSettings, classes: int) -> torch.nn.Module:
+def _like(source: torch.nn.Module, settings: TrainSettings, classes: int, channels: int) -> torch.nn.Module:
     """Create a model like a loaded one, with another number of classes and the settings of its training."""
-    config = {**source.config, "classes": classes, "encoder_weights": None}
+    config = {**source.config, "classes": classes, "encoder_weights": None, "in_channels": channels}
     config |= {"pretrained_cfg": None, "aux_params": None}  # an image classifier would get no gradient
     _check_size(settings, *(config.get(name) for name in ("encoder_name", "decoder_channels", "decoder_rank")))
     if isinstance(source, SegNeXt):
@@ -222,9 +244,16 @@ def describe(model: torch.nn.Module, split: Split, crop_size: int) -> None:
     if isinstance(model, SegNeXt):
         known = {"dataset": split.name, "label_names": list(split.classes), "palette": list(map(list, split.palette))}
         origin = {key: model.pretrained_cfg[key] for key in _OF_ORIGIN if key in model.pretrained_cfg}
+        mean, std = map(list, split.form.normalization)
+        form = {"range": split.form.value_range, "bands": split.form.bands}
         model.pretrained_cfg.clear()
         model.pretrained_cfg.update(
-            known, **origin, mean=list(MEAN), std=list(STD), input_size=[3, crop_size, crop_size]
+            known,
+            **origin,
+            **{key: np.array(value).tolist() for key, value in form.items() if value is not None},
+            mean=mean,
+            std=std,
+            input_size=[split.form.channels or 3, crop_size, crop_size],
         )
 
 

@@ -76,13 +76,15 @@ class Pairs:
 def pictures(folder: Path, without: Iterable[Path] = ()) -> list[Path]:
     """The image files in a folder and below, sorted, without hidden ones and those in some folders."""
     suffixes, without = Image.registered_extensions(), [path.resolve() for path in without]
-    found = []
+    found: list[Path] = []
+    arrays: list[Path] = []  # taken if there are no others: they may be something else beside images
     for place, folders, files in os.walk(folder, followlinks=True):
         here = Path(place)
         kept = [name for name in folders if name[0] != "." and name != "__MACOSX"]
         folders[:] = [name for name in kept if (here / name).resolve() not in without]
         found += [here / name for name in files if name[0] != "." and Path(name).suffix.lower() in suffixes]
-    return sorted(found)
+        arrays += [here / name for name in files if name[0] != "." and Path(name).suffix.lower() == ".npy"]
+    return sorted(found or arrays)
 
 
 def pair(images: Path, labels: Path, without: Iterable[Path] = ()) -> Pairs:

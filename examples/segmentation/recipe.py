@@ -106,6 +106,15 @@ class TrainSettings(DataSettings):
     grad_checkpointing: bool = False
     """Compute the encoder's activations again in the backward pass: less memory, more time."""
 
+    # Images
+    in_channels: int | None = None
+    """Channels of the images: 3 for photos, in gray too, and the number of bands for other files."""
+    bands: tuple[int, ...] | None = None
+    """Bands of the files to take, from 1, in this order, such as 4 3 2."""
+    range: tuple[float, ...] | None = None
+    """Values of the files, low and high, that become black and white, or such a pair for each band. They are measured
+    on the training images if these have more than 8 bits: all but 0.5% of the values at each end."""
+
     # Augmentation
     crop_size: int = 512
     """Side of the training images in pixels."""
@@ -114,7 +123,8 @@ class TrainSettings(DataSettings):
     max_class_share: float = 0.75
     """A crop is drawn again while one class fills more than this share of it."""
     color_distortion: bool = True
-    """Distort brightness, contrast, saturation and hue."""
+    """Distort brightness, contrast, saturation and hue; of images that are not of 3 bands with 8 bits, brightness and
+    contrast, of all bands alike."""
 
     # Optimization
     iterations: int = 160_000
@@ -254,14 +264,15 @@ def parse(cls: type[S], argv: list[str], description: str, positionals: Mapping[
 
 # Least values of settings
 LEAST = {"accumulate": 1, "batch_size": 1, "crop_size": 32, "eval_every": 1, "iterations": 1, "log_every": 1}
-LEAST |= {"save_every": 1, "warmup": 0, "workers": 0}
+LEAST |= {"save_every": 1, "warmup": 0, "workers": 0, "bands": 1, "in_channels": 1}
 POSITIVE = ("base_scale", "lr", "resize_factors")
 
 
 def _check_ranges(settings: Any) -> None:
     """Raise a SettingsError for a number that is out of its range."""
     for name, least in LEAST.items():
-        if (value := getattr(settings, name, least)) < least:
+        value = getattr(settings, name, None)
+        if value is not None and not np.all(np.asarray(value) >= least):
             raise SettingsError(f"{name} must be at least {least}, got {value}.")
     for name in POSITIVE:
         value = getattr(settings, name, None)

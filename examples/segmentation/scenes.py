@@ -190,6 +190,27 @@ def draw(seed: int, index: int, size: int = 128) -> tuple[np.ndarray, np.ndarray
     return (scene.image.clip(0, 1) * 255).astype(np.uint8), scene.labels
 
 
+# Near infrared and warmth of each class, from 0 to 1
+INFRARED = np.array((0.1, 0.3, 0.25, 0.8, 0.9, 0.2, 0.3))
+WARMTH = np.array((0.05, 0.5, 0.65, 0.35, 0.3, 0.9, 0.45))
+
+
+def to_bands(image: np.ndarray, labels: np.ndarray, seed: int, index: int) -> np.ndarray:
+    """Draw a scene as a satellite takes it: blue, green, red, near infrared and warmth (5, H, W), uint16 up to 4,000.
+
+    Args:
+        image: Shape (H, W, 3), of :func:`draw`.
+        labels: Shape (H, W).
+        seed: Of the data set.
+        index: Of the scene.
+    """
+    rng = np.random.default_rng((seed, index, 5))
+    more = np.stack([INFRARED[labels], WARMTH[labels]], -1) * rng.uniform(0.8, 1.1, 2)
+    more += rng.normal(0, 0.08, more.shape)
+    bands = np.concatenate([image[..., ::-1] / 255, more], -1).clip(0, 1)
+    return (300 + 3700 * bands**1.5).astype(np.uint16).transpose(2, 0, 1)
+
+
 def main() -> None:
     path = sys.argv[1] if len(sys.argv) > 1 else "scenes.png"
     pairs = [draw(0, index) for index in range(24)]

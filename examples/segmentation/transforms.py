@@ -9,7 +9,7 @@ Random numbers come from torch's generator alone: who seeds it for a sample gets
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -20,12 +20,26 @@ from torchvision.transforms import v2
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of values from 0 to 1, RGB
 
 Normalization = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation of each channel
-Transform = Callable[[Image.Image, np.ndarray], tuple[torch.Tensor, torch.Tensor]]
+Picture = Image.Image | np.ndarray  # in color of 8 bits; or (H, W, C), uint8 or float32 from 0 to 1
+Transform = Callable[[Picture, np.ndarray], tuple[torch.Tensor, torch.Tensor]]
 
 
 def uniform(low: float, high: float) -> float:
     """A random number in [low, high)."""
     return low + (high - low) * torch.rand(()).item()
+
+
+def size_of(image: Picture) -> tuple[int, int]:
+    """Width and height."""
+    return image.size if isinstance(image, Image.Image) else (image.shape[1], image.shape[0])
+
+
+def resize(image: Picture, size: Sequence[int], box: Sequence[float]) -> Picture:
+    """Resize a part of an image to a width and height; of an array, band by band."""
+    if isinstance(image, Image.Image):
+        return image.resize(size, Image.Resampling.BILINEAR, box)
+    bands = [Image.fromarray(np.ascontiguousarray(band)) for band in np.moveaxis(image, -1, 0)]
+    return np.stack([np.asarray(band.resize(size, Image.Resampling.BILINEAR, box)) for band in bands], -1)
 
 
 class RandomResizedCrop:
@@ -53,23 +67,24 @@ class RandomResizedCrop:
         self.max_share = max_share
         self.ignore_index = ignore_index
 
-    def __call__(self, image: Image.Image, labels: np.ndarray) -> tuple[Image.Image, np.ndarray]:
+    def __call__(self, image: Picture, labels: np.ndarray) -> tuple[Picture, np.ndarray]:
         """An image and its labels (H, W) to a crop of both."""
         factor = uniform(*self.factors)
         long, short = (side * factor for side in self.base_scale)
-        scale = min(long / max(image.size), short / min(image.size))
-        resized = [max(round(side * scale), 1) for side in image.size]
+        size = size_of(image)
+        scale = min(long / max(size), short / min(size))
+        resized = [max(round(side * scale), 1) for side in size]
         crop = [min(side, self.size) for side in resized]
         values = Image.fromarray(labels if labels.dtype == np.uint8 else labels.astype(np.int32))
         for _ in range(10):
             corner = [math.floor(uniform(0, full - side + 1)) for full, side in zip(resized, crop)]
             # the crop in the pixels of the image as it is
-            own, full = image.size, resized
+            own, full = size, resized
             box = [(c + side * k) * o / f for k in (0, 1) for c, side, o, f in zip(corner, crop, own, full)]
             cropped = np.asarray(values.resize(crop, Image.Resampling.NEAREST, box))
             if not self._one_class_fills(cropped):
                 break
-        return image.resize(crop, Image.Resampling.BILINEAR, box), cropped
+        return resize(image, crop, box), cropped
 
     def _one_class_fills(self, labels: np.ndarray) -> bool:
         # Pillow counts bytes several times as fast
@@ -85,6 +100,8 @@ class PhotometricDistortion:
     As in the published training code, brightness is added and contrast multiplied, before or after the other two.
     Saturation blends with the gray of equal luminance, and hue is turned around the axis of grays. All of these are
     linear in the colors: they are one matrix, which is applied once.
+
+    The bands of an array have no colors: brightness and contrast change, of all bands alike.
 
     Args:
         brightness: Largest change of all channels, from 0 to 1.
@@ -128,13 +145,21 @@ class PhotometricDistortion:
             total = step @ total
         return total[:3]
 
+    def _distort_bands(self, image: np.ndarray) -> np.ndarray:
+        full = 255 if image.dtype == np.uint8 else 1
+        offset = full * uniform(-self.brightness, self.brightness) if uniform(0, 1) < 0.5 else 0
+        factor = uniform(*self.contrast) if uniform(0, 1) < 0.5 else 1
+        return (np.float32(factor) * image + np.float32(offset)).clip(0, full).astype(image.dtype)
+
     @staticmethod
     def _affine(factors: np.ndarray, offset: float = 0.0) -> np.ndarray:
         matrix = np.eye(4)
         matrix[:3, :3], matrix[:3, 3] = factors, offset
         return matrix
 
-    def __call__(self, image: Image.Image) -> Image.Image:
+    def __call__(self, image: Picture) -> Picture:
+        if isinstance(image, np.ndarray):
+            return self._distort_bands(image)
         matrix = self.matrix()
         return image if np.array_equal(matrix, np.eye(4)[:3]) else image.convert("RGB", tuple(matrix.ravel()))
 
@@ -151,7 +176,7 @@ class TrainTransform:
     def __init__(
         self,
         crop: RandomResizedCrop,
-        distort: Callable[[Image.Image], Image.Image] | None,
+        distort: Callable[[Picture], Picture] | None,
         normalization: Normalization = (MEAN, STD),
     ) -> None:
         self.crop = crop
@@ -159,17 +184,21 @@ class TrainTransform:
         self.normalization = normalization
         self.flip = v2.RandomHorizontalFlip()
 
-    def __call__(self, image: Image.Image, labels: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(self, image: Picture, labels: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """Augment an image and its labels.
 
         Returns:
-            A normalized image (3, size, size) and int64 labels (size, size).
+            A normalized image (C, size, size) and int64 labels (size, size).
         """
         image, labels = self.crop(image, labels)
         # a label outside a byte, such as -1, fills the padding
         dtype = labels.dtype if 0 <= self.crop.ignore_index <= 255 else np.int32
         mask = tv_tensors.Mask(torch.from_numpy(labels.astype(dtype)))
-        image, mask = self.flip(image, mask)
+        if isinstance(image, np.ndarray):
+            tensor, mask = self.flip(tv_tensors.Image(torch.from_numpy(image).permute(2, 0, 1)), mask)
+            image = tensor.permute(1, 2, 0).numpy()
+        else:
+            image, mask = self.flip(image, mask)
         height, width = mask.shape[-2:]
         padding = [0, 0, self.crop.size - width, self.crop.size - height]
         image = self.distort(image) if self.distort else image
@@ -182,12 +211,14 @@ class TrainTransform:
 
 @functools.cache
 def _constants(normalization: Normalization) -> list[torch.Tensor]:
-    """Mean and standard deviation, each (3, 1, 1), of values from 0 to 255."""
+    """Mean and standard deviation, each (C, 1, 1), of values from 0 to 255."""
     return [255 * torch.tensor(values)[:, None, None] for values in normalization]
 
 
-def normalize(image: Image.Image, normalization: Normalization = (MEAN, STD)) -> torch.Tensor:
-    """An image to the model's input (3, H, W)."""
+def normalize(image: Picture, normalization: Normalization = (MEAN, STD)) -> torch.Tensor:
+    """An image to the model's input (C, H, W)."""
     mean, std = _constants(normalization)
-    x = torch.from_numpy(np.asarray(image).transpose(2, 0, 1).astype(np.float32))
+    array = np.asarray(image)
+    x = torch.from_numpy(array.transpose(2, 0, 1).astype(np.float32))
+    x = x if array.dtype == np.uint8 else x.mul_(255)
     return x.sub_(mean).div_(std)

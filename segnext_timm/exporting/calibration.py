@@ -32,7 +32,7 @@ def read_calibration(
     batch, channels, height, width = input_size
     normalized = []
     for image in images:
-        pixels = read_image(image, channels)
+        pixels = read_image(image, channels, info.value_range, info.bands)
         scale = max(height / pixels.shape[1], width / pixels.shape[2])
         covering = [max(round(side * scale), least) for side, least in zip(pixels.shape[1:], (height, width))]
         pixels = TF.center_crop(TF.resize(pixels, covering, antialias=True), [height, width])

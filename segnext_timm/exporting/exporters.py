@@ -124,7 +124,8 @@ def describe_graph(model: nn.Module, input_size: Sequence[int], names: Sequence[
     except OptionError as error:
         _logger.warning(f"Mean and std are left out of the metadata: {error}")
         statistics = {}
-    known = {name: cfg[name] for name in ("label_names", "palette", "dataset", "license") if cfg.get(name)}
+    stated = ("range", "bands", "label_names", "palette", "dataset", "license")
+    known = {name: cfg[name] for name in stated if cfg.get(name)}
     return {"input_size": list(input_size), "output": ", ".join(names), **statistics, **known}
 
 

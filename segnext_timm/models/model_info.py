@@ -188,6 +188,48 @@ class ModelInfo:
         )
 
     @functools.cached_property
+    def value_range(self) -> tuple[float, float] | tuple[tuple[float, float], ...] | None:
+        """The values of an image that become 0 and 1: a pair (low, high) for all bands, or one for each.
+
+        `pretrained_cfg["range"]`, in the units of the model's files; None if it is not stated: see `scale_values`.
+
+        Raises:
+            OptionError: If it is something else.
+        """
+        stated = self._cfg.get("range")
+        if stated is None:
+            return None
+        try:
+            pairs = np.array(stated, np.float64)
+            valid = pairs.shape in ((2,), (self.in_channels, 2)) and np.isfinite(pairs).all()
+            if valid and (pairs[..., 0] < pairs[..., 1]).all():
+                return tuple(pairs.tolist()) if pairs.ndim == 1 else tuple(map(tuple, pairs.tolist()))
+        except (TypeError, ValueError):
+            pass
+        raise OptionError(
+            f'pretrained_cfg["range"] is [low, high], or such a pair for each of the {self.in_channels} bands, got '
+            f"{stated!r}."
+        )
+
+    @functools.cached_property
+    def bands(self) -> tuple[int, ...] | None:
+        """The bands of a file that the model takes, from 1, in this order: `pretrained_cfg["bands"]`; None for all.
+
+        Raises:
+            OptionError: If they are something else, or not as many as the model's channels (or one, for three).
+        """
+        stated = self._cfg.get("bands")
+        if stated is None:
+            return None
+        valid = isinstance(stated, list) and all(type(band) is int and band > 0 for band in stated)
+        if not valid or (len(stated) != self.in_channels and (len(stated), self.in_channels) != (1, 3)):
+            raise OptionError(
+                f'pretrained_cfg["bands"] names the {self.in_channels} bands of a file that the model takes, from 1, '
+                f"such as {[*range(1, self.in_channels + 1)]}, got {stated!r}."
+            )
+        return tuple(stated)
+
+    @functools.cached_property
     def threshold(self) -> float:
         """Output above which a binary model predicts its class.
 

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..errors import OptionError
 from ..label_sets import Color, voc_palette
-from .images import read_image
+from .images import DARK, read_values, scale_values
 
 
 def colored(labels: np.ndarray, palette: Sequence[Color]) -> np.ndarray:
@@ -32,12 +32,15 @@ def label_picture(labels: np.ndarray, palette: Sequence[Color]) -> Image.Image:
     return picture
 
 
-def class_areas(labels: np.ndarray, names: Sequence[str]) -> list[dict[str, int | float | str]]:
+def class_areas(
+    labels: np.ndarray, names: Sequence[str], nodata: int | None = None
+) -> list[dict[str, int | float | str]]:
     """Measure how much of a picture each class covers, largest first.
 
     Args:
         labels: Shape (H, W), from 0.
         names: Name of each label; of a model of one class, whose labels are 0 and 1, the background's first.
+        nodata: Value of pixels without a label, which are left out.
 
     Returns:
         `label`, `name`, `pixels` and `share`, from 0 to 1, of each class that occurs.
@@ -47,13 +50,20 @@ def class_areas(labels: np.ndarray, names: Sequence[str]) -> list[dict[str, int 
     rows = max((1 << 24) // labels.shape[1], 1)  # at a time: bincount converts each label to 8 bytes
     for top in range(0, len(labels), rows):
         counts += np.bincount(labels[top : top + rows].ravel(), minlength=len(counts))
+    if nodata is not None:
+        counts[nodata : nodata + 1] = 0
+    return list_areas(counts, names)
+
+
+def list_areas(counts: np.ndarray, names: Sequence[str]) -> list[dict[str, int | float | str]]:
+    """List the areas of labels by the numbers of their pixels, see :func:`class_areas`."""
     order = sorted(np.flatnonzero(counts).tolist(), key=lambda label: -counts[label])
     return [
         {
             "label": label,
             "name": names[label] if label < len(names) else f"class {label}",
             "pixels": int(counts[label]),
-            "share": float(counts[label] / labels.size),
+            "share": float(counts[label] / counts.sum()),
         }
         for label in order
     ]
@@ -66,16 +76,20 @@ def overlay(
     palette: Sequence[Color] | None = None,
     alpha: float = 0.5,
     legend: bool = True,
+    nodata: int | None = None,
 ) -> Image.Image:
     """Draw labels over their image, with a legend of the classes present, largest first.
 
     Args:
-        image: An image as for :func:`predict`.
+        image: An image as for :func:`predict`. The first three of its bands are drawn, or the first one in gray. Values
+            without a meaning as colors, such as of 12 bits in 16, are spread over the darkest to the brightest of them,
+            without 1% at each end.
         labels: Shape (H, W), of the image's size.
         names: Name of each label, of a model of one class the background's first. Default: numbers.
         palette: Color of each label, red, green and blue from 0 to 255. Default: the colors of Pascal VOC.
         alpha: Opacity of the colors, from 0 to 1.
         legend: Draw the legend, below the image.
+        nodata: Value of pixels without a label, where the image is left as it is.
 
     Returns:
         The picture; with a legend, it is higher than the image, and wider than a very narrow one.
@@ -84,15 +98,13 @@ def overlay(
         ImageError: If the image cannot be read.
         OptionError: If the sizes of image and labels differ, or `alpha` is out of its range.
     """
-    picture, labels = read_image(image), np.asarray(labels)
+    picture, labels = _picture(image), np.asarray(labels)
     if not 0 <= alpha <= 1:
         raise OptionError(f"alpha must be from 0 to 1, got {alpha}")
     if tuple(picture.shape[1:]) != labels.shape:
         raise OptionError(
             f"The image has {tuple(picture.shape[1:])} pixels (height, width), but the labels have {labels.shape}."
         )
-    if picture.dtype != torch.uint8:
-        picture = (picture * 255).round().to(torch.uint8)
     pixels = picture.permute(1, 2, 0).cpu().numpy()
     palette = voc_palette(256) if palette is None else palette
     blended = np.empty(pixels.shape, np.uint8)
@@ -100,8 +112,25 @@ def overlay(
     for top in range(0, len(pixels), rows):
         part = slice(top, top + rows)
         blended[part] = np.rint(pixels[part] * (1 - alpha) + colored(labels[part], palette) * alpha)
+        if nodata is not None:
+            np.copyto(blended[part], pixels[part], where=(labels[part] == nodata)[..., None])
     drawn = Image.fromarray(blended)
-    return _with_legend(drawn, class_areas(labels, names or ()), palette) if legend else drawn
+    return _with_legend(drawn, class_areas(labels, names or (), nodata), palette) if legend else drawn
+
+
+def _picture(image: str | Path | Image.Image | np.ndarray | torch.Tensor) -> torch.Tensor:
+    """Read the colors (3, H, W), uint8, of an image of any number of bands and any type."""
+    values, valid, _ = read_values(image)
+    values = values[:3] if len(values) >= 3 else values[:1].expand(3, -1, -1)
+    if values.dtype == torch.uint8:
+        return values
+    full = 1 if values.is_floating_point() else 65535
+    values = values.float() if valid is None else torch.where(valid, values.float(), float("nan"))
+    low, high, largest = 0.0, float(full), values.amax().item()
+    if not (values.amin() >= 0 and largest <= full and (full == 1 or largest >= DARK * full)):
+        few = values.flatten()[:: max(values.numel() >> 20, 1)].cpu().numpy()
+        low, high = np.nanpercentile(few[np.isfinite(few)], (1, 99)).tolist() if np.isfinite(few).any() else (0, 1)
+    return scale_values(values, (low, high if high > low else low + 1)).mul_(255).round_().to(torch.uint8)
 
 
 def _with_legend(picture: Image.Image, areas: Sequence[dict], palette: Sequence[Color]) -> Image.Image:
@@ -110,7 +139,7 @@ def _with_legend(picture: Image.Image, areas: Sequence[dict], palette: Sequence[
     font, pad = ImageFont.load_default(size), size // 2
     texts = [f"{area['name']} {share_text(area['share'])}" for area in areas]
     widths = [int(font.getlength(text)) + size + 3 * pad for text in texts]
-    width = max(picture.width, max(widths) + pad)
+    width = max(picture.width, max(widths, default=0) + pad)
     places, x, y = [], pad, picture.height + pad
     for entry in widths:
         if x + entry > width and x > pad:

@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import torch
 import torch.nn as nn
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -19,10 +20,12 @@ from ..models.model_info import ModelInfo
 from .drawing import class_areas, label_picture, overlay
 from .images import read_image
 from .pipeline import predict
+from .polygons import check_polygons, write_polygons
+from .raster_labels import ORIGIN, is_raster, predict_raster, raster_areas, read_origin
+from .rasters import copy_place
 
-_LABELS, _PROBABILITIES = ".png", "_probabilities.npy"
+_LABELS, _RASTER_LABELS, _POLYGONS, _PROBABILITIES = ".png", ".tif", ".geojson", "_probabilities.npy"
 _OVERLAYS = ("_overlay.jpg", "_overlay.png")
-_ORIGIN = "Predicted with"  # key in the metadata of PNG files
 _JPEG_SIDE = 65_500  # the longest that JPEG's library writes
 
 
@@ -58,6 +61,7 @@ def find_images(paths: Sequence[str | Path], out: str | Path) -> dict[Path, Path
             if path.resolve() == out.resolve():
                 raise OptionError(f"{out} is the folder of the images: choose another for the results.")
             root, files = path, [f for f in sorted(path.rglob("*")) if f.suffix.lower() in known and f.name[0] != "."]
+            files = files or sorted(path.rglob("[!.]*.npy"))
             files = [f for f in files if f.is_file() and out.resolve() not in f.resolve().parents]
         elif path.exists():
             files = [path]
@@ -85,8 +89,14 @@ def find_images(paths: Sequence[str | Path], out: str | Path) -> dict[Path, Path
 
 
 def outputs(result: Path) -> dict[str, str]:
-    """Existing files of a result of :func:`find_images` by kind: `labels`, `overlay`, `probabilities`."""
-    kinds = {_LABELS: "labels", **dict.fromkeys(_OVERLAYS, "overlay"), _PROBABILITIES: "probabilities"}
+    """Existing files of a result of :func:`find_images` by kind: `labels`, `overlay`, `probabilities`, `polygons`."""
+    kinds = {
+        _LABELS: "labels",
+        _RASTER_LABELS: "labels",
+        **dict.fromkeys(_OVERLAYS, "overlay"),
+        _PROBABILITIES: "probabilities",
+        _POLYGONS: "polygons",
+    }
     files = {_named(result, ending): kind for ending, kind in kinds.items()}
     return {kind: str(file) for file, kind in files.items() if file.is_file()}
 
@@ -98,50 +108,111 @@ def predict_file(
     overlays: bool = True,
     probabilities: bool = False,
     origin: str = "",
+    save_as: Literal["geojson"] | None = None,
+    simplify: float = 0,
     **options: Any,
 ) -> dict[str, Any]:
     """Predict one image and write the results; each file is complete once it has its name.
 
     Args:
         model: See :func:`predict`, which states what is raised, too.
-        file: The image.
+        file: The image. A georeferenced one, or a TIFF larger than Pillow opens, is read region by region; it does not
+            have to fit memory. That takes rasterio.
         result: Path of the results without suffix. `.png` is added for the labels, an indexed picture with the palette
-            (16-bit gray for more than 256 classes); `_overlay.jpg` for the overlay with its legend, or `_overlay.png`
-            for sides over 65,500 pixels; `_probabilities.npy` for an array (classes, H, W) of float16.
+            (16-bit gray for more than 256 classes), with a world file `.pgw` if the image came with one; `.tif` for
+            those of an image that is read by regions, a GeoTIFF that lies where the image lies, whose pixels without
+            data are 255 (65535 for more than 255 classes); `_overlay.jpg` for the overlay with its legend, or
+            `_overlay.png` for sides over 65,500 pixels; `_probabilities.npy` for an array (classes, H, W) of float16.
         overlays: Write the overlay.
         probabilities: Write the probabilities, tile by tile.
         origin: Model and options in words, for the metadata of the labels' file.
+        save_as: Also write the labels of a georeferenced image as polygons: see :func:`.polygons.write_polygons`.
+        simplify: Tolerance of the polygons' simplification, in pixels.
         options: Others of :func:`predict`.
 
     Returns:
-        `file`, `height`, `width` and `classes`, see :func:`class_areas`.
+        `file`, `height`, `width` and `classes`, see :func:`class_areas`; with `square_meters` of each class of a
+        georeferenced image.
     """
     file, result, info = Path(file), Path(result), ModelInfo(model)
-    image = read_image(file, info.in_channels)
+    if save_as:
+        check_polygons(file, simplify)
+    as_raster = is_raster(file)
+    image = None if as_raster else read_image(file, info.in_channels, info.value_range, info.bands)
+    ending = _RASTER_LABELS if as_raster else _LABELS
     # the labels come last: if they exist, so do the other results
-    with fill_when_complete(result.parent, last=_named(result, _LABELS).name) as folder:
+    with fill_when_complete(result.parent, last=_named(result, ending).name) as folder:
         work = folder / result.name
 
-        def store(classes: int) -> np.ndarray:
-            shape = (classes, *image.shape[1:])
+        def store(shape: tuple[int, ...]) -> np.ndarray:
             return np.lib.format.open_memmap(_named(work, _PROBABILITIES), "w+", np.float16, shape)
 
-        labels = predict(model, image, probabilities=store if probabilities else False, **options)
-        labels = labels[0] if probabilities else labels
-        if overlays:
-            picture = overlay(image[:3], labels, info.label_names, info.palette)  # RGB of four channels
-            picture.save(_named(work, _OVERLAYS[max(picture.size) > _JPEG_SIDE]), quality=90)
-            del picture
-        metadata = PngInfo()
-        metadata.add_text(_ORIGIN, origin)
-        label_picture(labels, info.palette).save(_named(work, _LABELS), pnginfo=metadata if origin else None)
+        if image is None:
+            kept = store if probabilities else None
+            picture = _named(work, _OVERLAYS[0]) if overlays else None
+            predict_raster(model, file, _named(work, ending), picture, kept, origin, **options)
+            entry = {"file": str(file)} | raster_areas(_named(work, ending), info.label_names)
+            _named(result, _POLYGONS).unlink(missing_ok=True)  # of earlier labels
+        else:
+            entry = _predict_in_memory(
+                model, file, image, work, overlays, store if probabilities else None, origin, **options
+            )
+    if save_as:  # once the labels are complete: polygons of large images may need more memory than there is
+        _save_polygons(result, info, simplify)
+    return entry
+
+
+def _predict_in_memory(
+    model: nn.Module,
+    file: Path,
+    image: torch.Tensor,
+    result: Path,
+    overlays: bool,
+    store: Callable[[tuple[int, ...]], np.ndarray] | None,
+    origin: str,
+    **options: Any,
+) -> dict[str, Any]:
+    """Predict an image of :func:`read_image`, and write the results: see :func:`predict_file`."""
+    info = ModelInfo(model)
+    kept = (lambda classes: store((classes, *image.shape[1:]))) if store else False
+    labels = predict(model, image, probabilities=kept, scaled=True, **options)
+    labels = labels[0] if store else labels
+    if overlays:
+        picture = overlay(image, labels, info.label_names, info.palette)
+        picture.save(_named(result, _OVERLAYS[max(picture.size) > _JPEG_SIDE]), quality=90)
+        del picture
+    metadata = PngInfo()
+    metadata.add_text(ORIGIN, origin)
+    label_picture(labels, info.palette).save(_named(result, _LABELS), pnginfo=metadata if origin else None)
+    copy_place(file, _named(result, _LABELS))
     return _entry(file, labels, info)
+
+
+def _save_polygons(result: Path, info: ModelInfo, simplify: float) -> None:
+    with replace_when_complete(_named(result, _POLYGONS)) as new:
+        write_polygons(_named(result, _RASTER_LABELS), new, info, simplify)
 
 
 def _entry(file: Path, labels: np.ndarray, info: ModelInfo) -> dict[str, Any]:
     """Entry of `areas.json` for one image."""
     height, width = labels.shape
     return {"file": str(file), "height": height, "width": width, "classes": class_areas(labels, info.label_names)}
+
+
+def _measured(file: Path, labels: Path, info: ModelInfo) -> dict[str, Any]:
+    """Entry of `areas.json` for one image, from its file of labels."""
+    if labels.suffix == _RASTER_LABELS:
+        return {"file": str(file)} | raster_areas(labels, info.label_names)
+    with Image.open(labels) as picture:
+        return _entry(file, np.asarray(picture), info)
+
+
+def _read_origin(labels: Path) -> str | None:
+    """Read from a file of labels which model and options made it; None if it does not say."""
+    if labels.suffix == _RASTER_LABELS:
+        return read_origin(labels)
+    with Image.open(labels) as picture:
+        return picture.info.get(ORIGIN)
 
 
 @dataclass
@@ -171,7 +242,7 @@ def predict_files(
         places: Of :func:`find_images`.
         out: Folder of the results.
         areas: Write the area of each class in each image to `areas.json`, even if interrupted.
-        resume: Skip images whose labels exist, and probabilities if these are wanted.
+        resume: Skip images whose labels exist, and probabilities if these are wanted. Polygons are made of labels.
         report: Called with an image and its completed fraction, from 0 to 1; with 1 exactly once per image.
         measure_all: Also measure existing labels of skipped images, so that the result lists all images.
         origin: Model and options in words. Existing labels that state another origin cannot be resumed from.
@@ -183,13 +254,13 @@ def predict_files(
     predictions = Predictions()
     done: dict[Path, Path] = {}
     for file, result in places.items() if resume else ():
-        labels, kinds = _named(result, _LABELS), outputs(result)
+        kinds = outputs(result)
         if "labels" not in kinds or (options.get("probabilities") and "probabilities" not in kinds):
             continue
+        labels = Path(kinds["labels"])
         try:
-            with Image.open(labels) as picture:
-                found = picture.info.get(_ORIGIN, origin)
-        except OSError:  # damaged: predicted again
+            found = _read_origin(labels) or origin
+        except (ImageError, OSError):  # damaged: predicted again
             continue
         done[file] = labels
         if found != origin:
@@ -204,18 +275,22 @@ def predict_files(
     try:
         for file, result in places.items():
             report(file, 0)
-            if file not in done:
-                entries.pop(str(file), None)
-                try:
+            try:
+                if file not in done:
+                    entries.pop(str(file), None)
                     progress = lambda share, file=file: report(file, min(share, 0.999))  # noqa: E731
                     entries[str(file)] = predict_file(model, file, result, progress=progress, origin=origin, **options)
                     predictions.predicted += 1
-                except (FileNotFoundError, ImageError) as error:
-                    text = str(error).removeprefix(f"{file}").lstrip(": ")
-                    predictions.failures[file] = " ".join(text.split())
-            elif (areas or measure_all) and str(file) not in entries:  # predicted without --areas
-                with Image.open(done[file]) as picture:
-                    entries[str(file)] = _entry(file, np.asarray(picture), ModelInfo(model))
+                else:
+                    if options.get("save_as") and "polygons" not in outputs(result):
+                        simplify = options.get("simplify", 0)
+                        check_polygons(file, simplify)
+                        _save_polygons(result, ModelInfo(model), simplify)
+                    if (areas or measure_all) and str(file) not in entries:  # predicted without --areas
+                        entries[str(file)] = _measured(file, done[file], ModelInfo(model))
+            except (FileNotFoundError, ImageError) as error:
+                text = str(error).removeprefix(f"{file}").lstrip(": ")
+                predictions.failures[file] = " ".join(text.split())
             report(file, 1)
     finally:
         predictions.images = list(entries.values())

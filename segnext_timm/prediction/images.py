@@ -1,63 +1,260 @@
-"""Read images from files and arrays as tensors."""
+"""Read images from files and arrays as tensors: of any number of bands, and of any type of values."""
 
 import os
 import warnings
-from typing import Any
+from collections.abc import Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..errors import ImageError
+from .rasters import open_raster
+
+ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray | torch.Tensor
+ValueRange = Sequence[float] | Sequence[Sequence[float]]  # low and high, or a pair for each band
 
 _ARRAYS = "an array (H, W, C) or (H, W), or a tensor (C, H, W)"
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # of Pillow, by channels
+_RANGE_HINT = 'pretrained_cfg["range"] = [low, high]'
+DARK = 0.25  # largest share of 16 bits that is worth a warning
+_DARK_WARNING = (
+    "An image of 16 bits uses a small part of them, and becomes nearly black: state which values are black and white, "
+    f"in the units of the file: {_RANGE_HINT}."
+)
+_TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_BITS, _SAMPLES, _SAMPLE_FORMAT, _NODATA = 258, 277, 339, 42113  # tags of TIFF, the last one GDAL's
+
+
+class Values(NamedTuple):
+    """What an image holds, in its own units.
+
+    Attributes:
+        values: Shape (C, H, W), of the image's own type.
+        valid: Which pixels (H, W) hold data; None if all do.
+        found: The type and the shape in words.
+    """
+
+    values: torch.Tensor
+    valid: torch.Tensor | None = None
+    found: str = ""
+
+
+def scale_values(
+    values: torch.Tensor, value_range: ValueRange | None = None, valid: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Scale the values of an image, as its file holds them, to what models are trained on.
+
+    Args:
+        values: Shape (C, H, W), of any type of integers or floating point.
+        value_range: The values that become 0 and 1: one pair for all bands, or one for each. Values beyond are clipped,
+            and NaN becomes 0. Without it, uint8 stays as it is, other integers are divided by 65535, and floating point
+            has to be from 0 to 1.
+        valid: Which pixels (H, W) hold data; the others become 0.
+
+    Returns:
+        uint8 from 0 to 255 where uint8 was given without a range; else float32 from 0 to 1.
+
+    Raises:
+        ImageError: If the pairs are not as many as the bands, or without a range if values are out of these bounds.
+    """
+    if value_range is None and values.dtype == torch.uint8:
+        return values if valid is None else values * valid
+    largest = 1 if values.is_floating_point() else 65535
+    scaled = values.float()
+    if value_range is not None:
+        pairs = torch.tensor(value_range, dtype=torch.float32, device=values.device).view(-1, 2)
+        if len(pairs) not in (1, len(values)):
+            raise ImageError(f"The range has {len(pairs)} pairs of low and high, and the image {len(values)} bands.")
+        low, high = pairs[:, 0, None, None], pairs[:, 1, None, None]
+        if values.dtype == torch.uint8 and low.min() >= 0 and high.min() > 255:
+            raise ImageError(
+                f"The image has 8 bits, but its range is {value_range}: give the images in the units of the range."
+            )
+        scaled = scaled.sub(low).div_(high - low).clamp_(0, 1).nan_to_num_(0)
+        return scaled if valid is None else scaled * valid
+    if valid is not None:
+        scaled = torch.where(valid, scaled, 0)
+    if not (scaled.amin() >= 0 and scaled.amax() <= largest):  # NaN too
+        raise ImageError(
+            f"Images of {'floating point have values from 0 to 1' if largest == 1 else 'integers from 0 to 65535'}, "
+            f"not normalized ones; got {scaled.amin():.5g} to {scaled.amax():.5g}. State which values are black and "
+            f"white: {_RANGE_HINT}."
+        )
+    return scaled / largest
+
+
+# Files
 
 
 def to_mode(image: Image.Image, channels: int) -> Image.Image:
-    """Convert a Pillow image of any mode to 8 bits per channel."""
-    if channels not in _MODES:
-        raise ImageError(f"Files hold 1, 3 or 4 channels, the model takes {channels}: pass an array or a tensor.")
-    if channels == 4 and image.mode != "RGBA":
-        raise ImageError(f"The model takes 4 channels, the image has those of {image.mode!r}.")
-    if image.mode.startswith("I"):  # 16 bits: Pillow would cut the values off at 255
-        values = np.asarray(image).astype(np.float32)
-        image = Image.fromarray(np.rint(values / 257).clip(0, 255).astype(np.uint8))
-    if image.mode == "F":
-        values = np.asarray(image)
-        if not (values.min() >= 0 and values.max() <= 1):  # NaN too
-            raise ImageError(f"Files of floating point hold values from 0 to 1, got {values.min()} to {values.max()}.")
-        image = Image.fromarray(np.rint(255 * values).astype(np.uint8))
+    """Convert a Pillow image of 8 bits and any mode to one of 1, 3 or 4 channels, or of gray with alpha."""
+    if channels == 2 and image.mode == "LA":
+        return image
+    if channels not in _MODES or (channels == 4 and image.mode != "RGBA"):
+        raise ImageError(f"The model takes {channels} channels, the image has those of {image.mode!r}.")
     if image.mode in ("P", "PA") and "transparency" in image.info:
         image = image.convert("RGBA")
     return image if image.mode == _MODES[channels] else image.convert(_MODES[channels])
 
 
-def _read_file(image: str | os.PathLike[str] | Image.Image, channels: int) -> torch.Tensor:
-    """Read a file or a Pillow image as an upright tensor (channels, H, W) of uint8."""
+def loses_values(image: Any, channels: int | None = 3) -> bool:
+    """Whether Pillow drops bits or bands of a file when it decodes it; `image` is Pillow's, not loaded yet.
+
+    The bands of an RGB TIFF beyond three are dropped on purpose, unless more `channels`, or all (None), are wanted.
+    """
+    tags = getattr(image, "tag_v2", None)
+    if tags is None:
+        return image.format == "PNG" and any(";16" in str(tile[3]) for tile in image.tile) and image.mode[0] not in "IF"
+    bands = len(image.getbands())
+    samples = tags.get(_SAMPLES, bands)
+    if image.mode[0] in "IF":
+        return samples > 1
+    if max(tags.get(_BITS, (8,))) > 8 or {2, 3} & {*tags.get(_SAMPLE_FORMAT, ())}:  # signed, or floating point
+        return True
+    return samples > bands and (channels is None or channels > bands or (bands == 1 and samples > 2))
+
+
+def read_values(
+    image: ImageLike, channels: int | None = None, bands: Sequence[int] | None = None, any_type: bool = True
+) -> Values:
+    """Read an image, upright, in the type and the units of its values.
+
+    Args:
+        image: See :func:`read_image`.
+        channels: Channels that 8 bits are converted to: gray to color and color to gray. None: to color.
+        bands: Bands to read instead, from 1. None: all of a file with other bands than gray, colors and alpha.
+        any_type: Allow for arrays and tensors of all types of integers, not only uint8 and uint16.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ImageError: If it cannot be read, or has no such bands.
+    """
+    if not isinstance(image, str | os.PathLike | Image.Image):
+        values, found = _take(image, any_type)
+        return Values(_select(values, bands), None, found)
+    values, valid, _ = _read_file(image, channels, bands)
+    return Values(values, valid, f"{str(values.dtype).removeprefix('torch.')} {tuple(values.shape)}")
+
+
+def _read_file(
+    image: str | os.PathLike[str] | Image.Image, channels: int | None, bands: Sequence[int] | None
+) -> Values:
+    if isinstance(image, Image.Image):
+        with _told(image):
+            return _decode(ImageOps.exif_transpose(image), getattr(image, "tag_v2", {}), channels, bands)
+    path = Path(image)
+    if path.suffix.lower() == ".npy":
+        with _told(image):
+            array = np.load(path, allow_pickle=False, mmap_mode="r")
+            return Values(_select(_take(_bands_last(array), any_type=True)[0], bands))
     try:
-        if isinstance(image, Image.Image):
-            array = np.array(to_mode(ImageOps.exif_transpose(image), channels))
-        else:
-            with warnings.catch_warnings():  # Pillow warns from 89 megapixels on, and refuses from 179 on
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-                opened = Image.open(image)
-            with opened:
+        with warnings.catch_warnings():  # Pillow warns from 89 megapixels on, and refuses from 179 on
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            opened = Image.open(path)
+    except UnidentifiedImageError:
+        if not _is_tiff(path):
+            raise ImageError(f"{image} cannot be read as an image: not an image file") from None
+    except Exception as error:
+        with _told(image):
+            raise error from None
+    else:
+        with opened, _told(image):
+            if not loses_values(opened, max(bands) if bands else channels):
                 opened.load()
-                ImageOps.exif_transpose(opened, in_place=True)
-                array = np.array(to_mode(opened, channels))
+                ImageOps.exif_transpose(opened, in_place=True)  # without a copy
+                return _decode(opened, getattr(opened, "tag_v2", {}), channels, bands)
+    return _read_raster(image, channels, bands)
+
+
+@contextmanager
+def _told(image: Any) -> Any:
+    """Turn the errors of reading a file into ImageErrors that name it: Pillow's decoders raise many types."""
+    try:
+        yield
     except FileNotFoundError:
         raise
-    except Exception as error:  # Pillow's decoders raise many types of errors on damaged files
+    except Exception as error:
         reason = str(error)
         if isinstance(error, IsADirectoryError):
             reason = "it is a folder. Pass its files, or use `segnext-timm predict`."
-        elif isinstance(error, UnidentifiedImageError):
-            reason = "not an image file"
         elif isinstance(error, Image.DecompressionBombError):
             reason += " Raise PIL.Image.MAX_IMAGE_PIXELS if you trust the file."
         raise ImageError(f"{image} cannot be read as an image: {reason}") from None
-    return torch.from_numpy(np.atleast_3d(array)).permute(2, 0, 1).contiguous()
+
+
+def _is_tiff(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) in _TIFF_HEADS
+
+
+def _decode(image: Image.Image, tags: Any, channels: int | None, bands: Sequence[int] | None) -> Values:
+    """Take the values of an upright image of Pillow, whose file has some `tags` if it is a TIFF."""
+    unsigned = tags.get(_BITS) == (32,) and tags.get(_SAMPLE_FORMAT, (1,)) == (1,)
+    if image.mode[0] in "IF":  # numbers of 16 bits and more, in the machine's order of bytes
+        array = np.array(image)
+        array = array.view(np.uint32) if unsigned else array.astype(array.dtype.newbyteorder("="))
+        valid = _nodata(tags, array)
+        return Values(_select(torch.from_numpy(array)[None], bands), valid)
+    if not bands:
+        array = np.array(to_mode(image, channels or 3))
+    elif image.mode in ("L", "LA", "RGB", "RGBA"):
+        array = np.array(image)
+    else:
+        array = np.array(to_mode(image, 3))
+    valid = _nodata(tags, np.atleast_3d(array)[..., :3])
+    return Values(_select(torch.from_numpy(np.atleast_3d(array)).permute(2, 0, 1), bands).contiguous(), valid)
+
+
+def _nodata(tags: Any, array: np.ndarray) -> torch.Tensor | None:
+    """Which pixels of an array (H, W) or (H, W, C) hold data, by the value that GDAL notes in a TIFF."""
+    try:
+        nodata = float(str(tags[_NODATA]).strip(" \0"))
+    except (KeyError, ValueError):
+        return None
+    valid = ~np.isnan(array) if np.isnan(nodata) else array != nodata
+    valid = valid if valid.ndim == 2 else valid.any(-1)
+    return None if valid.all() else torch.from_numpy(valid)
+
+
+def _read_raster(path: str | os.PathLike[str], channels: int | None, bands: Sequence[int] | None) -> Values:
+    with open_raster(path) as raster:
+        count = raster.shape[0]
+        if bands is None:  # opacity is not taken for an image's band where that leaves as many as there should be
+            others = [band for band in range(1, count + 1) if band != raster.alpha]
+            fits = channels in (None, len(others)) or (channels, len(others)) == (3, 1)
+            bands = others if fits else [*range(1, count + 1)]
+        elif max(bands) > count:
+            raise ImageError(f"{path}: {_missing(count, bands)}")
+        array, valid = raster.read(bands), raster.valid(bands=bands)
+    return Values(torch.from_numpy(array), None if valid.all() else torch.from_numpy(valid))
+
+
+def _missing(count: int, bands: Sequence[int]) -> str:
+    """What is wrong with bands that an image does not have."""
+    some = "band" if len(bands) == 1 else "bands"
+    return f'The image has {count} bands, and pretrained_cfg["bands"] names the {some} {", ".join(map(str, bands))}.'
+
+
+def _select(values: torch.Tensor, bands: Sequence[int] | None) -> torch.Tensor:
+    """Select bands, from 1, of an image (C, H, W)."""
+    if not bands:
+        return values
+    if max(bands) > len(values):
+        raise ImageError(_missing(len(values), bands))
+    return torch.stack([values[band - 1] for band in bands])
+
+
+def _bands_last(array: np.ndarray) -> np.ndarray:
+    """Move the bands of a file's array to the end if they come first, which few of them before long sides show."""
+    first = array.ndim == 3 and array.shape[0] <= 20 and min(array.shape[1:]) >= 32
+    return array.transpose(1, 2, 0) if first else array
+
+
+# Arrays
 
 
 def _as_array(image: Any) -> np.ndarray:
@@ -71,75 +268,87 @@ def _as_array(image: Any) -> np.ndarray:
     raise ImageError(f"An image is a path, a Pillow image, {_ARRAYS}, got {type(image).__name__}{hint}.")
 
 
-def _take(image: Any) -> tuple[torch.Tensor, str]:
+def _take(image: Any, any_type: bool = False) -> tuple[torch.Tensor, str]:
     """Take the values of an array or a tensor.
+
+    Args:
+        image: The array, or tensor.
+        any_type: Allow for all types of integers, not only uint8 and uint16.
 
     Returns:
         A tensor (C, H, W) of uint8, uint16 or floating point, and the type and shape of `image` in words.
     """
     if not isinstance(image, torch.Tensor):
         array = _as_array(image)
-        found = f"{array.dtype} {array.shape}"
-        valid_shape, is_float = array.ndim in (2, 3) and array.size > 0, array.dtype.kind == "f"
-        valid_type = is_float or array.dtype.newbyteorder("=") in (np.uint8, np.uint16)
+        found, kind = f"{array.dtype} {array.shape}", array.dtype.kind
+        valid_shape, is_number = array.ndim in (2, 3) and array.size > 0, kind in "iuf"
+        valid_type = kind == "f" or array.dtype.newbyteorder("=") in (np.uint8, np.uint16)
     elif image.layout != torch.strided or image.is_nested or image.is_meta:
         raise ImageError(f"An image is {_ARRAYS}, got a sparse or nested tensor, or one on the meta device.")
     else:
         found = f"{str(image.dtype).removeprefix('torch.')} {tuple(image.shape)}"
         valid_shape = image.ndim == 3 and image.numel() > 0
+        is_number = not image.is_complex() and image.dtype != torch.bool
         valid_type = image.is_floating_point() or image.dtype in (torch.uint8, torch.uint16)
     if not valid_shape:
         raise ImageError(f"An image is {_ARRAYS}, got {found}.")
-    if not valid_type:
-        raise ImageError(f"An image is uint8, uint16, or floating point from 0 to 1, got {found}.")
+    if not (valid_type or (is_number and any_type)):
+        hint = f" Of other numbers, state which are black and white: {_RANGE_HINT}." if is_number else ""
+        raise ImageError(f"An image is uint8, uint16, or floating point from 0 to 1, got {found}.{hint}")
     if isinstance(image, torch.Tensor):
         return image.detach(), found
     with np.errstate(over="ignore"):  # infinite values are refused later
         # a copy, in the machine's order of bytes
-        array = np.atleast_3d(array).astype(np.float32 if is_float else array.dtype.newbyteorder("="))
+        array = np.atleast_3d(array).astype(np.float32 if kind == "f" else array.dtype.newbyteorder("="))
     return torch.from_numpy(array).permute(2, 0, 1), found
 
 
 def read_image(
-    image: str | os.PathLike[str] | Image.Image | np.ndarray | torch.Tensor, channels: int = 3
+    image: ImageLike,
+    channels: int | None = 3,
+    value_range: ValueRange | None = None,
+    bands: Sequence[int] | None = None,
 ) -> torch.Tensor:
     """Read an image as a tensor of shape (channels, H, W).
 
     Args:
-        image: A file that Pillow reads, or a Pillow image: rotated by its EXIF data, without alpha, 16 bits reduced to
-            8. Or an array (H, W, C) or (H, W), also another library's that NumPy converts, or a tensor (C, H, W): uint8
-            from 0 to 255, uint16 from 0 to 65535, or floating point from 0 to 1.
+        image: A file that Pillow or rasterio reads, or a Pillow image: rotated by its EXIF data, without alpha. A file
+            `.npy` of an array (H, W), (H, W, C), or (C, H, W) with few bands. Or an array (H, W, C) or (H, W), also
+            another library's that NumPy converts, or a tensor (C, H, W): without a range, uint8 from 0 to 255, uint16
+            from 0 to 65535, or floating point from 0 to 1.
         channels: Number of channels to return. Gray is converted to color and color to gray; other numbers must match.
+            None: three of gray images and of those in color with 8 bits, and all bands of others.
+        value_range: The values, in the units of `image`, that become 0 and 1: see :func:`scale_values`.
+        bands: The bands of `image` to take, from 1. Default: all.
 
     Returns:
-        uint8 from 0 to 255, or float32 from 0 to 1 for arrays and tensors of other types.
+        uint8 from 0 to 255 of images of 8 bits without a range, else float32 from 0 to 1.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ImageError: If a file cannot be read as an image, or its shape, type or values are invalid.
     """
-    if isinstance(image, str | os.PathLike | Image.Image):
-        return _read_file(image, channels)
-    tensor, found = _take(image)
-    if tensor.dtype == torch.uint16:
-        tensor = tensor.float() / 65535
-    if tensor.shape[0] == 1 and channels == 3:
-        tensor = tensor.expand(3, -1, -1)
-    elif tensor.shape[0] == 3 and channels == 1:
-        weights = torch.tensor([0.299, 0.587, 0.114], device=tensor.device)[:, None, None]  # Pillow's, of "L"
-        gray = (tensor * weights).sum(0, keepdim=True)
-        tensor = gray.round().to(tensor.dtype) if tensor.dtype == torch.uint8 else gray
-    if tensor.shape[0] != channels:
-        hint = _axes_hint(tensor, channels, isinstance(image, torch.Tensor))
-        raise ImageError(f"The model takes images of {channels} channels, got {found}{hint}.")
-    if tensor.dtype != torch.uint8:
-        tensor = tensor.float()
-        if not (tensor.amin() >= 0 and tensor.amax() <= 1):  # NaN too
-            raise ImageError(
-                f"Images of floating point have values from 0 to 1, not normalized ones; got {tensor.amin():.3g} to "
-                f"{tensor.amax():.3g}."
-            )
-    return tensor.contiguous()
+    values, valid, found = read_values(image, channels, bands, value_range is not None)
+    name = f"{image}: " if isinstance(image, str | os.PathLike | Image.Image) else ""
+    if len(values) == 1 and channels in (None, 3):
+        values = values.expand(3, -1, -1)
+    elif len(values) == 3 and channels == 1:
+        weights = torch.tensor([0.299, 0.587, 0.114], device=values.device)[:, None, None]  # Pillow's, of "L"
+        gray = (values.float() * weights).sum(0, keepdim=True)
+        values = gray if values.is_floating_point() else gray.round().to(values.dtype)
+    try:
+        if channels not in (None, len(values)):
+            hint = "" if name else _axes_hint(values, channels, isinstance(image, torch.Tensor))
+            if name and len(values) > channels:
+                hint = ': state which bands it takes, from 1, in pretrained_cfg["bands"]'
+            raise ImageError(f"The model takes images of {channels} channels, got {found}{hint}.")
+        scaled = scale_values(values, value_range, valid).contiguous()
+    except ImageError as error:
+        raise ImageError(f"{name}{error}") from None
+    is_wide = not (values.dtype == torch.uint8 or values.is_floating_point())
+    if value_range is None and is_wide and 0 < scaled.amax() < DARK:
+        warnings.warn(_DARK_WARNING, stacklevel=2)
+    return scaled
 
 
 def _axes_hint(tensor: torch.Tensor, channels: int, given_as_tensor: bool) -> str:

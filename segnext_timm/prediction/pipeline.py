@@ -23,7 +23,7 @@ from ..errors import OptionError
 from ..models.losses import resized_argmax
 from ..models.model_info import Segmenter, evaluation_mode
 from .images import read_image
-from .windows import PRECISIONS, Precision, WindowedMaps
+from .windows import PRECISIONS, LoadedPixels, Pixels, Precision, WindowedMaps
 
 Mode = Literal["auto", "whole", "slide"]
 ImageLike = str | Path | Image.Image | np.ndarray | torch.Tensor
@@ -54,7 +54,7 @@ def fit(size: tuple[int, int], long: float, short: float, divisor: int = 1) -> t
 
 def _plan(
     segmenter: Segmenter,
-    image: torch.Tensor,
+    pixels: Pixels,
     mode: Mode = "auto",
     window: int | tuple[int, int] | None = None,
     stride: int | tuple[int, int] | None = None,
@@ -65,7 +65,7 @@ def _plan(
     batch: int | None = None,
     divisor: int = 1,
 ) -> tuple[Mode, list[WindowedMaps]]:
-    """Validate options, and resolve their defaults for an image (C, H, W) on the model's device.
+    """Validate options, and resolve their defaults for an image.
 
     Returns:
         "whole" or "slide", and the maps of each pass over the image, which are computed when they are read.
@@ -89,7 +89,7 @@ def _plan(
             f"The model takes {info.in_channels} channels, and its mean and std have {known}: put those of your "
             f'images, of values from 0 to 1, into model.pretrained_cfg["mean"] and ["std"].'
         )
-    size = (image.shape[-2], image.shape[-1])
+    size = pixels.shape[1:]
     short, long = sorted(size if fit_in is None else _pair("fit_in", fit_in))
     sizes = [fit(size, long * scale, short * scale, divisor) for scale in scales]
     bytes_per_pixel = _PIXEL_BYTES + (0 if segmenter.gives_small_maps else 12 * info.num_classes)
@@ -100,21 +100,25 @@ def _plan(
         height, width = steps = (max(height for height, _ in sizes), max(width for _, width in sizes))
     if batch is None:
         fitting = _WHOLE_BYTES // (bytes_per_pixel * height * width)
-        batch = min(max(fitting, 1), _MAX_BATCH) if image.device.type == "cuda" else 1
+        batch = min(max(fitting, 1), _MAX_BATCH) if pixels.device.type == "cuda" else 1
     passes = [(size, mirrored) for size in sizes for mirrored in ((False, True) if flip else (False,))]
-    return mode, [WindowedMaps(segmenter, image, *one, (height, width), steps, precision, batch) for one in passes]
+    return mode, [WindowedMaps(segmenter, pixels, *one, (height, width), steps, precision, batch) for one in passes]
 
 
 def _tiles_of_scores(
-    segmenter: Segmenter, passes: Sequence[WindowedMaps], size: tuple[int, int], tile: tuple[int, int]
+    segmenter: Segmenter, passes: Sequence[WindowedMaps], tile: tuple[int, int]
 ) -> Iterator[tuple[slice, slice, torch.Tensor]]:
-    """Yield rows, columns and scores (rows, columns, classes) of each tile of an image, from the top down.
+    """Yield rows, columns and scores (rows, columns, classes) of each tile that holds data, from the top down.
 
     Scores are the model's maps for a single pass, else mean probabilities.
     """
-    for top in range(0, size[0], tile[0]):
-        for left in range(0, size[1], tile[1]):
-            rows, columns = slice(top, min(top + tile[0], size[0])), slice(left, min(left + tile[1], size[1]))
+    pixels = passes[0].pixels
+    _, height, width = pixels.shape
+    for top in range(0, height, tile[0]):
+        for left in range(0, width, tile[1]):
+            rows, columns = slice(top, min(top + tile[0], height)), slice(left, min(left + tile[1], width))
+            if not pixels.holds_data(rows, columns):
+                continue
             scores = passes[0].read(rows, columns)
             if len(passes) > 1:
                 scores = segmenter.probabilities(scores, -1) / len(passes)
@@ -134,42 +138,73 @@ def _predict(
     passes: Sequence[WindowedMaps],
     whole: bool,
     tile: int | None,
-    probabilities: bool | Callable[[int], np.ndarray],
+    labels: Callable[[int], Any],
+    probabilities: Callable[[int], np.ndarray] | None,
     progress: Callable[[float], None],
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Compute labels (H, W), and probabilities (classes, H, W) if requested: see :func:`predict`."""
-    first, image = passes[0], passes[0].image
-    size = (image.shape[-2], image.shape[-1])
+) -> None:
+    """Write labels and, if requested, probabilities: see :func:`predict_pixels`."""
+    first, pixels = passes[0], passes[0].pixels
+    _, height, width = pixels.shape
     averaged = len(passes) > 1
-    if whole and not averaged and first.size == size and not probabilities and segmenter.gives_small_maps:
+    small = first.size == (height, width) and not probabilities and segmenter.gives_small_maps
+    if whole and small and not averaged:
         logits = first.run([(0, 0)])
         if logits.shape[1] > 1:  # no map of all classes at all
-            found = resized_argmax(logits, first.padded_window)[0, : size[0], : size[1]]
+            found = resized_argmax(logits, first.padded_window)[0, :height, :width]
+            labels(logits.shape[1])[:, :] = found.cpu().numpy()
             progress(1.0)
-            return found.cpu().numpy().astype(_label_type(logits.shape[1])), None
+            return
     if tile is None:
-        tile_bytes = _CPU_TILE_BYTES if image.device.type == "cpu" else _TILE_BYTES
+        tile_bytes = _CPU_TILE_BYTES if pixels.device.type == "cpu" else _TILE_BYTES
         tile = min(max(int((tile_bytes / 4 / segmenter.info.num_classes) ** 0.5), 64), 4096)
-    labels: np.ndarray | None = None
-    stored: np.ndarray | None = None
-    for rows, columns, scores in _tiles_of_scores(segmenter, passes, size, (tile, tile)):
-        if labels is None:
-            classes = scores.shape[-1]
-            labels = np.empty(size, _label_type(classes))
-            if probabilities:
-                stored = probabilities(classes) if callable(probabilities) else np.empty((classes, *size), np.float32)
-        labels[rows, columns] = segmenter.labels(scores, -1, probabilities=averaged).cpu().numpy()
-        if stored is not None:
-            shares = scores if averaged else segmenter.probabilities(scores, -1)
-            stored[:, rows, columns] = shares.permute(2, 0, 1).cpu().numpy()
-        done = rows.start * size[1] + (rows.stop - rows.start) * columns.stop
-        progress(done / labels.size)
-    assert labels is not None  # images have a pixel at least
-    return labels, stored
+    stored: Any = None
+    shares: Any = None
+    for rows, columns, scores in _tiles_of_scores(segmenter, passes, (tile, tile)):
+        if stored is None:
+            stored = labels(scores.shape[-1])
+            shares = probabilities(scores.shape[-1]) if probabilities else None
+        stored[rows, columns] = segmenter.labels(scores, -1, probabilities=averaged).cpu().numpy()
+        if shares is not None:
+            scores = scores if averaged else segmenter.probabilities(scores, -1)
+            shares[:, rows, columns] = scores.permute(2, 0, 1).cpu().numpy()
+        progress((rows.start * width + (rows.stop - rows.start) * columns.stop) / (height * width))
 
 
-def _label_type(classes: int) -> type[np.integer]:
-    return np.uint8 if classes <= 256 else np.int32
+def predict_pixels(
+    segmenter: Segmenter,
+    pixels: Pixels,
+    labels: Callable[[int], Any],
+    probabilities: Callable[[int], np.ndarray] | None = None,
+    tile: int | None = None,
+    progress: Callable[[float], None] | None = None,
+    **options: Any,
+) -> None:
+    """Predict an image tile by tile, and write to arrays as each is done; without data, to none.
+
+    Args:
+        segmenter: In evaluation mode.
+        pixels: The image.
+        labels: Returns, for a number of classes, the array (H, W) to write labels to, or what takes
+            `array[rows, columns] = labels` as an array does.
+        probabilities: See :func:`predict`, as are the others and what is raised.
+        tile: Side in pixels of the tiles.
+        progress: Called with the completed fraction.
+        options: Others of :func:`predict`.
+    """
+    if tile is not None and tile < 1:
+        raise OptionError(f"tile must be at least 1, got {tile}")
+    mode, passes = _plan(segmenter, pixels, **options)
+    try:
+        _predict(segmenter, passes, mode == "whole", tile, labels, probabilities, progress or (lambda share: None))
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        _, height, width = pixels.shape
+        kinds = (MemoryError, torch.OutOfMemoryError, RuntimeError)
+        raise next(kind for kind in kinds if isinstance(error, kind))(
+            f"Out of memory for an image of {height}×{width} pixels (height×width), processed in mode {mode!r}. Use "
+            f"mode='slide', a smaller window or tile, or batch=1. ({error})"
+        ) from error
 
 
 def predict(
@@ -187,6 +222,7 @@ def predict(
     tile: int | None = None,
     progress: Callable[[float], None] | None = None,
     divisor: int = 1,
+    scaled: bool = False,
 ) -> Any:
     """Label every pixel of an image of any size.
 
@@ -195,10 +231,11 @@ def predict(
 
     Args:
         model: A segmentation model. It runs in evaluation mode on its own device. Its `pretrained_cfg` states how its
-            images are normalized. May be compiled, or wrapped by DataParallel.
-        image: A file, a Pillow image, an array (H, W, C) or (H, W), or a tensor (C, H, W): uint8 from 0 to 255,
-            uint16, or floating point from 0 to 1, not normalized. A list of these, an array (B, H, W, C) or a tensor
-            (B, C, H, W) are several images.
+            images are normalized, and may state their `range` and `bands`, see :func:`read_image`. May be compiled, or
+            wrapped by DataParallel.
+        image: A file, a Pillow image, an array (H, W, C) or (H, W), or a tensor (C, H, W), not normalized: in the units
+            of the model's range, else uint8 from 0 to 255, uint16, or floating point from 0 to 1. A list of these, an
+            array (B, H, W, C) or a tensor (B, C, H, W) are several images.
         mode: Process the image "whole", or in sliding windows ("slide"), which needs less memory but gives the model
             less context. "auto": whole if that takes less than about 2 GB, whatever memory is free.
         window: Side, or height and width, of the windows in pixels, if the image is processed in windows. Default: the
@@ -216,6 +253,7 @@ def predict(
             chosen by the number of classes.
         progress: Called with the completed fraction of the image, from 0 to 1.
         divisor: Sides of resized images are rounded up to multiples of it, as mmsegmentation's recipe for ADE20K does.
+        scaled: Whether `image` is what :func:`read_image` returns for the model's range and bands.
 
     Returns:
         Labels of shape (H, W), at the image's own size: uint8, or int32 for more than 256 classes. With
@@ -227,32 +265,32 @@ def predict(
         OptionError: If an option or the model is invalid.
         MemoryError, RuntimeError: If there is too little memory, with a hint.
     """
-    if tile is not None and tile < 1:
-        raise OptionError(f"tile must be at least 1, got {tile}")
     if not isinstance(model, nn.Module):
         raise OptionError(
             f"predict takes a model, got a {type(model).__name__}: load one by segnext_timm.load_segmenter."
         )
     segmenter = Segmenter(model)
-    report = progress or (lambda share: None)
+    info = segmenter.info
+    stated = (None, None) if scaled else (info.value_range, info.bands)
+    options: dict[str, Any] = {"mode": mode, "window": window, "stride": stride, "scales": scales, "flip": flip}
+    options |= {"fit_in": fit_in, "precision": precision, "batch": batch, "divisor": divisor}
 
     def predict_one(image: ImageLike) -> Any:
-        pixels = _move(read_image(image, segmenter.info.in_channels), model)
-        resolved, passes = _plan(
-            segmenter, pixels, mode, window, stride, scales, flip, fit_in, precision, batch, divisor
-        )
-        try:
-            labels, stored = _predict(segmenter, passes, resolved == "whole", tile, probabilities, report)
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            height, width = pixels.shape[-2:]
-            kinds = (MemoryError, torch.OutOfMemoryError, RuntimeError)
-            raise next(kind for kind in kinds if isinstance(error, kind))(
-                f"Out of memory for an image of {height}×{width} pixels (height×width), processed in mode "
-                f"{resolved!r}. Use mode='slide', a smaller window or tile, or batch=1. ({error})"
-            ) from error
-        return (labels, stored) if probabilities else labels
+        pixels = LoadedPixels(_move(read_image(image, info.in_channels, *stated), model))
+        found: list[np.ndarray] = []
+
+        def create_labels(classes: int) -> np.ndarray:
+            found.append(np.empty(pixels.shape[1:], np.uint8 if classes <= 256 else np.int32))
+            return found[-1]
+
+        def create_probabilities(classes: int) -> np.ndarray:
+            shape = (classes, *pixels.shape[1:])
+            found.append(probabilities(classes) if callable(probabilities) else np.empty(shape, np.float32))
+            return found[-1]
+
+        shares = create_probabilities if probabilities else None
+        predict_pixels(segmenter, pixels, create_labels, shares, tile, progress, **options)
+        return tuple(found) if probabilities else found[0]
 
     with evaluation_mode(model):
         if isinstance(image, list | tuple) or (isinstance(image, np.ndarray | torch.Tensor) and image.ndim == 4):

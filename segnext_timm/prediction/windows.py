@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -23,6 +23,35 @@ Precision = Literal["fp32", "bf16", "fp16"]
 
 PRECISIONS: dict[Precision, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 _CACHE_BYTES = 1 << 30  # of the windows' logits that other tiles will need
+
+
+class Pixels(Protocol):
+    """An image whose regions are read when they are needed."""
+
+    shape: tuple[int, int, int]  # channels, rows, columns
+    device: torch.device  # the model's, of what is read
+
+    def crop(self, rows: slice, columns: slice) -> torch.Tensor:
+        """Read a region (C, rows, columns): uint8 from 0 to 255, or float32 from 0 to 1."""
+
+    def holds_data(self, rows: slice, columns: slice) -> bool:
+        """Whether a region holds any data; one that holds none is not predicted."""
+
+
+class LoadedPixels:
+    """An image (C, H, W) in memory, on the model's device."""
+
+    def __init__(self, image: torch.Tensor) -> None:
+        self._image, self.device = image, image.device
+        self.shape = (image.shape[0], image.shape[1], image.shape[2])
+
+    def crop(self, rows: slice, columns: slice) -> torch.Tensor:
+        """Take a region (C, rows, columns)."""
+        return self._image[:, rows, columns]
+
+    def holds_data(self, rows: slice, columns: slice) -> bool:
+        """Every region does."""
+        return True
 
 
 def window_origins(full: int, side: int, stride: int) -> list[int]:
@@ -82,7 +111,7 @@ class WindowedMaps:
     """
 
     segmenter: Segmenter  # in evaluation mode
-    image: torch.Tensor  # (C, H, W), uint8 or float32, on the model's device
+    pixels: Pixels
     size: tuple[int, int]  # height and width that the image is resized to
     mirrored: bool  # mirror the image, and its maps back
     window: tuple[int, int]  # height and width in pixels; cut to `size`
@@ -99,20 +128,22 @@ class WindowedMaps:
         self._cache: dict[tuple[int, int], torch.Tensor] = {}  # maps (h, w, classes) by origin
 
     @cached_property
-    def _resized(self) -> torch.Tensor:
-        same = self.size == tuple(self.image.shape[-2:])
-        return self.image if same else TF.resize(self.image, list(self.size), antialias=True)
+    def _resized(self) -> Pixels:
+        if self.size == self.pixels.shape[1:]:
+            return self.pixels
+        whole = self.pixels.crop(slice(None), slice(None))
+        return LoadedPixels(TF.resize(whole, list(self.size), antialias=True))
 
     @cached_property
     def _mean_and_std(self) -> list[torch.Tensor]:
         """Two tensors (C, 1, 1)."""
         tensors = (torch.tensor(values)[:, None, None] for values in self.segmenter.info.normalization)
-        return [x.to(self.image.device, non_blocking=self.image.is_cuda) for x in tensors]
+        return [x.to(self.pixels.device, non_blocking=self.pixels.device.type == "cuda") for x in tensors]
 
     def _crop(self, top: int, left: int) -> torch.Tensor:
         """Compute the normalized pixels (1, C, h, w) of the window at an origin."""
         left = self.size[1] - left - self.window[1] if self.mirrored else left
-        x = self._resized[:, top : top + self.window[0], left : left + self.window[1]]
+        x = self._resized.crop(slice(top, top + self.window[0]), slice(left, left + self.window[1]))
         mean, std = self._mean_and_std
         x = TF.to_dtype(x, torch.float32, scale=True).sub(mean).div_(std)[None]
         return x.flip(-1) if self.mirrored else x
@@ -152,7 +183,7 @@ class WindowedMaps:
 
     def read(self, rows: slice, columns: slice) -> torch.Tensor:
         """Compute maps (rows, columns, classes) of a region of the image, at the image's size."""
-        taps = [resizing_taps(*sides) for sides in zip(self.size, self.image.shape[-2:], (rows, columns))]
+        taps = [resizing_taps(*sides) for sides in zip(self.size, self.pixels.shape[1:], (rows, columns))]
         if self.mirrored:
             taps[1] = Taps(self.size[1] - 1 - taps[1].indices, taps[1].weights)
         tops, lefts = (

@@ -304,6 +304,8 @@ def test_options_reach_the_prediction(model, tmp_path, monkeypatch):
         "tile": 99,
         "overlays": False,
         "probabilities": False,
+        "save_as": None,
+        "simplify": 0,
     }
 
 

@@ -51,6 +51,8 @@ def read_metadata(model: Path) -> dict:
         raise BuildError(f"{model} must give labels for one size: export it with --argmax --portable, not --dynamic.")
     found = {key: json.loads(texts[key]) for key in ("input_size", "mean", "std")}
     found |= {key: json.loads(texts[key]) for key in ("label_names", "palette") if key in texts}
+    if stated := [key for key in ("range", "bands") if key in texts]:
+        raise BuildError(f"{model} states {' and '.join(stated)} of its images: the page gives photos of 8 bits.")
     if found["input_size"][:2] != [1, 3]:
         raise BuildError(f"{model} takes {found['input_size']}: the page gives one RGB image.")
     return found

@@ -1,0 +1,458 @@
+import builtins
+import json
+from xml.sax.saxutils import escape
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+
+import segnext_timm.prediction.raster_labels
+from segnext_timm import predict
+from segnext_timm.cli import main
+from segnext_timm.errors import ImageError, OptionError
+from segnext_timm.models.model_info import ModelInfo
+from segnext_timm.prediction.files import find_images, outputs, predict_file, predict_files
+from segnext_timm.prediction.polygons import write_polygons
+from segnext_timm.prediction.rasters import open_raster
+from small_models import narrow
+
+rasterio = pytest.importorskip("rasterio")
+shapely = pytest.importorskip("shapely")
+transform_geom = pytest.importorskip("rasterio.warp").transform_geom
+pytest.importorskip("rasterio.shutil")
+pytest.importorskip("rasterio.features")
+PLACE = rasterio.Affine(10, 0, 500_000, 0, -10, 5_000_000)
+
+
+def write_raster(file, values, **profile):
+    """Write values (bands, H, W) as a GeoTIFF; in UTM zone 32 by default."""
+    count, height, width = values.shape
+    profile = {"crs": "EPSG:32632", "transform": PLACE, "dtype": values.dtype.name} | profile
+    with rasterio.open(file, "w", driver="GTiff", count=count, height=height, width=width, **profile) as raster:
+        raster.write(values)
+    return file
+
+
+def noise(bands, height, width, dtype="uint8", seed=0):
+    return np.random.default_rng(seed).integers(0, 255, (bands, height, width)).astype(dtype)
+
+
+def test_a_raster_is_read_in_its_own_type_by_bands_and_regions(tmp_path):
+    values = noise(5, 40, 60, "uint16") * 16
+    with open_raster(write_raster(tmp_path / "a.tif", values, nodata=16)) as raster:
+        assert (raster.shape, raster.dtype, raster.nodata) == ((5, 40, 60), np.uint16, 16)
+        assert (raster.crs.to_epsg(), raster.transform) == (32632, PLACE)
+        assert np.array_equal(raster.read(), values)
+        part = raster.read([4, 3, 2], slice(30, 40), slice(5, 8))
+        assert np.array_equal(part, values[[3, 2, 1], 30:40, 5:8])
+        assert part.dtype == np.uint16
+        assert np.array_equal(raster.valid(slice(0, 9)), (values[:, :9] != 16).any(0))
+        with pytest.raises(OptionError, match=r"a\.tif has bands 1 to 5, not all of 1, 6"):
+            raster.read([1, 6])
+
+
+def test_an_alpha_band_that_is_no_input_says_which_pixels_hold_data(tmp_path):
+    values = noise(4, 20, 30)
+    values[3] = 255
+    values[3, :, :7] = 0
+    with open_raster(write_raster(tmp_path / "a.tif", values)) as raster:
+        assert raster.alpha == 4
+        assert np.array_equal(raster.valid(), values[3] > 0)
+        assert np.array_equal(raster.valid(slice(0, 2), slice(5, 9), [3, 2, 1]), values[3, :2, 5:9] > 0)
+        assert raster.valid(slice(0, 2), slice(5, 9), [4, 3, 2]).tolist() == [[True] * 4] * 2  # near infrared
+    values[:, 2:4] = 9
+    with open_raster(write_raster(tmp_path / "b.tif", values, nodata=9)) as raster:
+        assert np.array_equal(raster.valid(bands=[1, 2, 3, 4]), (values != 9).any(0))
+
+
+def test_files_that_are_no_rasters_are_refused_by_name(tmp_path):
+    (tmp_path / "text.tif").write_text("no image")
+    with (
+        pytest.raises(ImageError, match=r"text\.tif cannot be read as an image: .*not recognized"),
+        open_raster(tmp_path / "text.tif"),
+    ):
+        pass
+    with pytest.raises(FileNotFoundError, match=r"none\.tif: no such file"), open_raster(tmp_path / "none.tif"):
+        pass
+    file = write_raster(tmp_path / "cut.tif", noise(3, 200, 200))
+    file.write_bytes(file.read_bytes()[:50_000])
+    with open_raster(file) as raster, pytest.raises(ImageError, match=r"cut\.tif cannot be read as an image"):
+        raster.read()
+
+
+def model_of(channels=3, classes=3, **cfg):
+    cfg = {"input_size": [channels, 64, 64], "mean": [0.4] * channels, "std": [0.25] * channels} | cfg
+    torch.manual_seed(0)
+    model = narrow(in_channels=channels, classes=classes, pretrained_cfg=cfg).eval()
+    torch.nn.init.normal_(model.segmentation_head[0].weight)
+    return model
+
+
+def labels_of(file):
+    with rasterio.open(file) as raster:
+        return raster.read(1)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"mode": "slide", "tile": 50},
+        {"mode": "slide", "window": 64, "stride": 41, "scales": (1.0, 1.5), "flip": True},
+        {"fit_in": 100},
+        {"divisor": 32},
+        {},
+    ],
+)
+def test_labels_of_a_raster_are_those_of_the_image_in_memory_and_lie_where_it_lies(tmp_path, options):
+    model, values = model_of(5, range=[0, 4000]), noise(5, 90, 120, "uint16") * 16
+    file = write_raster(tmp_path / "a.tif", values, tiled=True, blockxsize=64, blockysize=64)
+    entry = predict_file(model, file, tmp_path / "out" / "a", **options)
+    with rasterio.open(tmp_path / "out" / "a.tif") as raster:
+        assert (raster.crs.to_epsg(), raster.transform, raster.nodata) == (32632, PLACE, 255)
+        assert (raster.dtypes, raster.count, raster.block_shapes) == (("uint8",), 1, [(512, 512)])
+        labels = raster.read(1)
+    expected = predict(model, file, **options)
+    assert np.array_equal(expected, predict(model, values.transpose(1, 2, 0), **options))
+    assert np.array_equal(labels, expected)
+    assert len(np.unique(labels)) > 1
+    assert {c["label"]: c["pixels"] for c in entry["classes"]} == {c: (labels == c).sum() for c in np.unique(labels)}
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32"])
+@pytest.mark.parametrize("nodata", [None, 7])
+def test_rasters_of_any_type_have_the_labels_that_python_returns(tmp_path, dtype, nodata):
+    model, values = model_of(range=[0, 254]) if dtype == "int16" else model_of(), noise(3, 70, 90)
+    values = (
+        values * np.float32(1 / 255) if dtype == "float32" else values.astype(dtype) * (200 if dtype == "uint16" else 1)
+    )
+    values[:, 10:50, 20:60] = nodata or 0
+    file = write_raster(tmp_path / "a.tif", values, compress="deflate", nodata=nodata)
+    predict_file(model, file, tmp_path / "out" / "a")
+    labels, expected = labels_of(tmp_path / "out" / "a.tif"), predict(model, file)
+    assert np.array_equal(labels[labels != 255], expected[labels != 255])
+    assert (labels == 255).any() == (nodata is not None)
+
+
+PLACES = {
+    "rotated": {"transform": rasterio.Affine(8, 4, 500_000, 4, -8, 5_000_000)},
+    "without a CRS": {"crs": None},
+    "by control points": {
+        "transform": None,
+        "crs": None,
+        "gcps": [
+            rasterio.control.GroundControlPoint(r, c, 8 + c / 1e4, 50 - r / 1e4) for r, c in ((0, 0), (0, 60), (40, 0))
+        ],
+    },
+    "upside down": {"transform": rasterio.Affine(0.1, 0, 8, 0, 0.1, 50), "crs": "EPSG:4326"},
+}
+
+
+@pytest.mark.filterwarnings("ignore:Dataset has no geotransform")  # of the test's own file
+@pytest.mark.parametrize("place", PLACES)
+def test_labels_keep_every_kind_of_place(tmp_path, place):
+    file, profile = tmp_path / "a.tif", dict(PLACES[place])
+    gcps = profile.pop("gcps", None)
+    write_raster(file, noise(3, 40, 60), **profile)
+    if gcps:
+        with rasterio.open(file, "r+") as raster:
+            raster.gcps = gcps, rasterio.CRS.from_epsg(4326)
+    predict_file(model_of(), file, tmp_path / "out" / "a")
+    with rasterio.open(file) as image, rasterio.open(tmp_path / "out" / "a.tif") as labels:
+        assert (labels.crs, labels.transform, labels.rpcs) == (image.crs, image.transform, image.rpcs)
+        points, crs = labels.gcps
+        assert crs == image.gcps[1]
+        assert [(p.row, p.col, p.x, p.y) for p in points] == [(p.row, p.col, p.x, p.y) for p in image.gcps[0]]
+        assert bool(points) == bool(gcps)
+
+
+def test_pixels_without_data_get_no_label_and_count_for_nothing(tmp_path):
+    values = noise(3, 60, 80, "float32") / 255
+    values[:, :, :20] = -9999
+    values[1, 5, 50] = np.nan
+    file = write_raster(tmp_path / "a.tif", values, nodata=-9999)
+    entry = predict_file(model_of(), file, tmp_path / "out" / "a")
+    labels = labels_of(tmp_path / "out" / "a.tif")
+    assert (labels[:, :20] == 255).all()
+    assert labels[5, 50] == 255
+    assert (labels == 255).sum() == 60 * 20 + 1
+    assert sum(c["pixels"] for c in entry["classes"]) == 60 * 60 - 1
+    assert sum(c["share"] for c in entry["classes"]) == pytest.approx(1)
+    assert sum(c["square_meters"] for c in entry["classes"]) == pytest.approx(100 * (60 * 60 - 1), rel=2e-3)
+
+
+def test_alpha_masks_a_model_of_three_channels_and_is_data_for_one_of_four(tmp_path):
+    values = noise(4, 40, 60)
+    values[3], values[3, :, :30] = 255, 0
+    file = write_raster(tmp_path / "a.tif", values)
+    predict_file(model_of(), file, tmp_path / "out" / "three")
+    predict_file(model_of(4), file, tmp_path / "out" / "four")
+    labels = labels_of(tmp_path / "out" / "three.tif")
+    assert np.array_equal(labels == 255, values[3] == 0)
+    assert np.array_equal(labels[values[3] > 0], predict(model_of(), file)[values[3] > 0])
+    assert np.array_equal(labels_of(tmp_path / "out" / "four.tif"), predict(model_of(4), values.transpose(1, 2, 0)))
+
+
+def test_a_model_takes_the_bands_that_it_states(tmp_path):
+    values = noise(5, 40, 60)
+    file = write_raster(tmp_path / "a.tif", values)
+    predict_file(model_of(bands=[4, 3, 2]), file, tmp_path / "out" / "a")
+    expected = predict(model_of(), values[[3, 2, 1]].transpose(1, 2, 0))
+    assert np.array_equal(labels_of(tmp_path / "out" / "a.tif"), expected)
+    for model, taken in ((model_of(), "3 channels"), (model_of(bands=[1, 2, 6]), "the bands 1, 2, 6")):
+        with pytest.raises(ImageError, match=rf"a\.tif: the model takes {taken}, the image has 5 bands: state which"):
+            predict_file(model, file, tmp_path / "out" / "b")
+
+
+def test_a_huge_raster_takes_the_time_of_its_data(tmp_path):
+    file = tmp_path / "a.tif"
+    profile = {"count": 3, "height": 16_000, "width": 15_000, "dtype": "uint8", "nodata": 0, "crs": "EPSG:32632"}
+    blocks = {"tiled": True, "blockxsize": 512, "blockysize": 512, "sparse_ok": True, "transform": PLACE}
+    values = noise(3, 100, 200) // 2 + 1
+    with rasterio.open(file, "w", driver="GTiff", **profile, **blocks) as raster:
+        raster.write(values, window=((9_000, 9_100), (2_000, 2_200)))
+    entry = predict_file(model_of(classes=2), file, tmp_path / "out" / "a", tile=512, window=512, overlays=False)
+    assert (entry["height"], entry["width"]) == (16_000, 15_000)
+    assert sum(c["pixels"] for c in entry["classes"]) == 20_000
+    with rasterio.open(tmp_path / "out" / "a.tif") as raster:
+        assert (raster.read(1, window=((9_000, 9_100), (2_000, 2_200))) < 2).all()
+        assert (raster.read(1, window=((0, 512), (0, 3000))) == 255).all()
+
+
+def test_overlays_of_rasters_are_of_bounded_size_and_show_the_image_where_it_holds_no_data(tmp_path, monkeypatch):
+    monkeypatch.setattr(segnext_timm.prediction.raster_labels, "_PICTURE_SIDE", 100)
+    values = noise(3, 100, 200)
+    values[:, :, :100] = 200
+    file = write_raster(tmp_path / "a.tif", values, nodata=200)
+    predict_file(model_of(palette=[[255, 0, 0]] * 3), file, tmp_path / "out" / "a")
+    with Image.open(tmp_path / "out" / "a_overlay.jpg") as picture:
+        assert picture.width >= 100
+        colors = np.asarray(picture)[:50, :100].astype(int)
+    assert (colors[:, :40] < 20).all()
+    assert (colors[:, 60:, 0] > 120).all()
+
+
+def test_a_raster_that_fits_no_memory_is_neither_resized_nor_taken_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(segnext_timm.prediction.raster_labels, "_LARGE", 1000)
+    file = write_raster(tmp_path / "a.tif", noise(3, 40, 60), crs=None)
+    for options in ({"fit_in": 30}, {"scales": (1, 2)}, {"mode": "whole"}):
+        with pytest.raises(ImageError, match=r"a\.tif: 40×60 pixels are too many to be read at once"):
+            predict_file(model_of(), file, tmp_path / "out" / "a", **options)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_tiff_that_lies_nowhere_but_is_larger_than_pillow_opens_is_read_by_regions(tmp_path, monkeypatch):
+    values = noise(3, 100, 80).transpose(1, 2, 0)
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    monkeypatch.setattr(segnext_timm.prediction.raster_labels, "_LARGE", 5000)
+    entry = predict_file(model_of(), tmp_path / "a.tif", tmp_path / "out" / "a", mode="slide")
+    with open_raster(tmp_path / "out" / "a.tif") as labels:
+        assert not labels.placed
+        assert np.array_equal(labels.read()[0], predict(model_of(), values, mode="slide"))
+    assert "square_meters" not in entry["classes"][0]
+
+
+def test_labels_of_many_classes_have_16_bits(tmp_path):
+    file = write_raster(tmp_path / "a.tif", noise(3, 40, 60), nodata=7)
+    for classes, dtype, nodata in ((255, "uint8", 255), (256, "uint16", 65535), (300, "uint16", 65535)):
+        entry = predict_file(model_of(classes=classes), file, tmp_path / "out" / "a", overlays=False)
+        with rasterio.open(tmp_path / "out" / "a.tif") as raster:
+            assert (raster.dtypes[0], raster.nodata) == (dtype, nodata)
+            assert raster.read(1)[raster.read(1) != nodata].max() < classes
+        assert entry["classes"]
+
+
+def test_colors_and_names_of_the_classes_are_in_the_file_as_gdal_reads_them(tmp_path):
+    file = write_raster(tmp_path / "a.tif", noise(3, 40, 60))
+    model = model_of(label_names=["road", "trees & shrubs", "sky"], palette=[[90, 90, 100], [200, 20, 20], [1, 2, 3]])
+    predict_file(model, file, tmp_path / "out" / "a")
+    with rasterio.open(tmp_path / "out" / "a.tif") as raster:
+        assert [raster.colormap(1)[label][:3] for label in range(3)] == [(90, 90, 100), (200, 20, 20), (1, 2, 3)]
+    rasterio.shutil.copy(tmp_path / "out" / "a.tif", tmp_path / "a.vrt", driver="VRT")
+    assert "<Category>trees &amp; shrubs</Category>" in (tmp_path / "a.vrt").read_text()
+
+
+def test_damage_is_told_in_one_line_and_leaves_nothing(tmp_path):
+    file = write_raster(tmp_path / "a.tif", noise(3, 300, 300), blockysize=8)
+    file.write_bytes(file.read_bytes()[:200_000])
+    places = find_images([file], tmp_path / "out")
+    predictions = predict_files(model_of(), places, tmp_path / "out")
+    assert "cannot be read as an image" in predictions.failures[file]
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_rasters_are_interrupted_and_resumed_as_other_images(tmp_path):
+    for name in "ab":
+        (tmp_path / "in").mkdir(exist_ok=True)
+        write_raster(tmp_path / "in" / f"{name}.tif", noise(3, 100, 100))
+    places, out = find_images([tmp_path / "in"], tmp_path / "out"), tmp_path / "out"
+
+    def interrupt(file, share):
+        if file.name == "b.tif" and share > 0:
+            raise KeyboardInterrupt
+
+    options = {"areas": True, "origin": "m, mode slide", "mode": "slide", "tile": 64}
+    with pytest.raises(KeyboardInterrupt):
+        predict_files(model_of(), places, out, report=interrupt, **options)
+    assert sorted(f.name for f in out.iterdir()) == ["a.tif", "a.tif.aux.xml", "a_overlay.jpg", "areas.json"]
+    (out / "areas.json").unlink()
+    done = predict_files(model_of(), places, out, resume=True, **options)
+    assert done.predicted == 1
+    first, second = json.loads((out / "areas.json").read_text())["images"]
+    assert first["classes"] == second["classes"]
+    assert first["classes"][0]["square_meters"] == pytest.approx(100 * first["classes"][0]["pixels"], rel=2e-3)
+    assert outputs(out / "a") == {"labels": str(out / "a.tif"), "overlay": str(out / "a_overlay.jpg")}
+    with pytest.raises(OptionError, match=r"a\.tif was predicted with m, mode slide, not with another"):
+        predict_files(model_of(), places, out, resume=True, **options | {"origin": "another"})
+
+
+def test_without_rasterio_only_images_that_need_it_are_refused(tmp_path, monkeypatch):
+    placed = write_raster(tmp_path / "placed.tif", noise(3, 40, 60))
+    Image.fromarray(noise(3, 40, 60).transpose(1, 2, 0)).save(tmp_path / "plain.tif")
+    real = builtins.__import__
+
+    def without(name, *arguments, **keywords):
+        if name == "rasterio":
+            raise ImportError(name)
+        return real(name, *arguments, **keywords)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setattr(segnext_timm.prediction.raster_labels, "find_spec", lambda name: None)
+    with pytest.raises(
+        ImageError, match=r"placed\.tif is read by rasterio, which is not installed: pip install rasterio"
+    ):
+        predict_file(model_of(), placed, tmp_path / "out" / "placed")
+    predict_file(model_of(), tmp_path / "plain.tif", tmp_path / "out" / "plain")
+    assert set(outputs(tmp_path / "out" / "plain")) == {"labels", "overlay"}
+
+
+def test_a_world_file_goes_with_the_labels(tmp_path):
+    (tmp_path / "in").mkdir()
+    pixels = Image.fromarray(noise(3, 40, 60).transpose(1, 2, 0))
+    for name, world in {"a.jpg": "a.jgw", "b.PNG": "b.PGW", "c.png": "c.wld", "d.jpeg": "d.jpegw"}.items():
+        pixels.save(tmp_path / "in" / name)
+        (tmp_path / "in" / world).write_text("10\n0\n0\n-10\n500005\n4999995\n")
+    (tmp_path / "in" / "a.prj").write_text(rasterio.CRS.from_epsg(32632).to_wkt())
+    (tmp_path / "in" / "a.jpg.aux.xml").write_text(
+        f"<PAMDataset><SRS>{escape(rasterio.CRS.from_epsg(32632).to_wkt())}</SRS>"
+        '<PAMRasterBand band="1"><Metadata><MDI key="STATISTICS_MAXIMUM">255</MDI></Metadata></PAMRasterBand>'
+        "</PAMDataset>"
+    )
+    pixels.save(tmp_path / "in" / "unplaced.png")
+    places = find_images([tmp_path / "in"], tmp_path / "out")
+    assert not predict_files(model_of(), places, tmp_path / "out", overlays=False).failures
+    names = ["a.pgw", "a.png", "a.png.aux.xml", "a.prj", *(f"{n}.{e}" for n in "bcd" for e in ("pgw", "png"))]
+    assert sorted(f.name for f in (tmp_path / "out").iterdir()) == sorted([*names, "unplaced.png"])
+    for name in "abcd":
+        with rasterio.open(tmp_path / "out" / f"{name}.png") as labels:
+            assert labels.transform == PLACE
+            assert labels.crs == (rasterio.CRS.from_epsg(32632) if name == "a" else None)
+    assert "STATISTICS" not in (tmp_path / "out" / "a.png.aux.xml").read_text()
+
+
+def test_a_tiff_with_a_world_file_and_a_projection_is_georeferenced(tmp_path):
+    Image.fromarray(noise(3, 40, 60).transpose(1, 2, 0)).save(tmp_path / "a.tif")
+    (tmp_path / "a.tfw").write_text("10\n0\n0\n-10\n500005\n4999995\n")
+    (tmp_path / "a.prj").write_text(rasterio.CRS.from_epsg(32632).to_wkt(version="WKT1_ESRI"))
+    predict_file(model_of(), tmp_path / "a.tif", tmp_path / "out" / "a")
+    with rasterio.open(tmp_path / "out" / "a.tif") as labels:
+        assert (labels.transform, labels.crs.to_epsg()) == (PLACE, 32632)
+
+
+def square_labels(file, crs="EPSG:32632", transform=PLACE):
+    """Labels of a ring (1) around a square (2), in a field (0) with a column that has no data."""
+    labels = np.zeros((1, 60, 80), np.uint8)
+    labels[0, 10:40, 20:50], labels[0, 20:30, 30:40], labels[0, :, 79] = 1, 2, 255
+    return write_raster(file, labels, nodata=255, crs=crs, transform=transform)
+
+
+@pytest.mark.parametrize("crs", ["EPSG:32632", "EPSG:3857", "EPSG:4326"])
+def test_polygons_lie_where_the_labels_lie_with_names_areas_and_holes(tmp_path, crs):
+    transform = rasterio.Affine(1e-4, 0, 9, 0, -1e-4, 45) if crs == "EPSG:4326" else PLACE
+    labels = square_labels(tmp_path / "a.tif", crs, transform)
+    write_polygons(labels, tmp_path / "a.geojson", ModelInfo(model_of(label_names=["field", "ring", "square"])))
+    features = json.loads((tmp_path / "a.geojson").read_text())["features"]
+    found = {feature["properties"]["name"]: feature for feature in features}
+    assert sorted(found) == ["field", "ring", "square"]
+    assert [len(found[name]["geometry"]["coordinates"]) for name in ("field", "ring", "square")] == [2, 2, 1]
+    polygons = {name: shapely.geometry.shape(feature["geometry"]) for name, feature in found.items()}
+    assert all(polygon.is_valid and polygon.exterior.is_ccw for polygon in polygons.values())
+    # back on the image, they are the labels
+    shapes = [(transform_geom("EPSG:4326", crs, f["geometry"]), f["properties"]["label"]) for f in features]
+    drawn = rasterio.features.rasterize(shapes, (60, 80), fill=255, transform=transform)
+    assert np.array_equal(drawn, labels_of(labels))
+    area, geod = found["ring"]["properties"]["square_meters"], polygons["ring"].area
+    meters = geod * 111_320**2 * np.cos(np.deg2rad(polygons["ring"].centroid.y))  # of a sphere, roughly
+    assert area == pytest.approx(meters, rel=0.01)
+    if crs == "EPSG:32632":
+        assert area == pytest.approx(800 * 100, rel=2e-3)
+
+
+def test_simplified_polygons_have_fewer_points_and_stay_valid(tmp_path):
+    labels = (np.hypot(*np.mgrid[-50:50, -50:50]) < 40).astype(np.uint8)[None]
+    file = write_raster(tmp_path / "a.tif", labels)
+    info, counts = ModelInfo(model_of(classes=1)), []
+    for tolerance in (0, 2):
+        write_polygons(file, tmp_path / "a.geojson", info, tolerance)
+        (feature,) = json.loads((tmp_path / "a.geojson").read_text())["features"]  # no background
+        polygon = shapely.geometry.shape(feature["geometry"])
+        assert polygon.is_valid
+        assert feature["properties"]["square_meters"] == pytest.approx(100 * labels.sum(), rel=0.05)
+        counts.append(len(polygon.exterior.coords))
+    assert counts[1] < counts[0] / 3
+
+
+def test_polygons_of_images_that_lie_nowhere_are_refused_before_the_work(tmp_path):
+    write_raster(tmp_path / "a.tif", noise(3, 40, 60), crs=None)
+    Image.fromarray(noise(3, 40, 60).transpose(1, 2, 0)).save(tmp_path / "b.png")
+    placed = write_raster(tmp_path / "c.tif", noise(3, 40, 60))
+    places = find_images([tmp_path / f"{name}" for name in ("a.tif", "b.png", "c.tif")], tmp_path / "out")
+    predictions = predict_files(model_of(), places, tmp_path / "out", save_as="geojson")
+    assert predictions.predicted == 1
+    for reason in predictions.failures.values():
+        assert "does not state where on Earth it lies (transform and CRS), but GeoJSON does" in reason
+    assert set(outputs(places[placed])) == {"labels", "overlay", "polygons"}
+    assert len(list((tmp_path / "out").iterdir())) == 4
+
+
+def test_polygons_are_made_of_labels_that_are_there(tmp_path):
+    file = write_raster(tmp_path / "a.tif", noise(3, 40, 60))
+    places, out = find_images([file], tmp_path / "out"), tmp_path / "out"
+    predict_files(model_of(), places, out)
+    before = (out / "a.tif").stat().st_mtime_ns
+    done = predict_files(model_of(), places, out, resume=True, save_as="geojson", simplify=1.0)
+    assert (done.predicted, (out / "a.tif").stat().st_mtime_ns) == (0, before)
+    assert json.loads((out / "a.geojson").read_text())["features"]
+    predict_files(model_of(), places, out)
+    assert not (out / "a.geojson").exists()  # of other labels, perhaps
+
+
+def test_the_command_writes_what_each_image_allows_and_says_so(tmp_path):
+    model_of(label_names=["a", "b", "c"]).save_pretrained(tmp_path / "model")
+    (tmp_path / "in").mkdir()
+    write_raster(tmp_path / "in" / "a.tif", noise(3, 40, 60))
+    command = ["predict", str(tmp_path / "model"), str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--device", "cpu"]
+    done = CliRunner().invoke(main, [*command, "--areas", "--json", "--save_as", "geojson", "--simplify", "1"])
+    assert done.exit_code == 0, done.output
+    (image,) = json.loads(done.stdout)["images"]
+    files = {"labels": "a.tif", "overlay": "a_overlay.jpg", "polygons": "a.geojson"}
+    assert image["outputs"] == {kind: str(tmp_path / "out" / name) for kind, name in files.items()}
+    assert all(entry["square_meters"] > 0 for entry in image["classes"])
+    names = {f["properties"]["name"] for f in json.loads((tmp_path / "out" / "a.geojson").read_text())["features"]}
+    assert names == {entry["name"] for entry in image["classes"]}
+    assert "the labels of 1 were there" in CliRunner().invoke(main, [*command, "--resume"]).output
+    done = CliRunner().invoke(main, [*command, "--simplify", "1"])
+    assert (done.exit_code, "is for the polygons of --save_as geojson" in done.output) == (2, True)
+
+
+def test_a_palette_is_read_as_colors(tmp_path):
+    values, colors = noise(1, 40, 60), {value: (value, 255 - value, 7 * value % 256) for value in range(256)}
+    file = write_raster(tmp_path / "a.tif", values, photometric="palette")
+    with rasterio.open(file, "r+") as raster:
+        raster.write_colormap(1, colors)
+    predict_file(model_of(), file, tmp_path / "out" / "a")
+    picture = np.array([colors[value][:3] for value in range(256)], np.uint8)[values[0]]
+    assert np.array_equal(labels_of(tmp_path / "out" / "a.tif"), predict(model_of(), picture))
+    assert np.array_equal(labels_of(tmp_path / "out" / "a.tif"), predict(model_of(), file))

@@ -4,6 +4,7 @@ Resizing is bilinear with `align_corners=False`, as in `torch.nn.functional.inte
 """
 
 from bisect import bisect_left
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -52,7 +53,7 @@ def candidate_classes(logits: torch.Tensor) -> torch.Tensor:
     return (~(most < least.amax(1, keepdim=True))).any(3)  # in this form, NaN counts as a candidate
 
 
-def argmax(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+def argmax(logits: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     """See :func:`resizing.argmax`; compares only the channels that can be the largest in a band of rows."""
     logits = _widen(logits)
     batch, classes, height, _ = logits.shape

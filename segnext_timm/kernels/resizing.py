@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -57,9 +58,16 @@ def _kernels(logits: torch.Tensor) -> Any:
     return cells
 
 
-def argmax(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+# Custom operators, so that torch.compile sees their shapes, and does not trace bands and launches
+@torch.library.custom_op("segnext_timm::upsampled_argmax", mutates_args=())
+def argmax(logits: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     """Compute labels (B, *size), int64: the largest channel of resized logits (B, classes, h, w)."""
     return _kernels(logits).argmax(logits, size)
+
+
+@argmax.register_fake
+def _new_labels(logits: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    return logits.new_empty((logits.shape[0], *size), dtype=torch.long)
 
 
 def _is_integer_fraction(part: torch.Size, full: torch.Size) -> bool:
@@ -78,7 +86,6 @@ def check_sizes(logits: torch.Tensor, target: torch.Tensor) -> None:
         )
 
 
-# A custom operator, so that torch.compile sees its shapes, and does not trace the bands
 @torch.library.custom_op("segnext_timm::upsampled_cross_entropy", mutates_args=())
 def cross_entropy(
     logits: torch.Tensor,

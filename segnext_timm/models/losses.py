@@ -14,7 +14,6 @@ from ..errors import OptionError
 from ..kernels import resizing
 
 
-@torch.compiler.disable  # kernels choose shapes by the data: torch.compile compiles the model up to here
 def resized_argmax(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """Labels (B, *size), int64, of logits (B, classes, h, w): `interpolate(logits, size, mode="bilinear").argmax(1)`.
 

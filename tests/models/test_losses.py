@@ -287,6 +287,15 @@ def test_sizes_after_the_first_share_a_compiled_loss(compiles, reduction):
     assert counter.frame_count == 2
 
 
+def test_labels_are_compiled_without_a_break(compiles, form):
+    compiled = torch.compile(resized_argmax, fullgraph=True, backend="aot_eager")
+    for size in ((32, 40), (31, 39)):
+        x = logits((2, 6, 4, 5)).requires_grad_()
+        labels = compiled(x, size)
+        assert not labels.requires_grad
+        assert torch.equal(labels, resized(x, size).argmax(1))
+
+
 def test_a_compiled_loss_holds_no_full_size_logits(compiles):
     sizes = []
 

@@ -5,6 +5,8 @@ resized logits take 1.3 GB in float32, and as much time as a small network. This
 and cross-entropy; :mod:`segnext_timm.kernels.resizing` has faster ones, which need few rows of them at a time.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -14,7 +16,7 @@ from ..errors import OptionError
 from ..kernels import resizing
 
 
-def resized_argmax(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+def resized_argmax(logits: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     """Labels (B, *size), int64, of logits (B, classes, h, w): `interpolate(logits, size, mode="bilinear").argmax(1)`.
 
     Ties, up to rounding, are broken arbitrarily.
@@ -25,7 +27,7 @@ def resized_argmax(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return torch.cat([_resize(image, size).max(1).indices for image in logits.split(1)])
 
 
-def _resize(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+def _resize(logits: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     """Resize logits (B, classes, h, w) to (B, classes, *size), in float32 or wider."""
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return F.interpolate(wide, size, mode="bilinear", align_corners=False)

@@ -41,7 +41,7 @@ class SegNeXtHubMixin(SegmentationModel):
 
     @pretrained_cfg.setter
     def pretrained_cfg(self, cfg: Mapping[str, Any] | None) -> None:
-        fitting, misfits = fit_pretrained_cfg(cfg or {}, ModelInfo(self).num_classes, self.in_channels)
+        fitting, misfits = _fit_pretrained_cfg(cfg or {}, ModelInfo(self).num_classes, self.in_channels)
         if misfits:
             raise OptionError(f"pretrained_cfg does not fit the model: {misfits}.")
         self.config["pretrained_cfg"] = fitting
@@ -61,7 +61,7 @@ class SegNeXtHubMixin(SegmentationModel):
             OptionError: If the model is fused, its segmentation head was replaced by one that is not smp's, or a fact
                 does not fit the model.
         """
-        from ..hub.cards import write_card  # above the models: smp asks a model for its card
+        from ..hub import write_card  # above the models: smp asks a model for its card
 
         facts = dict(kwargs.pop("model_card_kwargs", None) or {})
         facts |= {name: kwargs.pop(name) for name in ("dataset", "metrics") if name in kwargs}
@@ -90,7 +90,7 @@ class SegNeXtHubMixin(SegmentationModel):
             OptionError: If the model is fused, or its segmentation head was replaced by one that is not smp's.
             OSError: If the Hub refuses the request or cannot be reached.
         """
-        from ..hub.push import push_to_hub
+        from ..hub import push_to_hub
 
         config, facts = kwargs.pop("config", None), kwargs.pop("model_card_kwargs", None)
         with tempfile.TemporaryDirectory() as folder:
@@ -101,11 +101,16 @@ class SegNeXtHubMixin(SegmentationModel):
         """Make the configuration that of the model as it is, whose head and facts may have been changed in place."""
         check_not_fused(self)
         head = _describe_head(self.segmentation_head, self.config.get("activation"))
-        fitting, misfits = fit_pretrained_cfg(self.pretrained_cfg, head["classes"], self.in_channels)
-        if misfits:
-            _logger.warning(f"pretrained_cfg: left out {misfits}.")
+        fitting = self._fitting_facts(self.pretrained_cfg, head["classes"])
         self.pretrained_cfg = update_facts(fitting, facts, self)  # raises an error before anything is changed
         self.config.update(head)
+
+    def _fitting_facts(self, cfg: Mapping[str, Any], classes: int) -> dict[str, Any]:
+        """Leave out the entries of a `pretrained_cfg` for another number of classes or channels, with a warning."""
+        fitting, misfits = _fit_pretrained_cfg(cfg, classes, self.in_channels)
+        if misfits:
+            _logger.warning(f"pretrained_cfg: left out {misfits}.")
+        return fitting
 
     @classmethod
     def _from_pretrained(cls, **kwargs: Any) -> Any:
@@ -123,7 +128,7 @@ class SegNeXtHubMixin(SegmentationModel):
             kwargs: Facts, as in the `card` of :func:`segnext_timm.push_to_hub`; `repo_id`, the Hub repository in the
                 card's code (default: the folder of the card).
         """
-        from ..hub.cards import model_card
+        from ..hub import model_card
 
         repo = kwargs.pop("repo_id", None) or "."
         info = update_facts(self.pretrained_cfg, kwargs, self)
@@ -143,7 +148,7 @@ def _describe_head(head: Any, activation: str | None) -> dict[str, Any]:
     return {"classes": head[0].out_channels, "activation": activation}
 
 
-def fit_pretrained_cfg(cfg: Mapping[str, Any], classes: int, in_channels: int) -> tuple[dict[str, Any], str]:
+def _fit_pretrained_cfg(cfg: Mapping[str, Any], classes: int, in_channels: int) -> tuple[dict[str, Any], str]:
     """Split a `pretrained_cfg` into the entries that fit a model and a description of those that do not."""
     fitting, misfits = plain_values(cfg), []
     if fitting.get("label_names"):

@@ -6,7 +6,6 @@ Original code: https://github.com/Visual-Attention-Network/SegNeXt
 """
 
 import difflib
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -23,11 +22,9 @@ from segmentation_models_pytorch.encoders import get_encoder, get_encoder_names
 from ..errors import OptionError
 from ..variants import MIN_SIDE
 from .hamburger import GroupNorm, Hamburger
-from .hub_mixin import SegNeXtHubMixin, fit_pretrained_cfg
+from .hub_mixin import SegNeXtHubMixin
 from .losses import resized_argmax
 from .model_info import Segmenter, evaluation_mode
-
-_logger = logging.getLogger(__name__)
 
 _NUM_GROUPS = 32  # of every GroupNorm in the decoder
 
@@ -178,10 +175,7 @@ class SegNeXt(SegNeXtHubMixin):
         self.in_channels = in_channels
         self.upsampling = upsampling
         self.config["upsampling"] = 8  # a model saved during training loads with full-size output
-        fitting, misfits = fit_pretrained_cfg(pretrained_cfg or {}, classes, in_channels)
-        self.config["pretrained_cfg"] = fitting
-        if misfits:
-            _logger.warning(f"pretrained_cfg: left out {misfits}.")
+        self.config["pretrained_cfg"] = self._fitting_facts(pretrained_cfg or {}, classes)
         self.encoder = get_encoder(
             encoder_name,
             in_channels=in_channels,

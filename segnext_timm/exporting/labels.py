@@ -7,8 +7,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 from segmentation_models_pytorch.base.modules import Clamp
 
-from ..kernels.bands import candidate_classes, resizing_matrix
 from ..models.model_info import Segmenter
+from ..models.resizing import candidate_classes, resizing_matrix
 
 _BANDS = 8  # of rows: the maps of one fit the caches, and the graph stays small
 

@@ -11,26 +11,15 @@ import torch
 import torch.nn.functional as F
 
 from .. import kernels
+from ..models.resizing import candidate_classes, resizing_matrix, source_positions
 
 _BYTES = 1 << 20  # of the resized maps held at once
 _MLP_BYTES = 4 << 20  # of an MLP's hidden features at once; measured on cores with 2.5 MB of second-level cache
 
 
-def _source(size: int, resized: int, like: torch.Tensor) -> torch.Tensor:
-    """Compute the position, on an axis of `size` pixels, that each of `resized` pixels is interpolated from."""
-    centers = torch.arange(resized, dtype=like.dtype, device=like.device) + 0.5
-    return (centers * (size / resized) - 0.5).clamp(0, size - 1)
-
-
 def _first_pixels(size: int, resized: int) -> list[int]:
     """List the first of the two of `size` pixels that each of `resized` pixels of an axis is interpolated from."""
     return [min(max(((2 * i + 1) * size - resized) // (2 * resized), 0), size - 1) for i in range(resized)]
-
-
-def resizing_matrix(size: int, resized: int, like: torch.Tensor) -> torch.Tensor:
-    """Compute the matrix (resized, size) that resizes an axis."""
-    pixels = torch.arange(size, dtype=like.dtype, device=like.device)
-    return (1 - (_source(size, resized, like)[:, None] - pixels).abs()).clamp(min=0)
 
 
 def _widen(logits: torch.Tensor) -> torch.Tensor:
@@ -41,24 +30,12 @@ def _rows_at_once(width: int, classes: int) -> int:
     return max(_BYTES // (4 * width * classes), 1)
 
 
-def candidate_classes(logits: torch.Tensor) -> torch.Tensor:
-    """Find classes that can be the largest between two rows of logits (B, classes, h, w): (B, classes, max(h - 1, 1)).
-
-    Every value of a resized map lies between the values of the four pixels around it. A class whose largest of these
-    four is below the smallest of another class cannot be the largest.
-    """
-    kernel = (min(2, logits.shape[2]), min(2, logits.shape[3]))
-    most = F.max_pool2d(logits, kernel, stride=1)
-    least = -F.max_pool2d(-logits, kernel, stride=1)
-    return (~(most < least.amax(1, keepdim=True))).any(3)  # in this form, NaN counts as a candidate
-
-
 def argmax(logits: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     """See :func:`resizing.argmax`; compares only the channels that can be the largest in a band of rows."""
     logits = _widen(logits)
     batch, classes, height, _ = logits.shape
     above = [min(row, max(height - 2, 0)) for row in _first_pixels(height, size[0])]
-    share = (_source(height, size[0], logits) - torch.tensor(above))[:, None, None]
+    share = (source_positions(height, size[0], logits) - torch.tensor(above))[:, None, None]
     # a band holds the rows interpolated from one pair of rows of the logits, or from more if memory allows
     step = max(_rows_at_once(size[1], classes) * height // size[0], 1)
     tops = range(0, max(height - 1, 1), step)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from .. import kernels
-from ..errors import OptionError
+from ..models.resizing import check_sizes
 from . import bands
 
 _logger = logging.getLogger(__name__)
@@ -68,22 +68,6 @@ def argmax(logits: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
 @argmax.register_fake
 def _new_labels(logits: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     return logits.new_empty((logits.shape[0], *size), dtype=torch.long)
-
-
-def _is_integer_fraction(part: torch.Size, full: torch.Size) -> bool:
-    """Whether dividing both sides of `full` by one integer, rounded up or down, gives `part`."""
-    factors = range(1, max(full) + 1) if min(part) > 0 else ()
-    candidates = (f for f in factors if all(side // f <= p <= -(-side // f) for p, side in zip(part, full)))
-    return next(candidates, None) is not None
-
-
-def check_sizes(logits: torch.Tensor, target: torch.Tensor) -> None:
-    """Raise an OptionError unless logits (B, classes, h, w) have a fraction of the size of labels (B, H, W)."""
-    if not _is_integer_fraction(logits.shape[-2:], target.shape[-2:]):
-        raise OptionError(
-            f"Logits of {tuple(logits.shape[-2:])} pixels (height, width) are not an integer fraction of labels of "
-            f"{tuple(target.shape[-2:])}. Are these the labels of another image?"
-        )
 
 
 @torch.library.custom_op("segnext_timm::upsampled_cross_entropy", mutates_args=())

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..errors import OptionError
 from ..kernels import resizing
+from .resizing import check_sizes
 
 
 def resized_argmax(logits: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
@@ -98,7 +99,7 @@ class UpsampledCrossEntropyLoss(nn.Module):
         wide = torch.promote_types(logits.dtype, torch.float32)
         weight = None if self.weight is None else self.weight.to(logits.device, wide)
         if not torch.compiler.is_compiling():  # which would compile anew for each size
-            resizing.check_sizes(logits, target)
+            check_sizes(logits, target)
         if self.reduction == "none":
             return self._compute_plainly(logits, target, weight)
         if resizing.applies(logits):

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from .. import kernels
-from ..models.resizing import candidate_classes, resizing_matrix, source_positions
+from ..models.resizing import candidate_classes, resize, resizing_matrix, source_positions, widen
 
 _BYTES = 1 << 20  # of the resized maps held at once
 _MLP_BYTES = 4 << 20  # of an MLP's hidden features at once; measured on cores with 2.5 MB of second-level cache
@@ -22,17 +22,13 @@ def _first_pixels(size: int, resized: int) -> list[int]:
     return [min(max(((2 * i + 1) * size - resized) // (2 * resized), 0), size - 1) for i in range(resized)]
 
 
-def _widen(logits: torch.Tensor) -> torch.Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
 def _rows_at_once(width: int, classes: int) -> int:
     return max(_BYTES // (4 * width * classes), 1)
 
 
 def argmax(logits: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     """See :func:`resizing.argmax`; compares only the channels that can be the largest in a band of rows."""
-    logits = _widen(logits)
+    logits = widen(logits)
     batch, classes, height, _ = logits.shape
     above = [min(row, max(height - 2, 0)) for row in _first_pixels(height, size[0])]
     share = (source_positions(height, size[0], logits) - torch.tensor(above))[:, None, None]
@@ -47,7 +43,7 @@ def argmax(logits: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
         for top, end in zip(tops, ends):
             kept = possible[i, :, top : top + step].any(1).nonzero()[:, 0]
             source = logits[i : i + 1, kept, top : top + step + 1].contiguous(memory_format=torch.channels_last)
-            wide = F.interpolate(source, (source.shape[2], size[1]), mode="bilinear", align_corners=False)
+            wide = resize(source, [source.shape[2], size[1]])
             wide = wide[0].permute(1, 2, 0)  # (rows, width, kept): the argmax reads contiguous memory
             upper, lower = wide[:-1], wide[1:]
             if wide.shape[0] != 2:
@@ -68,7 +64,7 @@ def cross_entropy(
     needs_gradient: bool,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """See :func:`resizing.cross_entropy`; computes the gradient while the maps of a band are held."""
-    logits_nhwc = _widen(logits).permute(0, 2, 3, 1)  # (B, h, w, classes)
+    logits_nhwc = widen(logits).permute(0, 2, 3, 1)  # (B, h, w, classes)
     batch, height, width, classes = logits_nhwc.shape
     rows = resizing_matrix(height, target.shape[1], logits_nhwc)
     columns = resizing_matrix(width, target.shape[2], logits_nhwc)

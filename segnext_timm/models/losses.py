@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..errors import OptionError
 from ..kernels import resizing
-from .resizing import check_sizes
+from .resizing import check_sizes, resize, widen
 
 
 def resized_argmax(logits: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
@@ -25,13 +25,7 @@ def resized_argmax(logits: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     if resizing.applies(logits):
         return resizing.argmax(logits, size)
     # one image at a time, to save memory; max is faster than argmax
-    return torch.cat([_resize(image, size).max(1).indices for image in logits.split(1)])
-
-
-def _resize(logits: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """Resize logits (B, classes, h, w) to (B, classes, *size), in float32 or wider."""
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return F.interpolate(wide, size, mode="bilinear", align_corners=False)
+    return torch.cat([resize(widen(image), list(size)).max(1).indices for image in logits.split(1)])
 
 
 class UpsampledCrossEntropyLoss(nn.Module):
@@ -118,7 +112,7 @@ class UpsampledCrossEntropyLoss(nn.Module):
 
     def _compute_plainly(self, logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
         return F.cross_entropy(
-            _resize(logits, (target.shape[1], target.shape[2])),
+            resize(widen(logits), [target.shape[1], target.shape[2]]),
             target,
             weight,
             ignore_index=self.ignore_index,

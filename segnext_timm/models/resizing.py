@@ -6,6 +6,16 @@ import torch.nn.functional as F
 from ..errors import OptionError
 
 
+def resize(x: torch.Tensor, size: list[int]) -> torch.Tensor:
+    """Resize maps (B, C, h, w) to (B, C, *size)."""
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+
+
+def widen(x: torch.Tensor) -> torch.Tensor:
+    """Convert half precision to float32; wider types stay."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def source_positions(size: int, resized: int, like: torch.Tensor) -> torch.Tensor:
     """Compute the position, on an axis of `size` pixels, that each of `resized` pixels is interpolated from."""
     centers = torch.arange(resized, dtype=like.dtype, device=like.device) + 0.5

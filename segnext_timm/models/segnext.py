@@ -25,6 +25,7 @@ from .hamburger import GroupNorm, Hamburger
 from .hub_mixin import SegNeXtHubMixin
 from .losses import resized_argmax
 from .model_info import Segmenter, evaluation_mode
+from .resizing import resize
 
 _NUM_GROUPS = 32  # of every GroupNorm in the decoder
 
@@ -78,7 +79,7 @@ class LightHamDecoder(nn.Module):
         x = self.squeeze[0](features[3])
         for i, squeeze in enumerate(self.squeeze):
             if i > 0:
-                x = x + F.interpolate(squeeze(features[3 + i]), x.shape[-2:], mode="bilinear", align_corners=False)
+                x = x + resize(squeeze(features[3 + i]), list(x.shape[-2:]))
         x = F.relu(self.squeeze_norm(x))
         x = self.hamburger(x)
         x = F.relu(self.align_norm(self.align(x)))
@@ -96,7 +97,7 @@ class ResizingHead(SegmentationHead):
         """Features (B, in_channels, h, w) to a map (B, classes, *size), or (B, classes, h, w) if None."""
         x = self[0](x)
         if size is not None:
-            x = F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+            x = resize(x, size)
         return self[2](x) if activated else x
 
 
@@ -245,7 +246,7 @@ class SegNeXt(SegNeXtHubMixin):
         else:  # a head of the user's
             masks = self.segmentation_head(masks)
             if size is not None:
-                masks = F.interpolate(masks, size=size, mode="bilinear", align_corners=False)
+                masks = resize(masks, size)
         if self.classification_head is not None:
             return masks, self.classification_head(features[-1])
         return masks
@@ -268,7 +269,7 @@ class SegNeXt(SegNeXtHubMixin):
             if segmenter.gives_logits and maps.shape[1] > 1:
                 return resized_argmax(maps, x.shape[-2:])
             if maps.shape[-2:] != x.shape[-2:]:
-                maps = F.interpolate(maps, size=x.shape[-2:], mode="bilinear", align_corners=False)
+                maps = resize(maps, list(x.shape[-2:]))
             return segmenter.labels(maps, 1)
 
     @torch.jit.ignore

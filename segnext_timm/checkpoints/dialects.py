@@ -190,7 +190,11 @@ def _meta_labels(meta: Any, num_classes: int) -> tuple[tuple | None, tuple | Non
         if isinstance(value, list | tuple) and len(value) == num_classes:
             found[str(key).lower()] = value
     names, palette = found.get("classes"), found.get("palette")
-    return names and tuple(map(str, names)), palette and tuple(tuple(map(int, color)) for color in palette)
+    try:
+        return names and tuple(map(str, names)), palette and tuple(tuple(map(int, color)) for color in palette)
+    except (TypeError, ValueError):
+        what = f"its palette has entries that are not [red, green, blue]: {str(palette)[:100]}"
+        raise CheckpointError(f"{what}. Correct or remove it in the file's meta.") from None
 
 
 def _rank(state_dict: Mapping[str, torch.Tensor], meta: Any, architecture: str, rank: int | None) -> tuple[int, str]:

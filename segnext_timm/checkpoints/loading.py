@@ -128,7 +128,7 @@ def load_segmenter(
         The model, in evaluation mode.
 
     Raises:
-        OptionError: If `classes` is less than 1.
+        OptionError: If `classes` is less than 1, or `revision` is given for a file that is not on the Hub.
         FileNotFoundError: If no such segmenter, folder or repository exists.
         PermissionError: If the Hub does not give the repository to the token.
         ConnectionError: If the Hub cannot be reached.
@@ -139,6 +139,8 @@ def load_segmenter(
         raise OptionError(f"classes must be at least 1, got {classes}.")
     check_segmenter(name)
     if (cfg := find_published(name)) is not None:
+        if revision is not None and cfg.hf_hub_id is None:
+            raise OptionError(f"{name} comes from its publisher, not from the Hub: leave out revision={revision!r}.")
         source = {"revision": revision, "token": token, "cache_dir": cache_dir}
         return _create_published(cfg, True, classes, {}, source).eval()
     folder = Path(name)

@@ -77,8 +77,12 @@ def export(
     """
     path = Path(path)
     check_export(path, argmax, portable, precision, calibration)
-    if len(input_size) != 4 or min(input_size) < 1:
-        raise OptionError(f"input_size is a shape (B, C, H, W), got {tuple(input_size)}.")
+    if not isinstance(model, nn.Module):
+        raise OptionError(
+            f"export takes a model, got a {type(model).__name__}: load one by segnext_timm.load_segmenter."
+        )
+    if not isinstance(input_size, Sequence) or len(input_size) != 4 or min(input_size) < 1:
+        raise OptionError(f"input_size is a shape (B, C, H, W), got {input_size}.")
     info = ModelInfo(model)
     samples = None if calibration is None else read_calibration(calibration, info, input_size)
     model = copy.deepcopy(model).to("cpu", torch.float32).eval()

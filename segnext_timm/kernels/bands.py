@@ -101,22 +101,25 @@ def cross_entropy(
     return loss, gradient
 
 
-def applies_to_mlp(x: torch.Tensor, hidden: int) -> bool:
-    """Whether :func:`add_mlp` is worth it for features (B, C, H, W) and an MLP with so many hidden channels."""
-    if not kernels.ENABLED or torch.is_grad_enabled() or torch.jit.is_tracing() or torch.compiler.is_compiling():
+def applies_to_mlp(x: torch.Tensor, mlp: Any) -> bool:
+    """Whether :func:`add_mlp` is worth it for features (B, C, H, W) and MSCAN's ConvMlp, and skips no hooks."""
+    graphs = torch.is_grad_enabled() or torch.jit.is_tracing() or torch.compiler.is_compiling()
+    if not kernels.ENABLED or mlp.training or graphs:
         return False
-    in_rows = x.is_contiguous(memory_format=torch.channels_last)
-    return x.device.type == "cpu" and in_rows and _hidden_bytes(x, hidden) > 2 * _MLP_BYTES
+    in_rows = x.device.type == "cpu" and x.is_contiguous(memory_format=torch.channels_last)
+    if not in_rows or _hidden_bytes(x, mlp) <= 2 * _MLP_BYTES:
+        return False
+    return not any(part._forward_hooks or part._forward_pre_hooks for part in mlp.modules())
 
 
-def _hidden_bytes(x: torch.Tensor, hidden: int) -> int:
-    return x.numel() // x.shape[1] * hidden * x.element_size()
+def _hidden_bytes(x: torch.Tensor, mlp: Any) -> int:
+    return x.numel() // x.shape[1] * mlp.fc1.out_channels * x.element_size()
 
 
 def add_mlp(x: torch.Tensor, mlp: Any) -> torch.Tensor:
     """Compute `x + mlp(x)` of features (B, C, H, W) and MSCAN's ConvMlp in evaluation, some rows at a time."""
     height = x.shape[2]
-    rows = max(_MLP_BYTES * height // _hidden_bytes(x, mlp.fc1.out_channels), 1)
+    rows = max(_MLP_BYTES * height // _hidden_bytes(x, mlp), 1)
     halo = mlp.dwconv.dilation[0]  # its kernel has 3 rows
     out = torch.empty_like(x)
     for top in range(0, height, rows):

@@ -3,7 +3,7 @@
 import logging
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -151,15 +151,21 @@ def _describe_head(head: Any, activation: str | None) -> dict[str, Any]:
 def _fit_pretrained_cfg(cfg: Mapping[str, Any], classes: int, in_channels: int) -> tuple[dict[str, Any], str]:
     """Split a `pretrained_cfg` into the entries that fit a model and a description of those that do not."""
     fitting, misfits = plain_values(cfg), []
-    if fitting.get("label_names"):
-        fitting["label_names"] = name_list(fitting["label_names"])
+    if isinstance(names := fitting.get("label_names"), Iterable) and not isinstance(names, str):
+        fitting["label_names"] = name_list(names)
     for key, size in (("label_names", classes), ("palette", classes), ("mean", in_channels), ("std", in_channels)):
+        what = "classes" if key in ("label_names", "palette") else "channels"
+        if fitting.get(key) and not isinstance(fitting[key], list):
+            raise OptionError(
+                f"pretrained_cfg: {key} must be a list of one for each of the {what}, got {fitting[key]!r}."
+            )
         if fitting.get(key) and len(fitting[key]) != size:
-            what = "classes" if key in ("label_names", "palette") else "channels"
             misfits.append(f"{key} of {len(fitting.pop(key))} {what} (the model has {size})")
     if "label_names" in cfg and "label_names" not in fitting:
         for key in ("dataset", "results", "results_digest"):  # they belong to the other classes
             fitting.pop(key, None)
-    if fitting.get("input_size"):
+    if input_size := fitting.get("input_size"):
+        if not isinstance(input_size, list) or len(input_size) != 3:
+            raise OptionError(f"pretrained_cfg: input_size must be channels, height and width, got {input_size!r}.")
         fitting["input_size"] = [in_channels, *fitting["input_size"][1:]]
     return fitting, ", ".join(misfits)

@@ -451,8 +451,13 @@ _STEM = re.compile(rf"((?:.+\.)?)(?:stem\.{WRAPPERS}conv1|patch_embed1\.{WRAPPER
 
 def unnest(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
     """Take the parameters out of a checkpoint that keeps them as `state_dict`, `model` or `module`."""
-    inner = [checkpoint[key] for key in ("state_dict", "model", "module") if isinstance(checkpoint.get(key), Mapping)]
-    return unnest(inner[0]) if inner else checkpoint
+    outer = []
+    while inner := [checkpoint[k] for k in ("state_dict", "model", "module") if isinstance(checkpoint.get(k), Mapping)]:
+        outer.append(checkpoint)
+        checkpoint = inner[0]
+        if any(checkpoint is one for one in outer):
+            raise CheckpointError("contains itself instead of parameters by name. Check that it is the right file.")
+    return checkpoint
 
 
 def is_average(prefix: str) -> bool:

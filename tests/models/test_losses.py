@@ -354,9 +354,11 @@ def test_the_loss_is_copied_and_pickled():
 def test_an_environment_variable_turns_kernels_off(value, expected):
     code = (
         "import torch; from segnext_timm import kernels; from segnext_timm.kernels import bands, resizing;"
+        "from segnext_timm.models.mscan import ConvMlp;"
         "torch.set_grad_enabled(False);"
         "x = torch.zeros(1, 64, 64, 2048).permute(0, 3, 1, 2);"
-        "print(kernels.ENABLED, resizing.applies(x), bands.applies_to_mlp(x, 4096))"
+        "mlp = ConvMlp(2048, 4096, 1, torch.nn.GELU, device='meta').eval();"
+        "print(kernels.ENABLED, resizing.applies(x), bands.applies_to_mlp(x, mlp))"
     )
     env = {**os.environ, "SEGNEXT_TIMM_KERNELS": value}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)

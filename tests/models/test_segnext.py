@@ -280,6 +280,22 @@ def test_pretrained_cfg_of_another_model_is_refused(cfg):
         tiny().pretrained_cfg = cfg
 
 
+@pytest.mark.parametrize(
+    ("cfg", "message"),
+    [
+        ({"input_size": [512, 1024]}, r"input_size must be channels, height and width, got \[512, 1024\]"),
+        ({"mean": 0.5}, r"mean must be a list of one for each of the channels, got 0\.5"),
+        ({"label_names": "road"}, "label_names must be a list of one for each of the classes, got 'road'"),
+    ],
+)
+def test_entries_of_pretrained_cfg_that_are_no_lists_of_their_length_are_refused(cfg, message):
+    model = tiny()
+    with pytest.raises(OptionError, match=message):
+        model.pretrained_cfg = cfg
+    with pytest.raises(OptionError, match=message):
+        tiny(pretrained_cfg=cfg)
+
+
 def test_another_number_of_classes_does_not_keep_the_names(tmp_path, caplog):
     model = tiny(pretrained_cfg={"label_names": list("abcde"), "dataset": "scenes", "license": "mit"})
     model.save_pretrained(tmp_path)

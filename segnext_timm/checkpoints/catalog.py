@@ -72,9 +72,9 @@ class SegmenterCfg:
     encoder_name: str  # in smp
     parameters: int  # their number
     input_size: tuple[int, int, int]  # channels, height and width of the crops in training
-    evaluation: Evaluation  # of the single-scale result
+    evaluation: Evaluation  # how the single-scale result was measured
     url: str  # digits at its end do not begin the file's sha256
-    cached_name: str  # of its file: the last part of the address, unless catalog.json has another
+    cached_name: str  # the file's name: the last part of the address, unless catalog.json has another
     miou: dict[str, float]  # on the validation set in percent, by setting; empty if none was published
     results: list[dict[str, Any]]  # the same, in the form that model cards need
     decoder_channels: int

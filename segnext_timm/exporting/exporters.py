@@ -27,7 +27,7 @@ _logger = logging.getLogger(__name__)
 
 Precision = Literal["fp32", "fp16", "int8"]
 
-_MIN_SIDE, _MAX_SIDE, _MAX_BATCH = 33, 16384, 1024  # of dynamic sizes; from 33 on, no feature map is a single pixel
+_MIN_SIDE, _MAX_SIDE, _MAX_BATCH = 33, 16384, 1024  # dynamic sizes; from 33 on, no feature map is a single pixel
 # largest difference of an exported model's output, relative to the largest value; int8 is first written in float32
 _TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2, "int8": 1e-4}
 

@@ -8,7 +8,7 @@ import torch.nn as nn
 from ..models.model_info import Segmenter
 from ..models.resizing import candidate_classes, resize, resizing_matrix, widen
 
-_BANDS = 8  # of rows: the maps of one fit the caches, and the graph stays small
+_BANDS = 8  # bands of rows: the maps of one fit the caches, and the graph stays small
 
 
 class LabelGraph(nn.Module):

@@ -13,8 +13,10 @@ import torch.nn.functional as F
 from .. import kernels
 from ..models.resizing import candidate_classes, resize, resizing_matrix, source_positions, widen
 
-_BYTES = 1 << 20  # of the resized maps held at once
-_MLP_BYTES = 4 << 20  # of an MLP's hidden features at once; measured on cores with 2.5 MB of second-level cache
+_BYTES = 1 << 20  # size of the resized maps held at once
+_MLP_BYTES = (
+    4 << 20
+)  # size of an MLP's hidden features held at once; measured on cores with 2.5 MB of second-level cache
 
 
 def _first_pixels(size: int, resized: int) -> list[int]:
@@ -32,7 +34,7 @@ def argmax(logits: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     batch, classes, height, _ = logits.shape
     above = [min(row, max(height - 2, 0)) for row in _first_pixels(height, size[0])]
     share = (source_positions(height, size[0], logits) - torch.tensor(above))[:, None, None]
-    # a band holds the rows interpolated from one pair of rows of the logits, or from more if memory allows
+    # one band: the output rows between two neighboring logit rows, or several such bands if they fit in _BYTES
     step = max(_rows_at_once(size[1], classes) * height // size[0], 1)
     tops = range(0, max(height - 1, 1), step)
     ends = [bisect_left(above, top) for top in (*tops[1:], height)]

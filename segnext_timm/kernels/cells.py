@@ -99,7 +99,7 @@ def _cross_entropy_kernel(
     valid = index < classes
     corner00, corner01, corner10, corner11 = _read_corners(logits, image, row, column, height, width, classes, index)
     class_weight = tl.load(weight + index, mask=valid, other=0.0) if WEIGHTED else tl.where(valid, 1.0, 0.0)
-    smoothing_weight = class_weight * (smoothing / classes)  # of each class in every pixel's target
+    smoothing_weight = class_weight * (smoothing / classes)  # each class's share in every target
     smoothing_sum = tl.sum(smoothing_weight)
     loss = tl.zeros((PIXELS,), tl.float32)
     gradient00, gradient01 = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32)

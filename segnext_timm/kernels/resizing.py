@@ -14,7 +14,7 @@ from . import bands
 
 _logger = logging.getLogger(__name__)
 
-_MAX_CLASSES = 1024  # of the Triton kernels, which hold all classes of some pixels in registers
+_MAX_CLASSES = 1024  # limit of the Triton kernels, which hold all classes of some pixels in registers
 
 
 def applies(logits: torch.Tensor) -> bool:

@@ -92,7 +92,8 @@ class UpsampledCrossEntropyLoss(nn.Module):
         # wide also in a criterion cast to half precision, where the sum of the pixels' weights would overflow
         wide = torch.promote_types(logits.dtype, torch.float32)
         weight = None if self.weight is None else self.weight.to(logits.device, wide)
-        if not torch.compiler.is_compiling():  # which would compile anew for each size
+        # the check reads sizes in Python: torch.compile would recompile for each size
+        if not torch.compiler.is_compiling():
             check_sizes(logits, target)
         if self.reduction == "none":
             return self._compute_plainly(logits, target, weight)
@@ -107,7 +108,7 @@ class UpsampledCrossEntropyLoss(nn.Module):
             return loss
         counts = target != self.ignore_index  # sums, since a boolean index would wait for a GPU
         total = counts.sum() if weight is None else (weight[target.where(counts, 0)] * counts).sum()
-        # NaN without any pixel, as of cross_entropy, whose gradient is 0
+        # NaN if every pixel is ignored, as in F.cross_entropy; the gradient is then 0
         return torch.where(total > 0, loss, torch.nan) / total.where(total > 0, 1)
 
     def _compute_plainly(self, logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:

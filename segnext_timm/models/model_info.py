@@ -269,7 +269,7 @@ class Segmenter:
         return maps.sigmoid() if binary else maps.softmax(dim)
 
 
-_EVALUATING: Counter[nn.Module] = Counter()  # of modules in training mode, the number of running blocks that use them
+_EVALUATING: Counter[nn.Module] = Counter()  # running blocks that use each module in training mode
 _LOCK = threading.Lock()
 
 

@@ -27,7 +27,7 @@ from .losses import resized_argmax
 from .model_info import Segmenter, evaluation_mode
 from .resizing import resize
 
-_NUM_GROUPS = 32  # of every GroupNorm in the decoder
+_NUM_GROUPS = 32  # groups of every GroupNorm in the decoder
 
 
 class LightHamDecoder(nn.Module):

@@ -13,7 +13,7 @@ from timm.models import adapt_input_conv
 
 from ..downloads import fetch
 from ..errors import CheckpointError, OptionError
-from ..models.model_info import weights_digest
+from ..models.facts import weights_digest
 from ..models.mscan import check_parameters
 from ..models.segnext import SegNeXt
 from .catalog import SegmenterCfg, get_segmenter_cfg

@@ -16,8 +16,10 @@ from torch.export import ExportedProgram
 
 from .._atomic import replace_when_complete
 from ..errors import ExportError, OptionError
+from ..models.facts import plain_values
 from ..models.fusion import fuse as fuse_model
-from ..models.model_info import ModelInfo, Segmenter, plain_values
+from ..models.model_info import ModelInfo
+from ..models.segmenter import Segmenter
 from .calibration import Image, read_calibration
 from .float16 import half_copy
 from .formats import check_export

@@ -5,8 +5,8 @@ from itertools import pairwise
 import torch
 import torch.nn as nn
 
-from ..models.model_info import Segmenter
 from ..models.resizing import candidate_classes, resize, resizing_matrix, widen
+from ..models.segmenter import Segmenter
 
 _BANDS = 8  # bands of rows: the maps of one fit the caches, and the graph stays small
 

@@ -15,8 +15,9 @@ from segmentation_models_pytorch.base.modules import Activation
 from .._atomic import fill_when_complete
 from ..errors import OptionError
 from ..label_sets import name_list
+from .facts import plain_values, update_facts
 from .fusion import check_not_fused
-from .model_info import ModelInfo, plain_values, update_facts
+from .model_info import ModelInfo
 
 _logger = logging.getLogger(__name__)
 

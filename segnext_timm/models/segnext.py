@@ -24,8 +24,8 @@ from ..variants import MIN_SIDE
 from .hamburger import GroupNorm, Hamburger
 from .hub_mixin import SegNeXtHubMixin
 from .losses import resized_argmax
-from .model_info import Segmenter, evaluation_mode
 from .resizing import resize
+from .segmenter import Segmenter, evaluation_mode
 
 _NUM_GROUPS = 32  # groups of every GroupNorm in the decoder
 

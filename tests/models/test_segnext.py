@@ -17,7 +17,8 @@ import training_memory
 from random_checkpoints import FILES, VARIANTS, accept_cached, backbone_shapes, random_state_dict
 from segnext_timm import LightHamDecoder, SegNeXt, UpsampledCrossEntropyLoss, add_results, create_segmenter, fuse
 from segnext_timm.errors import OptionError
-from segnext_timm.models.model_info import ModelInfo, weights_digest
+from segnext_timm.models.facts import weights_digest
+from segnext_timm.models.model_info import ModelInfo
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

@@ -28,7 +28,7 @@ from segnext_timm.checkpoints.folder import MODEL_FILES, WEIGHTS
 from segnext_timm.checkpoints.hub import hub_errors
 from segnext_timm.downloads import fetch
 from segnext_timm.hub.cards import save_backbone, write_card
-from segnext_timm.models.model_info import weights_digest
+from segnext_timm.models.facts import weights_digest
 
 
 def write_folder(published: Published, folder: Path, entry: Mapping[str, Any]) -> None:

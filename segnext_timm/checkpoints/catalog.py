@@ -19,6 +19,7 @@ from ..variants import HUB_IDS, VARIANTS, Variant
 
 # ImageNet's statistics of RGB values from 0 to 1: timm's IMAGENET_DEFAULT_MEAN and _STD, whose import takes seconds
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_PAPER = {"source": "https://arxiv.org/abs/2209.08575", "source_name": "the paper"}
 SINGLE_SCALE, MULTI_SCALE = "single scale", "multi-scale + flip"
 
 
@@ -71,9 +72,9 @@ class SegmenterCfg:
     encoder_name: str  # in smp
     parameters: int  # their number
     input_size: tuple[int, int, int]  # channels, height and width of the crops in training
-    evaluation: Evaluation  # of the single-scale result
+    evaluation: Evaluation  # how the single-scale result was measured
     url: str  # digits at its end do not begin the file's sha256
-    cached_name: str  # of its file
+    cached_name: str  # the file's name: the last part of the address, unless catalog.json has another
     miou: dict[str, float]  # on the validation set in percent, by setting; empty if none was published
     results: list[dict[str, Any]]  # the same, in the form that model cards need
     decoder_channels: int
@@ -116,7 +117,8 @@ def _terms(key: str, dataset: str) -> list[dict[str, str]]:
 def _read_backbones() -> Iterator[BackboneCfg]:
     for name, facts in _CATALOG["backbones"].items():
         variant = next(variant for variant in VARIANTS.values() if name.startswith(f"{variant.backbone}."))
-        yield BackboneCfg(name, variant=variant, terms=_terms("in1k", facts["dataset"]), **facts)
+        result = {"dataset": facts["dataset"], "metric": "top-1", "value": facts["top1"], **_PAPER}
+        yield BackboneCfg(name, variant=variant, terms=_terms("in1k", facts["dataset"]), result=result, **facts)
 
 
 def _read_segmenters() -> Iterator[SegmenterCfg]:
@@ -137,7 +139,7 @@ def _read_segmenters() -> Iterator[SegmenterCfg]:
                 results=[{**measure, "setting": setting, "value": value, **source} for setting, value in miou.items()],
                 terms=_terms(labels, dataset),
                 **shared,
-                **facts,
+                **{"cached_name": facts["url"].rpartition("/")[2], **facts},
             )
 
 

@@ -22,7 +22,7 @@ from .loading import build_segmenter
 
 _logger = logging.getLogger(__name__)
 
-# How mmsegmentation's SegNeXt predicts, by arguments of ours
+# Values at which mmsegmentation's SegNeXt fixes these arguments
 _OF_MMSEG = {"activation": None, "aux_params": None, "decoder_eval_steps": 7, "output_stride": 32}
 
 
@@ -71,7 +71,7 @@ def convert(
         config = read_model_config(src) if src.is_dir() else {}
         checkpoint = load_checkpoint(src / WEIGHTS if config else src, rank=rank, ema=ema, num_classes=num_classes)
         if checkpoint.kind == "backbone" and "encoder_name" in config:
-            config = {}  # of another segmenter on this backbone
+            config = {}  # the folder holds another segmenter, such as Unet: convert only its MSCAN
         try:
             checkpoint = _with_labels(checkpoint, read_facts(config), classes)
             if checkpoint.decoder_channels and checkpoint.rank:  # a segmenter

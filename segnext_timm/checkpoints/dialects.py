@@ -35,7 +35,8 @@ _DECODER_NAMES = (
     ("decode_head.align.gn", "decoder.align_norm"),
     ("decode_head.conv_seg", "segmentation_head.0"),
 )
-# Parts of names in PaddleSeg's files, and in mmsegmentation's, in which the first do not occur
+# Patterns in PaddleSeg's names and mmsegmentation's spelling. They match no name of mmsegmentation, so every file
+# passes through.
 _PADDLE_NAMES = (
     (r"\.dwconvs\.(\d)\.conv\d_(\d)\.", r".conv\1_\2."),
     (r"\.conv_out\.", ".conv3."),
@@ -49,7 +50,7 @@ _SQUEEZE = "decode_head.squeeze.conv.weight"  # one convolution over concatenate
 _NATIVE_SQUEEZE = [f"decoder.squeeze.{level}.weight" for level in range(3)]
 _BASES = "decoder.hamburger.nmf.bases"
 _ENCODER = "encoder.model."  # where an smp model keeps an encoder of timm
-_ENCODER_SUFFIX = re.compile(rf"(?:(?:backbone|encoder\.{WRAPPERS}model)\.{WRAPPERS})?$")  # of a segmenter's names
+_ENCODER_SUFFIX = re.compile(rf"(?:(?:backbone|encoder\.{WRAPPERS}model)\.{WRAPPERS})?$")  # in a segmenter's names
 _EMA_KEYS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")  # timm's, timm's, mmengine's, JSeg's
 
 
@@ -140,7 +141,7 @@ class Checkpoint:
     state_dict: dict[str, torch.Tensor]  # a segmenter's bases are included only if the file has them
     kind: Literal["backbone", "segmenter"]
     architecture: str  # the backbone's name in timm
-    spelling: Literal["the paper's code", "mmsegmentation", "PaddleSeg", "native"]  # of the names in the file
+    spelling: Literal["the paper's code", "mmsegmentation", "PaddleSeg", "native"]  # spelling of the names in the file
     in_chans: int
     num_classes: int  # 0 for a backbone without classifier
     decoder_channels: int | None = None
@@ -190,7 +191,11 @@ def _meta_labels(meta: Any, num_classes: int) -> tuple[tuple | None, tuple | Non
         if isinstance(value, list | tuple) and len(value) == num_classes:
             found[str(key).lower()] = value
     names, palette = found.get("classes"), found.get("palette")
-    return names and tuple(map(str, names)), palette and tuple(tuple(map(int, color)) for color in palette)
+    try:
+        return names and tuple(map(str, names)), palette and tuple(tuple(map(int, color)) for color in palette)
+    except (TypeError, ValueError):
+        what = f"its palette has entries that are not [red, green, blue]: {str(palette)[:100]}"
+        raise CheckpointError(f"{what}. Correct or remove it in the file's meta.") from None
 
 
 def _rank(state_dict: Mapping[str, torch.Tensor], meta: Any, architecture: str, rank: int | None) -> tuple[int, str]:

@@ -18,7 +18,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     if not path.is_file():
         models = [inner for inner in (folder / "best", folder / "last") if (inner / CONFIG).is_file()]
-        hint = f" Did you mean {str(models[0])!r}?" if models else ""  # the folder of a training run
+        hint = f" Did you mean {str(models[0])!r}?" if models else ""  # a training run's folder
         raise FileNotFoundError(f"{folder}: not a model folder, it has no {CONFIG}.{hint}")
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))

@@ -23,7 +23,7 @@ from . import unpickler
 _ZIP_MAGIC = b"PK\x03\x04"
 _TORCH_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"  # the number that PyTorch's files before the zip format begin with
 _JITTOR_MARK = b"HCAJSLHD"  # the end of Jittor's files, after the sha1 of the pickle
-_MAX_BYTES = 2 << 30  # of the contents of a smaller zip file; the largest published checkpoint has 0.2 GB
+_MAX_BYTES = 2 << 30  # limit for the contents of a smaller zip file; the largest published checkpoint has 0.2 GB
 
 
 def read_checkpoint(path: str | Path, checksums: bool = False) -> Any:

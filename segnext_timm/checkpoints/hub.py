@@ -74,7 +74,7 @@ def hub_config(
                 get_hf_file_metadata(hf_hub_url(repo, CONFIG, revision=revision), token=token)
             return Path(hf_hub_download(repo, CONFIG, revision=revision, token=token, cache_dir=cache_dir))
         except Exception as error:
-            if isinstance(cached, str) and is_no_connection(error):  # a broken one, which huggingface_hub raises
+            if isinstance(cached, str) and is_no_connection(error):  # the connection failed: use the cached file
                 return Path(cached)
             raise
 

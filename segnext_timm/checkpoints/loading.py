@@ -13,7 +13,7 @@ from timm.models import adapt_input_conv
 
 from ..downloads import fetch
 from ..errors import CheckpointError, OptionError
-from ..models.model_info import weights_digest
+from ..models.facts import weights_digest
 from ..models.mscan import check_parameters
 from ..models.segnext import SegNeXt
 from .catalog import SegmenterCfg, get_segmenter_cfg
@@ -24,7 +24,7 @@ from .hub import check_segmenter, find_published, hub_config, hub_errors
 
 _logger = logging.getLogger(__name__)
 
-# Facts that are true of the published classes, and of the published weights, alone
+# Facts to drop when the classes change (_OF_CLASSES), or when the published weights are not loaded (_OF_WEIGHTS)
 _OF_CLASSES = {"label_names", "palette", "dataset", "results", "results_digest"}
 _OF_WEIGHTS = {"url", "origin_url", "license", "dataset_terms", "results"}
 
@@ -128,7 +128,7 @@ def load_segmenter(
         The model, in evaluation mode.
 
     Raises:
-        OptionError: If `classes` is less than 1.
+        OptionError: If `classes` is less than 1, or `revision` is given for a file that is not on the Hub.
         FileNotFoundError: If no such segmenter, folder or repository exists.
         PermissionError: If the Hub does not give the repository to the token.
         ConnectionError: If the Hub cannot be reached.
@@ -139,12 +139,14 @@ def load_segmenter(
         raise OptionError(f"classes must be at least 1, got {classes}.")
     check_segmenter(name)
     if (cfg := find_published(name)) is not None:
+        if revision is not None and cfg.hf_hub_id is None:
+            raise OptionError(f"{name} comes from its publisher, not from the Hub: leave out revision={revision!r}.")
         source = {"revision": revision, "token": token, "cache_dir": cache_dir}
         return _create_published(cfg, True, classes, {}, source).eval()
     folder = Path(name)
     if not folder.is_dir():
         folder = hub_config(str(name), revision, token, cache_dir).parent
-        with hub_errors(name, revision):  # of the same commit
+        with hub_errors(name, revision):  # the weights of the configuration's commit
             hf_hub_download(str(name), WEIGHTS, revision=folder.name, token=token, cache_dir=cache_dir)
     config = read_config(folder)
     found = config.get("classes", 1)  # smp's default
@@ -173,10 +175,10 @@ def build_segmenter(folder: Path, config: Mapping[str, Any], name: str | Path) -
     arguments = {key: value for key, value in config.items() if not key.startswith("_")} | {"encoder_weights": None}
     try:
         model = architecture(**arguments)
-    except (KeyError, RuntimeError, TypeError, ValueError) as error:  # smp's and timm's, of what they do not know
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:  # smp and timm raise these for unknown arguments
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"{folder / CONFIG}: {architecture.__name__} cannot be created. {reason}") from error
     model.config["encoder_weights"] = config.get("encoder_weights")  # what the training began with
-    if facts := config.get("_pretrained_cfg"):  # of other architectures than SegNeXt
+    if facts := config.get("_pretrained_cfg"):  # other architectures than SegNeXt keep them there
         model.pretrained_cfg = facts
     return model

@@ -16,8 +16,10 @@ from torch.export import ExportedProgram
 
 from .._atomic import replace_when_complete
 from ..errors import ExportError, OptionError
+from ..models.facts import plain_values
 from ..models.fusion import fuse as fuse_model
-from ..models.model_info import ModelInfo, Segmenter, plain_values
+from ..models.model_info import ModelInfo
+from ..models.segmenter import Segmenter
 from .calibration import Image, read_calibration
 from .float16 import half_copy
 from .formats import check_export
@@ -27,7 +29,7 @@ _logger = logging.getLogger(__name__)
 
 Precision = Literal["fp32", "fp16", "int8"]
 
-_MIN_SIDE, _MAX_SIDE, _MAX_BATCH = 33, 16384, 1024  # of dynamic sizes; from 33 on, no feature map is a single pixel
+_MIN_SIDE, _MAX_SIDE, _MAX_BATCH = 33, 16384, 1024  # dynamic sizes; from 33 on, no feature map is a single pixel
 # largest difference of an exported model's output, relative to the largest value; int8 is first written in float32
 _TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2, "int8": 1e-4}
 
@@ -77,8 +79,12 @@ def export(
     """
     path = Path(path)
     check_export(path, argmax, portable, precision, calibration)
-    if len(input_size) != 4 or min(input_size) < 1:
-        raise OptionError(f"input_size is a shape (B, C, H, W), got {tuple(input_size)}.")
+    if not isinstance(model, nn.Module):
+        raise OptionError(
+            f"export takes a model, got a {type(model).__name__}: load one by segnext_timm.load_segmenter."
+        )
+    if not isinstance(input_size, Sequence) or len(input_size) != 4 or min(input_size) < 1:
+        raise OptionError(f"input_size is a shape (B, C, H, W), got {input_size}.")
     info = ModelInfo(model)
     samples = None if calibration is None else read_calibration(calibration, info, input_size)
     model = copy.deepcopy(model).to("cpu", torch.float32).eval()

@@ -4,13 +4,11 @@ from itertools import pairwise
 
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
-from segmentation_models_pytorch.base.modules import Clamp
 
-from ..kernels.bands import candidate_classes, resizing_matrix
-from ..models.model_info import Segmenter
+from ..models.resizing import candidate_classes, resize, resizing_matrix, widen
+from ..models.segmenter import Segmenter
 
-_BANDS = 8  # of rows: the maps of one fit the caches, and the graph stays small
+_BANDS = 8  # bands of rows: the maps of one fit the caches, and the graph stays small
 
 
 class LabelGraph(nn.Module):
@@ -20,9 +18,8 @@ class LabelGraph(nn.Module):
         super().__init__()
         self.segmenter = Segmenter(model)
         self.model = self.segmenter.model  # registers its parameters
-        info = self.segmenter.info
-        own = isinstance(info.activation, Clamp) or not self.segmenter.gives_logits
-        self.threshold = info.threshold if own else 0.0  # and is cached, since tracing cannot compute it
+        # the info keeps it, since tracing cannot compute it
+        self.threshold = 0.0 if self.segmenter.gives_logits else self.segmenter.info.threshold
         self.portable = portable
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -31,19 +28,17 @@ class LabelGraph(nn.Module):
         size = (images.shape[-2], images.shape[-1])
         if self.segmenter.gives_small_maps and maps.shape[1] > 1:
             return argmax_graph(maps, size, drop_classes=not self.portable)
-        return self.segmenter.labels(_resize(maps, size), 1)
+        if maps.shape[-2:] != size:
+            maps = resize(maps, list(size))
+        return self.segmenter.labels(maps, 1)
 
     def shortfall(self, images: torch.Tensor, labels: torch.Tensor) -> float:
         """Compute by how much scores of labels fall short of the best scores, relative to the largest."""
-        scores = _resize(self.segmenter(images), (images.shape[-2], images.shape[-1]))
+        scores = resize(self.segmenter(images), [images.shape[-2], images.shape[-1]])
         if scores.shape[1] == 1:
             scores = torch.cat([torch.full_like(scores, self.threshold), scores], 1)
         short = scores.amax(1) - scores.gather(1, labels[:, None])[:, 0]
         return (short.max() / scores.abs().max()).item()
-
-
-def _resize(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    return maps if maps.shape[-2:] == size else F.interpolate(maps, size, mode="bilinear", align_corners=False)
 
 
 def argmax_graph(logits: torch.Tensor, size: tuple[int, int], drop_classes: bool = False) -> torch.Tensor:
@@ -55,7 +50,7 @@ def argmax_graph(logits: torch.Tensor, size: tuple[int, int], drop_classes: bool
     fifth less time in ONNX Runtime.
     """
     # contiguous, or torch.export constrains dynamic sizes
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).contiguous()
+    logits = widen(logits).contiguous()
     classes, height, width = logits.shape[1:]
     columns, rows = resizing_matrix(width, size[1], logits), resizing_matrix(height, size[0], logits)
     static = all(isinstance(side, int) for side in (height, width, *size))

@@ -22,7 +22,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from ..errors import ExportError
 
 MIN_AGREEMENT = 0.98  # share of held-out pixels whose label equals the float32 graph's
-_FLOAT_SHARES = (0.0, 0.05, 0.1, 0.2, 0.35, 0.5)  # of the convolutions, put back to float32 in turn
+_FLOAT_SHARES = (0.0, 0.05, 0.1, 0.2, 0.35, 0.5)  # shares of the convolutions put back to float32 in turn
 _RANKING_IMAGES = 4  # the activations of all layers are held for these
 _TIMED_ROUNDS = 7
 

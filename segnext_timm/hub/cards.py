@@ -22,7 +22,7 @@ from ..checkpoints.folder import CARD, CONFIG, WEIGHTS, info_key, read_facts, re
 from ..checkpoints.hub import is_hub_id
 from ..errors import OptionError
 from ..label_sets import LABEL_SETS
-from ..models.model_info import update_facts
+from ..models.facts import update_facts
 
 _logger = logging.getLogger(__name__)
 

@@ -15,8 +15,9 @@ from timm.models import FeatureInfo
 from ..checkpoints.folder import CARD, MODEL_FILES, PICKLE_SUFFIXES, info_key, read_model_config
 from ..checkpoints.hub import hub_errors
 from ..errors import OptionError
+from ..models.facts import plain_values
 from ..models.fusion import check_not_fused
-from ..models.model_info import plain_values, unwrap
+from ..models.model_info import unwrap
 from ..models.segnext import SegNeXt
 from .cards import save_backbone, write_card
 

@@ -4,21 +4,19 @@ Resizing is bilinear with `align_corners=False`, as in `torch.nn.functional.inte
 """
 
 from bisect import bisect_left
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from .. import kernels
+from ..models.resizing import candidate_classes, resize, resizing_matrix, source_positions, widen
 
-_BYTES = 1 << 20  # of the resized maps held at once
-_MLP_BYTES = 4 << 20  # of an MLP's hidden features at once; measured on cores with 2.5 MB of second-level cache
-
-
-def _source(size: int, resized: int, like: torch.Tensor) -> torch.Tensor:
-    """Compute the position, on an axis of `size` pixels, that each of `resized` pixels is interpolated from."""
-    centers = torch.arange(resized, dtype=like.dtype, device=like.device) + 0.5
-    return (centers * (size / resized) - 0.5).clamp(0, size - 1)
+_BYTES = 1 << 20  # size of the resized maps held at once
+_MLP_BYTES = (
+    4 << 20
+)  # size of an MLP's hidden features held at once; measured on cores with 2.5 MB of second-level cache
 
 
 def _first_pixels(size: int, resized: int) -> list[int]:
@@ -26,39 +24,17 @@ def _first_pixels(size: int, resized: int) -> list[int]:
     return [min(max(((2 * i + 1) * size - resized) // (2 * resized), 0), size - 1) for i in range(resized)]
 
 
-def resizing_matrix(size: int, resized: int, like: torch.Tensor) -> torch.Tensor:
-    """Compute the matrix (resized, size) that resizes an axis."""
-    pixels = torch.arange(size, dtype=like.dtype, device=like.device)
-    return (1 - (_source(size, resized, like)[:, None] - pixels).abs()).clamp(min=0)
-
-
-def _widen(logits: torch.Tensor) -> torch.Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
 def _rows_at_once(width: int, classes: int) -> int:
     return max(_BYTES // (4 * width * classes), 1)
 
 
-def candidate_classes(logits: torch.Tensor) -> torch.Tensor:
-    """Find classes that can be the largest between two rows of logits (B, classes, h, w): (B, classes, max(h - 1, 1)).
-
-    Every value of a resized map lies between the values of the four pixels around it. A class whose largest of these
-    four is below the smallest of another class cannot be the largest.
-    """
-    kernel = (min(2, logits.shape[2]), min(2, logits.shape[3]))
-    most = F.max_pool2d(logits, kernel, stride=1)
-    least = -F.max_pool2d(-logits, kernel, stride=1)
-    return (~(most < least.amax(1, keepdim=True))).any(3)  # in this form, NaN counts as a candidate
-
-
-def argmax(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+def argmax(logits: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     """See :func:`resizing.argmax`; compares only the channels that can be the largest in a band of rows."""
-    logits = _widen(logits)
+    logits = widen(logits)
     batch, classes, height, _ = logits.shape
     above = [min(row, max(height - 2, 0)) for row in _first_pixels(height, size[0])]
-    share = (_source(height, size[0], logits) - torch.tensor(above))[:, None, None]
-    # a band holds the rows interpolated from one pair of rows of the logits, or from more if memory allows
+    share = (source_positions(height, size[0], logits) - torch.tensor(above))[:, None, None]
+    # one band: the output rows between two neighboring logit rows, or several such bands if they fit in _BYTES
     step = max(_rows_at_once(size[1], classes) * height // size[0], 1)
     tops = range(0, max(height - 1, 1), step)
     ends = [bisect_left(above, top) for top in (*tops[1:], height)]
@@ -69,7 +45,7 @@ def argmax(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         for top, end in zip(tops, ends):
             kept = possible[i, :, top : top + step].any(1).nonzero()[:, 0]
             source = logits[i : i + 1, kept, top : top + step + 1].contiguous(memory_format=torch.channels_last)
-            wide = F.interpolate(source, (source.shape[2], size[1]), mode="bilinear", align_corners=False)
+            wide = resize(source, [source.shape[2], size[1]])
             wide = wide[0].permute(1, 2, 0)  # (rows, width, kept): the argmax reads contiguous memory
             upper, lower = wide[:-1], wide[1:]
             if wide.shape[0] != 2:
@@ -90,7 +66,7 @@ def cross_entropy(
     needs_gradient: bool,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """See :func:`resizing.cross_entropy`; computes the gradient while the maps of a band are held."""
-    logits_nhwc = _widen(logits).permute(0, 2, 3, 1)  # (B, h, w, classes)
+    logits_nhwc = widen(logits).permute(0, 2, 3, 1)  # (B, h, w, classes)
     batch, height, width, classes = logits_nhwc.shape
     rows = resizing_matrix(height, target.shape[1], logits_nhwc)
     columns = resizing_matrix(width, target.shape[2], logits_nhwc)
@@ -127,22 +103,25 @@ def cross_entropy(
     return loss, gradient
 
 
-def applies_to_mlp(x: torch.Tensor, hidden: int) -> bool:
-    """Whether :func:`add_mlp` is worth it for features (B, C, H, W) and an MLP with so many hidden channels."""
-    if not kernels.ENABLED or torch.is_grad_enabled() or torch.jit.is_tracing() or torch.compiler.is_compiling():
+def applies_to_mlp(x: torch.Tensor, mlp: Any) -> bool:
+    """Whether :func:`add_mlp` is worth it for features (B, C, H, W) and MSCAN's ConvMlp, and skips no hooks."""
+    graphs = torch.is_grad_enabled() or torch.jit.is_tracing() or torch.compiler.is_compiling()
+    if not kernels.ENABLED or mlp.training or graphs:
         return False
-    in_rows = x.is_contiguous(memory_format=torch.channels_last)
-    return x.device.type == "cpu" and in_rows and _hidden_bytes(x, hidden) > 2 * _MLP_BYTES
+    in_rows = x.device.type == "cpu" and x.is_contiguous(memory_format=torch.channels_last)
+    if not in_rows or _hidden_bytes(x, mlp) <= 2 * _MLP_BYTES:
+        return False
+    return not any(part._forward_hooks or part._forward_pre_hooks for part in mlp.modules())
 
 
-def _hidden_bytes(x: torch.Tensor, hidden: int) -> int:
-    return x.numel() // x.shape[1] * hidden * x.element_size()
+def _hidden_bytes(x: torch.Tensor, mlp: Any) -> int:
+    return x.numel() // x.shape[1] * mlp.fc1.out_channels * x.element_size()
 
 
 def add_mlp(x: torch.Tensor, mlp: Any) -> torch.Tensor:
     """Compute `x + mlp(x)` of features (B, C, H, W) and MSCAN's ConvMlp in evaluation, some rows at a time."""
     height = x.shape[2]
-    rows = max(_MLP_BYTES * height // _hidden_bytes(x, mlp.fc1.out_channels), 1)
+    rows = max(_MLP_BYTES * height // _hidden_bytes(x, mlp), 1)
     halo = mlp.dwconv.dilation[0]  # its kernel has 3 rows
     out = torch.empty_like(x)
     for top in range(0, height, rows):

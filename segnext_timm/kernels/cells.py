@@ -9,6 +9,8 @@ The kernels compute in float32. They do not wait for the GPU, do not depend on t
 CUDA graphs. With `TRITON_INTERPRET=1` they run on the CPU, for tests.
 """
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
@@ -97,7 +99,7 @@ def _cross_entropy_kernel(
     valid = index < classes
     corner00, corner01, corner10, corner11 = _read_corners(logits, image, row, column, height, width, classes, index)
     class_weight = tl.load(weight + index, mask=valid, other=0.0) if WEIGHTED else tl.where(valid, 1.0, 0.0)
-    smoothing_weight = class_weight * (smoothing / classes)  # of each class in every pixel's target
+    smoothing_weight = class_weight * (smoothing / classes)  # each class's share in every target
     smoothing_sum = tl.sum(smoothing_weight)
     loss = tl.zeros((PIXELS,), tl.float32)
     gradient00, gradient01 = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32)
@@ -191,24 +193,24 @@ def _nhwc(logits: torch.Tensor) -> torch.Tensor:
     return logits.permute(0, 2, 3, 1).contiguous()
 
 
-# Custom operators: torch.compile and fake tensors see their shapes, and do not look inside
-
-
-@torch.library.custom_op("segnext_timm::cell_cross_entropy", mutates_args=())
-def _cell_cross_entropy(
+def cross_entropy(
     logits: torch.Tensor,
     target: torch.Tensor,
     weight: torch.Tensor | None,
     ignore_index: int,
     smoothing: float,
     needs_gradient: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Losses of all cells, and the gradients of their corners (cells, 4, classes), from logits (B, h, w, classes)."""
-    losses, corners = _new_cell_tensors(logits, target, weight, ignore_index, smoothing, needs_gradient)
-    _, height, width, classes = logits.shape
-    with torch.cuda.device_of(logits):
-        _cross_entropy_kernel[(len(losses),)](
-            logits,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """See :func:`resizing.cross_entropy`; up to 1024 classes. Labels beyond the classes make the loss NaN."""
+    source, target = _nhwc(logits), target.contiguous()
+    weight = None if weight is None else weight.to(source.device, torch.float32).contiguous()
+    batch, height, width, classes = source.shape
+    cells = batch * _cells(height, width)
+    losses = source.new_empty(cells, dtype=torch.float32)
+    corners = source.new_empty((cells, 4, classes) if needs_gradient else (0,), dtype=torch.float32)
+    with torch.cuda.device_of(source):
+        _cross_entropy_kernel[(cells,)](
+            source,
             target,
             losses if weight is None else weight,
             losses,
@@ -224,71 +226,20 @@ def _cell_cross_entropy(
             NEEDS_GRADIENT=needs_gradient,
             **_launch(classes),
         )
-    return losses, corners
-
-
-@_cell_cross_entropy.register_fake
-def _new_cell_tensors(
-    logits: torch.Tensor,
-    target: torch.Tensor,
-    weight: torch.Tensor | None,
-    ignore_index: int,
-    smoothing: float,
-    needs_gradient: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    batch, height, width, classes = logits.shape
-    cells = batch * _cells(height, width)
-    corners = (cells, 4, classes) if needs_gradient else (0,)
-    return logits.new_empty(cells, dtype=torch.float32), logits.new_empty(corners, dtype=torch.float32)
-
-
-@torch.library.custom_op("segnext_timm::gather_corners", mutates_args=())
-def _gather_corners(corners: torch.Tensor, batch: int, height: int, width: int) -> torch.Tensor:
-    """Gradient (B, h, w, classes) from the gradients of the cells' corners."""
-    gradient = _new_gradient(corners, batch, height, width)
-    classes = corners.shape[-1]
-    block = triton.next_power_of_2(classes)
-    with torch.cuda.device_of(corners):
+        if not needs_gradient:
+            return losses.sum(), None
+        gradient = corners.new_empty(source.shape)
+        block = triton.next_power_of_2(classes)
         _gather_kernel[(batch * height * width,)](corners, gradient, height, width, classes, BLOCK=block)
-    return gradient
+    return losses.sum(), gradient
 
 
-@_gather_corners.register_fake
-def _new_gradient(corners: torch.Tensor, batch: int, height: int, width: int) -> torch.Tensor:
-    return corners.new_empty((batch, height, width, corners.shape[-1]))
-
-
-@torch.library.custom_op("segnext_timm::resized_argmax", mutates_args=())
-def _resized_argmax(logits: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Labels (B, height, width) from logits (B, h, w, classes)."""
-    labels = _new_labels(logits, height, width)
-    batch, rows, columns, classes = logits.shape
-    grid = (batch * _cells(rows, columns),)
-    with torch.cuda.device_of(logits):
-        _argmax_kernel[grid](logits, labels, rows, columns, classes, height, width, **_launch(classes))
-    return labels
-
-
-@_resized_argmax.register_fake
-def _new_labels(logits: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    return logits.new_empty((logits.shape[0], height, width), dtype=torch.long)
-
-
-def cross_entropy(
-    logits: torch.Tensor,
-    target: torch.Tensor,
-    weight: torch.Tensor | None,
-    ignore_index: int,
-    smoothing: float,
-    needs_gradient: bool,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """See :func:`resizing.cross_entropy`; up to 1024 classes. Labels beyond the classes make the loss NaN."""
-    source = _nhwc(logits.detach())
-    weight = None if weight is None else weight.to(source.device, torch.float32).contiguous()
-    losses, corners = _cell_cross_entropy(source, target.contiguous(), weight, ignore_index, smoothing, needs_gradient)
-    return losses.sum(), _gather_corners(corners, *source.shape[:3]) if needs_gradient else None
-
-
-def argmax(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+def argmax(logits: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     """See :func:`resizing.argmax`; up to 1024 classes."""
-    return _resized_argmax(_nhwc(logits.detach()), *size)
+    source = _nhwc(logits)
+    batch, height, width, classes = source.shape
+    labels = source.new_empty((batch, *size), dtype=torch.long)
+    grid = (batch * _cells(height, width),)
+    with torch.cuda.device_of(source):
+        _argmax_kernel[grid](source, labels, height, width, classes, *size, **_launch(classes))
+    return labels

@@ -3,17 +3,18 @@
 import functools
 import importlib.util
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from .. import kernels
-from ..errors import OptionError
+from ..models.resizing import check_sizes
 from . import bands
 
 _logger = logging.getLogger(__name__)
 
-_MAX_CLASSES = 1024  # of the Triton kernels, which hold all classes of some pixels in registers
+_MAX_CLASSES = 1024  # limit of the Triton kernels, which hold all classes of some pixels in registers
 
 
 def applies(logits: torch.Tensor) -> bool:
@@ -57,28 +58,18 @@ def _kernels(logits: torch.Tensor) -> Any:
     return cells
 
 
-def argmax(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+# Custom operators, so that torch.compile sees their shapes, and does not trace bands and launches
+@torch.library.custom_op("segnext_timm::upsampled_argmax", mutates_args=())
+def argmax(logits: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     """Compute labels (B, *size), int64: the largest channel of resized logits (B, classes, h, w)."""
     return _kernels(logits).argmax(logits, size)
 
 
-def _is_integer_fraction(part: torch.Size, full: torch.Size) -> bool:
-    """Whether dividing both sides of `full` by one integer, rounded up or down, gives `part`."""
-    factors = range(1, max(full) + 1) if min(part) > 0 else ()
-    candidates = (f for f in factors if all(side // f <= p <= -(-side // f) for p, side in zip(part, full)))
-    return next(candidates, None) is not None
+@argmax.register_fake
+def _new_labels(logits: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    return logits.new_empty((logits.shape[0], *size), dtype=torch.long)
 
 
-def check_sizes(logits: torch.Tensor, target: torch.Tensor) -> None:
-    """Raise an OptionError unless logits (B, classes, h, w) have a fraction of the size of labels (B, H, W)."""
-    if not _is_integer_fraction(logits.shape[-2:], target.shape[-2:]):
-        raise OptionError(
-            f"Logits of {tuple(logits.shape[-2:])} pixels (height, width) are not an integer fraction of labels of "
-            f"{tuple(target.shape[-2:])}. Are these the labels of another image?"
-        )
-
-
-# A custom operator, so that torch.compile sees its shapes, and does not trace the bands
 @torch.library.custom_op("segnext_timm::upsampled_cross_entropy", mutates_args=())
 def cross_entropy(
     logits: torch.Tensor,

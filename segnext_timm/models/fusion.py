@@ -92,13 +92,9 @@ class FusedMSCANBlock(nn.Module):
         attn = self.proj_out(self.msca(self.act(self.proj_in(x))))
         if attn.dtype == torch.float16:
             attn = attn.clamp(-65504.0, 65504.0)  # as in the block that is not fused
-        if torch.jit.is_scripting():
-            x = x + torch.addcmul(attn, x, self.shortcut)
-        else:
-            # converters of Core ML and ncnn do not know addcmul
-            converted = torch.jit.is_tracing() or torch.compiler.is_exporting()
-            x = x + (attn + x * self.shortcut if converted else torch.addcmul(attn, x, self.shortcut))
-            if not self.training and bands.applies_to_mlp(x, self.mlp.fc1.out_channels):
+        x = x + (attn + x * self.shortcut)
+        if not torch.jit.is_scripting():  # noqa: SIM102  # TorchScript would compile the second condition of an `and`
+            if bands.applies_to_mlp(x, self.mlp):
                 return bands.add_mlp(x, self.mlp)
         return x + self.mlp(x)
 

@@ -5,6 +5,8 @@ resized logits take 1.3 GB in float32, and as much time as a small network. This
 and cross-entropy; :mod:`segnext_timm.kernels.resizing` has faster ones, which need few rows of them at a time.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -12,10 +14,10 @@ from torch.utils.checkpoint import checkpoint
 
 from ..errors import OptionError
 from ..kernels import resizing
+from .resizing import check_sizes, resize, widen
 
 
-@torch.compiler.disable  # kernels choose shapes by the data: torch.compile compiles the model up to here
-def resized_argmax(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+def resized_argmax(logits: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     """Labels (B, *size), int64, of logits (B, classes, h, w): `interpolate(logits, size, mode="bilinear").argmax(1)`.
 
     Ties, up to rounding, are broken arbitrarily.
@@ -23,13 +25,7 @@ def resized_argmax(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     if resizing.applies(logits):
         return resizing.argmax(logits, size)
     # one image at a time, to save memory; max is faster than argmax
-    return torch.cat([_resize(image, size).max(1).indices for image in logits.split(1)])
-
-
-def _resize(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Resize logits (B, classes, h, w) to (B, classes, *size), in float32 or wider."""
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return F.interpolate(wide, size, mode="bilinear", align_corners=False)
+    return torch.cat([resize(widen(image), list(size)).max(1).indices for image in logits.split(1)])
 
 
 class UpsampledCrossEntropyLoss(nn.Module):
@@ -96,8 +92,9 @@ class UpsampledCrossEntropyLoss(nn.Module):
         # wide also in a criterion cast to half precision, where the sum of the pixels' weights would overflow
         wide = torch.promote_types(logits.dtype, torch.float32)
         weight = None if self.weight is None else self.weight.to(logits.device, wide)
-        if not torch.compiler.is_compiling():  # which would compile anew for each size
-            resizing.check_sizes(logits, target)
+        # the check reads sizes in Python: torch.compile would recompile for each size
+        if not torch.compiler.is_compiling():
+            check_sizes(logits, target)
         if self.reduction == "none":
             return self._compute_plainly(logits, target, weight)
         if resizing.applies(logits):
@@ -111,12 +108,12 @@ class UpsampledCrossEntropyLoss(nn.Module):
             return loss
         counts = target != self.ignore_index  # sums, since a boolean index would wait for a GPU
         total = counts.sum() if weight is None else (weight[target.where(counts, 0)] * counts).sum()
-        # NaN without any pixel, as of cross_entropy, whose gradient is 0
+        # NaN if every pixel is ignored, as in F.cross_entropy; the gradient is then 0
         return torch.where(total > 0, loss, torch.nan) / total.where(total > 0, 1)
 
     def _compute_plainly(self, logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
         return F.cross_entropy(
-            _resize(logits, (target.shape[1], target.shape[2])),
+            resize(widen(logits), [target.shape[1], target.shape[2]]),
             target,
             weight,
             ignore_index=self.ignore_index,

@@ -413,8 +413,8 @@ def _init_weights(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-# Names in mmsegmentation's code and here; `{}` is a number. Stages count from 0 in this table, from 1 in that code. The
-# first entry that fits counts. The authors' and JSeg's code has `mlp.dwconv.dwconv` for `mlp.dwconv`.
+# Names in mmsegmentation's code and here. `{}` matches a number. Published stages count from 1; `backbone_to_native`
+# subtracts 1 first. The first matching row wins. The authors' and JSeg's code has `mlp.dwconv.dwconv` for `mlp.dwconv`.
 PUBLISHED_NAMES = (
     ("patch_embed0.proj.0", "stem.conv1"),
     ("patch_embed0.proj.1", "stem.norm1"),
@@ -452,8 +452,13 @@ _STEM = re.compile(rf"((?:.+\.)?)(?:stem\.{WRAPPERS}conv1|patch_embed1\.{WRAPPER
 
 def unnest(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
     """Take the parameters out of a checkpoint that keeps them as `state_dict`, `model` or `module`."""
-    inner = [checkpoint[key] for key in ("state_dict", "model", "module") if isinstance(checkpoint.get(key), Mapping)]
-    return unnest(inner[0]) if inner else checkpoint
+    outer = []
+    while inner := [checkpoint[k] for k in ("state_dict", "model", "module") if isinstance(checkpoint.get(k), Mapping)]:
+        outer.append(checkpoint)
+        checkpoint = inner[0]
+        if any(checkpoint is one for one in outer):
+            raise CheckpointError("contains itself instead of parameters by name. Check that it is the right file.")
+    return checkpoint
 
 
 def is_average(prefix: str) -> bool:
@@ -491,7 +496,7 @@ def backbone_to_native(state_dict: Mapping[str, Any]) -> dict[str, torch.Tensor]
     for name, value in tensors.items():
         own = name.removeprefix(prefix)
         if not name.startswith(prefix) or own.startswith("ema_"):
-            continue  # of what is around the backbone; mmcv keeps averages of the weights beside them
+            continue  # what is around the backbone, and averages, which mmcv keeps beside the weights
         # timm's feature extractors flatten the stages into themselves
         own = own.replace("stages_", "stages.").replace("mlp.dwconv.dwconv", "mlp.dwconv")
         from_0 = re.sub(r"^(patch_embed|block|norm)(\d)", lambda match: f"{match[1]}{int(match[2]) - 1}", own)

@@ -6,11 +6,7 @@ Original code: https://github.com/Visual-Attention-Network/SegNeXt
 """
 
 import difflib
-import logging
-import shutil
-import tempfile
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import segmentation_models_pytorch as smp
@@ -18,25 +14,20 @@ import timm
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from huggingface_hub import CommitInfo, ModelCard
-from segmentation_models_pytorch.base import ClassificationHead, SegmentationHead, SegmentationModel
+from segmentation_models_pytorch.base import ClassificationHead, SegmentationHead
 from segmentation_models_pytorch.base.hub_mixin import supports_config_loading
-from segmentation_models_pytorch.base.modules import Activation
 from segmentation_models_pytorch.base.utils import is_torch_compiling
 from segmentation_models_pytorch.encoders import get_encoder, get_encoder_names
 
-from .._atomic import fill_when_complete
 from ..errors import OptionError
-from ..label_sets import name_list
 from ..variants import MIN_SIDE
-from .fusion import check_not_fused
 from .hamburger import GroupNorm, Hamburger
+from .hub_mixin import SegNeXtHubMixin
 from .losses import resized_argmax
-from .model_info import ModelInfo, Segmenter, evaluation_mode, plain_values, update_facts
+from .resizing import resize
+from .segmenter import Segmenter, evaluation_mode
 
-_logger = logging.getLogger(__name__)
-
-_NUM_GROUPS = 32  # of every GroupNorm in the decoder
+_NUM_GROUPS = 32  # groups of every GroupNorm in the decoder
 
 
 class LightHamDecoder(nn.Module):
@@ -88,7 +79,7 @@ class LightHamDecoder(nn.Module):
         x = self.squeeze[0](features[3])
         for i, squeeze in enumerate(self.squeeze):
             if i > 0:
-                x = x + F.interpolate(squeeze(features[3 + i]), x.shape[-2:], mode="bilinear", align_corners=False)
+                x = x + resize(squeeze(features[3 + i]), list(x.shape[-2:]))
         x = F.relu(self.squeeze_norm(x))
         x = self.hamburger(x)
         x = F.relu(self.align_norm(self.align(x)))
@@ -106,11 +97,11 @@ class ResizingHead(SegmentationHead):
         """Features (B, in_channels, h, w) to a map (B, classes, *size), or (B, classes, h, w) if None."""
         x = self[0](x)
         if size is not None:
-            x = F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+            x = resize(x, size)
         return self[2](x) if activated else x
 
 
-class SegNeXt(SegmentationModel):
+class SegNeXt(SegNeXtHubMixin):
     """SegNeXt: convolutional attention in the encoder, matrix decomposition in the decoder.
 
     Images of any size from 32×32 up are segmented at exactly that size. Evaluation is deterministic: see
@@ -154,7 +145,6 @@ class SegNeXt(SegmentationModel):
 
     requires_divisible_input_shape = False
     takes_activated = True  # an argument of `forward`: see ModelInfo
-    __jit_unused_properties__ = ["pretrained_cfg"]
 
     @supports_config_loading
     def __init__(
@@ -186,10 +176,7 @@ class SegNeXt(SegmentationModel):
         self.in_channels = in_channels
         self.upsampling = upsampling
         self.config["upsampling"] = 8  # a model saved during training loads with full-size output
-        fitting, misfits = _fit_pretrained_cfg(pretrained_cfg or {}, classes, in_channels)
-        self.config["pretrained_cfg"] = fitting
-        if misfits:
-            _logger.warning(f"pretrained_cfg: left out {misfits}.")
+        self.config["pretrained_cfg"] = self._fitting_facts(pretrained_cfg or {}, classes)
         self.encoder = get_encoder(
             encoder_name,
             in_channels=in_channels,
@@ -212,26 +199,6 @@ class SegNeXt(SegmentationModel):
         )
         self.name = f"segnext-{encoder_name}"
         self.initialize()
-
-    @property
-    def pretrained_cfg(self) -> dict[str, Any]:
-        """Facts about the weights, saved with the configuration, as in timm.
-
-        `label_names` and `palette` (red, green, blue) of each class; `mean` and `std` of images scaled to 0..1;
-        `dataset`, `license`, `description` and `results` for the model card. `results_digest` identifies the weights
-        that have these results: a model that was trained on is saved without them.
-
-        Raises:
-            OptionError: If a new value has names, colors, mean or std for another number of classes or channels.
-        """
-        return self.config["pretrained_cfg"]
-
-    @pretrained_cfg.setter
-    def pretrained_cfg(self, cfg: Mapping[str, Any] | None) -> None:
-        fitting, misfits = _fit_pretrained_cfg(cfg or {}, ModelInfo(self).num_classes, self.in_channels)
-        if misfits:
-            raise OptionError(f"pretrained_cfg does not fit the model: {misfits}.")
-        self.config["pretrained_cfg"] = fitting
 
     def initialize(self) -> None:
         """Draw the decoder's and the heads' weights as smp does, and the classifier's with standard deviation 0.01."""
@@ -279,7 +246,7 @@ class SegNeXt(SegmentationModel):
         else:  # a head of the user's
             masks = self.segmentation_head(masks)
             if size is not None:
-                masks = F.interpolate(masks, size=size, mode="bilinear", align_corners=False)
+                masks = resize(masks, size)
         if self.classification_head is not None:
             return masks, self.classification_head(features[-1])
         return masks
@@ -302,7 +269,7 @@ class SegNeXt(SegmentationModel):
             if segmenter.gives_logits and maps.shape[1] > 1:
                 return resized_argmax(maps, x.shape[-2:])
             if maps.shape[-2:] != x.shape[-2:]:
-                maps = F.interpolate(maps, size=x.shape[-2:], mode="bilinear", align_corners=False)
+                maps = resize(maps, list(x.shape[-2:]))
             return segmenter.labels(maps, 1)
 
     @torch.jit.ignore
@@ -321,125 +288,12 @@ class SegNeXt(SegmentationModel):
         for module in stages or able:
             module.grad_checkpointing = enable
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> CommitInfo | None:
-        """Save weights, configuration and a model card. Takes smp's arguments.
-
-        A card that was edited by hand keeps its text: only the results in its front matter follow.
-
-        Args:
-            save_directory: Folder to write. It is also pushed with `push_to_hub=True` and `repo_id`.
-            kwargs: `dataset`, `metrics` and `model_card_kwargs` are facts, which :attr:`pretrained_cfg` keeps, as in
-                the `card` of :func:`segnext_timm.push_to_hub`; `config` is saved in place of the model's; others are
-                arguments of :meth:`push_to_hub`.
-
-        Raises:
-            OptionError: If the model is fused, its segmentation head was replaced by one that is not smp's, or a fact
-                does not fit the model.
-        """
-        from ..hub.cards import write_card  # above the models: smp asks a model for its card
-
-        facts = dict(kwargs.pop("model_card_kwargs", None) or {})
-        facts |= {name: kwargs.pop(name) for name in ("dataset", "metrics") if name in kwargs}
-        self._update_config(facts)  # before anything is written, or removed
-        # a copy, in which smp's own name of the class does not come and go with other threads' saves
-        config = {**(kwargs.get("config") or self.config), "_model_class": type(self).__name__}
-        push, repo_id = kwargs.pop("push_to_hub", False), kwargs.pop("repo_id", None)
-        folder = Path(save_directory)
-        with fill_when_complete(folder, last="config.json") as new:
-            if (folder / "README.md").is_file():
-                shutil.copyfile(folder / "README.md", new / "README.md")
-            super().save_pretrained(new, config=config)
-            write_card(new)
-        return self.push_to_hub(repo_id or folder.name, **kwargs) if push else None
-
-    def push_to_hub(self, repo_id: str, *, branch: str | None = None, **kwargs: Any) -> CommitInfo:
-        """Push weights, configuration and a model card to the Hub, as :func:`segnext_timm.push_to_hub` does.
-
-        Args:
-            repo_id: "user/repo".
-            branch: Branch to push to.
-            kwargs: `model_card_kwargs` are facts, as in `card` there; `config` is pushed in place of the model's;
-                others are arguments of that function.
-
-        Raises:
-            OptionError: If the model is fused, or its segmentation head was replaced by one that is not smp's.
-            OSError: If the Hub refuses the request or cannot be reached.
-        """
-        from ..hub.push import push_to_hub
-
-        config, facts = kwargs.pop("config", None), kwargs.pop("model_card_kwargs", None)
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder, config=config, model_card_kwargs=facts)
-            return push_to_hub(folder, repo_id, revision=branch, card=facts, **kwargs)
-
-    def _update_config(self, facts: Mapping[str, Any]) -> None:
-        """Make the configuration that of the model as it is, whose head and facts may have been changed in place."""
-        check_not_fused(self)
-        head = describe_head(self.segmentation_head, self.config.get("activation"))
-        fitting, misfits = _fit_pretrained_cfg(self.pretrained_cfg, head["classes"], self.in_channels)
-        if misfits:
-            _logger.warning(f"pretrained_cfg: left out {misfits}.")
-        self.pretrained_cfg = update_facts(fitting, facts, self)  # raises an error before anything is changed
-        self.config.update(head)
-
-    @classmethod
-    def _from_pretrained(cls, **kwargs: Any) -> "SegNeXt":
-        # the file contains the encoder's weights, so pretrained ones need not be downloaded
-        started_from, kwargs["encoder_weights"] = kwargs.get("encoder_weights"), None
-        model = super()._from_pretrained(**kwargs)
-        model.config["encoder_weights"] = started_from  # for the card when the model is saved again
-        return model.eval()  # documented by the Hub's mixin, but some versions do not do it for safetensors
-
-    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
-        """Write the model card from `config` and `pretrained_cfg`.
-
-        Args:
-            args: Ignored, as by smp.
-            kwargs: Facts, as in the `card` of :func:`segnext_timm.push_to_hub`; `repo_id`, the Hub repository in the
-                card's code (default: the folder of the card).
-        """
-        from ..hub.cards import model_card
-
-        repo = kwargs.pop("repo_id", None) or "."
-        info = update_facts(self.pretrained_cfg, kwargs, self)
-        return model_card({**self.config, "_model_class": type(self).__name__, "pretrained_cfg": info}, repo)
-
 
 def _check_upsampling(upsampling: int) -> None:
     if upsampling not in (1, 8):
         raise OptionError(
             f"upsampling must be 8 (output of the images' size) or 1 (output of the decoder's size), got {upsampling!r}"
         )
-
-
-def describe_head(head: nn.Module, activation: str | None) -> dict[str, Any]:
-    """Describe SegNeXt's own segmentation head by arguments, without an activation other than `activation`."""
-    if not (isinstance(head, ResizingHead) and type(head[0]) is nn.Conv2d and head[0].kernel_size == (1, 1)):
-        raise OptionError(
-            f"The configuration cannot describe this segmentation head, a {type(head).__name__}, so the saved model "
-            f"would not load. Create the model with `classes` and `activation` instead, or save its state_dict."
-        )
-    if repr(head[2]) != repr(Activation(activation)):
-        _logger.warning(f"activation: left out {head[2]}, which is not the configuration's: a saved model has none.")
-        activation = None
-    return {"classes": head[0].out_channels, "activation": activation}
-
-
-def _fit_pretrained_cfg(cfg: Mapping[str, Any], classes: int, in_channels: int) -> tuple[dict[str, Any], str]:
-    """Split a `pretrained_cfg` into the entries that fit a model and a description of those that do not."""
-    fitting, misfits = plain_values(cfg), []
-    if fitting.get("label_names"):
-        fitting["label_names"] = name_list(fitting["label_names"])
-    for key, size in (("label_names", classes), ("palette", classes), ("mean", in_channels), ("std", in_channels)):
-        if fitting.get(key) and len(fitting[key]) != size:
-            what = "classes" if key in ("label_names", "palette") else "channels"
-            misfits.append(f"{key} of {len(fitting.pop(key))} {what} (the model has {size})")
-    if "label_names" in cfg and "label_names" not in fitting:
-        for key in ("dataset", "results", "results_digest"):  # they belong to the other classes
-            fitting.pop(key, None)
-    if fitting.get("input_size"):
-        fitting["input_size"] = [in_channels, *fitting["input_size"][1:]]
-    return fitting, ", ".join(misfits)
 
 
 def _check_encoder_name(name: str) -> None:

@@ -21,7 +21,7 @@ from PIL import Image
 
 from ..errors import OptionError
 from ..models.losses import resized_argmax
-from ..models.model_info import Segmenter, evaluation_mode
+from ..models.segmenter import Segmenter, evaluation_mode
 from .images import read_image
 from .windows import PRECISIONS, LoadedPixels, Pixels, Precision, WindowedMaps
 

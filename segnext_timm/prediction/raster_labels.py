@@ -17,7 +17,8 @@ import torch.nn as nn
 from PIL import Image
 
 from ..errors import ImageError
-from ..models.model_info import ModelInfo, Segmenter, evaluation_mode
+from ..models.model_info import ModelInfo
+from ..models.segmenter import Segmenter, evaluation_mode
 from .drawing import list_areas, overlay
 from .images import read_image, scale_values
 from .pipeline import predict_pixels

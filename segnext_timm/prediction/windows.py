@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torchvision.transforms.v2 import functional as TF
 
-from ..models.model_info import Segmenter
+from ..models.segmenter import Segmenter
 from ..variants import MIN_SIDE
 
 Precision = Literal["fp32", "bf16", "fp16"]

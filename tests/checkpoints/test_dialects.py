@@ -296,6 +296,17 @@ def test_batches_that_jittor_does_not_count_are_added(tmp_path, names):
     assert load_checkpoint(path).state_dict.keys() == names
 
 
+def inside_itself():
+    checkpoint = {}
+    checkpoint["state_dict"] = {"model": checkpoint}
+    return checkpoint
+
+
+def with_palette(palette):
+    published = zero_state_dict(segmenter_shapes("t", 3))
+    return {"state_dict": published, "meta": {"CLASSES": ["a", "b", "c"], "PALETTE": palette}}
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -317,6 +328,9 @@ def test_batches_that_jittor_does_not_count_are_added(tmp_path, names):
             zero_state_dict(backbone_shapes("t")) | {"norm1.bias": torch.tensor([float("nan")] * 32)},
             "NaN or infinity in 'stages.0.norm.bias'",
         ),
+        (inside_itself(), "contains itself instead of parameters by name"),
+        (with_palette([0, 1, 2]), r"its palette has entries that are not \[red, green, blue\]: \[0, 1, 2\]"),
+        (with_palette([[0, 0, 0], None, [1, 1, 1]]), r"its palette has entries that are not .*None"),
     ],
 )
 def test_what_is_wrong_is_said_in_a_line_with_the_file(tmp_path, content, message):

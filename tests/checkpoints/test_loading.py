@@ -10,9 +10,10 @@ from huggingface_hub import ModelCard
 from timm.models import adapt_input_conv
 
 from random_checkpoints import VARIANTS, random_state_dict, segmenter_shapes
-from segnext_timm import CheckpointError, NMF2d, create_segmenter, list_segmenters
+from segnext_timm import CheckpointError, NMF2d, create_segmenter, list_segmenters, load_segmenter
 from segnext_timm.checkpoints.catalog import get_segmenter_cfg
 from segnext_timm.checkpoints.dialects import segmenter_to_native
+from segnext_timm.errors import OptionError
 from segnext_timm.hub.push import add_results
 from segnext_timm.label_sets import LABEL_SETS
 
@@ -146,6 +147,12 @@ def test_without_pretrained_nothing_is_fetched(cache, tmp_path, monkeypatch):
     model = create_segmenter("segnext_t")
     assert not (tmp_path / "hub").exists()
     assert model.segmentation_head[0].out_channels == 150
+
+
+def test_a_revision_of_a_file_that_is_not_on_the_hub_is_refused(cache, weights):
+    cache("segnext_t", weights)
+    with pytest.raises(OptionError, match=r"segnext_t comes from its publisher.*leave out revision='nope'"):
+        load_segmenter("segnext_t", revision="nope")
 
 
 def test_unknown_names_and_weights_that_do_not_fit_raise_errors_that_say_so(cache, weights):

@@ -17,7 +17,7 @@ from segmentation.autocasting import _CastAll, reduce_casts
 from segmentation.models import with_synced_norms
 from segmentation.stepping import compile_model, step_if
 from segnext_timm import UpsampledCrossEntropyLoss
-from segnext_timm.models.model_info import evaluation_mode
+from segnext_timm.models.segmenter import evaluation_mode
 from small_models import narrow
 
 

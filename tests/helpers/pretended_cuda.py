@@ -15,10 +15,8 @@ from unittest import mock
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode, _pop_mode, _push_mode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-
-from segnext_timm.kernels import resizing
 
 aten = torch.ops.aten
 _ROOT = Path(__file__).parents[2]
@@ -68,15 +66,6 @@ def fake_autocast(dtype: torch.dtype | None) -> Iterator[None]:
         torch.set_autocast_dtype("cuda", before[1])
         if torch.autocast_decrement_nesting() == 0:
             torch.clear_autocast_cache()
-
-
-@contextmanager
-def _pushed(mode: TorchDispatchMode) -> Iterator[None]:
-    _push_mode(mode)
-    try:
-        yield
-    finally:
-        _pop_mode()
 
 
 def _caller() -> str:
@@ -129,9 +118,6 @@ class WaitCounter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if func is torch.ops.segnext_timm.upsampled_cross_entropy.default:
-            with _pushed(self):  # the loss is one custom operator: see the operators inside
-                return resizing.cross_entropy._init_fn(*args, **kwargs)
         if self.counts(tree_leaves((args, kwargs))):
             indices = tree_leaves(args[1]) if func in (aten.index.Tensor, aten.index_put_.default) else []
             if func in _WAITING or any(getattr(index, "dtype", None) in (torch.bool, torch.uint8) for index in indices):

@@ -2,7 +2,7 @@
 
 import torch
 
-from segnext_timm.models.model_info import Segmenter
+from segnext_timm.models.segmenter import Segmenter
 from segnext_timm.prediction.pipeline import _move, _plan, _tiles_of_scores
 from segnext_timm.prediction.windows import LoadedPixels
 

@@ -105,14 +105,13 @@ def test_a_logit_that_is_not_a_number_is_the_largest(use_kernels):
     assert resized_argmax(logits, (3, 3))[0, 1, 1] == 2
 
 
-def test_operators_have_fake_implementations():
-    source, labels = torch.randn(1, 3, 3, 5), torch.randint(0, 5, (1, 6, 6))
+def test_operators_have_fake_implementations(use_kernels):
+    logits, labels = torch.randn(1, 5, 3, 3), torch.randint(0, 5, (1, 6, 6))
     checks = ("test_schema", "test_faketensor")
-    operators = cells
-    torch.library.opcheck(operators._cell_cross_entropy, (source, labels, None, 255, 0.1, True), test_utils=checks)
-    torch.library.opcheck(operators._cell_cross_entropy, (source, labels, None, 255, 0.0, False), test_utils=checks)
-    torch.library.opcheck(operators._gather_corners, (torch.randn(4, 4, 5), 1, 3, 3), test_utils=checks)
-    torch.library.opcheck(operators._resized_argmax, (source, 6, 6), test_utils=checks)
+    for smoothing, needs_gradient in ((0.1, True), (0.0, False)):
+        arguments = (logits, labels, None, 255, smoothing, needs_gradient)
+        torch.library.opcheck(resizing.cross_entropy, arguments, test_utils=checks)
+    torch.library.opcheck(resizing.argmax, (logits, (6, 6)), test_utils=checks)
 
 
 def test_the_compiled_loss_is_that_of_the_kernels(use_kernels):

@@ -73,6 +73,19 @@ def test_rows_at_a_time_give_the_same_features(output_stride, monkeypatch):
 
 
 @torch.no_grad()
+def test_hooks_of_an_mlp_and_its_parts_fire_on_large_images(monkeypatch):
+    monkeypatch.setattr(bands, "_MLP_BYTES", 1)
+    fused = fuse(backbone(features_only=True)).to(memory_format=torch.channels_last)
+    x, shapes = images(1, 3, 64, 96).contiguous(memory_format=torch.channels_last), []
+    mlp = fused.stages_0.blocks[0].mlp
+    for part in (mlp, mlp.fc1):
+        handle = part.register_forward_hook(lambda module, inputs, output: shapes.append(tuple(output.shape[2:])))
+        fused(x)
+        handle.remove()
+    assert shapes == [(16, 24)] * 2
+
+
+@torch.no_grad()
 def test_fused_models_are_scripted_traced_and_compiled():
     model, x = tiny(), images(2, 3, 64, 96)
     fused = fuse(model)

@@ -15,6 +15,7 @@ from segnext_timm import UpsampledCrossEntropyLoss, kernels
 from segnext_timm.exporting.labels import argmax_graph
 from segnext_timm.kernels import bands, resizing
 from segnext_timm.models.losses import resized_argmax
+from segnext_timm.models.mscan import ConvMlp
 
 # shapes of logits, sizes of labels: eight times as large, odd, one row or column, the same, smaller
 SHAPES = [
@@ -288,6 +289,15 @@ def test_sizes_after_the_first_share_a_compiled_loss(compiles, reduction):
     assert counter.frame_count == 2
 
 
+def test_labels_are_compiled_without_a_break(compiles, form):
+    compiled = torch.compile(resized_argmax, fullgraph=True, backend="aot_eager")
+    for size in ((32, 40), (31, 39)):
+        x = logits((2, 6, 4, 5)).requires_grad_()
+        labels = compiled(x, size)
+        assert not labels.requires_grad
+        assert torch.equal(labels, resized(x, size).argmax(1))
+
+
 def test_a_compiled_loss_holds_no_full_size_logits(compiles):
     sizes = []
 
@@ -347,7 +357,8 @@ def test_an_environment_variable_turns_kernels_off(monkeypatch, value, expected)
     monkeypatch.setenv("SEGNEXT_TIMM_KERNELS", value)
     importlib.reload(kernels)  # which reads the variable
     x = torch.zeros(1, 64, 64, 2048).permute(0, 3, 1, 2)
-    assert (kernels.ENABLED, resizing.applies(x), bands.applies_to_mlp(x, 4096)) == (expected,) * 3
+    mlp = ConvMlp(2048, 4096, 1, torch.nn.GELU, device="meta").eval()
+    assert (kernels.ENABLED, resizing.applies(x), bands.applies_to_mlp(x, mlp)) == (expected,) * 3
 
 
 @pytest.mark.parametrize("form", ["plain"], indirect=True)

@@ -15,7 +15,8 @@ import training_memory
 from random_checkpoints import FILES, VARIANTS, accept_cached, backbone_shapes, random_state_dict
 from segnext_timm import LightHamDecoder, SegNeXt, UpsampledCrossEntropyLoss, add_results, create_segmenter, fuse
 from segnext_timm.errors import OptionError
-from segnext_timm.models.model_info import ModelInfo, weights_digest
+from segnext_timm.models.facts import weights_digest
+from segnext_timm.models.model_info import ModelInfo
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -276,6 +277,22 @@ def test_pretrained_cfg_of_another_model_is_refused(cfg):
     (key,) = cfg
     with pytest.raises(ValueError, match=rf"pretrained_cfg does not fit the model: {key} of \d (classes|channels)"):
         tiny().pretrained_cfg = cfg
+
+
+@pytest.mark.parametrize(
+    ("cfg", "message"),
+    [
+        ({"input_size": [512, 1024]}, r"input_size must be channels, height and width, got \[512, 1024\]"),
+        ({"mean": 0.5}, r"mean must be a list of one for each of the channels, got 0\.5"),
+        ({"label_names": "road"}, "label_names must be a list of one for each of the classes, got 'road'"),
+    ],
+)
+def test_entries_of_pretrained_cfg_that_are_no_lists_of_their_length_are_refused(cfg, message):
+    model = tiny()
+    with pytest.raises(OptionError, match=message):
+        model.pretrained_cfg = cfg
+    with pytest.raises(OptionError, match=message):
+        tiny(pretrained_cfg=cfg)
 
 
 def test_another_number_of_classes_does_not_keep_the_names(tmp_path, caplog):

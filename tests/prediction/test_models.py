@@ -13,7 +13,7 @@ from torch.nn import functional as F
 import stress
 from segnext_timm import predict
 from segnext_timm.errors import OptionError
-from segnext_timm.models.model_info import evaluation_mode
+from segnext_timm.models.segmenter import evaluation_mode
 from segnext_timm.prediction import pipeline
 from small_models import narrow
 

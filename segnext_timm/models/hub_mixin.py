@@ -1,0 +1,172 @@
+"""SegNeXt's facts about its weights, and how it is saved and pushed with them and a model card."""
+
+import logging
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch.nn as nn
+from huggingface_hub import CommitInfo, ModelCard
+from segmentation_models_pytorch.base import SegmentationModel
+from segmentation_models_pytorch.base.modules import Activation
+
+from .._atomic import fill_when_complete
+from ..errors import OptionError
+from ..label_sets import name_list
+from .facts import plain_values, update_facts
+from .fusion import check_not_fused
+from .model_info import ModelInfo
+
+_logger = logging.getLogger(__name__)
+
+
+class SegNeXtHubMixin(SegmentationModel):
+    """smp's base class, with facts about the weights in the configuration, and this package's model card."""
+
+    __jit_unused_properties__ = ["pretrained_cfg"]
+
+    @property
+    def pretrained_cfg(self) -> dict[str, Any]:
+        """Facts about the weights, saved with the configuration, as in timm.
+
+        `label_names` and `palette` (red, green, blue) of each class; `mean` and `std` of images scaled to 0..1;
+        `dataset`, `license`, `description` and `results` for the model card. `results_digest` identifies the weights
+        that have these results: a model that was trained on is saved without them.
+
+        Raises:
+            OptionError: If a new value has names, colors, mean or std for another number of classes or channels.
+        """
+        return self.config["pretrained_cfg"]
+
+    @pretrained_cfg.setter
+    def pretrained_cfg(self, cfg: Mapping[str, Any] | None) -> None:
+        fitting, misfits = _fit_pretrained_cfg(cfg or {}, ModelInfo(self).num_classes, self.in_channels)
+        if misfits:
+            raise OptionError(f"pretrained_cfg does not fit the model: {misfits}.")
+        self.config["pretrained_cfg"] = fitting
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> CommitInfo | None:
+        """Save weights, configuration and a model card. Takes smp's arguments.
+
+        A card that was edited by hand keeps its text: only the results in its front matter follow.
+
+        Args:
+            save_directory: Folder to write. It is also pushed with `push_to_hub=True` and `repo_id`.
+            kwargs: `dataset`, `metrics` and `model_card_kwargs` are facts, which :attr:`pretrained_cfg` keeps, as in
+                the `card` of :func:`segnext_timm.push_to_hub`; `config` is saved in place of the model's; others are
+                arguments of :meth:`push_to_hub`.
+
+        Raises:
+            OptionError: If the model is fused, its segmentation head was replaced by one that is not smp's, or a fact
+                does not fit the model.
+        """
+        from ..hub import write_card  # above the models: smp asks a model for its card
+
+        facts = dict(kwargs.pop("model_card_kwargs", None) or {})
+        facts |= {name: kwargs.pop(name) for name in ("dataset", "metrics") if name in kwargs}
+        self._update_config(facts)  # before anything is written, or removed
+        # a copy, in which smp's own name of the class does not come and go with other threads' saves
+        config = {**(kwargs.get("config") or self.config), "_model_class": type(self).__name__}
+        push, repo_id = kwargs.pop("push_to_hub", False), kwargs.pop("repo_id", None)
+        folder = Path(save_directory)
+        with fill_when_complete(folder, last="config.json") as new:
+            if (folder / "README.md").is_file():
+                shutil.copyfile(folder / "README.md", new / "README.md")
+            super().save_pretrained(new, config=config)
+            write_card(new)
+        return self.push_to_hub(repo_id or folder.name, **kwargs) if push else None
+
+    def push_to_hub(self, repo_id: str, *, branch: str | None = None, **kwargs: Any) -> CommitInfo:
+        """Push weights, configuration and a model card to the Hub, as :func:`segnext_timm.push_to_hub` does.
+
+        Args:
+            repo_id: "user/repo".
+            branch: Branch to push to.
+            kwargs: `model_card_kwargs` are facts, as in `card` there; `config` is pushed in place of the model's;
+                others are arguments of that function.
+
+        Raises:
+            OptionError: If the model is fused, or its segmentation head was replaced by one that is not smp's.
+            OSError: If the Hub refuses the request or cannot be reached.
+        """
+        from ..hub import push_to_hub
+
+        config, facts = kwargs.pop("config", None), kwargs.pop("model_card_kwargs", None)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, config=config, model_card_kwargs=facts)
+            return push_to_hub(folder, repo_id, revision=branch, card=facts, **kwargs)
+
+    def _update_config(self, facts: Mapping[str, Any]) -> None:
+        """Make the configuration that of the model as it is, whose head and facts may have been changed in place."""
+        check_not_fused(self)
+        head = _describe_head(self.segmentation_head, self.config.get("activation"))
+        fitting = self._fitting_facts(self.pretrained_cfg, head["classes"])
+        self.pretrained_cfg = update_facts(fitting, facts, self)  # raises an error before anything is changed
+        self.config.update(head)
+
+    def _fitting_facts(self, cfg: Mapping[str, Any], classes: int) -> dict[str, Any]:
+        """Leave out the entries of a `pretrained_cfg` for another number of classes or channels, with a warning."""
+        fitting, misfits = _fit_pretrained_cfg(cfg, classes, self.in_channels)
+        if misfits:
+            _logger.warning(f"pretrained_cfg: left out {misfits}.")
+        return fitting
+
+    @classmethod
+    def _from_pretrained(cls, **kwargs: Any) -> Any:
+        # the file contains the encoder's weights, so pretrained ones need not be downloaded
+        started_from, kwargs["encoder_weights"] = kwargs.get("encoder_weights"), None
+        model = super()._from_pretrained(**kwargs)
+        model.config["encoder_weights"] = started_from  # for the card when the model is saved again
+        return model.eval()  # documented by the Hub's mixin, but some versions do not do it for safetensors
+
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
+        """Write the model card from `config` and `pretrained_cfg`.
+
+        Args:
+            args: Ignored, as by smp.
+            kwargs: Facts, as in the `card` of :func:`segnext_timm.push_to_hub`; `repo_id`, the Hub repository in the
+                card's code (default: the folder of the card).
+        """
+        from ..hub import model_card
+
+        repo = kwargs.pop("repo_id", None) or "."
+        info = update_facts(self.pretrained_cfg, kwargs, self)
+        return model_card({**self.config, "_model_class": type(self).__name__, "pretrained_cfg": info}, repo)
+
+
+def _describe_head(head: Any, activation: str | None) -> dict[str, Any]:
+    """Describe SegNeXt's own segmentation head by arguments, without an activation other than `activation`."""
+    if not (hasattr(head, "takes_size") and type(head[0]) is nn.Conv2d and head[0].kernel_size == (1, 1)):
+        raise OptionError(
+            f"The configuration cannot describe this segmentation head, a {type(head).__name__}, so the saved model "
+            f"would not load. Create the model with `classes` and `activation` instead, or save its state_dict."
+        )
+    if repr(head[2]) != repr(Activation(activation)):
+        _logger.warning(f"activation: left out {head[2]}, which is not the configuration's: a saved model has none.")
+        activation = None
+    return {"classes": head[0].out_channels, "activation": activation}
+
+
+def _fit_pretrained_cfg(cfg: Mapping[str, Any], classes: int, in_channels: int) -> tuple[dict[str, Any], str]:
+    """Split a `pretrained_cfg` into the entries that fit a model and a description of those that do not."""
+    fitting, misfits = plain_values(cfg), []
+    if isinstance(names := fitting.get("label_names"), Iterable) and not isinstance(names, str):
+        fitting["label_names"] = name_list(names)
+    for key, size in (("label_names", classes), ("palette", classes), ("mean", in_channels), ("std", in_channels)):
+        what = "classes" if key in ("label_names", "palette") else "channels"
+        if fitting.get(key) and not isinstance(fitting[key], list):
+            raise OptionError(
+                f"pretrained_cfg: {key} must be a list of one for each of the {what}, got {fitting[key]!r}."
+            )
+        if fitting.get(key) and len(fitting[key]) != size:
+            misfits.append(f"{key} of {len(fitting.pop(key))} {what} (the model has {size})")
+    if "label_names" in cfg and "label_names" not in fitting:
+        for key in ("dataset", "results", "results_digest"):  # they belong to the other classes
+            fitting.pop(key, None)
+    if input_size := fitting.get("input_size"):
+        if not isinstance(input_size, list) or len(input_size) != 3:
+            raise OptionError(f"pretrained_cfg: input_size must be channels, height and width, got {input_size!r}.")
+        fitting["input_size"] = [in_channels, *fitting["input_size"][1:]]
+    return fitting, ", ".join(misfits)

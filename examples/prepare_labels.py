@@ -332,7 +332,10 @@ def refuse_one_class(found: dict[str, Counts], plan: Plan) -> None:
     pixels, masks = sum(counts.pixels for counts in found.values()), plan.masks
     absent = [name for name, number in zip(plan.classes, pixels) if not number]
     left_out = pixels[IGNORED] - sum(counts.far for counts in found.values())
-    if len(absent) != len(plan.classes) - 1 or (masks.threshold is None and not left_out):
+    if len(absent) != len(plan.classes) - 1:
+        return
+    if masks.threshold is None and not left_out:
+        print(f"Warning: no pixel of these masks is of the class {named(absent)}: nothing can be learned from them.")
         return
     if masks.threshold is not None:
         raise UserError(

@@ -1,6 +1,5 @@
 """What is wrong with files of a data set, in a line each: the file, the cause, and what to do."""
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -9,11 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .class_list import color_codes, color_name
+from .label_files import open_label_file
 
 if TYPE_CHECKING:
     from .class_list import ClassList
     from .data import Split
 
+Palette = tuple[int, dict[int, int]]  # digest of the whole palette, and the color code of each number that is used
 _NEAR = 16  # distance up to which JPEG and smoothing move most values
 
 
@@ -64,7 +65,9 @@ def _clean(split: "Split") -> str:
     if len(split.classes) == 2 and not split.by_color:
         return _prepare_masks(split, "--threshold 128")
     keys = np.array(sorted(value for values in values_of(split).values() for value in values))
-    distance = 40 if split.by_color else max(int(np.diff(keys).min(initial=256)) // 2, 1)
+    distance = 40 if split.by_color else int(np.diff(keys).min(initial=256)) // 2
+    if not distance:  # numbers of classes, of which masks with other values have none
+        return f"{_prepare_masks(split, '--nearest 40')}, with a list of the values ('255 {split.classes[-1]}'),"
     return _prepare_masks(split, f"--nearest {distance}")
 
 
@@ -162,45 +165,49 @@ def _blurred_colors(unknown: list[int], known: list[int]) -> bool:
     return bool((near | mixed).mean() > 0.9)
 
 
-def other_palettes(split: "Split | ClassList", labels: Iterable[tuple[Path, Mapping[int, int]]]) -> str | None:
+def other_palettes(split: "Split | ClassList", labels: Iterable[tuple[Path, Palette]]) -> str | None:
     """Palettes show something else than the numbers of label files say: grays that descend, or colors that change.
 
     Args:
         split: The classes.
-        labels: Label files with the color code of each of their values.
+        labels: Label files with their palettes.
     """
     colors_of = [int(code) for code in color_codes(np.array(split.palette))]
-    known = {
-        v: colors_of[label] for label, values in values_of(split).items() if label < len(colors_of) for v in values
-    }
-    first: dict[int, tuple[int, Path]] = {}  # value and file of each color
-    for path, whole in labels:
-        palette = {value: code for value, code in whole.items() if label_of(value, split) != len(split.classes)}
+    values = values_of(split)
+    known = {value: code for label, code in enumerate(colors_of) for value in values[label]}
+    remedy = "If its numbers are meant, save it without a palette; if what it shows is, give each class its color"
+    by_color: dict[int, tuple[int, int, Path]] = {}  # number, whole palette and file of each color
+    by_number: dict[int, tuple[int, int, Path]] = {}  # and the color of each number
+    for path, (whole, used) in labels:
+        palette = {value: code for value, code in used.items() if label_of(value, split) != len(split.classes)}
         if palette.items() <= known.items():  # as prepare_labels.py writes them
             continue
+        example = f"{remedy} in classes.txt, such as '{color_name(palette[min(palette)])} NAME'."
         grays = [code & 255 for _, code in sorted(palette.items()) if code == (code & 255) * 0x10101]
         if len(grays) == len(palette) and any(a > b for a, b in pairwise(grays)):
             return (
                 f"{path} has a palette of grays that descend: its number {min(palette)} is shown as {grays[0]}, and "
-                f"{max(palette)} as {grays[-1]}. If what it shows is meant, give each class its gray as a color in "
-                f"classes.txt, such as '{color_name(palette[min(palette)])} NAME'."
+                f"{max(palette)} as {grays[-1]}. {example}"
             )
-        colors = Counter(palette.values())
         for value, code in palette.items():
-            other, there = first.setdefault(code, (value, path))
-            if other != value and colors[code] == 1:
-                return (
-                    f"{path} and {there.name} have different palettes: the color {color_name(code)} is the number "
-                    f"{value} in one and {other} in the other. Give each class its color in classes.txt, such as "
-                    f"'{color_name(code)} NAME'."
-                )
+            other, its_whole, there = by_color.setdefault(code, (value, whole, path))
+            if other != value and its_whole != whole:
+                found = f"{color_name(code)} is {value} in one and {other} in the other"
+                return f"{path} and {there.name} have different palettes: {found}. {example}"
+            other, its_whole, there = by_number.setdefault(value, (code, whole, path))
+            if other != code and its_whole != whole:
+                found = f"{value} is {color_name(code)} in one and {color_name(other)} in the other"
+                return f"{path} and {there.name} have different palettes: {found}. {example}"
     return None
 
 
 def other_numbers(split: "Split", everywhere: Mapping[int, int]) -> str | None:
     """As many values occur as there are classes, but others than theirs: what `classes.txt` has to say."""
-    values = sorted(value for value in everywhere if label_of(value, split) != len(split.classes))
-    unknown = [value for value in values if label_of(value, split) > len(split.classes)]
+    count = len(split.classes)
+    values = sorted(value for value in everywhere if label_of(value, split) != count)
+    unknown = [value for value in values if label_of(value, split) > count]
+    if len(values) < count == len(everywhere) and split.mapping is None:  # the one that is left out by default, too
+        values = sorted(everywhere)
     if split.by_color or not unknown or len(values) != len(split.classes):
         return None
     absent = {*range(len(split.classes))} - {label_of(value, split) for value in values}
@@ -221,13 +228,27 @@ def half_used(split: "Split", everywhere: Mapping[int, int]) -> str | None:
     return _listed(split, sorted(everywhere), left_out, absent, "left out", lines)
 
 
+def only_class(split: "Split", everywhere: Mapping[int, int]) -> str | None:
+    """All pixels have one class, so that there is nothing to learn."""
+    present = {label_of(value, split) for value in everywhere}
+    if len(present) != 1:
+        return None
+    alpha = open_label_file(split.labels[0]).alpha()
+    why = " Their transparency is not read: save what it shows as values." if alpha else ""
+    return (
+        f"All pixels of the {counted(len(split), 'label file')} in {split.labels[0].parent} are of the class "
+        f"{split.classes[present.pop()]!r}: there is nothing to learn. Look at them with show_data.py.{why}"
+    )
+
+
 def _listed(
     split: "Split", values: list[int], others: list[int], absent: Iterable[int], why: str, lines: list[tuple[int, str]]
 ) -> str:
     missing = [split.classes[label] for label in absent]
     other, some = (named([written(value, split) for value in part]) for part in (others, values))
     what = "color" if split.by_color else "value"
-    question = f"{other} is {missing[0]!r}" if len(others) == len(missing) == 1 else f"these are the classes' {what}s"
+    one = len(others) == len(missing) == 1 and (others[0], missing[0]) in lines
+    question = f"{other} is {missing[0]!r}" if one else f"these are the classes' {what}s"
     listed = named([f"'{written(value, split)} {name}'" for value, name in lines], 20)
     return (
         f"The {counted(len(split), 'label file')} in {split.labels[0].parent} hold the {what}s {some} only, and "

@@ -22,6 +22,7 @@ from .check_messages import (
     label_of,
     lossy_labels,
     named,
+    only_class,
     other_numbers,
     other_palettes,
     other_size,
@@ -175,7 +176,10 @@ def check_files(split: "Split", root: Path | str | None = None, workers: int = 1
             f"The {counted(len(split), 'label file')} in {split.labels[0].parent} hold no pixel of any class, but only "
             f"{left_out}, which is left out: give it a class in classes.txt, or change --ignore_index."
         )
-    warnings = filter(None, (_absent(report), _depths(split, labels), _rotated(report), _dark(report), _pages(report)))
+    warnings = filter(
+        None,
+        (_absent(report), _depths(split, labels), _binary(report), _rotated(report), _dark(report), _pages(report)),
+    )
     report.warnings += [f"Warning: {warning}" for warning in warnings]
     if gray := sum(facts.depth == "colors" for facts in labels) if not split.by_color else 0:
         report.notes.append(f"{counted(gray, 'label file')} with colors, all of them gray: read as gray values")
@@ -189,7 +193,7 @@ def check_labels(split: "Split") -> str | None:
         Its warnings, a line each, if there are any.
 
     Raises:
-        DataError: As `check_files`, and if only one class would be trained, while other values are left out.
+        DataError: As `check_files`, and if only one class would be trained.
     """
     report = check_files(split)
     refuse_one_class(report)
@@ -252,7 +256,10 @@ def _raise_problems(split: "Split", images: list[Facts | DataError], labels: lis
             kind = "with colors" if isinstance(facts, ColorError) else "that cannot be read"
             found.setdefault(kind, {})[path] = str(facts)
             continue
-        if facts.lossy:
+        if isinstance(image, Facts) and image.digest == facts.digest:
+            message = f"{path} is a copy of its image {image_path.name}: put its labels there."
+            found.setdefault("that are copies of their images", {})[path] = message
+        elif facts.lossy:
             found.setdefault(f"saved as {facts.lossy}", {})[path] = lossy_labels(split, path, facts.lossy)
         elif isinstance(image, Facts) and image.size != facts.size:
             message = other_size(image_path, image.size, image.orientation, path, facts.size)
@@ -274,8 +281,8 @@ def _raise_problems(split: "Split", images: list[Facts | DataError], labels: lis
 
 
 def refuse_one_class(report: Report) -> None:
-    """Raise a DataError if only one class would be trained, while pixels of other values are left out."""
-    if message := half_used(report.split, report.values):
+    """Raise a DataError if only one class would be trained."""
+    if message := half_used(report.split, report.values) or only_class(report.split, report.values):
         raise DataError(message)
 
 
@@ -305,6 +312,20 @@ def _depths(split: "Split", labels: Sequence[Facts | DataError]) -> str | None:
         return None
     some = named([f"{len(paths)} of {depth} ({paths[0].name})" for depth, paths in found.items()])
     return f"Label files differ in depth, {some}: if a value means different things in them, save all alike."
+
+
+def _binary(report: Report) -> str | None:
+    """Masks of two classes in which 255 seems to mean the second class, beside others in which 1 does."""
+    if len(report.split.classes) != 2 or report.split.mapping is not None:
+        return None
+    kinds = [facts.values.keys() for facts in report.labels]
+    if any(kind >= {1, 255} for kind in kinds) or not any(1 in kind for kind in kinds):
+        return None
+    found = [path.name for path, kind in zip(report.split.labels, kinds) if 255 in kind]
+    return found and (
+        f"{counted(len(found), 'label file')} ({named(found, 1)}) hold 0 and 255 only, others 0 and 1: if 255 is "
+        f"{report.split.classes[1]!r} there, `prepare_labels.py masks` with --threshold 1 makes all alike."
+    )
 
 
 def _rotated(report: Report) -> str | None:

@@ -21,6 +21,7 @@ with one that is not their place, or numbers that are not values (`1. road`). Wi
 
 import csv
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -54,6 +55,7 @@ _ORDERS: dict[str, tuple[int | None, int, tuple[int, ...]]] = {
     **{"vn": (0, 1, ()), "nv": (1, 0, ()), "cn": (None, 1, (0,)), "nc": (None, 0, (1,))},
     **{"vvvn": (None, 3, (0, 1, 2)), "nvvv": (None, 0, (1, 2, 3)), "vvvvn": (0, 4, (1, 2, 3))},
     **{"vnc": (0, 1, (2,)), "vcn": (0, 2, (1,)), "nvc": (1, 0, (2,)), "vnvvv": (0, 1, (2, 3, 4))},
+    **{"vnvvvv": (0, 1, (2, 3, 4)), "vvvvvn": (0, 5, (1, 2, 3))},  # with alpha
 }
 _OPAQUE = {"vvvvn": (None, 4, (0, 1, 2)), "nvvvv": (None, 0, (1, 2, 3))}  # colors whose fourth number is always 255
 # A number that may be a value, but not as values are written: 1. road, 1) road, 0x1 road, and 1,road beside other lines
@@ -61,13 +63,27 @@ _DOUBTFUL = re.compile(
     r"\d+[.)]\s+\D.*|\d+\.0\s.*|0x[0-9a-fA-F]+\s.*|(\d+\s*[,;|:=]\s*)+[^\d\s].*|.*[^\d\s]\s*[,;|:=]\s*\d+"
 )
 
+# A number and a name, or a name and a number, in forms that nobody reads for sure: 1-road, (1) road, road [1]
+_NUMBERED = re.compile(r"[\[(<{]?\d+\s*[^\w\s]+\s*\D.*|\d+_\D.*|.*\D\s*[\[(<]\d+[\])>]")
+
 # Names of columns, in lower case with spaces
 _NAMES = {"class", "class name", "classname", "name", "label", "label name", "labelname", "category", "category name"}
 _NAMES |= {"title", "object", "classes", "names", "labels", "class names", "label names"}
 _PLURALS = {"classes", "names", "labels", "class names", "label names", "class name", "classname", "label name"}
 _VALUES = {"", "value", "pixel value", "pixel", "id", "index", "idx", "class id", "classid", "class index", "label id"}
 _VALUES |= {"labelid", "label value", "class value", "category id", "number", "code", "gray", "grey", "gray value"}
-_VALUES |= {"values", "pixel values", "class number", "mask value", "no", "nr"}
+_VALUES |= {
+    "grayscale",
+    "train id",
+    "trainid",
+    "label number",
+    "values",
+    "pixel values",
+    "class number",
+    "mask value",
+    "no",
+    "nr",
+}
 _COLORS = {
     "color",
     "colour",
@@ -81,7 +97,21 @@ _COLORS = {
     "color code",
 }
 _CHANNELS = {"r": 0, "red": 0, "g": 1, "green": 1, "b": 2, "blue": 2}
-_OTHERS = {"a", "alpha", "parts", "actions", "supercategory", "isthing", "isstuff"}  # which are not read
+_OTHERS = {
+    "a",
+    "alpha",
+    "count",
+    "pixels",
+    "ratio",
+    "train",
+    "val",
+    "stuff",
+    "parts",
+    "actions",
+    "supercategory",
+    "isthing",
+    "isstuff",
+}  # which are not read
 _KNOWN = _NAMES | _VALUES | _COLORS | _CHANNELS.keys() | _OTHERS
 
 
@@ -123,6 +153,7 @@ def _read_lines(path: Path) -> list[tuple[int, str]]:
     except UnicodeDecodeError:
         raise DataError(f"{path} is not UTF-8 text: save it as UTF-8.") from None
     lines = []
+    text = unicodedata.normalize("NFC", text)  # macOS writes NFD
     for number, line in enumerate(map(str.strip, text.splitlines()), start=1):
         if re.match(r"#\s+[0-9a-fA-F]{6}\s+\S", line):
             raise _error(path, number, line, f"is a comment or a color: write '#{line[1:].strip()}' for a color.")
@@ -267,7 +298,23 @@ def _entries(
         if not row[name]:
             raise _error(path, number, text, "gives no name: write '-' to leave its pixels out.")
         entries.append(Entry(number, text, row[name], None if value is None else int(row[value]), color))
+    _refuse_numbers(path, entries, value is not None and value > name)
     return "color" if value is None else "value", entries
+
+
+def _refuse_numbers(path: Path, entries: Sequence[Entry], value_last: bool) -> None:
+    """Raise a DataError if all names begin or end with numbers, which are columns of their own then."""
+    form = r"\d+\s.*" if not value_last else r"\d+\s.*|.*\s\d+"
+    if len(entries) > 1 and (
+        all(re.fullmatch(form, entry.name) for entry in entries)
+        or all(re.fullmatch(r".*\s\d+\s+\d+", entry.name) for entry in entries)
+        or any("\t" in entry.name for entry in entries)
+    ):
+        entry = entries[0]
+        raise _error(
+            path, entry.number, entry.text, f"has more columns than a value, a name and a color: leave those, or write "
+            f"'\"{entry.name}\"' if that is the name."
+        )  # fmt: skip
 
 
 def _read_spaced(
@@ -289,8 +336,7 @@ def _read_spaced(
         example = "a color, such as '#ff0000 road'" if "color" in forms else "a value, such as '255 person'"
         raise _mixed(path, *lines[place], numbers[0], example, place == 1 and kinds[0][0] == "name")
     if min(before) > 2 or (min(before) and min(after) > 2):
-        first, last = min(min(before), 4), 0 if min(before) > 2 else 3
-        first = first if min(before) > 2 else 1
+        first, last = (min(min(before), 5), 0) if min(before) > 2 else (1, min(min(after), 4))
     elif min(before):
         first, last = 1, 0
         for line, text in zip(lines, plain):
@@ -353,12 +399,22 @@ def _numbers_after(
 
 def _names(path: Path, header: tuple[int, str] | None, lines: Sequence[tuple[int, str]]) -> list[Entry]:
     """Read lines that are names."""
+    doubtful = [bool(_DOUBTFUL.fullmatch(text)) for _, text in lines]
+    if len(lines) > 2 and not doubtful[0] and all(doubtful[1:]):
+        raise _error(path, *lines[0], "seems to name the columns: write such as 'value,name' or 'name,r,g,b' there.")
     for number, text in lines:
         if _DOUBTFUL.fullmatch(text):
             raise _error(
                 path, number, text, "may be a name with a value, but not every line is: write such as '1 road' in "
                 "every line, with its value in the label files."
             )  # fmt: skip
+    if len(lines) > 1 and all(_NUMBERED.fullmatch(text) for _, text in lines):
+        raise _error(
+            path,
+            *lines[0],
+            "has a number, as all lines have: write such as '1 road' if it is the value, or "
+            f"'0 {lines[0][1]}' and so on if it is part of the name.",
+        )
     if header and len(_titles(header[1])) > 1:
         raise _error(path, *header, "names several columns, which the lines below do not have: remove it.")
     if all(text[-1] in ":,;" for _, text in lines):  # cells that are empty

@@ -25,6 +25,7 @@ from .class_forms import Color, Entry, Form, read_entries
 from .recipe import DataError
 
 LEFT_OUT = "-"
+_LEFT_OUT_NAMES = {"ignore", "ignored", "ignore_index", "void", "unlabeled", "unlabelled", "dontcare", "don't care"}
 IGNORED = 255  # the usual value of pixels that are left out
 _LARGEST_VALUE = 65_535  # of a PNG with 16 bits
 # Names of class lists, the first of which is taken: this project's, Roboflow's, Kaggle's, CVAT's, labelme's, and others
@@ -164,6 +165,11 @@ def _check_unique(path: Path, form: Form, entries: Sequence[Entry]) -> None:
     seen: dict[int | Color | None, int] = {}
     named: dict[str, int] = {}
     for entry in entries:
+        if form == "value" and entry.value == IGNORED and entry.name.strip("_").lower() in _LEFT_OUT_NAMES:
+            raise DataError(
+                f"{path}, line {entry.number}: {entry.text!r} would be a class: write '{IGNORED} -' to leave its "
+                f"pixels out, or give it another name."
+            )
         where, key = f"{path}, line {entry.number}: ", entry.color if form == "color" else entry.value
         if form == "value" and entry.value > _LARGEST_VALUE:
             raise DataError(f"{where}the value {entry.value} is larger than {_LARGEST_VALUE}, which PNGs hold.")

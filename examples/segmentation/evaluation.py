@@ -1,5 +1,7 @@
 """Evaluate a model on a split, with mmsegmentation's metrics, in as little memory as predictions take."""
 
+import unicodedata
+
 import numpy as np
 import torch
 import torch.nn as nn
@@ -51,7 +53,7 @@ def end(accelerator: Accelerator) -> None:
 def class_names(model: nn.Module) -> list[str] | None:
     """Names of the labels that a model predicts, if it states them; a binary model's begin with "background"."""
     facts = getattr(model, "pretrained_cfg", None) or {}
-    names = [name.strip() for name in name_list(facts.get("label_names") or ())]
+    names = [unicodedata.normalize("NFC", name.strip()) for name in name_list(facts.get("label_names") or ())]
     return ["background", *names] if len(names) == 1 else names or None
 
 

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL
@@ -22,7 +23,7 @@ from tqdm import tqdm
 from segnext_timm import read_image
 
 from .files import replace_when_complete
-from .label_files import open_label_file, pages
+from .label_files import open_label_file, pages, why_unreadable
 from .recipe import DataError
 
 CACHE = ".checked.json"  # in the data folder
@@ -44,7 +45,7 @@ class Facts:
         depth: How a label file holds values, by `LabelFile.depth`.
         lossy: A label file's format, if that changes values.
         values: Number of pixels of each value, or color code, of a label file.
-        palette: Color code of each value, of a label file with a palette.
+        palette: `LabelFile.palette` of a label file.
         pages: Number of pictures in an image file.
     """
 
@@ -55,7 +56,7 @@ class Facts:
     depth: str = ""
     lossy: str = ""
     values: dict[int, int] = field(default_factory=dict)
-    palette: dict[int, int] = field(default_factory=dict)
+    palette: tuple[int, dict[int, int]] = (0, {})
     pages: int = 1
 
 
@@ -74,7 +75,7 @@ def read_facts(path: Path, kind: str) -> Facts:
         return _image_facts(path, content, digest)
     file = open_label_file(path, content)
     labels = file.colors() if kind == "colors" else file.values()
-    palette = file.palette() if kind == "values" else {}
+    palette = file.palette() if kind == "values" else (0, {})
     return Facts(digest, file.image.size, depth=file.depth, lossy=file.lossy, values=_count(labels), palette=palette)
 
 
@@ -92,7 +93,7 @@ def _image_facts(path: Path, content: bytes, digest: str) -> Facts:
             read_image(image)  # refuses numbers that are no image's
         peak = int(np.asarray(image).max(initial=0)) if image.mode[0] == "I" else 0
     except Exception as error:  # Pillow's decoders raise anything on damaged files
-        raise DataError(f"{path} cannot be read as an image: {error}") from None
+        raise DataError(f"{path} cannot be read as an image: {why_unreadable(error, content)}") from None
     return Facts(digest, size[::-1] if orientation >= 5 else size, orientation, peak, pages=number)
 
 
@@ -160,7 +161,7 @@ def _stamp(path: Path) -> list[int] | None:
         status = path.stat()
     except OSError:
         return None
-    return [status.st_size, status.st_mtime_ns]
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
 
 def _load(cache: Path | None) -> dict[str, tuple[list[int], Facts]]:
@@ -174,8 +175,9 @@ def _load(cache: Path | None) -> dict[str, tuple[list[int], Facts]]:
         return {}
 
 
-def _from_json(digest: str, size: list[int], *others: object) -> Facts:
-    return Facts(digest, tuple(size), *(_by_number(x) if isinstance(x, dict) else x for x in others))
+def _from_json(digest: str, size: list[int], *others: Any) -> Facts:
+    *others, values, palette, pages = others
+    return Facts(digest, tuple(size), *others, _by_number(values), (palette[0], _by_number(palette[1])), pages)
 
 
 def _by_number(found: dict[str, int]) -> dict[int, int]:

@@ -1,11 +1,12 @@
 """Label files: the number, or the color, that each pixel holds, whatever the file's format and depth."""
 
 import io
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .class_list import color_codes, color_name
 from .recipe import DataError
@@ -33,7 +34,7 @@ class LabelFile:
 
     path: Path
     image: Image.Image
-    spread: int
+    spread: float
     lossy: str
 
     @property
@@ -43,7 +44,7 @@ class LabelFile:
         if mode in ("P", "PA"):
             return "palette"
         if mode in ("L", "LA", "La"):
-            return {1: "8 bits", 17: "4 bits", 85: "2 bits"}[self.spread]
+            return {17: "4 bits", 85: "2 bits"}.get(self.spread, "8 bits")
         return "1 bit" if mode == "1" else "16 bits" if mode[:4] == "I;16" else "32 bits" if mode in "IF" else "colors"
 
     def values(self) -> np.ndarray:
@@ -61,16 +62,12 @@ class LabelFile:
             return values.astype(np.uint8)
         if mode in ("L", "LA", "La", "P", "PA"):
             values = values if values.ndim == 2 else values[..., 0]
-            return self._of_palette(values) if mode == "P" else values if self.spread == 1 else values // self.spread
+            return self._of_palette(values) if mode == "P" else self._narrowed(values)
         if mode[0] in "IF":
-            return self._whole(values)
+            return self._whole(self._narrowed(values))
         colors = values[..., :3] if mode in ("RGB", "RGBA", "RGBX") else np.asarray(image.convert("RGB"))
         if not (np.array_equal(colors[..., 0], colors[..., 1]) and np.array_equal(colors[..., 0], colors[..., 2])):
-            names = ", ".join(color_name(int(code)) for code in np.unique(color_codes(colors))[:5])
-            raise ColorError(
-                f"{self.path} is a color image ({names}): labels are PNGs of one channel that holds class numbers, "
-                f"unless classes.txt gives each class its color, such as '#ff0000 road'."
-            )
+            raise self._color_error(colors)
         return colors[..., 0]
 
     def colors(self) -> np.ndarray:
@@ -86,6 +83,11 @@ class LabelFile:
         # the bytes red, green, blue, alpha as one integer: faster than a sum of three channels
         return np.asarray(self.image.convert("RGBA")).view("<u4")[..., 0] & 0xFFFFFF
 
+    def alpha(self) -> bool:
+        """Whether some pixels are more transparent than others."""
+        bands = self.image.getbands()
+        return bands[-1] in "Aa" and len({*self.image.getchannel(bands[-1]).getextrema()}) > 1
+
     def grays(self) -> np.ndarray:
         """Gray values (H, W) as a picture shows them: from 0 to 255, unless the file has more bits.
 
@@ -99,20 +101,32 @@ class LabelFile:
             raise DataError(f"{self.path} holds numbers that are not finite: labels are whole numbers.")
         return values
 
-    def palette(self) -> dict[int, int]:
-        """Color codes of the values that a file with a palette uses; empty for other files, and for a GIF's grays."""
+    def palette(self) -> tuple[int, dict[int, int]]:
+        """A digest of the whole palette, and the color code of each number that is used; nothing for other files."""
         if self.image.mode != "P" or self.image.format == "GIF":
-            return {}
-        codes = color_codes(self._palette())
+            return 0, {}
+        colors = self._palette()
+        codes = color_codes(colors)
         used = [value for value, count in enumerate(self.image.histogram()[: len(codes)]) if count]
-        return {value: int(codes[value]) for value in used}
+        return zlib.crc32(colors.tobytes()), {value: int(codes[value]) for value in used}
+
+    def _narrowed(self, values: np.ndarray) -> np.ndarray:
+        return values if self.spread == 1 else np.rint(values / self.spread).astype(values.dtype)
 
     def _of_palette(self, values: np.ndarray) -> np.ndarray:
-        if self.image.format == "GIF":
+        if self.image.format == "GIF":  # whose numbers programs sort anew
             colors, used = self._palette(), np.unique(values)
-            if (colors[used] == colors[used, :1]).all():
-                return colors[:, 0].take(values)
+            if (colors[used] != colors[used, :1]).any():
+                raise self._color_error(colors[used])
+            return colors[:, 0].take(values)
         return values
+
+    def _color_error(self, colors: np.ndarray) -> ColorError:
+        names = ", ".join(color_name(int(code)) for code in np.unique(color_codes(colors))[:5])
+        return ColorError(
+            f"{self.path} is a color image ({names}): labels are PNGs of one channel that holds class numbers, "
+            f"unless classes.txt gives each class its color, such as '#ff0000 road'."
+        )
 
     def _palette(self) -> np.ndarray:
         return np.array(self.image.getpalette("RGB"), np.uint8).reshape(-1, 3)
@@ -122,11 +136,12 @@ class LabelFile:
             wrong = values[~((values == np.rint(values)) & (np.abs(values) < 2**31))]  # NaN too
             if wrong.size:
                 raise DataError(
-                    f"{self.path} holds numbers that are not whole ({wrong[0]:g}): save class numbers as integers."
+                    f"{self.path} holds numbers that are not whole ({wrong[0]:g}): save class numbers as "
+                    f"integers, and 255 where there are none."
                 )
             values = values.astype(np.int32)
         if values.min(initial=0) < 0:
-            raise DataError(f"{self.path} holds negative numbers ({values.min()}): classes have numbers from 0 on.")
+            raise DataError(f"{self.path} holds negative numbers ({values.min()}): write 255 there to leave them out.")
         return values
 
 
@@ -143,15 +158,31 @@ def open_label_file(path: Path, content: bytes | None = None) -> LabelFile:
         raw_mode = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
         lossy = _LOSSY.get(image.format, "WebP" if image.format == "WEBP" and _is_lossy_webp(content) else "")
         if (number := pages(image)) > 1:
-            raise DataError(f"holds {number} pages: labels are one picture, save the one that is meant")
+            raise DataError(f"holds {number} pages: labels are one picture; save the one that is meant.")
         image.load()
         kind = image.format
         if image.getexif().get(0x0112, 1) != 1:
             image = ImageOps.exif_transpose(image)
             image.format = kind
     except Exception as error:  # Pillow's decoders raise anything on damaged files
-        raise DataError(f"{path} cannot be read as an image: {error}") from None
-    return LabelFile(path, image, _SPREAD.get(str(raw_mode)[:3], 1), lossy)
+        raise DataError(f"{path} cannot be read as an image: {why_unreadable(error, content)}") from None
+    spread = _SPREAD.get(str(raw_mode)[:3], 1)
+    if kind == "PPM" and isinstance(arguments, tuple) and image.mode in ("L", "I"):
+        spread = (255 if image.mode == "L" else 65535) / arguments[1]  # Pillow spreads numbers below the largest, too
+    return LabelFile(path, image, spread, lossy)
+
+
+def why_unreadable(error: Exception, content: bytes | None) -> str:
+    """Why a file is no image: what it holds instead, or what its decoder says."""
+    if not isinstance(error, UnidentifiedImageError) or content is None:
+        return str(error)
+    if content.startswith(b"version https://git-lfs"):
+        return "it is a pointer of Git LFS: run `git lfs pull`."
+    if content[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        return "it is a TIFF of a kind that Pillow does not read, such as one of 64 bits: save it as PNG."
+    if not content.strip():
+        return "it is empty."
+    return "it holds text." if content[:512].isascii() and b"\0" not in content[:512] else "it is of no known format."
 
 
 def pages(image: Image.Image) -> int:

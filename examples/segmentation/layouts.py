@@ -151,10 +151,12 @@ LAYOUTS = {layout.__name__: layout for layout in (ade20k, cityscapes, coco_stuff
 
 # Names of folders in a folder of your own, in any case; the first ones go before the others
 SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
-IMAGE_FOLDERS = ("images", "image", "imgs", "img", "JPEGImages", "img_dir", "images_png")
+IMAGE_FOLDERS = ("images", "image", "imgs", "img", "JPEGImages", "img_dir", "images_png", "rgb", "sat")
+IMAGE_FOLDERS += ("original", "originals", "input", "inputs", "x")
 LABEL_FOLDERS = ("labels", "label", "masks", "mask", "annotations", "annotation", "SegmentationClass", "segmentations")
 LABEL_FOLDERS += ("segmentation", "gt", "ground_truth", "groundtruth", "ann_dir", "annot", "masks_png", "manual")
-LABEL_FOLDERS += ("1st_manual", "2nd_manual")
+LABEL_FOLDERS += ("1st_manual", "2nd_manual", "target", "targets", "semantic", "map", "masks_machine", "y")
+LABEL_FOLDERS += ("SegmentationClassPNG", "SegmentationClassRaw")
 
 
 def find_folders(root: Path, split: str) -> tuple[Path, Path]:
@@ -165,7 +167,7 @@ def find_folders(root: Path, split: str) -> tuple[Path, Path]:
     """
     names = SPLITS.get(split, (split,))
     standard = root / "images" / split, root / "labels" / split
-    if all(folder.is_dir() for folder in standard):
+    if all(folder.is_dir() and pictures(folder) for folder in standard):
         return standard
     splits = _folders(root, names)
     kinds = [_folders(root, kind) for kind in (IMAGE_FOLDERS, LABEL_FOLDERS)]
@@ -192,6 +194,13 @@ def find_folders(root: Path, split: str) -> tuple[Path, Path]:
     missing = next((folder for folder in (*(images or standard[:1]), *standard) if not folder.is_dir()), standard[1])
     empty = [f"{folder} holds no images.{endings(folder)}" for folder in (*images, *labels) if not pictures(folder)]
     problem = " ".join(empty) or f"{missing} does not exist."
+    both = [folder for kind in kinds for folder in kind[:1]]
+    divided = [name for split_names in SPLITS.values() for name in split_names]
+    if all(map(pictures, both)) and len(both) == 2 and not any(_folders(f, divided) for f in (root, *both)):
+        command = (
+            f"prepare_labels.py masks {both[0]} {both[1]} NEW_FOLDER --classes {root / 'classes.txt'} --val_share 0.1"
+        )
+        raise DataError(f"{root} holds images that are not divided into train and val: `{command}` does so.")
     if split == "val" and _has_folders(root, "train"):
         hint = "Move some images and labels there; prepare_labels.py does, with --val_share 0.1."
         raise DataError(f"{problem} Point to the folder of the data set. {hint}")

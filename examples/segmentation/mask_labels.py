@@ -151,6 +151,12 @@ def mask_rule(classes: ClassList, threshold: int | None, nearest: float) -> Mask
     table = np.full((1 << 24 if classes.by_color else int(keys.max())) + 2, _UNKNOWN, np.uint8)
     table[keys] = labels
     rule = MaskRule(classes, points, labels, table, threshold, 1, nearest)
+    gap = int(np.diff(np.sort(keys)).min(initial=1 << 24))
+    if nearest > gap and not classes.by_color:
+        raise UserError(
+            f"--nearest {nearest:g} is more than the {gap} between two values of the class list: give each class the "
+            f"value that it has in the masks, such as '255 {classes.classes[-1]}'."
+        )
     if threshold is None:
         return rule
     if count != 2:

@@ -6,81 +6,35 @@ becomes it by one affix that the whole folder shares: `a.jpg` and `a_mask.png`, 
 two rules, or two files have one name, an error names the files.
 """
 
-import difflib
 import os
-import re
-from bisect import bisect_left
+import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
+from .name_rules import (
+    IMAGE_WORDS,
+    MASK_WORDS,
+    PREVIEW_WORDS,
+    SAME,
+    Rule,
+    core_of,
+    extended,
+    only_rule,
+    rule_of_two_folders,
+    suggested_rules,
+    tokens,
+)
 from .recipe import DataError
 
-# What names call labels and images, in any case. They tell which is which where both lie in one folder
-MASK_WORDS = {"mask", "masks", "matte", "label", "labels", "labelids", "labeltrainids", "annotation", "annotations"}
-MASK_WORDS |= {"anno", "ann", "gt", "gtfine", "groundtruth", "truth", "seg", "segm", "segmentation", "manual", "l"}
-IMAGE_WORDS = {"image", "images", "img", "im", "sat", "rgb", "photo", "leftimg8bit", "orig", "original", "raw", "input"}
-PREVIEW_WORDS = {"color", "colour", "rgb", "vis", "viz", "overlay", "preview", "blend", "thumb"}  # drawn from labels
 JPEG = (".jpg", ".jpeg", ".jpe", ".jfif")
 LOSSLESS = (".png", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".pgm", ".ppm", ".pbm", ".pnm")
 LOSSY_TIFF = ("jpeg", "tiff_jpeg", "webp")  # compressions of TIFF by Pillow's names
 COMPRESSION = 259  # the tag of TIFF
-
-
-@dataclass(frozen=True)
-class Rule:
-    """How the name of an image becomes that of its labels: by another beginning, another end, or both.
-
-    Attributes:
-        removed: Beginning and end of an image's name.
-        added: Beginning and end of a label file's name.
-    """
-
-    removed: tuple[str, str] = ("", "")
-    added: tuple[str, str] = ("", "")
-
-    def label_name(self, name: str) -> str | None:
-        """The name of an image's labels; None if the image's name is of another form."""
-        folder, slash, stem = name.rpartition("/")
-        start, end = self.removed
-        if len(stem) <= len(start) + len(end) or not (stem.startswith(start) and stem.endswith(end)):
-            return None
-        return f"{folder}{slash}{self.added[0]}{stem[len(start) : len(stem) - len(end)]}{self.added[1]}"
-
-    def pairs(self, images: Iterable[str], labels: Collection[str]) -> dict[str, str]:
-        """The name of the labels of each image that has some."""
-        return {name: label for name in images if (label := self.label_name(name)) in labels}
-
-    def inverse(self) -> "Rule":
-        """The rule from labels to images."""
-        return Rule(self.added, self.removed)
-
-    def words(self) -> tuple[set[str], set[str]]:
-        """Words, in small letters, and numbers of what is removed and of what is added."""
-        return tuple({t.lower() for part in parts for t in _tokens(part)} for parts in (self.removed, self.added))
-
-    def is_named(self) -> bool:
-        """Whether it adds to the image's name, or uses a word for images or labels."""
-        removed, added = self.words()
-        return not any(self.removed) or bool(added & MASK_WORDS or removed & (MASK_WORDS | IMAGE_WORDS))
-
-    def __str__(self) -> str:
-        said = []
-        for old, new, form in zip(self.removed, self.added, ("{!r} + name", "name + {!r}")):
-            if old and new:
-                said.append(f"{old!r} becomes {new!r}")
-            elif new:
-                said.append(form.format(new))
-            elif old:
-                said.append(f"name without {old!r}")
-        return ", ".join(said) or "the same names"
-
-
-SAME = Rule()
 
 
 @dataclass(frozen=True)
@@ -157,8 +111,12 @@ def pair(images: Path, labels: Path, without: Iterable[Path] = ()) -> Pairs:
         exact = [path for path in files if path.suffix.lower() in LOSSLESS]
         labels_by_name[name] = exact if len(exact) == 1 else files
     try:
-        rule = _rule_of_two_folders(by_name, labels_by_name)
+        rule = rule_of_two_folders(by_name, labels_by_name)
     except DataError as error:
+        below = [Path(os.path.commonpath([path.parent for path in files])) for files in (image_files, label_files)]
+        if below != [images, labels] and below[0] != below[1]:  # all of one kind lie in one folder below
+            with suppress(DataError):
+                return pair(*below)
         raise DataError(f"{images} and {labels}: {error}") from None
     found = rule.pairs(by_name, labels_by_name)
     used = set(found.values())
@@ -198,7 +156,7 @@ def lossy(path: Path) -> str | None:
 
 
 def _name(path: Path, folder: Path) -> str:
-    return path.relative_to(folder).with_suffix("").as_posix()
+    return unicodedata.normalize("NFC", path.relative_to(folder).with_suffix("").as_posix())  # macOS writes NFD
 
 
 def _by_name(folder: Path, files: Iterable[Path]) -> dict[str, list[Path]]:
@@ -220,15 +178,15 @@ def _refuse_more_masks(
     folder: Path, rule: Rule, found: dict[str, str], images: Iterable[str], unused: Sequence[str]
 ) -> None:
     """Raise a DataError if the name of an unused mask is that of an image and more, as of a second mask of it."""
-    cores = {_core(image, rule): image for image in images}
+    cores = {core_of(image, rule): image for image in images}
     # names of images that are longer names of other images say that masks without image may be so too
-    if not unused or any(_extended(core, cores) for core in cores):
+    if not unused or any(extended(core, cores) for core in cores):
         return
     cores = {core: image for core, image in cores.items() if image in found}
     for name in unused:
-        if PREVIEW_WORDS & {token.lower() for token in _tokens(name)}:
+        if PREVIEW_WORDS & {token.lower() for token in tokens(name)}:
             continue
-        if (core := _extended(name, cores)) and (rule == SAME or rule.inverse().label_name(name) is None):
+        if (core := extended(name, cores)) and (rule == SAME or rule.inverse().label_name(name) is None):
             image = cores[core]
             raise DataError(
                 f"{folder}: {image!r} has more than one label file: {found[image]!r} and {name!r}. Merge them into "
@@ -236,168 +194,11 @@ def _refuse_more_masks(
             )
 
 
-def _core(image: str, rule: Rule) -> str:
-    """The part of an image's name that its labels share."""
-    folder, slash, stem = image.rpartition("/")
-    start, end = rule.removed
-    inside = len(stem) > len(start) + len(end) and stem.startswith(start) and stem.endswith(end)
-    return f"{folder}{slash}{stem[len(start) : len(stem) - len(end)]}" if inside else image
-
-
-def _extended(name: str, cores: Collection[str]) -> str | None:
-    """The longest of some names that another begins or ends with, as a whole word or number."""
-    folder, slash, stem = name.rpartition("/")
-    for length in range(len(stem) - 1, 0, -1):
-        for part, edge in ((stem[:length], length), (stem[-length:], len(stem) - length)):
-            divides = _kind(stem[edge - 1]) == _kind(stem[edge]) != ""
-            if not divides and f"{folder}{slash}{part}" in cores:
-                return f"{folder}{slash}{part}"
-    return None
-
-
 def endings(folder: Path) -> str:
     """What lies in a folder without images, as a sentence."""
     endings = Counter(path.suffix or path.name for path in sorted(folder.rglob("*")) if path.is_file())
     listed = ", ".join(f"{number} {ending}" for ending, number in endings.most_common(3))
     return f" There are: {listed}." if listed else ""
-
-
-# Two folders
-
-
-def _rule_of_two_folders(images: Collection[str], labels: Collection[str]) -> Rule:
-    """The rule of the whole folder.
-
-    Raises:
-        DataError: If there is none, or more than one.
-    """
-    found = SAME.pairs(images, labels)
-    if len(found) == len(images):
-        return SAME
-    candidates = {SAME: found} if found else {}
-    least = min(len(images), len(labels)) / 2  # fewer pairs are a coincidence
-    for rule in _suggested(list(images), list(labels)):
-        found = rule.pairs(images, labels)
-        # a single pair of names of no meaning proves nothing
-        if max(least, 1) < len(found) or len(found) == least > 1 or (len(found) == 1 > least and rule.is_named()):
-            candidates[rule] = found
-    best = _only_rule(candidates)
-    if best is None:
-        image, label = next(iter(images)), next(iter(labels))
-        raise DataError(
-            f"no image and label file belong together by their names, such as {image!r} and {label!r}: give them equal "
-            f"names, or names that differ by one affix in the whole folder, such as '_mask'."
-        )
-    return best
-
-
-def _only_rule(candidates: dict[Rule, dict[str, str]]) -> Rule | None:
-    """The rule that makes most pairs.
-
-    Raises:
-        DataError: If another one makes more than half as many other pairs.
-    """
-    most = max(map(len, candidates.values()), default=0)
-    ranked = sorted(candidates, key=lambda rule: (-len(candidates[rule]), str(rule)))
-    kept: list[Rule] = []
-    for rule in ranked:
-        contained = any(candidates[rule].items() <= candidates[other].items() for other in kept)
-        if 2 * len(candidates[rule]) > most and not contained:
-            kept.append(rule)
-    if len(kept) > 1:
-        image = next((name for name in candidates[kept[0]] if name in candidates[kept[1]]), None)
-        if image is not None:
-            names = " and ".join(repr(candidates[rule][image]) for rule in kept if image in candidates[rule])
-            raise DataError(f"{image!r} has more than one label file: {names}. Leave those of one kind in the folder.")
-        first, second = (next(iter(candidates[rule].items())) for rule in kept[:2])
-        raise DataError(
-            f"label files have two kinds of names, such as {first[1]!r} of {first[0]!r} and {second[1]!r} of "
-            f"{second[0]!r}: give all the same."
-        )
-    return kept[0] if kept else None
-
-
-def _suggested(images: Sequence[str], labels: Sequence[str], sample: int = 1000, most: int = 32) -> list[Rule]:
-    """Rules that single pairs of similar names suggest, most common first.
-
-    The most similar label file of an image, by the length of the common beginning (or end), is beside it in the sorted
-    list of the names (of the names from behind).
-    """
-    votes: Counter[Rule] = Counter()
-    chosen = [images[k] for k in np.unique(np.linspace(0, len(images) - 1, min(sample, len(images))).astype(int))]
-    for backward in (False, True):
-        ordered = sorted(_turned(name, backward) for name in labels)
-        for name in chosen:
-            turned = _turned(name, backward)
-            for other in _nearest(ordered, turned):
-                if tails := _tails(turned, other):
-                    parts = [tail[::-1] if backward else tail for tail in tails]
-                    removed, added = ((part, "") if backward else ("", part) for part in parts)
-                    votes[Rule(removed, added)] += 1
-    for share in (0, 0.5, 1):  # for names whose beginnings and ends differ: those at one place of the sorted lists
-        image, label = (sorted(names)[round(share * (len(names) - 1))] for names in (images, labels))
-        if rule := _of_tokens(image, label):
-            votes[rule] += 1
-    return [rule for rule, _ in sorted(votes.items(), key=lambda item: (-item[1], str(item[0])))[:most]]
-
-
-def _turned(name: str, backward: bool) -> str:
-    folder, slash, stem = name.rpartition("/")
-    return f"{folder}{slash}{stem[::-1] if backward else stem}"
-
-
-def _nearest(ordered: Sequence[str], name: str, most: int = 16) -> list[str]:
-    """Names of a sorted list that have the longest beginning in common with `name`, without `name` itself."""
-    place = bisect_left(ordered, name)
-    beside = [ordered[max(place - most, 0) : place][::-1], [n for n in ordered[place : place + most] if n != name]]
-    common = [[_common(name, other) for other in side] for side in beside]
-    longest = max((lengths[0] for lengths in common if lengths), default=0)
-    return [other for side, lengths in zip(beside, common) for other, n in zip(side, lengths) if n == longest]
-
-
-def _tails(first: str, second: str) -> tuple[str, str] | None:
-    """What differs at the end of two names, as whole words and numbers; None if that is all of a name, or no word."""
-    length = _common(first, second)
-    start = max(first.rfind("/"), second.rfind("/")) + 1
-
-    def divides(text: str) -> bool:
-        """Whether a word or a number goes on at `length`."""
-        return 0 < length < len(text) and _kind(text[length - 1]) == _kind(text[length]) != ""
-
-    while length > start and (divides(first) or divides(second)):
-        length -= 1
-    both = len(first) > length < len(second)
-    while length > start and both and _kind(first[length - 1]) == "":
-        length -= 1
-    if not any(character.isalnum() for character in first[start:length]):
-        return None
-    tails = first[length:], second[length:]
-    named = any(character.isalpha() for tail in tails for character in tail)
-    return tails if named or not both else None
-
-
-def _common(first: str, second: str) -> int:
-    """Length of the common beginning."""
-    return next((k for k, (a, b) in enumerate(zip(first, second)) if a != b), min(len(first), len(second)))
-
-
-def _kind(character: str) -> str:
-    """Whether a character is part of a number, a word or neither."""
-    return "0" if character.isdigit() else "a" if character.islower() else "A" if character.isalpha() else ""
-
-
-def _tokens(name: str) -> list[str]:
-    return re.findall(r"\d+|[^\W\d_]+|[\W_]", name)
-
-
-def _of_tokens(image: str, label: str) -> Rule | None:
-    """The rule of two names that share words or numbers in their middle."""
-    folders, names = zip(*((name.rpartition("/")[0], _tokens(name.rpartition("/")[2])) for name in (image, label)))
-    a, b, size = difflib.SequenceMatcher(None, *names, autojunk=False).find_longest_match()
-    if folders[0] != folders[1] or not any(token.isalnum() for token in names[0][a : a + size]):
-        return None
-    removed, added = (("".join(tokens[:at]), "".join(tokens[at + size :])) for tokens, at in zip(names, (a, b)))
-    return Rule(removed, added) if any(c.isalpha() for part in (*removed, *added) for c in part) else None
 
 
 # One folder
@@ -414,12 +215,14 @@ def _pair_one_folder(folder: Path, files: list[Path]) -> Pairs:
     names = list(by_name)
     if doubles := {name: name for name, there in by_name.items() if len(there) > 1}:
         candidates[SAME] = doubles
-    for rule in _suggested(names, names):
+    for rule in suggested_rules(names, names):
         found = rule.pairs(names, by_name)
-        if found and not set(found) & set(found.values()) and _leads_to_masks(rule, found, by_name):
+        if not found or not rule.says_what_is_what() or set(found) & set(found.values()):
+            continue
+        if _leads_to_masks(rule, found, by_name):
             candidates[rule] = found
     try:
-        rule = _only_rule(candidates)
+        rule = only_rule(candidates)
     except DataError as error:
         raise DataError(f"{folder}: {error}") from None
     if rule is None:
@@ -458,6 +261,8 @@ def _beginnings(name: str, masks: set[str]) -> set[str]:
 def _leads_to_masks(rule: Rule, found: dict[str, str], by_name: dict[str, list[Path]]) -> bool:
     """Whether a rule leads from images to masks, and not the other way: by words, by what is added, or by endings."""
     removed, added = rule.words()
+    if added & PREVIEW_WORDS and not added & MASK_WORDS:
+        return False
     for words, of_masks, of_others in ((MASK_WORDS, added, removed), (IMAGE_WORDS, removed, added)):
         if bool(words & of_masks) != bool(words & of_others):
             return bool(words & of_masks)

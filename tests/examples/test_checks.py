@@ -227,6 +227,7 @@ def indexed(mask, *colors):
 
 
 BLACK, WHITE, RED = (0, 0, 0), (255, 255, 255), (255, 0, 0)
+PADDED = (BLACK, RED, WHITE, BLACK)
 
 
 @pytest.mark.parametrize(
@@ -235,11 +236,15 @@ BLACK, WHITE, RED = (0, 0, 0), (255, 255, 255), (255, 0, 0)
         ([indexed(HALVES, WHITE, BLACK)], r"0\.png has a palette of grays that descend: its number 0 is shown as 255"),
         (
             [indexed(HALVES, BLACK, RED), indexed(1 - HALVES, RED, BLACK)],
-            r"1\.png and 0\.png have different palettes: the color #ff0000 is the number 0 in one and 1 in the other",
+            r"1\.png and 0\.png have different palettes: #ff0000 is 0 in one and 1 in the other",
         ),
         (
             [indexed(HALVES, BLACK, WHITE), indexed(HALVES * 0, WHITE)],
-            r"1\.png and 0\.png have different palettes: the color #ffffff is the number 0",
+            r"1\.png and 0\.png have different palettes: #ffffff is 0 in one and 1 in the other",
+        ),
+        (
+            [indexed(HALVES, BLACK, RED), indexed(HALVES, BLACK, WHITE)],
+            r"1\.png and 0\.png have different palettes: 1 is #ffffff in one and #ff0000 in the other",
         ),
     ],
 )
@@ -251,14 +256,73 @@ def test_palettes_that_contradict_the_numbers_are_refused(tmp_path, masks, messa
 @pytest.mark.parametrize(
     ("masks", "classes"),
     [
-        ([indexed(HALVES, BLACK, RED), indexed(HALVES, BLACK, WHITE), HALVES], "background\nroad\n"),
+        ([indexed(HALVES, BLACK, RED), indexed(HALVES, BLACK, RED, WHITE), HALVES], "background\nroad\n"),
+        ([indexed(HALVES * 2, *PADDED), indexed(HALVES * 2 + 1, *PADDED)], "a\nb\nc\nd\n"),
         ([indexed(HALVES, WHITE, BLACK)], "0 road #ffffff\n1 background #000000\n"),
         ([indexed(HALVES, WHITE, BLACK)], "#ffffff road\n#000000 background\n"),
-        ([indexed(HALVES, WHITE, RED), indexed(HALVES * 255, WHITE, *[RED] * 255)], "sky\nroad\n"),
+        ([indexed(HALVES, WHITE, RED), indexed(HALVES * 255, WHITE, *[RED] * 255)], "0 sky\n1 road\n"),
     ],
 )
 def test_palettes_that_say_what_the_classes_say_are_no_fault(tmp_path, masks, classes):
     assert not check_files(write(tmp_path, masks, classes)).warnings
+
+
+@pytest.mark.parametrize("largest", [3, 255, 1000])
+def test_numbers_of_a_pgm_are_those_in_the_file(tmp_path, largest):
+    width = "u1" if largest < 256 else ">u2"
+    (tmp_path / "a.pgm").write_bytes(f"P5 2 2 {largest}\n".encode() + np.array([0, 1, 2, 3], width).tobytes())
+    assert np.array_equal(read_labels(tmp_path / "a.pgm"), [[0, 1], [2, 3]])
+
+
+def test_labels_that_are_images_are_refused(tmp_path):
+    split = write(tmp_path, [HALVES, HALVES], images=[Image.fromarray(HALVES)] * 2)
+    with pytest.raises(DataError, match=r"0\.png is a copy of its image 0\.png: .* in all: 2 that are copies"):
+        check_files(split)
+
+
+def test_one_class_alone_is_refused_and_transparency_named(tmp_path):
+    alpha = Image.merge("LA", (Image.fromarray(HALVES * 0), Image.fromarray(HALVES * 255)))
+    with pytest.raises(DataError, match=r"are of the class 'background': there is nothing to learn.* transparency"):
+        check_labels(write(tmp_path, [alpha] * 2))
+    assert "no pixel" in check_files(open_split("folder", tmp_path, "train")).warnings[0]  # as for validation
+
+
+def test_some_masks_of_0_and_255_beside_masks_of_classes_are_pointed_out(tmp_path):
+    said = check_labels(write(tmp_path, [HALVES, HALVES, HALVES * 255]))
+    assert "1 label file (2.png) hold 0 and 255 only, others 0 and 1: if 255 is 'road' there" in said
+
+
+def test_masks_that_begin_with_1_are_told_all_their_values(tmp_path):
+    with pytest.raises(DataError, match=r"If these are the classes' values, .*'1 pet', '2 background' and '3 border'"):
+        check_files(write(tmp_path, [HALVES + 1, HALVES + 2], "pet\nbackground\nborder\n"))
+
+
+def test_a_third_class_of_255_is_not_taken_for_left_out(tmp_path):
+    with pytest.raises(DataError, match=r"'0 background', '128 disc' and '255 cup'"):
+        check_files(write(tmp_path, [HALVES * 128, HALVES * 255], "background\ndisc\ncup\n"))
+
+
+def test_colors_in_a_gif_are_no_numbers(tmp_path):
+    Image.fromarray(HALVES * 255).save(tmp_path / "gray.gif")
+    assert np.array_equal(read_labels(tmp_path / "gray.gif"), HALVES * 255)
+    indexed(HALVES, BLACK, RED).save(tmp_path / "color.gif")
+    with pytest.raises(DataError, match=r"color\.gif is a color image \(#000000, #ff0000\)"):
+        read_labels(tmp_path / "color.gif")
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1", "a pointer of Git LFS: run `git lfs pull`"),
+        (b"<html>not found</html>", "it holds text"),
+        (b"", "it is empty"),
+        (b"II*\0 and more \0", "a TIFF of a kind that Pillow does not read"),
+    ],
+)
+def test_what_a_file_holds_in_place_of_an_image_is_said(tmp_path, content, why):
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(DataError, match=rf"a\.png cannot be read as an image: .*{why}"):
+        read_labels(tmp_path / "a.png")
 
 
 def test_labels_of_several_pages_are_refused_and_images_pointed_out(tmp_path):

@@ -187,9 +187,37 @@ def test_after_a_value_the_rest_of_the_line_is_the_name(tmp_path, text, classes)
     assert meanings(read(tmp_path, text)) == classes
 
 
+@pytest.mark.parametrize(
+    "lines", [("1 Left 70 130 180 0", "2 Right 0 0 80 0"), ("1 70 130 180 255 Left", "2 0 0 80 255 Right")]
+)
+def test_alpha_beside_values_and_colors_is_not_read(tmp_path, lines):
+    found = read(tmp_path, "\n".join(lines))
+    assert meanings(found) == {"Left": 1, "Right": 2} and found.palette == ((70, 130, 180), (0, 0, 80))
+
+
+def test_a_table_of_more_columns_is_read_by_its_header(tmp_path):
+    text = "Idx\tRatio\tTrain\tName\n1\t0.1576\t11664\twall\n2\t0.1072\t6046\tbuilding, edifice\n"
+    assert meanings(read(tmp_path, text)) == {"wall": 1, "building, edifice": 2}
+
+
+def test_names_in_quotes_may_begin_and_end_with_numbers(tmp_path):
+    assert meanings(read(tmp_path, '0 "3 doors"\n1 "4 doors"\n')) == {"3 doors": 0, "4 doors": 1}
+
+
 def test_names_after_a_color_may_end_with_numbers(tmp_path):
     found = read(tmp_path, "128 0 0 lane 1\n64 0 0 lane 2\n")
     assert meanings(found) == {"lane 1": (128, 0, 0), "lane 2": (64, 0, 0)}
+
+
+NUMBERED = [
+    *("1-road\n2-sky\n", "1.road\n2.sky\n", "1)road\n2)sky\n", "(1) road\n(2) sky\n", "1> road\n2> sky\n"),
+    *("1/road\n2/sky\n", "1_road\n2_sky\n", "road (1)\nsky (2)\n", "road [1]\nsky [2]\n"),
+    "0\N{FULLWIDTH COLON}road\n1\N{FULLWIDTH COLON}sky\n",
+]
+TOO_MANY_COLUMNS = [
+    *("7\t0\troad\n8\t1\tsky\n", "1\troad\tflat\n2\tsky\tsky\n", "7 0 road\n8 1 sky\n", "road 7 0\nsky 8 1\n"),
+    '1 255 0 0 1 1 1 "Liver"\n2 0 255 0 1 1 1 "Kidney"\n',
+]
 
 
 @pytest.mark.parametrize(
@@ -217,13 +245,13 @@ def test_names_after_a_color_may_end_with_numbers(tmp_path):
         ("1,road\n2,road\n", "line 2: '2,road' repeats the name of line 1"),
         ("0,road\n70000,car\n", "line 2: the value 70000 is larger"),
         ("name\nroad\ncar\n", "line 1: 'name' is a header or a class: remove it, or write '0 name'"),
-        ("Klasse,Wert\nroad,1\ncar,0\n", "line 2: 'road,1' may be a name with a value"),
+        ("Klasse,Wert\nroad,1\ncar,0\n", "line 1: .* seems to name the columns"),
         (
             "Wert Klasse\n1 road\n0 car\n",
             "line 2: '1 road' has another form than line 1.* If line 1 is a header, remove",
         ),
         ("id,name\nroad\ncar\n", "line 1: 'id,name' names several columns, which the lines below do not have"),
-        ("id,trainId,name\n7,0,road\n8,1,car\n", "line 2: '7,0,road' may be a name with a value"),
+        ("id,trainId,name\n7,0,road\n8,1,car\n", "line 1: .* names the columns, and they do not give"),
         ("value,id,name\n7,0,road\n8,1,car\n", "line 1: .* do not give each name one value or color: use two columns"),
         ("0,7,road\n1,8,car\n", "line 1: '0,7,road' has other columns than a value and a name"),
         ("#road\ncar\nsky\n", "line 1: '#road' does not give a color and a name.*comments begin with '# '"),
@@ -234,14 +262,23 @@ def test_names_after_a_color_may_end_with_numbers(tmp_path):
         ("1,\n2,car\n", "gives no name: write '-'|may be a name"),
         ("-1 road\n0 car\n", "line 2: '0 car' has another form than line 1"),
         ("# nothing\n", "names 0 classes"),
-        ("name,id,trainId\nroad,7,0\nsky,8,1\n", "line 1: 'name,id,trainId' has columns.*'value,name'"),
+        (
+            "name,id,trainId\nroad,7,0\nsky,8,1\n",
+            "line 1: .* names the columns, and they do not give each name one value",
+        ),
         ("Name,Description\nroad,a road\nsky,the sky\n", "line 1: .* has columns"),
         ("Class;Farbe\nroad;#ff0000\nsky;#00ff00\n", "line 1: .* has columns"),
         ("Name: Note\nroad: red\nsky: blue\n", "line 1: .* has columns"),
         ("road\tStreet\nsky\tHeaven\n", "line 1: .* has columns"),
+        ("0.1\t11\t1\twall\n0.2\t60\t0\tsky\n", "line 1: .* has columns"),
         ("road,1.0,0,0\nsky,0,1.0,0\n", "line 1: .* color of whole numbers"),
         ("road 1.0 0 0\nsky 0 1.0 0.5\n", "line 1: .* color of whole numbers"),
         ("car, red\ncar, blue\n", "line 1: .* put names in quotes"),
+        *((text, "line 1: .* has a number, as all lines have: write such as '1 road'") for text in NUMBERED),
+        *((text, "line 1: .* has more columns than a value, a name and a color") for text in TOO_MANY_COLUMNS),
+        ("Klasse,Wert\nroad,1\nsky,2\n", "line 1: .* seems to name the columns"),
+        ("255 void\n0 road\n1 sky\n", "line 1: '255 void' would be a class: write '255 -'"),
+        ("0 road\n255 __ignore__\n1 sky\n", "line 2: .* write '255 -'"),
         ("road\ncar\nsky\n".encode("utf-16"), "is UTF-16 text: save it as UTF-8"),
         ("road\ncar\nsky\n".encode("utf-16-be"), "is UTF-16 text: save it as UTF-8"),
         ("\N{LATIN SMALL LETTER A WITH DIAERESIS}cker\nWald\n".encode("latin-1"), "is not UTF-8 text"),

@@ -1,3 +1,5 @@
+import unicodedata
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -90,6 +92,40 @@ def test_a_second_mask_in_a_folder_of_masks_is_refused(tmp_path, more):
     images = touch(tmp_path / "i", *each("{}.jpg"))
     with pytest.raises(DataError, match="'2' has more than one label file"):
         pair(images, touch(tmp_path / "m", *each("{}_mask.png"), more))
+
+
+@pytest.mark.parametrize(
+    ("image", "mask"),
+    [("train_{}.jpg", "val_{}.png"), ("austin{}.jpg", "chicago{}.png"), ("cam_left_{}.jpg", "cam_right_{}.png")],
+)
+def test_names_that_differ_by_a_word_of_content_are_no_pairs(tmp_path, image, mask):
+    with pytest.raises(DataError, match="no image and label file belong together"):
+        pair(touch(tmp_path / "i", *each(image)), touch(tmp_path / "m", *each(mask)))
+
+
+def test_other_pictures_of_what_is_labeled_are_images_without_labels(tmp_path):
+    images = touch(tmp_path / "i", *each("ISIC_{}.jpg"), *each("ISIC_{}_superpixels.png"))
+    found = pair(images, touch(tmp_path / "m", *each("ISIC_{}_segmentation.png")))
+    assert names(found) == dict(zip(each("ISIC_{}.jpg"), each("ISIC_{}_segmentation.png")))
+    assert len(found.unlabeled) == len(NUMBERS)
+
+
+def test_names_are_equal_in_every_form_of_unicode(tmp_path):
+    composed, decomposed = (
+        unicodedata.normalize(form, "H\N{LATIN SMALL LETTER O WITH DIAERESIS}he") for form in ("NFC", "NFD")
+    )
+    found = pair(touch(tmp_path / "i", f"{composed}.jpg"), touch(tmp_path / "m", f"{decomposed}.png"))
+    assert len(found.images) == 1
+
+
+def test_masks_in_one_folder_below_are_found(tmp_path):
+    found = pair(touch(tmp_path / "i", *each("{}.jpg")), touch(tmp_path / "m/trimaps", *each("{}.png")).parent)
+    assert names(found) == dict(zip(each("{}.jpg"), each("{}.png")))
+
+
+def test_a_preview_of_labels_is_no_mask(tmp_path):
+    with pytest.raises(DataError, match="names do not tell which are masks"):
+        pair(touch(tmp_path, "label.png", "label_viz.png"), tmp_path)
 
 
 def test_kinds_of_masks_are_refused_however_few_images_have_them(tmp_path):
@@ -229,9 +265,9 @@ def test_two_arrangements_at_once_are_refused(tmp_path):
 
 def test_another_folder_of_images_beside_the_labels_is_pointed_out(tmp_path):
     write_split(tmp_path, "train/images/{}.jpg", "train/masks/{}.png")
-    write(tmp_path / "train/masks_machine/0.png")
+    write(tmp_path / "train/depth/0.png")
     notes = open_split("folder", tmp_path, "train").notes
-    assert f"Warning: {tmp_path / 'train/masks_machine'} holds images too, and is not used." in notes
+    assert f"Warning: {tmp_path / 'train/depth'} holds images too, and is not used." in notes
     write_split(tmp_path / "b", "images/train/{}.jpg", "labels/train/{}.png")
     write(tmp_path / "b/depth/train/0.png")
     assert "depth/train holds images too" in "".join(open_split("folder", tmp_path / "b", "train").notes)
@@ -246,6 +282,21 @@ def test_masks_of_what_counts_at_all_do_not_pass_for_labels(tmp_path):
         write(tmp_path / f"training/mask/{number}_training_mask.gif")
     with pytest.raises(DataError, match=r"could be .*/mask or .*/1st_manual: leave one"):
         open_split("folder", tmp_path, "train")
+
+
+def test_folders_without_splits_are_told_the_command_that_divides_them(tmp_path):
+    write_split(tmp_path, "JPEGImages/{}.jpg", "SegmentationClass/{}.png")
+    with pytest.raises(
+        DataError, match=r"not divided .*masks \S+JPEGImages \S+SegmentationClass NEW_FOLDER .*--val_share"
+    ):
+        open_split("folder", tmp_path, "train")
+
+
+def test_label_folders_that_hold_no_images_give_way_to_others(tmp_path):
+    write_split(tmp_path, "images/train/{}.jpg", "masks/train/{}.png")
+    (tmp_path / "labels/train").mkdir(parents=True)
+    (tmp_path / "labels/train/0.txt").write_text("0 0.5 0.5 1 1")
+    assert open_split("folder", tmp_path, "train").labels[0].parent == tmp_path / "masks/train"
 
 
 def test_parts_of_a_split_are_told_where_to_go(tmp_path):

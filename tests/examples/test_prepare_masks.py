@@ -217,6 +217,7 @@ def test_a_threshold_compares_the_grays_of_a_picture(source):
         (("--threshold", 128, "--nearest", 9), "a\nb\n", "exclude each other"),
         (("--threshold", 128), "0 a\n1 b\n", "128 does not lie between the two classes, whose gray values are 0 and 1"),
         (("--nearest", -1), "a\nb\n", "nearest must be at least 0"),
+        (("--nearest", 40), "a\nb\n", "--nearest 40 is more than the 1 between two values .*'255 b'"),
     ],
 )
 def test_options_that_do_not_fit_the_classes_are_refused(source, options, classes, message):

@@ -10,6 +10,7 @@ import pytest
 import prepare_labels
 from label_sources import INSIDE, PAIRS, SIZE, SQUARE, Made, draw_images
 from segmentation.recipe import UserError
+from segmentation.sources.regions import decode_run_lengths, encode_run_lengths
 
 
 def coco_file(path, annotations, names=("0.jpg",), categories=({"id": 1, "name": "car"},), **fields):
@@ -214,6 +215,17 @@ def test_objects_of_unknown_categories_and_outlines_without_an_area_are_left_out
 def test_a_file_of_boxes_alone_is_refused(coco):
     with pytest.raises(UserError, match=r"x\.json has no outlines, which segmentation needs: 1 objects of car have a"):
         coco([{"segmentation": [], "bbox": [10, 5, 20, 20]}])
+
+
+def test_run_lengths_are_read_and_written_as_by_pycocotools():
+    tools = pytest.importorskip("pycocotools.mask")
+    rng = np.random.default_rng(0)
+    for share in (0, 0.001, 0.1, 0.5, 1):
+        mask = rng.random(rng.integers(1, 300, 2)) < share
+        encoded = tools.encode(np.asfortranarray(mask.astype(np.uint8)))
+        assert np.array_equal(decode_run_lengths(encoded["counts"].decode(), mask.shape), mask)
+        again = tools.frPyObjects({"counts": encode_run_lengths(mask), "size": list(mask.shape)}, *mask.shape)
+        assert again["counts"] == encoded["counts"]
 
 
 @pytest.mark.parametrize("size", [{"height": None, "width": None}, {"height": "40", "width": "60"}, {"height": 0}])

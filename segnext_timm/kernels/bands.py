@@ -14,9 +14,7 @@ from .. import kernels
 from ..models.resizing import candidate_classes, resize, resizing_matrix, source_positions, widen
 
 _BYTES = 1 << 20  # size of the resized maps held at once
-_MLP_BYTES = (
-    4 << 20
-)  # size of an MLP's hidden features held at once; measured on cores with 2.5 MB of second-level cache
+_MLP_BYTES = 4 << 20  # size of an MLP's features held at once; measured on cores with 2.5 MB of second-level cache
 
 
 def _first_pixels(size: int, resized: int) -> list[int]:
@@ -104,7 +102,7 @@ def cross_entropy(
 
 
 def applies_to_mlp(x: torch.Tensor, mlp: Any) -> bool:
-    """Whether :func:`add_mlp` is worth it for features (B, C, H, W) and MSCAN's ConvMlp, and skips no hooks."""
+    """Whether :func:`add_mlp` is worth it for features (B, C, H, W) and MSCAN's ConvMlp, which must have no hooks."""
     graphs = torch.is_grad_enabled() or torch.jit.is_tracing() or torch.compiler.is_compiling()
     if not kernels.ENABLED or mlp.training or graphs:
         return False

@@ -40,17 +40,15 @@ def candidate_classes(logits: torch.Tensor) -> torch.Tensor:
     return (~(most < least.amax(1, keepdim=True))).any(3)  # in this form, NaN counts as a candidate
 
 
-def _is_integer_fraction(part: torch.Size, full: torch.Size) -> bool:
-    """Whether dividing both sides of `full` by one integer, rounded up or down, gives `part`."""
-    factors = range(1, max(full) + 1) if min(part) > 0 else ()
-    candidates = (f for f in factors if all(side // f <= p <= -(-side // f) for p, side in zip(part, full)))
-    return next(candidates, None) is not None
-
-
 def check_sizes(logits: torch.Tensor, target: torch.Tensor) -> None:
-    """Raise an OptionError unless logits (B, classes, h, w) have a fraction of the size of labels (B, H, W)."""
-    if not _is_integer_fraction(logits.shape[-2:], target.shape[-2:]):
+    """Raise an OptionError unless logits (B, classes, h, w) have a fraction of the size of labels (B, H, W).
+
+    A fraction is what dividing both sides by one integer gives, rounded up or down.
+    """
+    part, full = tuple(logits.shape[-2:]), tuple(target.shape[-2:])
+    factors = range(1, max(full) + 1) if min(part) > 0 else ()
+    if not any(all(side // f <= p <= -(-side // f) for p, side in zip(part, full)) for f in factors):
         raise OptionError(
-            f"Logits of {tuple(logits.shape[-2:])} pixels (height, width) are not an integer fraction of labels of "
-            f"{tuple(target.shape[-2:])}. Are these the labels of another image?"
+            f"Logits of {part} pixels (height, width) are not an integer fraction of labels of {full}. Are these the "
+            f"labels of another image?"
         )

@@ -535,6 +535,9 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: MSCAN) -> dict[st
         *({n: v for n, v in names.items() if not n.startswith(adapted)} for names in (state_dict, expected))
     )
     wanted = getattr(model, "pretrained_cfg", {}).get("num_classes")
+    classifier = state_dict.get("head.fc.weight")
+    if classifier is not None and wanted == model.num_classes != len(classifier):
+        state_dict = {name: value for name, value in state_dict.items() if not name.startswith("head.fc.")}
     if "head.fc.weight" not in state_dict and 0 < model.num_classes == wanted:
         _logger.warning("The checkpoint has no classifier: only the backbone is loaded, the classifier stays random.")
     return state_dict
@@ -587,6 +590,9 @@ PUBLISHED_SHA256 = {
 def _create_mscan(variant: str, pretrained: bool = False, **kwargs: Any) -> MSCAN:
     cfg = resolve_pretrained_cfg(variant, kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay"))
     source, location = _resolve_pretrained_source(cfg.to_dict())
+    if pretrained and source == "file" and "num_classes" in kwargs:  # a user's own keeps its classifier, if it fits
+        overlay = kwargs.get("pretrained_cfg_overlay") or {}
+        kwargs["pretrained_cfg_overlay"] = {"num_classes": kwargs["num_classes"], **overlay}
 
     def build(**model_args: Any) -> MSCAN:
         model = MSCAN(**model_args)  # wrong arguments end here, before any download

@@ -420,6 +420,18 @@ def test_averages_beside_a_backbone_and_nested_files_load_by_timm(tmp_path):
     assert torch.equal(loaded.head.fc.weight, model.head.fc.weight)
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_file_of_ones_own_keeps_a_classifier_that_fits(tmp_path, kept):
+    model = timm.create_model("test_mscan", num_classes=3)
+    torch.save(model.state_dict(), tmp_path / "x.pth")
+    overlay = {"file": str(tmp_path / "x.pth")}
+    loaded = timm.create_model(
+        "test_mscan", num_classes=3 if kept else 5, pretrained=True, pretrained_cfg_overlay=overlay
+    )
+    assert torch.equal(loaded.stages[0].blocks[0].norm1.weight, model.stages[0].blocks[0].norm1.weight)
+    assert torch.equal(loaded.head.fc.weight[:3], model.head.fc.weight) == kept
+
+
 @pytest.mark.parametrize("prefix", ["", "backbone.", "module.model.", "encoder.model."])
 def test_a_backbone_is_taken_out_of_what_is_around_it(prefix):
     own = timm.create_model("test_mscan", num_classes=0).state_dict()

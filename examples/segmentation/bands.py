@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from segnext_timm import SegNeXtError
 from segnext_timm.models.model_info import ModelInfo
@@ -68,7 +68,7 @@ def is_photo(path: Path) -> bool:
     try:
         with Image.open(path) as image:
             return image.mode[0] not in "IF" and not loses_values(image, None)
-    except UnidentifiedImageError:
+    except Exception:  # Pillow's, of damaged files
         return False
 
 
@@ -92,7 +92,8 @@ def measure_form(split: "Split", settings: TrainSettings) -> tuple[ImageForm, st
     if channels is None and bands is not None:
         channels = 3 if len(bands) == 1 else len(bands)
     if of_photos and stated is None and channels in (None, 3):
-        return ImageForm(channels, bands), None
+        first = next((path for path in photos if photos[path]), None)
+        return ImageForm(channels, bands), None if bands or first is None else _fourth_band(first)
     samples = _read_samples([path for path in photos if photos[path] == of_photos], channels, bands)
     if not samples:
         return ImageForm(channels, bands, stated), None
@@ -129,6 +130,16 @@ def find_form(split: "Split", settings: TrainSettings, checkpoint: Path) -> tupl
         if state is not None:
             return ImageForm(**state), None
     return measure_form(split, settings)
+
+
+def _fourth_band(path: Path) -> str | None:
+    """A line on a TIFF of four bands of 8 bits, the last of which may not be the opacity that the file calls it."""
+    if path.suffix.lower() not in (".tif", ".tiff"):
+        return None
+    with Image.open(path) as image:
+        if image.mode != "RGBA":
+            return None
+    return f"images: the fourth band of {path.name} is taken for opacity; --bands 1 2 3 4 trains on it"
 
 
 def _described(form: ImageForm, samples: Sequence[np.ndarray], pairs: int, settings: TrainSettings) -> str:

@@ -133,13 +133,13 @@ class Split:
 def _open_color(path: Path, channels: int | None) -> Image.Image | None:
     """Open a picture in color of 8 bits, which needs no conversion; None for other files."""
     try:
-        image = Image.open(path)
+        with Image.open(path) as image:
+            if image.mode != "RGB" or loses_values(image, channels):
+                return None
+            image.load()
+            return image if image.getexif().get(0x0112, 1) == 1 else None
     except UnidentifiedImageError:
         return None
-    if image.mode != "RGB" or loses_values(image, channels):
-        return None
-    image.load()
-    return image if image.getexif().get(0x0112, 1) == 1 else None
 
 
 def _orientation(path: Path) -> int:

@@ -145,7 +145,7 @@ def _read_file(
 ) -> Values:
     if isinstance(image, Image.Image):
         with _told(image):
-            return _decode(image, channels, bands)
+            return _decode(ImageOps.exif_transpose(image), getattr(image, "tag_v2", {}), channels, bands)
     path = Path(image)
     if path.suffix.lower() == ".npy":
         with _told(image):
@@ -164,7 +164,9 @@ def _read_file(
     else:
         with opened, _told(image):
             if not loses_values(opened, max(bands) if bands else channels):
-                return _decode(opened, channels, bands)
+                opened.load()
+                ImageOps.exif_transpose(opened, in_place=True)  # without a copy
+                return _decode(opened, getattr(opened, "tag_v2", {}), channels, bands)
     return _read_raster(image, channels, bands)
 
 
@@ -189,11 +191,9 @@ def _is_tiff(path: Path) -> bool:
         return file.read(4) in _TIFF_HEADS
 
 
-def _decode(image: Image.Image, channels: int | None, bands: Sequence[int] | None) -> Values:
-    """Take the values of an opened file, or of a Pillow image."""
-    tags = getattr(image, "tag_v2", {})
+def _decode(image: Image.Image, tags: Any, channels: int | None, bands: Sequence[int] | None) -> Values:
+    """Take the values of an upright image of Pillow, whose file has some `tags` if it is a TIFF."""
     unsigned = tags.get(_BITS) == (32,) and tags.get(_SAMPLE_FORMAT, (1,)) == (1,)
-    image = ImageOps.exif_transpose(image)
     if image.mode[0] in "IF":  # numbers of 16 bits and more, in the machine's order of bytes
         array = np.array(image)
         array = array.view(np.uint32) if unsigned else array.astype(array.dtype.newbyteorder("="))

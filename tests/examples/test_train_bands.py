@@ -75,6 +75,13 @@ def test_the_fourth_channel_of_photos_is_a_band_if_it_is_asked_for(tmp_path):
     assert (gray.channels, len(gray.normalization[0])) == (1, 1)
 
 
+def test_a_fourth_band_of_a_tiff_that_is_left_out_is_pointed_out(tmp_path):
+    write(tmp_path, scenes(4, "uint8", 255), ".tif")
+    form, note = form_of(tmp_path)
+    assert form == ImageForm()
+    assert note == "images: the fourth band of train0.tif is taken for opacity; --bands 1 2 3 4 trains on it"
+
+
 def test_range_and_statistics_are_those_of_the_training_images(tmp_path):
     write(tmp_path, scenes(5))
     form, note = form_of(tmp_path)

@@ -131,8 +131,7 @@ def predict_file(
         options: Others of :func:`predict`.
 
     Returns:
-        `file`, `height`, `width` and `classes`, see :func:`class_areas`; with `square_meters` of each class of a
-        georeferenced image.
+        `file`, `height`, `width` and `classes`, see :func:`class_areas`.
     """
     file, result, info = Path(file), Path(result), ModelInfo(model)
     if save_as:

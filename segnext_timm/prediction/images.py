@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..errors import ImageError
-from .rasters import open_raster
+from .rasters import Raster, open_raster
 
 ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray | torch.Tensor
 ValueRange = Sequence[float] | Sequence[Sequence[float]]  # low and high, or a pair for each band
@@ -220,15 +220,25 @@ def _nodata(tags: Any, array: np.ndarray) -> torch.Tensor | None:
     return None if valid.all() else torch.from_numpy(valid)
 
 
+def bands_to_read(raster: Raster, channels: int | None, bands: Sequence[int] | None) -> list[int]:
+    """The bands to take from a file: those stated, else all, without opacity if that leaves as many as there should be.
+
+    Raises:
+        ImageError: If it has no such bands.
+    """
+    count = raster.shape[0]
+    if bands is not None:
+        if max(bands) > count:
+            raise ImageError(f"{raster.name}: {_missing(count, bands)}")
+        return list(bands)
+    others = [band for band in range(1, count + 1) if band != raster.alpha]
+    fits = channels in (None, len(others)) or (channels, len(others)) == (3, 1)
+    return others if fits else [*range(1, count + 1)]
+
+
 def _read_raster(path: str | os.PathLike[str], channels: int | None, bands: Sequence[int] | None) -> Values:
     with open_raster(path) as raster:
-        count = raster.shape[0]
-        if bands is None:  # opacity is not taken for an image's band where that leaves as many as there should be
-            others = [band for band in range(1, count + 1) if band != raster.alpha]
-            fits = channels in (None, len(others)) or (channels, len(others)) == (3, 1)
-            bands = others if fits else [*range(1, count + 1)]
-        elif max(bands) > count:
-            raise ImageError(f"{path}: {_missing(count, bands)}")
+        bands = bands_to_read(raster, channels, bands)
         array, valid = raster.read(bands), raster.valid(bands=bands)
     return Values(torch.from_numpy(array), None if valid.all() else torch.from_numpy(valid))
 

@@ -11,8 +11,9 @@ import numpy as np
 
 from ..errors import ImageError, OptionError
 from ..models.model_info import ModelInfo
-from .rasters import EQUAL_AREA, Raster, import_rasterio, open_raster
+from .rasters import Raster, import_rasterio, open_raster
 
+_EQUAL_AREA = "EPSG:6933"  # a projection of the whole Earth in which areas are true, in meters
 _BATCH = 1000  # polygons that are projected at once
 _LONGEST_EDGE = 256  # pixels; longer edges get points in between, since straight lines of a projection are curves
 _DEGREES = "EPSG:4326"  # longitude and latitude, WGS 84
@@ -28,7 +29,7 @@ def check_polygons(file: Path, simplify: float = 0) -> None:
     """
     if not 0 <= simplify < math.inf:
         raise OptionError(f"simplify must be a number of pixels from 0 on, got {simplify}")
-    import_rasterio(file)
+    rasterio = import_rasterio(file)
     try:
         import shapely  # noqa: F401
     except ImportError:
@@ -36,8 +37,10 @@ def check_polygons(file: Path, simplify: float = 0) -> None:
     with open_raster(file) as raster:
         if raster.dataset.gcps[0]:
             raise ImageError(f"{file} is placed by control points, but GeoJSON needs a transform: rectify it first.")
-        for crs in (_DEGREES, EQUAL_AREA):
-            raster.project_corners(crs)
+        _, height, width = raster.shape
+        xs, ys = rasterio.transform.xy(raster.transform, [0, 0, height, height], [0, width, width, 0], offset="ul")
+        for crs in (_DEGREES, _EQUAL_AREA):
+            raster.project(crs, xs, ys)
 
 
 def write_polygons(labels: Path, file: Path, info: ModelInfo, simplify: float = 0) -> None:
@@ -78,7 +81,7 @@ def _features(raster: Raster, info: ModelInfo, simplify: float) -> Iterator[dict
         polygons = np.array([shapely.geometry.shape(outline) for outline, _ in batch])
         polygons = shapely.simplify(polygons, simplify * pixel) if simplify else polygons
         polygons = shapely.segmentize(polygons, _LONGEST_EDGE * pixel)
-        areas = shapely.area(project(polygons, EQUAL_AREA))
+        areas = shapely.area(project(polygons, _EQUAL_AREA))
         degrees = shapely.transform(project(polygons, _DEGREES), lambda points: points.round(_DIGITS))
         for (_, label), polygon, area in zip(batch, degrees, areas):
             name = names[label] if label < len(names) else f"class {label}"

@@ -9,7 +9,6 @@ from contextlib import ExitStack, closing
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-from xml.sax.saxutils import escape
 
 import numpy as np
 import torch
@@ -20,12 +19,11 @@ from ..errors import ImageError
 from ..models.model_info import ModelInfo
 from ..models.segmenter import Segmenter, evaluation_mode
 from .drawing import list_areas, overlay
-from .images import read_image, scale_values
+from .images import bands_to_read, read_image, scale_values
 from .pipeline import predict_pixels
 from .rasters import Raster, import_rasterio, open_raster, without_place_warnings
 
 SUFFIXES = (".tif", ".tiff", ".jp2", ".vrt", ".img")
-NAMES_ENDING = ".aux.xml"  # of the file beside a GeoTIFF that holds the names of its classes
 ORIGIN = "Predicted with"  # what labels' files say of the model and the options begins with it
 _LARGE = 178_956_970  # pixels, of the largest images that Pillow opens
 _PLACING_TAGS = {33550, 33922, 34264}  # of GeoTIFF: scale, tie points, transformation
@@ -52,22 +50,6 @@ def is_raster(file: Path) -> bool:
         return True  # predict_raster names the missing package
 
 
-def _input_bands(raster: Raster, info: ModelInfo) -> list[int]:
-    """The bands that a model takes from a file: as it states, or all, or all but alpha."""
-    count = raster.shape[0]
-    every = list(range(1, count + 1))
-    if info.bands is not None and max(info.bands) <= count:
-        return list(info.bands)
-    for bands in (every, [band for band in every if band != raster.alpha]) if info.bands is None else ():
-        if len(bands) == info.in_channels or (len(bands) == 1 and info.in_channels == 3):
-            return bands
-    taken = f"{info.in_channels} channels" if info.bands is None else f"the bands {', '.join(map(str, info.bands))}"
-    raise ImageError(
-        f"{raster.name}: the model takes {taken}, the image has {count} bands: state which to take, from 1, in "
-        f'pretrained_cfg["bands"].'
-    )
-
-
 def _cache_bytes(raster: Raster) -> int:
     """Memory for blocks: windows read the rows of a file that consists of rows once for each window beside another."""
     count, _, width = raster.shape
@@ -80,7 +62,12 @@ class RasterPixels:
 
     def __init__(self, raster: Raster, info: ModelInfo, device: torch.device) -> None:
         self._raster, self._info, self.device = raster, info, device
-        self.bands = _input_bands(raster, info)
+        self.bands = bands_to_read(raster, info.in_channels, info.bands)
+        if len(self.bands) != info.in_channels and (len(self.bands), info.in_channels) != (1, 3):
+            raise ImageError(
+                f"{raster.name}: the model takes {info.in_channels} channels, the image has {len(self.bands)} bands: "
+                f'state which it takes, from 1, in pretrained_cfg["bands"].'
+            )
         self.shape = (info.in_channels, *raster.shape[1:])
 
     def holds_data(self, rows: slice, columns: slice) -> bool:
@@ -138,12 +125,7 @@ class LabelRaster:
             self._dataset = rasterio.open(file, "w", **profile, **place)
         self._dataset.write_colormap(1, dict(enumerate(info.palette[: self._nodata])))
         self._dataset.update_tags(**{_ORIGIN: f"{ORIGIN} {origin}"} if origin else {})
-        # GDAL's own place for class names, which GeoTIFF has not; QGIS shows them in its legend
-        names = "".join(f"<Category>{escape(name)}</Category>" for name in info.label_names)
-        file.with_name(file.name + NAMES_ENDING).write_text(
-            f'<PAMDataset><PAMRasterBand band="1"><CategoryNames>{names}</CategoryNames></PAMRasterBand></PAMDataset>',
-            encoding="utf-8",
-        )
+        self._dataset.update_tags(1, **{f"LABEL_{label}": name for label, name in enumerate(info.label_names)})
 
     def __setitem__(self, region: tuple[slice, slice], labels: np.ndarray) -> None:
         (top, bottom, _), (left, right, _) = (part.indices(side) for part, side in zip(region, self._pixels.shape[1:]))
@@ -213,23 +195,10 @@ def read_origin(labels: Path) -> str | None:
 
 
 def raster_areas(labels: Path, names: Sequence[str]) -> dict[str, Any]:
-    """Measure a file of labels: `height`, `width` and `classes`, see :func:`class_areas`.
-
-    Classes have `square_meters`, too, if the file states a CRS and a transform.
-    """
+    """Measure a file of labels: `height`, `width` and `classes`, see :func:`class_areas`."""
     with open_raster(labels) as raster:
         _, height, width = raster.shape
-        nodata = int(raster.nodata)
-        counts, areas = np.zeros(nodata, np.int64), np.zeros(nodata)
+        counts = np.zeros(int(raster.nodata) + 1, np.int64)
         for top in range(0, height, _BLOCK):
-            for left in range(0, width, 32 * _BLOCK):
-                rows = slice(top, min(top + _BLOCK, height))
-                columns = slice(left, min(left + 32 * _BLOCK, width))
-                part = raster.read([1], rows, columns)
-                found = np.bincount(part[part != nodata], minlength=nodata)
-                counts += found
-                areas += found * raster.pixel_area(rows, columns)
-    classes: list[dict[str, Any]] = list_areas(counts, names)
-    if np.isfinite(areas).all():
-        classes = [entry | {"square_meters": round(float(areas[entry["label"]]), 3)} for entry in classes]
-    return {"height": height, "width": width, "classes": classes}
+            counts += np.bincount(raster.read([1], slice(top, top + _BLOCK)).ravel(), minlength=len(counts))
+    return {"height": height, "width": width, "classes": list_areas(counts[:-1], names)}

@@ -10,13 +10,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import numpy as np
 
 from ..errors import ImageError, OptionError
-
-EQUAL_AREA = "EPSG:6933"  # a projection of the whole Earth in which areas are true, in meters
 
 
 def import_rasterio(file: str | os.PathLike[str]) -> Any:
@@ -140,22 +137,6 @@ class Raster:
                 reason = error
         raise ImageError(f"{self.name} does not state where on Earth it lies: {str(reason).split(' from ')[0]}")
 
-    def project_corners(self, crs: str, rows: slice = slice(None), columns: slice = slice(None)) -> np.ndarray:
-        """Convert the corners of a region to another CRS: (2, 4), see :meth:`project`."""
-        (top, bottom), (left, right) = self._window(rows, columns)
-        a, b, c, d, e, f = self.transform[:6]
-        x, y = np.array([left, right, right, left]), np.array([top, top, bottom, bottom])
-        return self.project(crs, a * x + b * y + c, d * x + e * y + f)
-
-    def pixel_area(self, rows: slice, columns: slice) -> float:
-        """Compute the mean area of a region's pixels in square meters; NaN if it is not known where they lie."""
-        try:
-            xs, ys = self.project_corners(EQUAL_AREA, rows, columns)
-        except ImageError:
-            return np.nan
-        doubled = np.dot(xs, np.roll(ys, -1)) - np.dot(ys, np.roll(xs, -1))
-        return float(abs(doubled) / 2 / ((rows.stop - rows.start) * (columns.stop - columns.start)))
-
 
 def _read_projection(file: Path) -> Any:
     """Read the CRS of a file of its own, as comes with a world file; None if there is none."""
@@ -212,21 +193,12 @@ def open_raster(file: str | os.PathLike[str]) -> Iterator[Raster]:
 def copy_place(image: Path, labels: Path) -> None:
     """Copy what lies beside an image and says where it lies, for labels (PNG) of its size.
 
-    That is its world file, such as `a.jgw`, its projection, `a.prj`, and GDAL's `a.jpg.aux.xml`, without statistics.
+    That is its world file, such as `a.jgw`, and its projection, `a.prj`.
     """
     kind = image.suffix[1:]
     endings = (f".{ending}" for ending in (f"{kind[:1]}{kind[-1:]}w", f"{kind}w", "wld"))
     _copy_first([image.with_suffix(ending) for ending in endings], labels.with_suffix(".pgw"))
     _copy_first([image.with_suffix(".prj")], labels.with_suffix(".prj"))
-    described = image.with_name(f"{image.name}.aux.xml")
-    try:
-        described_by = ElementTree.parse(described).getroot()
-    except (OSError, ElementTree.ParseError):
-        return
-    for part in [part for part in described_by if part.tag not in ("SRS", "GeoTransform", "GCPList")]:
-        described_by.remove(part)
-    if len(described_by):
-        ElementTree.ElementTree(described_by).write(labels.with_name(f"{labels.name}.aux.xml"))
 
 
 def _copy_first(files: Sequence[Path], target: Path) -> None:

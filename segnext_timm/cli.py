@@ -263,7 +263,7 @@ def predict_command(
     """Predict the class of every pixel of images with MODEL (a published name, a folder or a Hub repository).
 
     Labels are written to OUT as indexed PNG, IMAGE.png, and drawn over the image in IMAGE_overlay.jpg. Those of a
-    georeferenced image, or of a TIFF that does not fit memory, are a GeoTIFF, IMAGE.tif, at the same place (needs
+    georeferenced image, or of a TIFF past 179 megapixels, are a GeoTIFF, IMAGE.tif, that lies where IMAGE lies (needs
     rasterio), and with --save_as geojson also polygons in WGS 84, IMAGE.geojson (needs shapely). Images that cannot be
     read are listed at the end, and the exit status is 1. Ctrl-C keeps what is done, and --resume continues.
     """

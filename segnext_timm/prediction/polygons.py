@@ -15,6 +15,7 @@ from .rasters import EQUAL_AREA, Raster, import_rasterio, open_raster
 
 _BATCH = 1000  # polygons that are projected at once
 _LONGEST_EDGE = 256  # pixels; longer edges get points in between, since straight lines of a projection are curves
+_DEGREES = "EPSG:4326"  # longitude and latitude, WGS 84
 _DIGITS = 8  # of degrees: a millimeter
 
 
@@ -35,8 +36,8 @@ def check_polygons(file: Path, simplify: float = 0) -> None:
     with open_raster(file) as raster:
         if raster.dataset.gcps[0]:
             raise ImageError(f"{file} is placed by control points, but GeoJSON needs a transform: rectify it first.")
-        if raster.crs is None or raster.transform.is_identity:
-            raise ImageError(f"{file} does not state where on Earth it lies (transform and CRS), but GeoJSON does.")
+        for crs in (_DEGREES, EQUAL_AREA):
+            raster.project_corners(crs)
 
 
 def write_polygons(labels: Path, file: Path, info: ModelInfo, simplify: float = 0) -> None:
@@ -64,7 +65,6 @@ def _features(raster: Raster, info: ModelInfo, simplify: float) -> Iterator[dict
     import rasterio
     import shapely
     from rasterio.features import shapes
-    from rasterio.warp import transform
 
     names, first = info.label_names, int(info.num_classes == 1)
     pixel = abs(raster.transform.determinant) ** 0.5
@@ -72,14 +72,14 @@ def _features(raster: Raster, info: ModelInfo, simplify: float) -> Iterator[dict
     kept = ((outline, int(label)) for outline, label in found if first <= label != raster.nodata)
 
     def project(polygons: np.ndarray, crs: str) -> np.ndarray:
-        return shapely.transform(polygons, lambda points: np.stack(transform(raster.crs, crs, *points.T), 1))
+        return shapely.transform(polygons, lambda points: raster.project(crs, *points.T).T)
 
     while batch := list(islice(kept, _BATCH)):
         polygons = np.array([shapely.geometry.shape(outline) for outline, _ in batch])
         polygons = shapely.simplify(polygons, simplify * pixel) if simplify else polygons
         polygons = shapely.segmentize(polygons, _LONGEST_EDGE * pixel)
         areas = shapely.area(project(polygons, EQUAL_AREA))
-        degrees = shapely.transform(project(polygons, "EPSG:4326"), lambda points: points.round(_DIGITS))
+        degrees = shapely.transform(project(polygons, _DEGREES), lambda points: points.round(_DIGITS))
         for (_, label), polygon, area in zip(batch, degrees, areas):
             name = names[label] if label < len(names) else f"class {label}"
             yield {

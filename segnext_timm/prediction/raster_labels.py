@@ -230,5 +230,5 @@ def raster_areas(labels: Path, names: Sequence[str]) -> dict[str, Any]:
                 areas += found * raster.pixel_area(rows, columns)
     classes: list[dict[str, Any]] = list_areas(counts, names)
     if np.isfinite(areas).all():
-        classes = [entry | {"square_meters": round(areas[entry["label"]], 3)} for entry in classes]
+        classes = [entry | {"square_meters": round(float(areas[entry["label"]]), 3)} for entry in classes]
     return {"height": height, "width": width, "classes": classes}

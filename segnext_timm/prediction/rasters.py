@@ -121,18 +121,40 @@ class Raster:
             valid = ~self._lacks_data(values).all(0)
         return values, valid & ~np.isnan(values).any(0)
 
-    def pixel_area(self, rows: slice, columns: slice) -> float:
-        """Compute the mean area of a region's pixels in square meters; NaN if the file does not say where it lies."""
-        if self.crs is None or self.transform.is_identity:
-            return np.nan
+    def project(self, crs: str, xs: np.ndarray, ys: np.ndarray) -> np.ndarray:
+        """Convert coordinates to another CRS: (2, points).
+
+        Raises:
+            ImageError: If the file does not state where on Earth it lies, as with local coordinates.
+        """
         from rasterio.warp import transform
 
-        left, right, top, bottom = columns.start, columns.stop, rows.start, rows.stop
-        corners = np.array([(left, top), (right, top), (right, bottom), (left, bottom)])
+        reason: Any = "it states no transform and CRS"
+        if self.crs is not None and not self.transform.is_identity:
+            try:
+                found = np.array(transform(self.crs, crs, xs, ys))
+                if np.isfinite(found).all():
+                    return found
+                reason = "coordinates are out of bounds"
+            except Exception as error:  # GDAL's, for which rasterio has no public class
+                reason = error
+        raise ImageError(f"{self.name} does not state where on Earth it lies: {str(reason).split(' from ')[0]}")
+
+    def project_corners(self, crs: str, rows: slice = slice(None), columns: slice = slice(None)) -> np.ndarray:
+        """Convert the corners of a region to another CRS: (2, 4), see :meth:`project`."""
+        (top, bottom), (left, right) = self._window(rows, columns)
         a, b, c, d, e, f = self.transform[:6]
-        xs, ys = map(np.array, transform(self.crs, EQUAL_AREA, *(np.array([[a, b], [d, e]]) @ corners.T + [[c], [f]])))
+        x, y = np.array([left, right, right, left]), np.array([top, top, bottom, bottom])
+        return self.project(crs, a * x + b * y + c, d * x + e * y + f)
+
+    def pixel_area(self, rows: slice, columns: slice) -> float:
+        """Compute the mean area of a region's pixels in square meters; NaN if it is not known where they lie."""
+        try:
+            xs, ys = self.project_corners(EQUAL_AREA, rows, columns)
+        except ImageError:
+            return np.nan
         doubled = np.dot(xs, np.roll(ys, -1)) - np.dot(ys, np.roll(xs, -1))
-        return float(abs(doubled) / 2 / ((right - left) * (bottom - top)))
+        return float(abs(doubled) / 2 / ((rows.stop - rows.start) * (columns.stop - columns.start)))
 
 
 def _read_projection(file: Path) -> Any:

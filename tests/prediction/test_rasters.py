@@ -308,17 +308,30 @@ def test_rasters_are_interrupted_and_resumed_as_other_images(tmp_path):
         predict_files(model_of(), places, out, resume=True, **options | {"origin": "another"})
 
 
-def test_without_rasterio_only_images_that_need_it_are_refused(tmp_path, monkeypatch):
-    placed = write_raster(tmp_path / "placed.tif", noise(3, 40, 60))
-    Image.fromarray(noise(3, 40, 60).transpose(1, 2, 0)).save(tmp_path / "plain.tif")
+def hide(monkeypatch, package):
+    """Let imports of a package fail."""
     real = builtins.__import__
 
     def without(name, *arguments, **keywords):
-        if name == "rasterio":
+        if name == package:
             raise ImportError(name)
         return real(name, *arguments, **keywords)
 
     monkeypatch.setattr(builtins, "__import__", without)
+
+
+def test_a_missing_shapely_is_named_before_the_work(tmp_path, monkeypatch):
+    file = write_raster(tmp_path / "a.tif", noise(3, 40, 60))
+    hide(monkeypatch, "shapely")
+    with pytest.raises(ImageError, match=r"a\.tif: polygons need shapely, .*: pip install shapely"):
+        predict_file(model_of(), file, tmp_path / "out" / "a", save_as="geojson")
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_rasterio_only_images_that_need_it_are_refused(tmp_path, monkeypatch):
+    placed = write_raster(tmp_path / "placed.tif", noise(3, 40, 60))
+    Image.fromarray(noise(3, 40, 60).transpose(1, 2, 0)).save(tmp_path / "plain.tif")
+    hide(monkeypatch, "rasterio")
     monkeypatch.setattr(segnext_timm.prediction.raster_labels, "find_spec", lambda name: None)
     with pytest.raises(
         ImageError, match=r"placed\.tif is read by rasterio, which is not installed: pip install rasterio"
@@ -408,13 +421,22 @@ def test_polygons_of_images_that_lie_nowhere_are_refused_before_the_work(tmp_pat
     write_raster(tmp_path / "a.tif", noise(3, 40, 60), crs=None)
     Image.fromarray(noise(3, 40, 60).transpose(1, 2, 0)).save(tmp_path / "b.png")
     placed = write_raster(tmp_path / "c.tif", noise(3, 40, 60))
-    places = find_images([tmp_path / f"{name}" for name in ("a.tif", "b.png", "c.tif")], tmp_path / "out")
+    local = rasterio.CRS.from_wkt('LOCAL_CS["Local coordinates",UNIT["metre",1]]')
+    write_raster(tmp_path / "d.tif", noise(3, 40, 60), crs=local)
+    write_raster(tmp_path / "e.tif", noise(3, 40, 60), crs="EPSG:4326", transform=PLACE)
+    places = find_images([tmp_path / name for name in ("a.tif", "b.png", "c.tif", "d.tif", "e.tif")], tmp_path / "out")
     predictions = predict_files(model_of(), places, tmp_path / "out", save_as="geojson")
     assert predictions.predicted == 1
+    assert len(predictions.failures) == 4
     for reason in predictions.failures.values():
-        assert "does not state where on Earth it lies (transform and CRS), but GeoJSON does" in reason
+        assert reason.startswith("does not state where on Earth it lies: ")
     assert set(outputs(places[placed])) == {"labels", "overlay", "polygons"}
     assert len(list((tmp_path / "out").iterdir())) == 4
+    done = predict_files(model_of(), places, tmp_path / "out")
+    assert done.predicted == 5
+    assert [file.name for file, entry in zip(places, done.images) if "square_meters" in entry["classes"][0]] == [
+        "c.tif"
+    ]
 
 
 def test_polygons_are_made_of_labels_that_are_there(tmp_path):

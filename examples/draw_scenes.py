@@ -15,7 +15,6 @@ from tqdm import tqdm
 
 from segmentation import scenes
 from segmentation.recipe import SettingsError, run
-from segnext_timm.prediction.rasters import import_rasterio
 
 
 @dataclass
@@ -38,7 +37,10 @@ class Settings:
 
 def write_geotiff(file: Path, bands: np.ndarray) -> None:
     """Write bands (C, H, W) as a GeoTIFF, with pixels of 10 m somewhere in UTM zone 32."""
-    rasterio = import_rasterio(file)
+    try:
+        import rasterio
+    except ImportError:
+        raise SettingsError("--geotiff needs rasterio: pip install rasterio") from None
     count, height, width = bands.shape
     shape = {"count": count, "height": height, "width": width, "dtype": bands.dtype, "compress": "deflate"}
     place = {"crs": "EPSG:32632", "transform": rasterio.Affine(10, 0, 500_000, 0, -10, 5_400_000)}

@@ -141,8 +141,7 @@ class Trainer:
         self.accelerator = Accelerator(
             mixed_precision=precision, log_with=log_with, project_dir=self.out, kwargs_handlers=[ddp, PATIENT]
         )
-        self.device = self.accelerator.device
-        self.processes = self.accelerator.num_processes
+        self.device, self.processes = self.accelerator.device, self.accelerator.num_processes
         if settings.batch_size % (shares := self.processes * settings.accumulate):
             raise SettingsError(
                 f"batch_size {settings.batch_size} cannot be divided among {self.processes} processes and "
@@ -194,7 +193,8 @@ class Trainer:
         memory_format = torch.channels_last if settings.channels_last else torch.preserve_format
         report = (lambda text: None) if self.checkpoint.is_file() else self.accelerator.print  # it replaces the weights
         model = build_model(settings, self.train_split, report)
-        self.samples = training_samples(self.train_split, settings, normalization(model))
+        self.normalization = normalization(model)
+        self.samples = training_samples(self.train_split, settings, self.normalization)
         model = model.to(self.device, memory_format=memory_format)
         model = with_synced_norms(model, settings.sync_batchnorm, self.processes, self.device, self.accelerator.print)
         if settings.compile == "off" and settings.precision != "fp32":

@@ -16,7 +16,6 @@ import torch
 from PIL import Image
 
 from segnext_timm import SegNeXtError
-from segnext_timm.models.model_info import ModelInfo
 from segnext_timm.prediction.images import loses_values, read_values
 
 from .recipe import SettingsError, TrainSettings
@@ -57,8 +56,12 @@ class ImageForm:
 
 def form_of_model(model: Any) -> ImageForm:
     """The form of the images that a model takes."""
-    info = ModelInfo(model)
-    return ImageForm(info.in_channels, info.bands, info.value_range)
+    config, facts = (getattr(model, name, None) or {} for name in ("config", "pretrained_cfg"))
+    value_range, bands = (facts.get(name) for name in ("range", "bands"))
+    if value_range is not None:
+        pairs = np.array(value_range).tolist()
+        value_range = tuple(tuple(pair) if isinstance(pair, list) else pair for pair in pairs)
+    return ImageForm(config.get("in_channels", 3), bands and tuple(bands), value_range)
 
 
 def is_photo(path: Path) -> bool:

@@ -22,7 +22,6 @@ from tqdm import tqdm
 
 from segnext_timm import SegNeXtError
 from segnext_timm.prediction.images import loses_values, read_values
-from segnext_timm.prediction.rasters import open_raster
 
 from .files import replace_when_complete
 from .label_files import open_label_file, pages, why_unreadable
@@ -116,9 +115,10 @@ def _array_facts(path: Path, digest: str) -> Facts:
     try:
         values, valid, _ = read_values(path)
         bands, known = len(values), values.numpy()
-        if path.suffix.lower() in (".tif", ".tiff") and bands > 1:  # an alpha band may be left out
-            with open_raster(path) as raster:
-                bands = raster.shape[0]
+        if path.suffix.lower() in (".tif", ".tiff"):
+            with suppress(SegNeXtError):  # one more band, of opacity, may be left out
+                read_values(path, None, [bands + 1])
+                bands += 1
     except (SegNeXtError, OSError) as error:
         raise DataError(str(error)) from None
     known = known if valid is None else known[:, valid.numpy()]

@@ -13,8 +13,9 @@ SCRIPTS = sorted(
     for folder in (".", "segmentation", "deployment", "deployment/browser")
     for path in (EXAMPLES / folder).glob("*.py")
 )
-# The last two are for converters to other formats
-PUBLIC_MODULES = {"errors", "label_sets", "variants", "models.mscan", "exporting.exporters", "exporting.labels"}
+# `prediction.images` is for files of any bands and values, the last two are for converters to other formats
+PUBLIC_MODULES = {"errors", "label_sets", "variants", "models.mscan", "prediction.images"}
+PUBLIC_MODULES |= {"exporting.exporters", "exporting.labels"}
 
 
 def private_imports(source):

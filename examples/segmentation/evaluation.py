@@ -1,7 +1,7 @@
 """Evaluate a model on a split, with mmsegmentation's metrics, in as little memory as predictions take."""
 
+import copy
 import unicodedata
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -100,6 +100,13 @@ def match_classes(model: nn.Module, split: Split, by_position: bool = False) -> 
     )
 
 
+def _as_read_for(model: nn.Module, split: Split) -> Split:
+    """A split whose images are read as a model takes them."""
+    split = copy.copy(split)  # which may be of a class of its own
+    split.form = form_of_model(model)
+    return split
+
+
 def evaluate(
     model: nn.Module, split: Split, settings: DataSettings, accelerator: Accelerator, by_position: bool = False, **views
 ) -> Scores:
@@ -120,7 +127,7 @@ def evaluate(
     label_of, _ = match_classes(model, split, by_position)
     table = None if label_of == [*range(classes)] else torch.tensor(label_of)
     windows = {} if settings.eval_mode == "auto" else {"window": settings.eval_window, "stride": settings.eval_stride}
-    split = replace(split, form=form_of_model(model))
+    split = _as_read_for(model, split)
     mine = range(accelerator.process_index, len(split), accelerator.num_processes)
     loader = DataLoader(
         Samples(split, mine), batch_size=None, num_workers=worker_count(settings), worker_init_fn=ignore_interrupts
@@ -161,7 +168,7 @@ def some_predictions(
 
     Ignored pixels get the number of classes as their label, which pictures draw black.
     """
-    samples, split = [], replace(split, form=form_of_model(model))
+    samples, split = [], _as_read_for(model, split)
     for index in np.linspace(0, len(split) - 1, min(count, len(split))).round().astype(int):
         image, labels = split.open(int(index))
         labels = np.where(labels == split.ignore_index, len(split.classes), labels)

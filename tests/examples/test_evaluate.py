@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import segmentation_models_pytorch as smp
 import torch
+from accelerate import Accelerator
 from huggingface_hub import ModelCard
 from PIL import Image
 
@@ -17,7 +18,7 @@ import evaluate
 import miniatures
 import show_data
 import train
-from segmentation import data, layouts, pictures
+from segmentation import data, evaluation, layouts, pictures
 from segmentation.metrics import Scores
 from segmentation.recipe import DataError, EvalSettings, SettingsError, TrainSettings, parse
 
@@ -298,3 +299,17 @@ def test_bars_are_of_the_first_process_and_can_be_turned_off(root):
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "TQDM_DISABLE": "1"})
     assert done.returncode == 0, done.stderr
     assert "evaluate:" not in done.stderr
+
+
+def test_a_data_set_of_ones_own_class_is_evaluated(root):
+    class Drawn(data.Split):
+        def __init__(self):
+            paths = [Path("drawn")] * 2
+            super().__init__("drawn", paths, paths, ("a", "b", "c"), ((0, 0, 0), (9, 9, 9), (1, 1, 1)))
+
+        def open(self, index):
+            return Image.new("RGB", (40, 32)), np.full((32, 40), index, np.uint8)
+
+    model = smp.from_pretrained(root[1])
+    assert evaluation.evaluate(model, Drawn(), EvalSettings(workers=0), Accelerator()).confusion.sum() == 2 * 32 * 40
+    assert len(evaluation.some_predictions(model, Drawn(), 2)) == 2

@@ -17,7 +17,7 @@ DIAMOND = abs(COLUMNS - 20) + abs(ROWS - 15)  # from its center, on which all th
 
 
 def pack(values, sizes=(3, 4, 8, 16)):
-    """Values by `@thi.ng/rle-pack`: runs of one value, and in the longest size single ones."""
+    """Values by the package rle-pack: runs of one value, and in the longest size single ones."""
     bits = f"{len(values):032b}{7:05b}" + "".join(f"{size - 1:04b}" for size in sizes)
     place = 0
     while place < len(values):

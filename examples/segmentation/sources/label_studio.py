@@ -63,7 +63,7 @@ class LabelStudio(Painted):
 def decode_brush(rle: list[int]) -> np.ndarray:
     """The values (N,) that Label Studio packs: red, green, blue and alpha of each pixel, by rows.
 
-    The form is that of `@thi.ng/rle-pack`: runs of one value, or of single ones, of lengths in one of four sizes.
+    The form is that of the package rle-pack: runs of one value, or of single ones, of lengths in one of four sizes.
 
     Raises:
         ValueError: If the data end too early.

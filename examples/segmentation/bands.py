@@ -116,8 +116,14 @@ def measure_form(split: "Split", settings: TrainSettings) -> tuple[ImageForm, st
         stated = ((0.0, 255.0),) if of_bytes else tuple(_percentiles(band) for band in values)
     pairs = np.array(stated)
     low, high = pairs[:, :1], pairs[:, 1:]
+    if settings.range is not None and np.mean((values < low) | (values > high)) > 0.5:
+        raise SettingsError(
+            f"--range {' '.join(map(str, settings.range))} cuts off more than half of the pixels: their values are "
+            f"{np.nanmin(values):g} to {np.nanmax(values):g}."
+        )
+    if (empty := np.isnan(values).all(1)).any():
+        raise SettingsError(f"Band {empty.argmax() + 1} of the images holds no numbers: choose others by --bands.")
     scaled = ((values - low) / (high - low)).clip(0, 1)
-    scaled[np.isnan(scaled).all(1)] = 0
     statistics = np.nanmean(scaled, 1), np.nanstd(scaled, 1).clip(0.001)
     mean, std = (tuple(round(float(value), 4) for value in np.resize(part, channels)) for part in statistics)
     is_scaled = samples[0].dtype != np.uint8 or settings.range is not None

@@ -98,6 +98,21 @@ def other_size(
     )
 
 
+def lies_elsewhere(image: Sequence[float], labels: Sequence[float]) -> str | None:
+    """Georeferenced labels lie elsewhere than their image, by `Facts.place` of both."""
+    if not image or not labels:
+        return None
+    (a, e, x, y), (label_a, label_e, label_x, label_y) = image, labels
+    if e * label_e < 0:
+        return "is georeferenced upside down beside its image: flip one of them, such as by gdalwarp."
+    if abs(a - label_a) > 0.01 * abs(a) or abs(x - label_x) > abs(a) / 2 or abs(y - label_y) > abs(e) / 2:
+        return (
+            f"is georeferenced elsewhere than its image: its corner lies at {label_x:.10g}, {label_y:.10g}, that of "
+            f"the image at {x:.10g}, {y:.10g}. Cut it to the image's place."
+        )
+    return None
+
+
 # Values
 
 

@@ -21,6 +21,7 @@ from .check_messages import (
     counted,
     half_used,
     label_of,
+    lies_elsewhere,
     lossy_labels,
     named,
     only_class,
@@ -41,6 +42,7 @@ T = TypeVar("T")
 _BACKGROUND = {"background", "_background_", "bg", "unlabeled"}
 _VALUES = "with values that no class has"
 PATIENT = InitProcessGroupKwargs(timeout=timedelta(hours=2))  # for processes that wait for the one that checks
+_LEAST_SHARE = 0.05  # of the range, which values have to reach
 _DARK = 0.25  # largest share of 16 bits that is worth a warning
 
 
@@ -168,6 +170,8 @@ def check_files(split: "Split", root: Path | str | None = None, workers: int = 1
     found = gather([*files[0], *files[1]], root, workers, f"check {split.images[0].parent.name}")
     images, labels = ([found[file] for file in part] for part in files)
     _raise_problems(split, images, labels)
+    if message := _outside(split, images):
+        raise DataError(message)
     used = [(path, facts.palette) for path, facts in zip(split.labels, labels) if isinstance(facts, Facts)]
     if message := other_palettes(split, used):
         raise DataError(message)
@@ -215,6 +219,11 @@ def check_splits(
     first.warnings += [f"Warning: {warning}" for warning in [_twice(first)] if warning]
     second = check_files(val, root, workers)
     second.warnings += [f"Warning: {warning}" for warning in [_overlap(first, second)] if warning]
+    forms = [Counter(map(_written_form, report.images)).most_common(1)[0][0] for report in (first, second)]
+    if forms[0] != forms[1]:
+        raise DataError(
+            f"Training images hold {forms[0]}, but those in {val.images[0].parent} {forms[1]}: save all alike."
+        )
     names = {path.stem: facts.digest for path, facts in zip(train.images, first.images)}
     same = sum(names.get(path.stem, f.digest) != f.digest for path, f in zip(val.images, second.images))
     if same:
@@ -272,6 +281,8 @@ def _raise_problems(split: "Split", images: list[Facts | DataError], labels: lis
             rotated = image.size == facts.size[::-1]
             kind = "not rotated as their images" if rotated else "of another size than their images"
             found.setdefault(kind, {})[path] = message
+        elif isinstance(image, Facts) and (problem := lies_elsewhere(image.place, facts.place)):
+            found.setdefault("that lie elsewhere than their images", {})[path] = f"{path} {problem}"
         elif unknown := [v for v in facts.values if label_of(v, split) > len(split.classes)]:
             message = "" if _VALUES in found else unknown_values(split, path, unknown, everywhere)
             found.setdefault(_VALUES, {})[path] = message
@@ -293,6 +304,22 @@ def _written_form(image: Facts) -> str:
     return f"{counted(image.bands, 'band')} of {image.kind}"
 
 
+def _outside(split: "Split", images: Sequence[Facts | DataError]) -> str | None:
+    """Images whose values lie outside the range, or fill a small part of it, so that nearly all are black or white."""
+    numbers = [image for image in images if isinstance(image, Facts) and image.kind]
+    if split.form.value_range is None or not numbers:
+        return None
+    pairs = np.reshape(split.form.value_range, (-1, 2))
+    low, high = pairs[:, 0].min(), pairs[:, 1].max()
+    first, last = min(image.low for image in numbers), max(image.peak for image in numbers)
+    if last > low + _LEAST_SHARE * (high - low) and first < high - _LEAST_SHARE * (high - low):
+        return None
+    return (
+        f"The images in {split.images[0].parent} hold values from {first:g} to {last:g}, but the range is {low:g} to "
+        f"{high:g}: give images in its units, or the range of these."
+    )
+
+
 def _unlike(image: Facts, usual: str, form: ImageForm) -> tuple[str, str] | None:
     """Why an image is not read as the others, or as the model or the settings want it: kind, and in a sentence."""
     own = _written_form(image)
@@ -306,7 +333,7 @@ def _unlike(image: Facts, usual: str, form: ImageForm) -> tuple[str, str] | None
         convertible = (1, 3) if not image.kind or image.bands in (1, 2, 3, 4) else ()
         if form.channels not in (*convertible, image.bands, image.bands - 1):
             sentence = f"has {counted(image.bands, 'band')}, but the model takes {form.channels} channels"
-            return "with other bands", f"{sentence}: name the bands to take, such as --bands 1 2 3, or train on all."
+            return "with other bands", f"{sentence}: name the bands to take, by --bands in training, or train on all."
     pairs = np.reshape(form.value_range or (0, 1), (-1, 2))
     if image.kind in ("", "uint8") and pairs.min() >= 0 and pairs[:, 1].min() > 255:
         return "with 8 bits only", f"holds 8 bits, but the range is {form.value_range}: give files in its units."

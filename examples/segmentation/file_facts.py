@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,8 @@ from .label_files import open_label_file, pages, why_unreadable
 from .recipe import DataError
 
 CACHE = ".checked.json"  # in the data folder
-_FORM = f"3, Pillow {PIL.__version__}"  # of the cache, and which Pillow read the files
+_FORM = f"4, Pillow {PIL.__version__}"  # of the cache, and which Pillow read the files
+_PIXEL_SCALE, _TIE_POINT, _TRANSFORMATION = 33550, 33922, 34264  # tags of GeoTIFF
 _MOST_VALUES = 1024  # that are kept of a file: only noise has more
 
 File = tuple[Path, str]  # a file, and as what it is read: "image", "values" or "colors"
@@ -51,6 +52,7 @@ class Facts:
         values: Number of pixels of each value, or color code, of a label file.
         palette: `LabelFile.palette` of a label file.
         pages: Number of pictures in an image file.
+        place: Size of a pixel in x and y, and x and y of the upper left corner, of a georeferenced TIFF.
     """
 
     digest: str
@@ -65,6 +67,7 @@ class Facts:
     values: dict[int, int] = field(default_factory=dict)
     palette: tuple[int, dict[int, int]] = (0, {})
     pages: int = 1
+    place: tuple[float, ...] = ()
 
 
 def read_facts(path: Path, kind: str) -> Facts:
@@ -83,15 +86,24 @@ def read_facts(path: Path, kind: str) -> Facts:
     file = open_label_file(path, content)
     labels = file.colors() if kind == "colors" else file.values()
     palette = file.palette() if kind == "values" else (0, {})
-    return Facts(digest, file.image.size, depth=file.depth, lossy=file.lossy, values=_count(labels), palette=palette)
+    return Facts(
+        digest,
+        file.image.size,
+        depth=file.depth,
+        lossy=file.lossy,
+        values=_count(labels),
+        palette=palette,
+        place=_place(file.image),
+    )
 
 
 def _image_facts(path: Path, content: bytes, digest: str) -> Facts:
+    number, place = 1, ()
     try:
         image = Image.open(io.BytesIO(content))
+        size, number, place = image.size, pages(image, content), _place(image)
         if image.mode[0] in "IF" or loses_values(image, None):
-            return _array_facts(path, digest)
-        size, number = image.size, pages(image)
+            return replace(_array_facts(path, digest), pages=number, place=place)
         if image.format == "JPEG":  # an eighth of the size is decoded much faster, and still takes all of the file
             image.draft(image.mode, (size[0] // 8, size[1] // 8))
         image.load()
@@ -107,7 +119,20 @@ def _image_facts(path: Path, content: bytes, digest: str) -> Facts:
     except Exception as error:  # Pillow's decoders raise anything on damaged files
         raise DataError(f"{path} cannot be read as an image: {why_unreadable(error, content)}") from None
     size = size[::-1] if orientation >= 5 else size
-    return Facts(digest, size, orientation, pages=number, bands=len(image.getbands()) if image.mode != "P" else 3)
+    return Facts(
+        digest, size, orientation, pages=number, place=place, bands=len(image.getbands()) if image.mode != "P" else 3
+    )
+
+
+def _place(image: Image.Image) -> tuple[float, ...]:
+    """Where a GeoTIFF lies: see `Facts.place`."""
+    tags = getattr(image, "tag_v2", {})
+    if (matrix := tags.get(_TRANSFORMATION)) and len(matrix) == 16:
+        return tuple(float(matrix[i]) for i in (0, 5, 3, 7))
+    scale, point = tags.get(_PIXEL_SCALE, ()), tags.get(_TIE_POINT, ())
+    if len(scale) < 2 or len(point) < 6:
+        return ()
+    return float(scale[0]), -float(scale[1]), point[3] - point[0] * scale[0], point[4] + point[1] * scale[1]
 
 
 def _array_facts(path: Path, digest: str) -> Facts:
@@ -207,8 +232,9 @@ def _load(cache: Path | None) -> dict[str, tuple[list[int], Facts]]:
 
 
 def _from_json(digest: str, size: list[int], *others: Any) -> Facts:
-    *others, values, palette, pages = others
-    return Facts(digest, tuple(size), *others, _by_number(values), (palette[0], _by_number(palette[1])), pages)
+    *others, values, palette, pages, place = others
+    palette = (palette[0], _by_number(palette[1]))
+    return Facts(digest, tuple(size), *others, _by_number(values), palette, pages, tuple(place))
 
 
 def _by_number(found: dict[str, int]) -> dict[int, int]:

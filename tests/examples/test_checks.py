@@ -267,6 +267,50 @@ def test_palettes_that_say_what_the_classes_say_are_no_fault(tmp_path, masks, cl
     assert not check_files(write(tmp_path, masks, classes)).warnings
 
 
+def test_masks_in_a_tiff_that_pillow_does_not_open_are_no_pages(tmp_path):
+    rasterio = pytest.importorskip("rasterio")
+    with (
+        rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
+        rasterio.open(tmp_path / "a.tif", "w", driver="GTiff", width=64, height=64, count=1, dtype="uint8") as file,
+    ):
+        file.write(HALVES, 1)
+        file.write_mask(HALVES > 0)
+    assert np.array_equal(read_labels(tmp_path / "a.tif"), HALVES)
+
+
+@pytest.mark.parametrize(("dtype", "nodata"), [("float32", -9999), ("int16", -1), ("float32", np.nan)])
+def test_the_value_that_a_raster_has_without_labels_is_left_out(tmp_path, dtype, nodata):
+    rasterio = pytest.importorskip("rasterio")
+    values = HALVES.astype(dtype)
+    values[:8] = nodata
+    profile = {"driver": "GTiff", "width": 64, "height": 64, "count": 1, "dtype": dtype, "nodata": nodata}
+    with rasterio.open(tmp_path / "a.tif", "w", **profile) as file:
+        file.write(values, 1)
+    found = read_labels(tmp_path / "a.tif")
+    assert (found[:8] == 255).all()
+    assert np.array_equal(found[8:], HALVES[8:])
+
+
+@pytest.mark.parametrize(
+    ("place", "message"), [((10, 0, 500, 0, 10, 0), "upside down"), ((10, 0, 900, 0, -10, 640), "elsewhere")]
+)
+def test_labels_that_lie_elsewhere_than_their_image_are_refused(tmp_path, place, message):
+    rasterio = pytest.importorskip("rasterio")
+    split = write(tmp_path, [HALVES, HALVES])
+    profile = {"driver": "GTiff", "width": 64, "height": 64, "dtype": "uint8", "crs": "EPSG:32632"}
+    image = rasterio.Affine(10, 0, 500, 0, -10, 640)
+    for number, labels in enumerate((rasterio.Affine(*place), image)):
+        for kind, bands, transform in (("images", 3, image), ("labels", 1, labels)):
+            (tmp_path / kind / "train" / f"{number}.png").unlink()
+            with rasterio.open(
+                tmp_path / kind / "train" / f"{number}.tif", "w", **profile, count=bands, transform=transform
+            ) as file:
+                file.write(np.stack([HALVES + number * (bands > 1)] * bands))
+    split = open_split("folder", tmp_path, "train")
+    with pytest.raises(DataError, match=rf"0\.tif is georeferenced {message}"):
+        check_files(split)
+
+
 @pytest.mark.parametrize("largest", [3, 255, 1000])
 def test_numbers_of_a_pgm_are_those_in_the_file(tmp_path, largest):
     width = "u1" if largest < 256 else ">u2"

@@ -16,7 +16,7 @@ import show_data
 import training
 from segmentation import models
 from segmentation.bands import ImageForm, measure_form
-from segmentation.checks import check_files
+from segmentation.checks import check_files, check_splits
 from segmentation.data import training_samples
 from segmentation.layouts import open_split
 from segmentation.recipe import DataError, SettingsError, TrainSettings
@@ -117,7 +117,6 @@ def test_gray_of_12_bits_keeps_its_levels_in_three_channels(tmp_path):
     [
         (scene(2, "float32", 1), {}, None),
         (scene(2, "float32", 10000), {"range": (0.0, 10000.0)}, (0, 10000)),
-        (scene(2, "float32", 1) * np.nan, {}, ((0, 1), (0, 1))),
         (scene(2, "int16", 100) - np.int16(50), {"range": (-50.0, 50.0, -40.0, 40.0)}, ((-50, 50), (-40, 40))),
         (scene(3, "uint8", 255), {"range": (0.0, 200.0)}, (0, 200)),
     ],
@@ -308,6 +307,36 @@ def test_values_that_a_model_cannot_scale_are_refused_by_name(tmp_path, array, f
     split.form = form
     with pytest.raises(DataError, match=rf"train0\.npy {message}"):
         check_files(split)
+
+
+def test_a_range_that_nothing_reaches_is_refused(tmp_path):
+    split = open_split("folder", write(tmp_path, scenes(1)), "train")
+    split.form = ImageForm(3, None, (100_000.0, 200_000.0))
+    with pytest.raises(
+        DataError, match=r"hold values from .* but the range is 100000 to 200000: give images in its units"
+    ):
+        check_files(split)
+
+
+def test_splits_of_different_types_are_refused(tmp_path):
+    write(tmp_path, scenes(2))
+    for path in (tmp_path / "images/val").glob("*.npy"):
+        np.save(path, np.load(path).astype(np.float32))
+    splits = [open_split("folder", tmp_path, split) for split in ("train", "val")]
+    for split in splits:
+        split.form = ImageForm(2, None, (0.0, 4000.0))
+    with pytest.raises(
+        DataError, match=r"Training images hold 2 bands of uint16, but those in .*val 2 bands of float32"
+    ):
+        check_splits(*splits)
+
+
+def test_a_band_without_numbers_is_refused(tmp_path):
+    arrays = scenes(2, "float32")
+    for array in arrays:
+        array[..., 1] = np.nan
+    with pytest.raises(SettingsError, match="Band 2 of the images holds no numbers"):
+        form_of(write(tmp_path, arrays))
 
 
 def test_sixteen_bits_without_a_range_are_said_to_be_dark(tmp_path):

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from segnext_timm.prediction.images import read_values
 
 from .class_list import distinct_colors
 from .files import replace_when_complete
@@ -157,7 +159,8 @@ def _refuse_other_image(job: Job, known: Made | None, now: Made, image_path: Pat
         other = known.source
     else:  # made before there was a record, or by hand
         same = image_path.samefile(job.source) or job.item.embedded is not None or _content(job) == _bytes(image_path)
-        same = same or _turned_size(job.source) == Image.open(image_path).size
+        turned = _turned_size(job.source)
+        same = same or (turned is not None and turned == Image.open(image_path).size)
         other = "another file"
     if not same:
         raise UnusableError(
@@ -187,11 +190,15 @@ def _write(job: Job, plan: Plan, image_path: Path, label_path: Path) -> tuple[np
     """Write image and labels; returns the labels, and the number of pixels that no class is near."""
     try:
         source = io.BytesIO(_content(job))
-        image = Image.open(source)
-        image.load()
-        stored = image.size[::-1]
-        turned = image.getexif().get(0x0112, 1) != 1
-        upright = ImageOps.exif_transpose(image).size[::-1] if turned else stored
+        try:
+            image = Image.open(source)
+        except UnidentifiedImageError:  # arrays, and TIFFs that Pillow does not know
+            upright = stored = tuple(read_values(job.source).values.shape[-2:])
+        else:
+            image.load()
+            stored = image.size[::-1]
+            turned = image.getexif().get(0x0112, 1) != 1
+            upright = ImageOps.exif_transpose(image).size[::-1] if turned else stored
     except Exception as error:  # Pillow's decoders raise anything on damaged files
         raise UnusableError("images cannot be read", f"the image cannot be read: {error}") from None
     labels, far = plan.masks.read(job.mask) if job.mask else (_painted(job.item, plan, upright, stored), 0)

@@ -212,6 +212,36 @@ def test_objects_of_unknown_categories_and_outlines_without_an_area_are_left_out
     assert "1 annotations are of images that the file does not list, the first has the id 103." in said
 
 
+@pytest.mark.parametrize("shape", [[[]], [[10, 5, 30, 25]]])
+def test_outlines_without_an_area_count_as_none_if_there_is_a_box(coco, shape, capsys):
+    corner = [58, 38, 60, 38, 60, 40]
+    labels, _ = coco([{"segmentation": [corner]}, {"segmentation": shape, "bbox": [10, 5, 20, 20]}])
+    assert (labels[INSIDE] == 255).all()
+    assert (labels == 255).sum() == 400
+    assert "1 objects of car have a box, but no outline" in capsys.readouterr().out
+
+
+def test_an_image_with_an_object_without_points_or_a_box_is_left_out(tmp_path):
+    draw_images(tmp_path / "images", "0.jpg")
+    annotations = coco_file(tmp_path / "x.json", [{"segmentation": [[]]}])
+    made = Made("coco", tmp_path / "images", annotations, tmp_path / "data")
+    assert made.skipped == {"0.jpg": "annotation 100 cannot be read: its outline has no points"}
+
+
+def test_run_lengths_of_parts_are_one_object(coco):
+    halves = [np.zeros(SIZE, bool), np.zeros(SIZE, bool)]
+    halves[0][5:25, 10:20] = halves[1][5:25, 20:30] = True
+    shape = [{"counts": encode_run_lengths(half), "size": SIZE} for half in halves]
+    labels, _ = coco([{"segmentation": shape}])
+    assert (labels[INSIDE] == 1).all()
+    assert labels.sum() == 400
+
+
+def test_categories_of_one_id_are_refused(coco):
+    with pytest.raises(UserError, match=r"x\.json: two categories have the id 1, car and bus"):
+        coco([{"segmentation": [SQUARE]}], categories=[{"id": 1, "name": "car"}, {"id": 1, "name": "bus"}])
+
+
 def test_a_file_of_boxes_alone_is_refused(coco):
     with pytest.raises(UserError, match=r"x\.json has no outlines, which segmentation needs: 1 objects of car have a"):
         coco([{"segmentation": [], "bbox": [10, 5, 20, 20]}])

@@ -180,6 +180,21 @@ def test_yolo_polygons_are_shares_of_the_image_as_shown(tmp_path):
     assert labels.sum() == 600
 
 
+@pytest.mark.parametrize("names", ["names: car, van", "names: \"['car', 'van']\""])
+def test_names_of_yolo_may_be_one_text(yolo, names):
+    assert (yolo(f"1 {SHARES}", names=names)[INSIDE] == 2).all()
+
+
+def test_yolo_labels_of_arrays_are_painted(tmp_path):
+    (tmp_path / "images").mkdir()
+    np.save(tmp_path / "images/0.npy", np.zeros((*SIZE, 5), np.uint16))
+    (tmp_path / "0.txt").write_text(f"0 {SHARES}")
+    (tmp_path / "data.yaml").write_text("names: car")
+    made = Made("yolo", tmp_path / "images", tmp_path, tmp_path / "data")
+    assert made.classes == ("background", "car")
+    assert (made.labels["0"][INSIDE] == 1).all()
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [

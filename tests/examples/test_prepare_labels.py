@@ -175,6 +175,27 @@ def test_color_masks_become_labels(images, tmp_path):
     assert np.array_equal(np.asarray(picture), colors[truth[0]])
 
 
+@pytest.mark.parametrize("ending", [".npy", ".tif"])
+def test_images_that_pillow_does_not_know_are_copied_as_they_are(tmp_path, ending):
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    values = np.random.default_rng(0).integers(0, 9999, (5, *SIZE)).astype(np.uint16)
+    image = tmp_path / f"images/0{ending}"
+    if ending == ".npy":
+        np.save(image, values.transpose(1, 2, 0))
+    else:
+        rasterio = pytest.importorskip("rasterio")
+        shape = {"count": 5, "height": 40, "width": 60, "dtype": "uint16", "transform": rasterio.Affine(1, 0, 9, 0, -1, 9)}
+        with rasterio.open(image, "w", driver="GTiff", **shape) as file:
+            file.write(values)
+    truth = np.random.default_rng(1).integers(0, 2, SIZE).astype(np.uint8)
+    Image.fromarray(truth).save(tmp_path / "masks/0.png")
+    (tmp_path / "classes.txt").write_text("0 field\n1 road\n")
+    run("masks", tmp_path / "images", tmp_path / "masks", tmp_path / "data", "--classes", tmp_path / "classes.txt")
+    assert (tmp_path / f"data/images/train/0{ending}").read_bytes() == image.read_bytes()
+    assert np.array_equal(Image.open(tmp_path / "data/labels/train/0.png"), truth)
+
+
 def test_without_classes_the_colors_of_masks_are_shown(images, tmp_path, capsys):
     mask = np.zeros((*SIZE, 3), np.uint8)
     mask[:10] = (255, 0, 1)

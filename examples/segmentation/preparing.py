@@ -87,12 +87,14 @@ class Result:
         there: Whether it was there already.
         pixels: Number of pixels of each label (256,).
         far: Pixels that are left out since no class is near.
+        lost: Objects that hold no pixel, or are given in shares.
     """
 
     made: Made
     there: bool
     pixels: np.ndarray
     far: int = 0
+    lost: int = 0
 
 
 def make(job: Job, plan: Plan, settings: str) -> Result:
@@ -118,12 +120,12 @@ def make(job: Job, plan: Plan, settings: str) -> Result:
         raise UnusableError(kind, f"{error.filename} {'does not exist' if 'not exist' in kind else error}") from None
     old_image = image_path.with_name(known.image) if known else image_path
     if known and _is_up_to_date(known, now, image_path, plan.link) and (labels := _there(label_path)) is not None:
-        return Result(now, True, _count(labels))
+        return Result(now, True, _count(labels), lost=_lost(job.item, labels))
     _refuse_other_image(job, known, now, old_image)
     labels, far = _write(job, plan, image_path, label_path)
     if old_image != image_path:
         old_image.unlink(missing_ok=True)
-    return Result(now, False, _count(labels), far)
+    return Result(now, False, _count(labels), far, _lost(job.item, labels))
 
 
 def _fingerprint(item: Annotated) -> str:
@@ -228,6 +230,10 @@ def _write(job: Job, plan: Plan, image_path: Path, label_path: Path) -> tuple[np
 
 def _count(labels: np.ndarray) -> np.ndarray:
     return np.bincount(labels.ravel(), minlength=256)
+
+
+def _lost(item: Annotated, labels: np.ndarray) -> int:
+    return sum(region.name != IGNORE and region.is_lost(labels.shape) for region in item.regions)
 
 
 def _painted(item: Annotated, plan: Plan, upright: tuple[int, int], stored: tuple[int, int]) -> np.ndarray:

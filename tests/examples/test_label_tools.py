@@ -101,6 +101,10 @@ def test_cvat_masks_are_painted(cvat):
             '<skeleton label="hand"><points label="1" points="9,5"/><points label="1" points="31,15"/></skeleton>',
             "objects of hand are drawn as skeleton",
         ),
+        (
+            '<skeleton label="hand"><attribute name="side"/><points points="9,5"/><points points="31,15"/></skeleton>',
+            "objects of hand are drawn as skeleton",
+        ),
         ('<cuboid label="car" xtl1="9" ytl1="5" xbl1="9" ybl1="15" xtr1="31" ytr1="5"/>', "are drawn as cuboid"),
         (polygon(points="10,10;30,10;20,10"), "objects of car have no area"),
     ],
@@ -117,6 +121,18 @@ def test_a_faulty_object_of_cvat_is_named_and_what_is_around_it_left_out(cvat, c
     assert (labels[5:30, 10:30] == 255).all()
     assert labels[39, 59] == 1
     assert "0.jpg: object 2 (polygon of car): its outline is not a list of numbers" in capsys.readouterr().out
+
+
+def test_objects_of_one_image_in_two_tasks_of_cvat_are_put_together(cvat, capsys):
+    labels = cvat(CORNER, '</image><image id="1" name="0.jpg" width="60" height="40">', polygon())
+    assert labels[39, 59] == 1
+    assert (labels[INSIDE] == 2).all()
+    assert "1 images are annotated in several places: their objects are put together." in capsys.readouterr().out
+
+
+def test_an_image_of_several_sizes_in_cvat_is_left_out(cvat):
+    with pytest.raises(KeyError):
+        cvat(CORNER, '</image><image id="1" name="0.jpg" width="40" height="60">', polygon())
 
 
 def test_objects_outside_the_frame_are_not_painted(cvat):

@@ -126,6 +126,10 @@ def plan_regions(settings: Painted) -> Found:
     keep = written.is_file() and not _follows(settings.target, {_key(item.name, settings) for item in reading.items})
     listed = settings.classes or (written if keep and reading.names is None else None)
     listed_names = read_classes(listed).classes if listed else reading.names
+    if not listed_names and set(found) <= {IGNORE}:
+        for name, error in reading.skipped.items():
+            raise UserError(f"No image can be used: {error.kind}; the first, {name}: {error}.")
+        raise UserError("No image has an object of a class: nothing can be learned from these annotations.")
     names, background = class_order(sorted(found) if listed_names is None else listed_names, settings.background)
     unknown = [name for name in found if name not in names and name != IGNORE and not is_background(name)]
     if unknown:
@@ -238,19 +242,25 @@ def _make(job: Job) -> Result:
 
 @dataclass
 class Counts:
-    """Numbers of a split: images, those that were there already, pixels of each label, and images that each is in."""
+    """Numbers of a split: images, those that were there already, pixels of each label, and images that each is in.
+
+    `far` pixels are near to no class; `lost` objects are painted on no pixel, by image.
+    """
 
     images: int = 0
     there: int = 0
     far: int = 0
+    lost: dict[str, int] = field(default_factory=dict)
     pixels: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
     occurs: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
 
-    def add(self, result: Result) -> None:
+    def add(self, name: str, result: Result) -> None:
         """Count an image."""
         self.images += 1
         self.there += result.there
         self.far += result.far
+        if result.lost:
+            self.lost[name] = result.lost
         self.pixels += result.pixels
         self.occurs += result.pixels > 0
 
@@ -272,7 +282,7 @@ def work(
                     skipped[job.item.name] = error
                     continue
                 record.made[job.key] = result.made
-                found.setdefault(job.split, Counts()).add(result)
+                found.setdefault(job.split, Counts()).add(job.item.name, result)
                 if time.monotonic() - saved > SAVE_EVERY:
                     record.write()
                     saved = time.monotonic()
@@ -305,6 +315,12 @@ def summarize(found: dict[str, Counts], plan: Plan) -> None:
             print(
                 f"      {share:.2g}% of all pixels are farther than {plan.masks.nearest:g} from every class: left out"
             )
+        if counts.lost:
+            print(
+                f"Warning: {sum(counts.lost.values())} objects in {len(counts.lost)} images are lost (the first: "
+                f"{min(counts.lost)}): their outlines lie outside the image, are smaller than a pixel, or are in "
+                "shares of the image from 0 to 1 instead of pixels."
+            )
     for split, how in (
         ("val", "again with --val_share 0.1, which moves about a tenth there"),
         ("train", "without --split val"),
@@ -317,7 +333,7 @@ def summarize(found: dict[str, Counts], plan: Plan) -> None:
 
 def warn_of_old(jobs: list[Job], record: Record, skipped: Iterable[str], settings: Output) -> None:
     """Print which files of an earlier run stay although what they were made of cannot be used any more, or is gone."""
-    now = {job.key for job in jobs if job.item.name not in skipped}
+    now = {job.key for job in jobs if record.made.get(job.key) is not job.made}
     lost = {_key(name, settings).split("/", 1)[1] for name in skipped}
     old = [key for key in record.made if key not in now and (key.split("/", 1)[1] in lost or record.is_gone(key))]
     if old:

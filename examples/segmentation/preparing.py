@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from segnext_timm.prediction.images import read_values
 
 from .class_list import distinct_colors
 from .files import replace_when_complete
@@ -85,12 +87,14 @@ class Result:
         there: Whether it was there already.
         pixels: Number of pixels of each label (256,).
         far: Pixels that are left out since no class is near.
+        lost: Objects that hold no pixel, or are given in shares.
     """
 
     made: Made
     there: bool
     pixels: np.ndarray
     far: int = 0
+    lost: int = 0
 
 
 def make(job: Job, plan: Plan, settings: str) -> Result:
@@ -116,12 +120,12 @@ def make(job: Job, plan: Plan, settings: str) -> Result:
         raise UnusableError(kind, f"{error.filename} {'does not exist' if 'not exist' in kind else error}") from None
     old_image = image_path.with_name(known.image) if known else image_path
     if known and _is_up_to_date(known, now, image_path, plan.link) and (labels := _there(label_path)) is not None:
-        return Result(now, True, _count(labels))
+        return Result(now, True, _count(labels), lost=_lost(job.item, labels))
     _refuse_other_image(job, known, now, old_image)
     labels, far = _write(job, plan, image_path, label_path)
     if old_image != image_path:
         old_image.unlink(missing_ok=True)
-    return Result(now, False, _count(labels), far)
+    return Result(now, False, _count(labels), far, _lost(job.item, labels))
 
 
 def _fingerprint(item: Annotated) -> str:
@@ -157,7 +161,8 @@ def _refuse_other_image(job: Job, known: Made | None, now: Made, image_path: Pat
         other = known.source
     else:  # made before there was a record, or by hand
         same = image_path.samefile(job.source) or job.item.embedded is not None or _content(job) == _bytes(image_path)
-        same = same or _turned_size(job.source) == Image.open(image_path).size
+        turned = _turned_size(job.source)
+        same = same or (turned is not None and turned == Image.open(image_path).size)
         other = "another file"
     if not same:
         raise UnusableError(
@@ -187,11 +192,15 @@ def _write(job: Job, plan: Plan, image_path: Path, label_path: Path) -> tuple[np
     """Write image and labels; returns the labels, and the number of pixels that no class is near."""
     try:
         source = io.BytesIO(_content(job))
-        image = Image.open(source)
-        image.load()
-        stored = image.size[::-1]
-        turned = image.getexif().get(0x0112, 1) != 1
-        upright = ImageOps.exif_transpose(image).size[::-1] if turned else stored
+        try:
+            image = Image.open(source)
+        except UnidentifiedImageError:  # arrays, and TIFFs that Pillow does not know
+            upright = stored = tuple(read_values(job.source).values.shape[-2:])
+        else:
+            image.load()
+            stored = image.size[::-1]
+            turned = image.getexif().get(0x0112, 1) != 1
+            upright = ImageOps.exif_transpose(image).size[::-1] if turned else stored
     except Exception as error:  # Pillow's decoders raise anything on damaged files
         raise UnusableError("images cannot be read", f"the image cannot be read: {error}") from None
     labels, far = plan.masks.read(job.mask) if job.mask else (_painted(job.item, plan, upright, stored), 0)
@@ -221,6 +230,10 @@ def _write(job: Job, plan: Plan, image_path: Path, label_path: Path) -> tuple[np
 
 def _count(labels: np.ndarray) -> np.ndarray:
     return np.bincount(labels.ravel(), minlength=256)
+
+
+def _lost(item: Annotated, labels: np.ndarray) -> int:
+    return sum(region.name != IGNORE and region.is_lost(labels.shape) for region in item.regions)
 
 
 def _painted(item: Annotated, plan: Plan, upright: tuple[int, int], stored: tuple[int, int]) -> np.ndarray:

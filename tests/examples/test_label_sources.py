@@ -113,6 +113,16 @@ def test_of_several_images_of_a_name_the_one_in_the_named_folder_is_taken(tmp_pa
     assert (made.labels["set_a_0"][INSIDE] == 1).all()
 
 
+@pytest.mark.parametrize(("name", "other"), [("A.jpg", "a.jpg"), ("a b.jpg", "a_b.jpg")])
+def test_of_several_spellings_of_a_name_the_same_one_is_taken(tmp_path, name, other):
+    draw_images(tmp_path / "images", name)
+    if (tmp_path / "images" / other).exists():
+        pytest.skip("files of one name in other letters are one file here")
+    draw_images(tmp_path / "images", other)
+    annotations = coco_file(tmp_path / "x.json", [{"segmentation": [SQUARE]}], [f"images/{name}"])
+    assert set(Made("coco", tmp_path / "images", annotations, tmp_path / "data").labels) == {name[:-4]}
+
+
 def test_two_names_are_not_taken_for_one_file(tmp_path):
     draw_images(tmp_path / "images", "0.jpg", "1.jpg")
     annotations = coco_file(tmp_path / "x.json", [{"segmentation": [SQUARE]}], ["a/0.jpg", "b/0.jpg", "1.jpg"])
@@ -210,6 +220,36 @@ def test_objects_of_unknown_categories_and_outlines_without_an_area_are_left_out
     assert "1 objects are of a category that the file does not list" in said
     assert "2 outlines of car have no area" in said
     assert "1 annotations are of images that the file does not list, the first has the id 103." in said
+
+
+@pytest.mark.parametrize("shape", [[[]], [[10, 5, 30, 25]]])
+def test_outlines_without_an_area_count_as_none_if_there_is_a_box(coco, shape, capsys):
+    corner = [58, 38, 60, 38, 60, 40]
+    labels, _ = coco([{"segmentation": [corner]}, {"segmentation": shape, "bbox": [10, 5, 20, 20]}])
+    assert (labels[INSIDE] == 255).all()
+    assert (labels == 255).sum() == 400
+    assert "1 objects of car have a box, but no outline" in capsys.readouterr().out
+
+
+def test_an_image_with_an_object_without_points_or_a_box_is_left_out(tmp_path):
+    draw_images(tmp_path / "images", "0.jpg")
+    annotations = coco_file(tmp_path / "x.json", [{"segmentation": [[]]}])
+    made = Made("coco", tmp_path / "images", annotations, tmp_path / "data")
+    assert made.skipped == {"0.jpg": "annotation 100 cannot be read: its outline has no points"}
+
+
+def test_run_lengths_of_parts_are_one_object(coco):
+    halves = [np.zeros(SIZE, bool), np.zeros(SIZE, bool)]
+    halves[0][5:25, 10:20] = halves[1][5:25, 20:30] = True
+    shape = [{"counts": encode_run_lengths(half), "size": SIZE} for half in halves]
+    labels, _ = coco([{"segmentation": shape}])
+    assert (labels[INSIDE] == 1).all()
+    assert labels.sum() == 400
+
+
+def test_categories_of_one_id_are_refused(coco):
+    with pytest.raises(UserError, match=r"x\.json: two categories have the id 1, car and bus"):
+        coco([{"segmentation": [SQUARE]}], categories=[{"id": 1, "name": "car"}, {"id": 1, "name": "bus"}])
 
 
 def test_a_file_of_boxes_alone_is_refused(coco):
@@ -312,6 +352,22 @@ def test_a_faulty_shape_is_named_and_what_is_around_it_left_out(labelme, faulty,
     assert (labels[INSIDE] == 255).all()
     assert labels[39, 59] == 1
     assert "0.json: shape 2 (car): " in capsys.readouterr().out
+
+
+def test_the_number_0_is_a_label(tmp_path):
+    draw_images(tmp_path, "0.jpg")
+    labelme_file(tmp_path / "0.json", RECTANGLE | {"label": 0})
+    assert Made("labelme", tmp_path, tmp_path / "data").classes == ("background", "0")
+
+
+def test_an_image_of_two_labelme_files_is_left_out(tmp_path):
+    draw_images(tmp_path, "0.jpg", "1.jpg")
+    for name, label in (("0", "car"), ("0_anno2", "bus")):
+        labelme_file(tmp_path / f"{name}.json", RECTANGLE | {"label": label}, imagePath="0.jpg")
+    labelme_file(tmp_path / "1.json", RECTANGLE)
+    made = Made("labelme", tmp_path, tmp_path / "data")
+    assert made.skipped == dict.fromkeys(("0.json", "0_anno2.json"), "0.json and 0_anno2.json are of one image, 0.jpg")
+    assert set(made.labels) == {"1"}
 
 
 def test_shapes_without_a_label_are_left_out(labelme, capsys):

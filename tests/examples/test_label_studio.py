@@ -127,6 +127,33 @@ def test_the_short_json_of_label_studio_is_read(label_studio):
     assert made.labels["0"].sum() == 400
 
 
+def test_of_several_rows_of_a_task_in_the_short_json_the_newest_counts(label_studio, capsys):
+    rows = [
+        {
+            "id": 1,
+            "annotation_id": number,
+            "updated_at": date,
+            "image": "0.jpg",
+            "label": [
+                {"points": percent(SQUARE), "polygonlabels": [name], "original_width": 60, "original_height": 40}
+            ],
+        }
+        for number, (date, name) in enumerate([("2024-01-01", "old"), ("2024-03-01", "new"), ("2024-02-01", "older")])
+    ]
+    assert label_studio(*rows).classes == ("background", "new")
+    assert "1 tasks have several annotations" in capsys.readouterr().out
+
+
+def test_regions_of_two_tasks_of_one_image_are_put_together(label_studio):
+    first, second = (
+        task(result("polygonlabels", [name], points=percent(points)), name="0.jpg", number=number)
+        for number, (name, points) in enumerate([("car", SQUARE), ("van", [58, 38, 60, 38, 60, 40])])
+    )
+    labels = label_studio(first, second).labels["0"]
+    assert (labels[INSIDE] == 1).all()
+    assert labels[39, 59] == 2
+
+
 def test_one_annotation_of_a_task_counts_and_canceled_ones_do_not(label_studio, capsys):
     shapes = [result("polygonlabels", [name], points=percent(SQUARE)) for name in ("old", "new", "canceled", "truth")]
     dates = ["2024-01-01", "2024-03-01", "2024-05-01", "2024-02-01"]
@@ -209,8 +236,15 @@ def test_a_png_for_each_region_is_read(tmp_path, given, capsys):
 def test_pngs_of_tasks_without_an_image_ask_for_the_json(tmp_path):
     draw_images(tmp_path / "images", "photo.jpg")
     Image.fromarray(MASK).save(tmp_path / "task-1-annotation-1-by-1-tag-car-0.png")
-    made = Made("labelstudio", tmp_path / "images", tmp_path, tmp_path / "data")
-    assert made.skipped == {"task 1": "no image is called 1"}
+    message = "give the JSON export by --tasks; the first, task 1: no image is called 1"
+    with pytest.raises(UserError, match=message):
+        Made("labelstudio", tmp_path / "images", tmp_path, tmp_path / "data")
+
+
+def test_tasks_without_a_region_are_refused(label_studio):
+    for unlabeled in (task(), task(was_cancelled=True)):
+        with pytest.raises(UserError, match="No image has an object of a class"):
+            label_studio(unlabeled)
 
 
 def test_other_json_files_are_no_export_of_label_studio(tmp_path):

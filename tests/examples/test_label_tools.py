@@ -101,6 +101,10 @@ def test_cvat_masks_are_painted(cvat):
             '<skeleton label="hand"><points label="1" points="9,5"/><points label="1" points="31,15"/></skeleton>',
             "objects of hand are drawn as skeleton",
         ),
+        (
+            '<skeleton label="hand"><attribute name="side"/><points points="9,5"/><points points="31,15"/></skeleton>',
+            "objects of hand are drawn as skeleton",
+        ),
         ('<cuboid label="car" xtl1="9" ytl1="5" xbl1="9" ybl1="15" xtr1="31" ytr1="5"/>', "are drawn as cuboid"),
         (polygon(points="10,10;30,10;20,10"), "objects of car have no area"),
     ],
@@ -117,6 +121,18 @@ def test_a_faulty_object_of_cvat_is_named_and_what_is_around_it_left_out(cvat, c
     assert (labels[5:30, 10:30] == 255).all()
     assert labels[39, 59] == 1
     assert "0.jpg: object 2 (polygon of car): its outline is not a list of numbers" in capsys.readouterr().out
+
+
+def test_objects_of_one_image_in_two_tasks_of_cvat_are_put_together(cvat, capsys):
+    labels = cvat(CORNER, '</image><image id="1" name="0.jpg" width="60" height="40">', polygon())
+    assert labels[39, 59] == 1
+    assert (labels[INSIDE] == 2).all()
+    assert "1 images are annotated in several places: their objects are put together." in capsys.readouterr().out
+
+
+def test_an_image_of_several_sizes_in_cvat_is_left_out(cvat):
+    with pytest.raises(KeyError):
+        cvat(CORNER, '</image><image id="1" name="0.jpg" width="40" height="60">', polygon())
 
 
 def test_objects_outside_the_frame_are_not_painted(cvat):
@@ -178,6 +194,21 @@ def test_yolo_polygons_are_shares_of_the_image_as_shown(tmp_path):
     assert labels.shape == (60, 40)
     assert (labels[:30, :20] == 1).all()
     assert labels.sum() == 600
+
+
+@pytest.mark.parametrize("names", ["names: car, van", "names: \"['car', 'van']\""])
+def test_names_of_yolo_may_be_one_text(yolo, names):
+    assert (yolo(f"1 {SHARES}", names=names)[INSIDE] == 2).all()
+
+
+def test_yolo_labels_of_arrays_are_painted(tmp_path):
+    (tmp_path / "images").mkdir()
+    np.save(tmp_path / "images/0.npy", np.zeros((*SIZE, 5), np.uint16))
+    (tmp_path / "0.txt").write_text(f"0 {SHARES}")
+    (tmp_path / "data.yaml").write_text("names: car")
+    made = Made("yolo", tmp_path / "images", tmp_path, tmp_path / "data")
+    assert made.classes == ("background", "car")
+    assert (made.labels["0"][INSIDE] == 1).all()
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,8 @@ from PIL import Image
 import prepare_labels
 from segmentation.data import check_files
 from segmentation.layouts import open_split
+from segmentation.prepared import Made, Record
+from segmentation.preparing import Job
 from segmentation.recipe import UserError
 from segmentation.sources import regions
 
@@ -175,6 +177,33 @@ def test_color_masks_become_labels(images, tmp_path):
     assert np.array_equal(np.asarray(picture), colors[truth[0]])
 
 
+@pytest.mark.parametrize("ending", [".npy", ".tif"])
+def test_images_that_pillow_does_not_know_are_copied_as_they_are(tmp_path, ending):
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    values = np.random.default_rng(0).integers(0, 9999, (5, *SIZE)).astype(np.uint16)
+    image = tmp_path / f"images/0{ending}"
+    if ending == ".npy":
+        np.save(image, values.transpose(1, 2, 0))
+    else:
+        rasterio = pytest.importorskip("rasterio")
+        shape = {
+            "count": 5,
+            "height": 40,
+            "width": 60,
+            "dtype": "uint16",
+            "transform": rasterio.Affine(1, 0, 9, 0, -1, 9),
+        }
+        with rasterio.open(image, "w", driver="GTiff", **shape) as file:
+            file.write(values)
+    truth = np.random.default_rng(1).integers(0, 2, SIZE).astype(np.uint8)
+    Image.fromarray(truth).save(tmp_path / "masks/0.png")
+    (tmp_path / "classes.txt").write_text("0 field\n1 road\n")
+    run("masks", tmp_path / "images", tmp_path / "masks", tmp_path / "data", "--classes", tmp_path / "classes.txt")
+    assert (tmp_path / f"data/images/train/0{ending}").read_bytes() == image.read_bytes()
+    assert np.array_equal(Image.open(tmp_path / "data/labels/train/0.png"), truth)
+
+
 def test_without_classes_the_colors_of_masks_are_shown(images, tmp_path, capsys):
     mask = np.zeros((*SIZE, 3), np.uint8)
     mask[:10] = (255, 0, 1)
@@ -228,6 +257,31 @@ def test_labelme_shapes_become_labels_in_their_order(images, tmp_path, capsys):
     assert np.array_equal(labels_of(tmp_path / "data")["0.jpg"], expected)
     assert (tmp_path / "data" / "classes.txt").read_text() == "0 background\n1 ball\n2 box\n3 dots\n4 square\n"
     assert "1 shapes of the type linestrip have no area" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("points", [[[99, 5], [120, 5], [120, 25]], [[0.2, 0.1], [0.9, 0.1], [0.9, 0.8]]])
+def test_objects_outside_the_image_or_in_shares_are_counted_each_time(images, tmp_path, points, capsys):
+    annotations = write_coco(tmp_path / "train.json", [polygon(0, 7, SQUARE), polygon(1, 7, points)])
+    for _ in range(2):
+        run("coco", images, annotations, tmp_path / "data")
+        said = capsys.readouterr().out
+        assert "Warning: 1 objects in 1 images are lost (the first: 1.jpg)" in said
+        assert "in shares of the image from 0 to 1 instead of pixels" in said
+
+
+def test_a_small_object_about_the_center_of_a_pixel_is_not_lost():
+    assert not regions.Region("car", [regions.box(7.4, 5.4, 7.6, 5.6)]).is_lost(SIZE)
+    assert regions.Region("car", [regions.box(7.6, 5.6, 8.2, 6.2)]).is_lost(SIZE)
+
+
+def test_images_made_now_are_not_of_an_earlier_run(tmp_path, capsys):
+    made = Made("0.jpg", (tmp_path / "0").as_posix(), [], None, "")
+    job = Job(regions.Annotated("0.jpg", tmp_path / "0.jpg"), "train", "0")
+    settings = prepare_labels.Output()
+    for known, warns in ((None, False), (made, True)):
+        job.made = known
+        prepare_labels.warn_of_old([job], Record(tmp_path, made={"train/0": made}), ["0.jpg"], settings)
+        assert ("1 images of an earlier run stay" in capsys.readouterr().out) == warns
 
 
 def test_images_inside_labelme_files_are_taken(images, tmp_path):

@@ -11,7 +11,20 @@ import numpy as np
 from ..mask_labels import UnusableError
 from ..recipe import UserError
 from .reading import FAULTS, Annotations, ImageFolder, Images, Painted, Reading, Target, read_json
-from .regions import IGNORE, Annotated, Region, box, has_area, outline, polygon_area, run_lengths, square_around, stroke
+from .regions import (
+    IGNORE,
+    Annotated,
+    Region,
+    box,
+    decode_run_lengths,
+    encode_run_lengths,
+    has_area,
+    outline,
+    polygon_area,
+    run_lengths,
+    square_around,
+    stroke,
+)
 
 
 @dataclass
@@ -48,6 +61,8 @@ class Coco(Painted):
                 if count > 1:
                     reading.notes.append(f"{count} categories are called {name}: they become one class.")
             items = _read_images(content["images"], folder, reading)
+        except UserError as error:
+            raise UserError(f"{self.annotations}: {error}") from None
         except FAULTS as error:
             raise UserError(
                 f"{self.annotations} is not a COCO file of instances: {type(error).__name__} {error}."
@@ -81,17 +96,25 @@ class Coco(Painted):
         """Add an object to those of its image, with its area; crowds lie below the others."""
         name = names.get(_id(annotation.get("category_id")))
         shape = annotation.get("segmentation")
-        if not shape and (bounds := _bounding_box(annotation.get("bbox"))):
-            reading.leave_out(item, f"objects of {name} have a box, but no outline", bounds)
-            return
+        bounds = _bounding_box(annotation.get("bbox"))
+        area, region, lines = 0.0, Region(name or IGNORE), []
         try:
-            area, region, lines = _region(name or IGNORE, shape, item.size)
+            if shape or not bounds:
+                area, region, lines = _region(region.name, shape, item.size)
+            has_outline = bool(region.polygons) or region.counts is not None
+            if not (has_outline or bounds or any(map(len, lines))):
+                raise ValueError("its outline has no points")
         except FAULTS as error:
-            around = [*_bounding_box(annotation.get("bbox")), *square_around(shape)]
+            around = [*bounds, *square_around(shape)]
             reading.fault(item, f"annotation {annotation.get('id')}", error, around)
+            return
+        if bounds and not has_outline:
+            reading.leave_out(item, f"objects of {name} have a box, but no outline", bounds)
             return
         for line in lines:
             reading.leave_out(item, f"outlines of {name} have no area", stroke(line))
+        if not has_outline:
+            return
         if self.crowds == "leave_out" and _is_set(annotation.get("iscrowd") or annotation.get("ignore")):
             reading.left_out[f"crowds of {name} (if CVAT or datumaro wrote them: --crowds paint)"] += 1
             region.name, area = IGNORE, math.inf
@@ -119,6 +142,8 @@ def _class_names(categories: list[dict[str, Any]], used: set[str]) -> dict[str, 
         others = {str(c.get("supercategory")).strip() for c in ordered if c is not category}
         if is_root and key not in used and others == {name}:
             continue
+        if names.get(key, name) != name:
+            raise UserError(f"two categories have the id {key}, {names[key]} and {name}: give them ids of their own.")
         names[key] = name
     return names
 
@@ -162,14 +187,16 @@ def _region(name: str, shape: Any, size: tuple[int, int] | None) -> tuple[float,
     """
     if not shape:
         raise ValueError("it has neither an outline nor a box")
-    if isinstance(shape, list) and len(shape) == 1 and isinstance(shape[0], dict):
-        shape = shape[0]
     if isinstance(shape, dict):
         height, width = (int(side) for side in shape["size"])
         if size and size != (height, width):
             raise ValueError(f"its run lengths are of {width}×{height} pixels, the image of {size[1]}×{size[0]}")
         lengths = run_lengths(shape["counts"], (height, width))
         return float(lengths[1::2].sum()), Region(name, counts=shape["counts"], size=(height, width)), []
+    if isinstance(shape[0], dict):  # run lengths of parts
+        parts = [_region(name, part, size)[1] for part in shape]
+        mask = np.any([decode_run_lengths(part.counts, part.size) for part in parts], axis=0)
+        return float(mask.sum()), Region(name, counts=encode_run_lengths(mask), size=mask.shape), []
     is_one = all(not isinstance(part, list) or (len(part) == 2 and not isinstance(part[0], list)) for part in shape)
     outlines = [outline(part) for part in ([shape] if is_one and len(shape) > 1 else shape)]
     lines = [points for points in outlines if not has_area(points)]

@@ -109,7 +109,7 @@ def _add(shape: Element, item: Annotated, reading: Reading) -> None:
     elif kind == "points":
         outlines = [part for point in _points(shape) for part in stroke(point[None], 2 * POINT_RADIUS)]
     elif kind == "skeleton":
-        points = np.concatenate([_points(part) for part in shape])
+        points = np.concatenate([_points(part) for part in shape if "points" in part.attrib])
         outlines = [box(*points.min(0), *points.max(0))]
     else:  # the corners of a cuboid are attributes: xtl1, ytl1, ...
         corners = [(float(shape.attrib[x]), float(shape.attrib[f"y{x[1:]}"])) for x in shape.attrib if x[0] == "x"]

@@ -44,8 +44,8 @@ class LabelStudio(Painted):
             _read_pngs(self.annotations, self.tasks, folder, reading)
         else:
             unlabeled = several = 0
-            for task in _read_tasks(self.annotations):
-                results, count = _results(task)
+            for task, count in _newest(_read_tasks(self.annotations)):
+                results, count = _results(task, count)
                 several += count > 1
                 if results is None:
                     unlabeled += 1
@@ -102,12 +102,23 @@ def _read_tasks(path: Path) -> list[dict[str, Any]]:
     return tasks
 
 
-def _results(task: dict[str, Any]) -> tuple[list[dict[str, Any]] | None, int]:
+def _newest(tasks: list[dict[str, Any]]) -> list[tuple[dict[str, Any], int]]:
+    """The tasks, and the number of their rows: in the short form, JSON-MIN, one for each annotation."""
+    rows: dict[Any, list[dict[str, Any]]] = {}
+    for number, task in enumerate(tasks):
+        rows.setdefault(str(task["id"]) if "annotation_id" in task else number, []).append(task)
+    newest = [
+        max(same, key=lambda t: (str(t.get("updated_at") or ""), t.get("annotation_id") or 0)) for same in rows.values()
+    ]
+    return list(zip(newest, map(len, rows.values())))
+
+
+def _results(task: dict[str, Any], rows: int) -> tuple[list[dict[str, Any]] | None, int]:
     """The regions of the annotation of a task that counts, None without any; and the number of its annotations."""
-    if "annotation_id" in task:  # the short form, JSON-MIN
+    if "annotation_id" in task:
         lists = [value for value in task.values() if isinstance(value, list)]
         values = [value for part in lists for value in part if isinstance(value, dict)]
-        return [{"value": value, "id": number, **value} for number, value in enumerate(values)], 1
+        return [{"value": value, "id": number, **value} for number, value in enumerate(values)], rows
     annotations = task.get("annotations") or task.get("completions") or []
     annotations = [a for a in annotations if isinstance(a, dict) and not a.get("was_cancelled")]
     if not annotations:

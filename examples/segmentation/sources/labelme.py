@@ -106,7 +106,8 @@ def _add(shape: dict[str, Any], item: Annotated, reading: Reading) -> None:
     Raises:
         ValueError: If it is not of a known form, or some other of `FAULTS`.
     """
-    name, kind = str(shape.get("label") or "").strip(), shape.get("shape_type") or "polygon"
+    label, kind = shape.get("label"), shape.get("shape_type") or "polygon"
+    name = "" if label is None else str(label).strip()
     points = outline(shape["points"])
     if not name:
         reading.left_out["shapes have no label"] += 1

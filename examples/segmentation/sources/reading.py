@@ -124,6 +124,7 @@ class Reading:
             if len(names) > 1:
                 reason = f"it is the only one that may be {' and '.join(sorted(names)[:2])}"
                 self.skipped[item.name] = UnusableError("images have several names", reason)
+        self._merge()
         self.items = [item for item in self.items if item.name not in self.skipped]
         self.notes += [f"{count} {kind}: their pixels are left out." for kind, count in self.left_out.items()]
         if self.faults:
@@ -134,6 +135,30 @@ class Reading:
         if empty:
             self.notes.append(f"{empty} images have no objects.")
         return self
+
+    def _merge(self) -> None:
+        """Put the objects of each image together; several files of one image may contradict each other."""
+        by_image: dict[Path, list[Annotated]] = {}
+        for item in self.items:
+            path = item.embedded or item.image
+            by_image.setdefault(path.parent.resolve() / path.name, []).append(item)
+        self.items = [items[0] for items in by_image.values()]
+        merged = 0
+        for first, *others in by_image.values():
+            names = list(dict.fromkeys(item.name for item in (first, *others)))
+            sizes = {item.size for item in (first, *others) if item.size}
+            if len(names) > 1:
+                reason = f"{' and '.join(names[:3])} are of one image, {first.image.name}"
+                error = UnusableError("images are annotated in several files: keep one of them", reason)
+                self.skipped |= dict.fromkeys(names, error)
+            elif len(sizes) > 1:
+                self.skipped[first.name] = UnusableError("images are annotated at several sizes")
+            elif others:
+                first.size = next(iter(sizes), None)
+                first.regions += [region for item in others for region in item.regions]
+                merged += first.name not in self.skipped
+        if merged:
+            self.notes.append(f"{merged} images are annotated in several places: their objects are put together.")
 
 
 class ImageFolder:
@@ -185,6 +210,7 @@ class ImageFolder:
         found = self._index.get((wanted, False)) or self._index.get((original, False)) or []
         if not found and original == wanted:
             found = self._index.get((wanted, True), [])
+        found = [path for path in found if path.name == parts[-1]] or found
         shared = [_shared(path, parts) for path in found]
         found = [path for path, count in zip(found, shared) if count == max(shared)]
         if len(found) > 1:

@@ -50,6 +50,21 @@ class Region:
             inside = mask[max(-top, 0) :, max(-left, 0) :][: part.shape[0], : part.shape[1]]
             part[inside] = label
 
+    def is_lost(self, size: tuple[int, int]) -> bool:
+        """Whether its outlines hold no pixel of an image (H, W), or seem to be shares of it, from 0 to 1."""
+        if not self.polygons:
+            return False
+        points = np.concatenate(self.polygons)
+        low, high = points.min(0), points.max(0)
+        if (high <= 0).any() or (low >= size[::-1]).any() or (high <= 1).all():
+            return True
+        if (high - low).max() >= 1:
+            return False
+        small = np.zeros((3, 3), np.uint8)
+        for polygon in self.polygons:
+            fill_polygon(small, polygon - np.floor(low), 1)
+        return not small.any()
+
 
 @dataclass
 class Annotated:

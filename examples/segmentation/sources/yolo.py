@@ -7,10 +7,12 @@ from typing import Annotated as Named
 import numpy as np
 import tyro
 import yaml
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from ..pairs import JPEG, LOSSLESS
+from segnext_timm.prediction.images import read_values
+
+from ..pairs import pictures
 from ..recipe import UserError
 from .reading import FAULTS, ImageFolder, Images, Painted, Reading, Target
 from .regions import Annotated, Region, box, has_area, outline, square_around, stroke
@@ -38,8 +40,7 @@ class Yolo(Painted):
         folder, reading = ImageFolder(self.images, self.target), Reading()
         names = _read_names(self.names or self._find_names())
         reading.names = list(names.values())
-        images = sorted(p for p in self.images.rglob("*") if p.suffix.lower() in (*JPEG, *LOSSLESS))
-        images = [path for path in images if not path.absolute().is_relative_to(folder.without)]
+        images = pictures(self.images, [self.target])
         if not images:
             raise UserError(f"{self.images} holds no images.")
         files = {path.relative_to(self.labels).with_suffix("") for path in self.labels.rglob("*.txt")}
@@ -80,6 +81,8 @@ def _read_names(path: Path) -> dict[int, str]:
             return {number: line.strip() for number, line in enumerate(text.splitlines()) if line.strip()}
         content = yaml.safe_load(text)
         names = content["names"]
+        if isinstance(names, str):
+            names = yaml.safe_load(names) if names.strip()[:1] in ("[", "{") else names.split(",")
         pairs = names.items() if isinstance(names, dict) else enumerate(names)
         if "kpt_shape" in content:
             raise UserError(f"{path} is of a set of poses: segmentation needs polygons.")
@@ -93,7 +96,11 @@ def _read_names(path: Path) -> dict[int, str]:
 def _upright_size(path: Path) -> tuple[int, int] | None:
     """Height and width of an image as shown; None if it cannot be read."""
     try:
-        with Image.open(path) as image:
+        try:
+            image = Image.open(path)
+        except UnidentifiedImageError:  # arrays, and TIFFs that Pillow does not know
+            return tuple(read_values(path).values.shape[-2:])
+        with image:
             turned = image.getexif().get(0x0112, 1) >= 5
             return image.size if turned else image.size[::-1]
     except Exception:  # Pillow's decoders raise anything on damaged files

@@ -72,7 +72,10 @@ def read_bands(path: str | Path, metadata: Mapping[str, Any]) -> np.ndarray:
         with rasterio.open(path) as raster:
             array = raster.read().transpose(1, 2, 0)
     else:
-        array = np.asarray(Image.open(path))
+        image = Image.open(path)
+        if image.format == "PNG" and image.mode not in ("I", "I;16") and any(";16" in str(t[3]) for t in image.tile):
+            raise OSError(f"{path} has colors of 16 bits, which Pillow reads as 8: convert it to TIFF")
+        array = np.asarray(image)
     array = np.atleast_3d(array)
     channels, bands = metadata["input_size"][1], metadata.get("bands")
     if bands and max(bands) <= array.shape[2]:

@@ -21,7 +21,7 @@ from .drawing import class_areas, label_picture, overlay
 from .images import read_image
 from .pipeline import predict
 from .polygons import check_polygons, write_polygons
-from .raster_labels import ORIGIN, is_raster, predict_raster, raster_areas, read_origin
+from .raster_labels import ORIGIN, SUFFIXES, is_raster, predict_raster, raster_areas, read_origin
 from .rasters import copy_place
 
 _LABELS, _RASTER_LABELS, _POLYGONS, _PROBABILITIES = ".png", ".tif", ".geojson", "_probabilities.npy"
@@ -53,7 +53,7 @@ def find_images(paths: Sequence[str | Path], out: str | Path) -> dict[Path, Path
     lowest = next(path for path in (out, *out.parents) if path.exists())
     if not lowest.is_dir():
         raise OptionError(f"{lowest} is a file, but the results need a folder.")
-    known = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    known = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN} | {*SUFFIXES}
     places: dict[Path, Path] = {}
     for path in map(Path, paths):
         root = path.parent
@@ -117,7 +117,7 @@ def predict_file(
     Args:
         model: See :func:`predict`, which states what is raised, too.
         file: The image. A georeferenced one, or a TIFF larger than Pillow opens, is read region by region; it does not
-            have to fit memory. That takes rasterio.
+            have to fit memory. That takes rasterio. So do others, placed by files beside them, whose polygons are made.
         result: Path of the results without suffix. `.png` is added for the labels, an indexed picture with the palette
             (16-bit gray for more than 256 classes), with a world file `.pgw` if the image came with one; `.tif` for
             those of an image that is read by regions, a GeoTIFF that lies where the image lies, whose pixels without
@@ -136,7 +136,7 @@ def predict_file(
     file, result, info = Path(file), Path(result), ModelInfo(model)
     if save_as:
         check_polygons(file, simplify)
-    as_raster = is_raster(file)
+    as_raster = bool(save_as) or is_raster(file)
     image = None if as_raster else read_image(file, info.in_channels, info.value_range, info.bands)
     ending = _RASTER_LABELS if as_raster else _LABELS
     # the labels come last: if they exist, so do the other results
@@ -151,11 +151,16 @@ def predict_file(
             picture = _named(work, _OVERLAYS[0]) if overlays else None
             predict_raster(model, file, _named(work, ending), picture, kept, origin, **options)
             entry = {"file": str(file)} | raster_areas(_named(work, ending), info.label_names)
-            _named(result, _POLYGONS).unlink(missing_ok=True)  # of earlier labels
         else:
             entry = _predict_in_memory(
                 model, file, image, work, overlays, store if probabilities else None, origin, **options
             )
+        for stale in (*_OVERLAYS, _PROBABILITIES, _POLYGONS):  # of earlier labels
+            if not _named(work, stale).exists():
+                _named(result, stale).unlink(missing_ok=True)
+        other = _named(result, _LABELS if as_raster else _RASTER_LABELS)
+        if other.exists() and _read_origin(other):  # not a file of the user's
+            other.unlink()
     if save_as:  # once the labels are complete: polygons of large images may need more memory than there is
         _save_polygons(result, info, simplify)
     return entry
@@ -257,6 +262,8 @@ def predict_files(
         if "labels" not in kinds or (options.get("probabilities") and "probabilities" not in kinds):
             continue
         labels = Path(kinds["labels"])
+        if options.get("save_as") and labels.suffix != _RASTER_LABELS:
+            continue
         try:
             found = _read_origin(labels) or origin
         except (ImageError, OSError):  # damaged: predicted again
@@ -281,8 +288,8 @@ def predict_files(
                     entries[str(file)] = predict_file(model, file, result, progress=progress, origin=origin, **options)
                     predictions.predicted += 1
                 else:
-                    if options.get("save_as") and "polygons" not in outputs(result):
-                        simplify = options.get("simplify", 0)
+                    simplify = options.get("simplify", 0)
+                    if options.get("save_as") and (simplify or "polygons" not in outputs(result)):
                         check_polygons(file, simplify)
                         _save_polygons(result, ModelInfo(model), simplify)
                     if (areas or measure_all) and str(file) not in entries:  # predicted without --areas

@@ -1,5 +1,6 @@
 """Read images from files and arrays as tensors: of any number of bands, and of any type of values."""
 
+import logging
 import os
 import warnings
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from .rasters import Raster, open_raster
 ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray | torch.Tensor
 ValueRange = Sequence[float] | Sequence[Sequence[float]]  # low and high, or a pair for each band
 
+_COLORS = ("red", "green", "blue")
 _ARRAYS = "an array (H, W, C) or (H, W), or a tensor (C, H, W)"
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # of Pillow, by channels
 _RANGE_HINT = 'pretrained_cfg["range"] = [low, high]'
@@ -26,7 +28,9 @@ _DARK_WARNING = (
     f"in the units of the file: {_RANGE_HINT}."
 )
 _TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_BITS, _SAMPLES, _SAMPLE_FORMAT, _NODATA = 258, 277, 339, 42113  # tags of TIFF, the last one GDAL's
+_BITS, _SAMPLES, _PLANAR, _SAMPLE_FORMAT, _NODATA = 258, 277, 284, 339, 42113  # tags of TIFF, the last one GDAL's
+_JPEG_2000 = b"\xff\x4f\xff\x51"  # how its code begins
+logging.getLogger("PIL.TiffImagePlugin").addHandler(logging.NullHandler())  # else it prints, of many bands
 
 
 class Values(NamedTuple):
@@ -102,20 +106,33 @@ def to_mode(image: Image.Image, channels: int) -> Image.Image:
 
 
 def loses_values(image: Any, channels: int | None = 3) -> bool:
-    """Whether Pillow drops bits or bands of a file when it decodes it; `image` is Pillow's, not loaded yet.
+    """Whether Pillow drops or confuses bits or bands of a file when it decodes it; `image` is Pillow's, not loaded yet.
 
     The bands of an RGB TIFF beyond three are dropped on purpose, unless more `channels`, or all (None), are wanted.
     """
     tags = getattr(image, "tag_v2", None)
+    if image.format == "JPEG2000":
+        bits = _jpeg_2000_bits(image)
+        exact = bits <= 8 or (bits == 16 and image.mode[0] == "I")
+        return not exact or (channels is None and image.mode not in ("L", "RGB", "I;16"))
     if tags is None:
         return image.format == "PNG" and any(";16" in str(tile[3]) for tile in image.tile) and image.mode[0] not in "IF"
     bands = len(image.getbands())
     samples = tags.get(_SAMPLES, bands)
     if image.mode[0] in "IF":
-        return samples > 1
+        return samples > 1 or tags.get(_PLANAR) == 2
     if max(tags.get(_BITS, (8,))) > 8 or {2, 3} & {*tags.get(_SAMPLE_FORMAT, ())}:  # signed, or floating point
         return True
     return samples > bands and (channels is None or channels > bands or (bands == 1 and samples > 2))
+
+
+def _jpeg_2000_bits(image: Any) -> int:
+    """Bits of the first component of a JPEG 2000."""
+    place = image.fp.tell()
+    image.fp.seek(0)
+    _, _, code = image.fp.read(1 << 20).partition(_JPEG_2000)
+    image.fp.seek(place)
+    return (code[38] & 127) + 1 if len(code) > 38 else 8
 
 
 def read_values(
@@ -232,7 +249,9 @@ def bands_to_read(raster: Raster, channels: int | None, bands: Sequence[int] | N
             raise ImageError(f"{raster.name}: {_missing(count, bands)}")
         return list(bands)
     others = [band for band in range(1, count + 1) if band != raster.alpha]
-    fits = channels in (None, len(others)) or (channels, len(others)) == (3, 1)
+    fits = channels in (None, len(others)) or {channels, len(others)} == {1, 3}
+    if channels == 3 and not fits and {*_COLORS} <= {*raster.kinds}:
+        return [raster.kinds.index(color) + 1 for color in _COLORS]
     return others if fits else [*range(1, count + 1)]
 
 
@@ -343,9 +362,9 @@ def read_image(
     if len(values) == 1 and channels in (None, 3):
         values = values.expand(3, -1, -1)
     elif len(values) == 3 and channels == 1:
-        weights = torch.tensor([0.299, 0.587, 0.114], device=values.device)[:, None, None]  # Pillow's, of "L"
+        weights = torch.tensor([19595, 38470, 7471], device=values.device).view(3, 1, 1) / 65536  # Pillow's, of "L"
         gray = (values.float() * weights).sum(0, keepdim=True)
-        values = gray if values.is_floating_point() else gray.round().to(values.dtype)
+        values = gray if values.is_floating_point() else (gray + 0.5).floor().to(values.dtype)
     try:
         if channels not in (None, len(values)):
             hint = "" if name else _axes_hint(values, channels, isinstance(image, torch.Tensor))

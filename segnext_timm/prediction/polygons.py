@@ -29,7 +29,7 @@ def check_polygons(file: Path, simplify: float = 0) -> None:
     """
     if not 0 <= simplify < math.inf:
         raise OptionError(f"simplify must be a number of pixels from 0 on, got {simplify}")
-    rasterio = import_rasterio(file)
+    import_rasterio(file)
     try:
         import shapely  # noqa: F401
     except ImportError:
@@ -38,9 +38,16 @@ def check_polygons(file: Path, simplify: float = 0) -> None:
         if raster.dataset.gcps[0]:
             raise ImageError(f"{file} is placed by control points, but GeoJSON needs a transform: rectify it first.")
         _, height, width = raster.shape
-        xs, ys = rasterio.transform.xy(raster.transform, [0, 0, height, height], [0, width, width, 0], offset="ul")
-        for crs in (_DEGREES, _EQUAL_AREA):
-            raster.project(crs, xs, ys)
+        share = np.linspace(0.001, 0.999, 99)  # the edges, clockwise
+        start, end = np.zeros_like(share), np.ones_like(share)
+        across, down = [share, end, share[::-1], start], [start, share, end, share[::-1]]
+        xs, ys = raster.transform * (np.concatenate(across) * width, np.concatenate(down) * height)
+        raster.project(_EQUAL_AREA, xs, ys)
+        longitudes, _ = raster.project(_DEGREES, xs, ys)
+        if abs(np.diff(longitudes)).max() > 180 or abs(longitudes).max() > 180.001:
+            raise ImageError(
+                f"{file} crosses longitude 180 or lies around a pole, which GeoJSON cannot say: cut it first."
+            )
 
 
 def write_polygons(labels: Path, file: Path, info: ModelInfo, simplify: float = 0) -> None:

@@ -25,6 +25,7 @@ from .rasters import Raster, import_rasterio, open_raster, without_place_warning
 
 SUFFIXES = (".tif", ".tiff", ".jp2", ".vrt", ".img")
 ORIGIN = "Predicted with"  # what labels' files say of the model and the options begins with it
+_PICTURES = ("GTiff", "JP2OpenJPEG")  # GDAL's names of what Pillow reads, too
 _LARGE = 178_956_970  # pixels, of the largest images that Pillow opens
 _PLACING_TAGS = {33550, 33922, 34264}  # of GeoTIFF: scale, tie points, transformation
 _CACHE_BYTES, _CACHE_ROWS = 1 << 28, 2048  # of GDAL's blocks: bytes, or rows of an image whose blocks are whole rows
@@ -39,7 +40,8 @@ def is_raster(file: Path) -> bool:
         return False
     try:
         with open_raster(file) as raster:
-            return raster.placed or raster.shape[1] * raster.shape[2] > _LARGE
+            is_picture = raster.dataset.driver in _PICTURES
+            return raster.placed or raster.shape[1] * raster.shape[2] > _LARGE or not is_picture
     except ImageError:
         if find_spec("rasterio"):
             return False  # damaged, as Pillow will say
@@ -63,7 +65,7 @@ class RasterPixels:
     def __init__(self, raster: Raster, info: ModelInfo, device: torch.device) -> None:
         self._raster, self._info, self.device = raster, info, device
         self.bands = bands_to_read(raster, info.in_channels, info.bands)
-        if len(self.bands) != info.in_channels and (len(self.bands), info.in_channels) != (1, 3):
+        if len(self.bands) != info.in_channels and {len(self.bands), info.in_channels} != {1, 3}:
             raise ImageError(
                 f"{raster.name}: the model takes {info.in_channels} channels, the image has {len(self.bands)} bands: "
                 f'state which it takes, from 1, in pretrained_cfg["bands"].'
@@ -95,7 +97,8 @@ class RasterPixels:
     def colored(self, values: np.ndarray) -> np.ndarray:
         """Convert values (1, H, W) of a palette to colors (3, H, W); others (C, H, W) stay."""
         colors = self._raster.colors
-        return values if colors is None or self._info.bands else colors[values[0]].transpose(2, 0, 1).copy()
+        is_index = self._raster.kinds == ["palette"] and self._info.bands
+        return values if colors is None or is_index else colors[values[0]].transpose(2, 0, 1).copy()
 
 
 class LabelRaster:

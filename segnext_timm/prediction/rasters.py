@@ -36,7 +36,9 @@ class Raster:
         transform: Affine map of pixels (column, row) to coordinates, rasterio's; the identity if the file states none.
         nodata: Value of pixels without data; None if the file states none.
         alpha: Number of the band that states opacity; None if there is none.
-        colors: Red, green and blue (256, 3), uint8, of each value of a file of one band with a palette, else None.
+        kinds: What each band is: "red", "gray", "undefined" and others of GDAL.
+        colors: Red, green and blue (256, 3), uint8, of each value of a file of one band with a palette, or of gray that
+            is inverted or of fewer than 8 bits; else None.
         placed: Whether the file states where it lies: by a transform, a CRS, control points or RPCs.
     """
 
@@ -47,12 +49,18 @@ class Raster:
         self.crs, self.transform, self.nodata = dataset.crs, dataset.transform, dataset.nodata
         if self.crs is None and not self.transform.is_identity:
             self.crs = _read_projection(Path(name).with_suffix(".prj"))
-        kinds = [kind.name for kind in dataset.colorinterp]
+        self.kinds = kinds = [kind.name for kind in dataset.colorinterp]
         self.alpha: int | None = kinds.index("alpha") + 1 if "alpha" in kinds else None
         self.colors: np.ndarray | None = None
         if kinds == ["palette"] and self.dtype == np.uint8:
             palette = dataset.colormap(1)
             self.colors = np.array([palette.get(value, (0, 0, 0))[:3] for value in range(256)], np.uint8)
+        elif len(kinds) == 1 and self.dtype == np.uint8:
+            key = "IMAGE_STRUCTURE"
+            bits, inverted = int(dataset.tags(1, ns=key).get("NBITS", 8)), "MINISWHITE" in dataset.tags(ns=key)
+            if 1 < bits < 8 or inverted:
+                gray = (np.arange(256) * 255 // (2**bits - 1)).clip(0, 255).astype(np.uint8)
+                self.colors = np.stack([255 - gray if inverted else gray] * 3, -1)
         self.placed = bool(not self.transform.is_identity or self.crs or dataset.gcps[0] or dataset.rpcs)
         flags = (flag.name for band in dataset.mask_flag_enums for flag in band)
         self._masked = self.dtype.kind == "f" or any(flag != "all_valid" for flag in flags)
@@ -80,7 +88,13 @@ class Raster:
         if bands is not None and not all(1 <= band <= count for band in bands):
             raise OptionError(f"{self.name} has bands 1 to {count}, not all of {', '.join(map(str, bands))}.")
         with _told_as_image_error(self.name):
-            return self.dataset.read(None if bands is None else list(bands), window=self._window(rows, columns))
+            numbers = list(bands or range(1, count + 1))
+            return self._read(numbers, window=self._window(rows, columns))
+
+    def _read(self, bands: list[int], **options: Any) -> np.ndarray:
+        if len({*self.dataset.dtypes}) == 1:
+            return self.dataset.read(bands, **options)
+        return np.stack([self.dataset.read(band, **options) for band in bands]).astype(self.dtype)
 
     def valid(
         self, rows: slice = slice(None), columns: slice = slice(None), bands: Sequence[int] | None = None
@@ -111,8 +125,8 @@ class Raster:
         from rasterio.enums import Resampling
 
         with _told_as_image_error(self.name):
-            shape, way = (len(bands), *size), Resampling.average if self.colors is None else Resampling.nearest
-            values = self.dataset.read(list(bands), out_shape=shape, resampling=way)
+            way = Resampling.average if self.colors is None else Resampling.nearest
+            values = self._read(list(bands), out_shape=size, resampling=way)
             valid = self.dataset.dataset_mask(out_shape=size) > 0
         if self.alpha in bands:
             valid = ~self._lacks_data(values).all(0)
@@ -155,7 +169,7 @@ def _told_as_image_error(name: str) -> Iterator[None]:
 
     try:
         yield
-    except RasterioError as error:
+    except (RasterioError, ValueError) as error:
         reason = " ".join(str(error.__cause__ or error).split()).removeprefix(f"{name}: ")
         raise ImageError(f"{name} cannot be read as an image: {reason}") from None
 

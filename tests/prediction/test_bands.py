@@ -1,7 +1,10 @@
 """Images of any number of bands and any type, and the range of values that a model states."""
 
+import importlib
+import logging
 import re
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -219,6 +222,41 @@ def test_bytes_for_a_model_of_more_bits_are_refused():
     with pytest.raises(ImageError, match=r"has 8 bits, but its range is \(0, 4000\)"):
         read_image(np.zeros((4, 5), np.uint8), 3, (0, 4000))
     assert read_image(np.full((4, 5), 50, np.uint8), 3, (0, 200)).unique().tolist() == [0.25]
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "int16"])
+@pytest.mark.parametrize("tiles", [{}, {"tiled": True, "blockxsize": 16, "blockysize": 16}])
+def test_a_band_that_lies_by_itself_keeps_its_values(tmp_path, dtype, tiles):
+    array = noise(1, dtype, 100)
+    path = tiff(tmp_path / "a.tif", array, interleave="band", **tiles)
+    assert np.array_equal(read_values(path).values.numpy(), array)
+
+
+@pytest.mark.parametrize("options", [{}, {"NBITS": 12}])
+@pytest.mark.parametrize("bands", [1, 3, 4])
+def test_jpegs_2000_of_more_than_8_bits_keep_them(tmp_path, bands, options):
+    array = noise(bands)
+    lossless = {"driver": "JP2OpenJPEG", "QUALITY": "100", "REVERSIBLE": "YES"}
+    source, copy = tiff(tmp_path / "a.tif", array), pytest.importorskip("rasterio.shutil").copy
+    copy(source, tmp_path / "a.jp2", **lossless, **options)
+    assert np.array_equal(read_values(tmp_path / "a.jp2", bands).values.numpy(), array)
+
+
+def test_pillow_prints_nothing_of_many_bands(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])  # pytest's
+    assert len(read_values(tiff(tmp_path / "a.tif", noise(13))).values) == 13
+    assert capsys.readouterr().err == ""
+
+
+def test_deployed_graphs_refuse_what_pillow_reads_in_fewer_bits(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "examples" / "deployment")
+    preprocessing = importlib.import_module("preprocessing")
+    path = tiff(tmp_path / "a.png", noise(3), driver="PNG")
+    metadata = {"input_size": [1, 3, 40, 50], "mean": [0] * 3, "std": [1] * 3, "range": [0, 4000]}
+    with pytest.raises(OSError, match=r"a\.png has colors of 16 bits, .*: convert it to TIFF"):
+        preprocessing.read_image(path, metadata)
+    Image.fromarray(noise(1)[0]).save(tmp_path / "gray.png")
+    assert preprocessing.read_image(tmp_path / "gray.png", metadata)[0].max() > 0.9
 
 
 # Predictions

@@ -13,7 +13,7 @@ from segnext_timm.cli import main
 from segnext_timm.errors import ImageError, OptionError
 from segnext_timm.models.model_info import ModelInfo
 from segnext_timm.prediction.files import find_images, outputs, predict_file, predict_files
-from segnext_timm.prediction.polygons import write_polygons
+from segnext_timm.prediction.polygons import check_polygons, write_polygons
 from segnext_timm.prediction.rasters import open_raster
 from small_models import narrow
 
@@ -467,3 +467,122 @@ def test_a_palette_is_read_as_colors(tmp_path):
     picture = np.array([colors[value][:3] for value in range(256)], np.uint8)[values[0]]
     assert np.array_equal(labels_of(tmp_path / "out" / "a.tif"), predict(model_of(), picture))
     assert np.array_equal(labels_of(tmp_path / "out" / "a.tif"), predict(model_of(), file))
+
+
+def place_beside(file):
+    """Write a picture with a world file and a projection."""
+    Image.fromarray(noise(3, 40, 60).transpose(1, 2, 0)).save(file)
+    file.with_suffix(f"{file.suffix[:2]}{file.suffix[-1]}w").write_text("10\n0\n0\n-10\n500005\n4999995\n")
+    file.with_suffix(".prj").write_text(rasterio.CRS.from_epsg(32632).to_wkt(version="WKT1_ESRI"))
+    return file
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png"])
+def test_a_picture_with_a_world_file_gets_polygons(tmp_path, name):
+    places, out = find_images([place_beside(tmp_path / name)], tmp_path / "out"), tmp_path / "out"
+    predict_files(model_of(), places, out, origin="m")
+    assert predict_files(model_of(), places, out, resume=True, save_as="geojson", origin="m").predicted == 1
+    assert json.loads((out / "a.geojson").read_text())["features"]
+    assert outputs(out / "a")["labels"] == str(out / "a.tif")
+    assert not (out / "a.png").exists()
+    predict_files(model_of(), places, out, origin="m")
+    assert outputs(out / "a") == {"labels": str(out / "a.png"), "overlay": str(out / "a_overlay.jpg")}
+
+
+def test_labels_of_the_other_kind_that_are_not_of_a_prediction_stay(tmp_path):
+    other = write_raster(tmp_path / "a.tif", noise(1, 40, 60))
+    Image.fromarray(noise(3, 40, 60).transpose(1, 2, 0)).save(tmp_path / "b.png")
+    predict_file(model_of(), tmp_path / "b.png", tmp_path / "a")
+    assert other.exists()
+
+
+def test_results_of_an_earlier_run_that_are_not_made_anew_are_removed(tmp_path):
+    file = write_raster(tmp_path / "a.tif", noise(3, 40, 60))
+    Image.fromarray(noise(3, 40, 60).transpose(1, 2, 0)).save(tmp_path / "b.png")
+    for image in (file, tmp_path / "b.png"):
+        predict_file(model_of(), image, tmp_path / "out" / "a", probabilities=True)
+        assert {"overlay", "probabilities"} <= set(outputs(tmp_path / "out" / "a"))
+        predict_file(model_of(), image, tmp_path / "out" / "a", overlays=False)
+        assert set(outputs(tmp_path / "out" / "a")) == {"labels"}
+
+
+def test_resuming_simplifies_polygons_that_are_there(tmp_path):
+    places, out = find_images([write_raster(tmp_path / "a.tif", noise(3, 40, 60))], tmp_path / "out"), tmp_path / "out"
+    predict_files(model_of(), places, out, save_as="geojson")
+    before = (out / "a.geojson").stat().st_size
+    assert predict_files(model_of(), places, out, resume=True, save_as="geojson", simplify=3).predicted == 0
+    assert (out / "a.geojson").stat().st_size < before
+
+
+def mosaic(file, *parts):
+    """Write a VRT whose bands are the first ones of files beside it."""
+    bands = ""
+    for number, part in enumerate(parts, 1):
+        with rasterio.open(part) as raster:
+            kind, (height, width) = {"uint8": "Byte", "uint16": "UInt16"}[raster.dtypes[0]], raster.shape
+        source = f'<SourceFilename relativeToVRT="1">{part.name}</SourceFilename><SourceBand>1</SourceBand>'
+        bands += (
+            f'<VRTRasterBand dataType="{kind}" band="{number}"><SimpleSource>{source}</SimpleSource></VRTRasterBand>'
+        )
+    file.write_text(f'<VRTDataset rasterXSize="{width}" rasterYSize="{height}">{bands}</VRTDataset>')
+    return file
+
+
+def test_bands_of_different_types_are_read_in_their_common_one_and_mosaics_of_a_folder_are_found(tmp_path):
+    wide, narrow_ones = noise(1, 40, 60, "uint16") * 200, noise(1, 40, 60)
+    parts = write_raster(tmp_path / "wide.tif", wide), write_raster(tmp_path / "narrow.tif", narrow_ones)
+    with open_raster(mosaic(tmp_path / "a.vrt", *parts)) as raster:
+        assert raster.read().dtype == np.uint16
+        assert np.array_equal(raster.read(), np.concatenate([wide, narrow_ones]))
+        assert raster.read_reduced([2, 1], (20, 30))[0].shape == (2, 20, 30)
+    for part in parts:
+        part.rename(part.with_suffix(".part"))
+    text = (tmp_path / "a.vrt").read_text()
+    (tmp_path / "a.vrt").write_text(text.replace(".tif", ".part"))
+    places = find_images([tmp_path], tmp_path / "out")
+    assert [*places] == [tmp_path / "a.vrt"]
+    predictions = predict_files(model_of(2, range=[0, 60_000]), places, tmp_path / "out")
+    assert (predictions.predicted, predictions.failures) == (1, {})
+
+
+def test_a_model_of_gray_reads_rasters_in_color(tmp_path):
+    file = write_raster(tmp_path / "a.tif", noise(3, 40, 60))
+    predict_file(model_of(1), file, tmp_path / "out" / "a")
+    assert np.array_equal(labels_of(tmp_path / "out" / "a.tif"), predict(model_of(1), file))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_a_model_of_colors_takes_those_of_a_raster_with_near_infrared(tmp_path, dtype):
+    values = noise(4, 40, 60, dtype) * (1 if dtype == "uint8" else 200)
+    file = write_raster(tmp_path / "a.tif", values, photometric="RGB", ALPHA="NO")
+    predict_file(model_of(), file, tmp_path / "out" / "a")
+    expected = predict(model_of(), values[:3].transpose(1, 2, 0))
+    assert np.array_equal(labels_of(tmp_path / "out" / "a.tif"), expected)
+    assert np.array_equal(predict(model_of(), file), expected)
+
+
+@pytest.mark.parametrize("options", [{"nbits": 2}, {"nbits": 4}, {"photometric": "MINISWHITE"}])
+def test_gray_of_few_bits_or_inverted_is_the_same_by_regions_and_in_memory(tmp_path, options):
+    file = write_raster(tmp_path / "a.tif", noise(1, 40, 60) >> (8 - options.get("nbits", 8)), **options)
+    predict_file(model_of(), file, tmp_path / "out" / "a")
+    assert np.array_equal(labels_of(tmp_path / "out" / "a.tif"), predict(model_of(), file))
+
+
+@pytest.mark.parametrize(
+    ("crs", "left", "top", "pixel", "allowed"),
+    [
+        ("EPSG:32760", 815_000, 8_000_000, 100, False),  # across longitude 180
+        ("EPSG:4326", 179.98, 10, 0.001, False),
+        ("EPSG:3031", -2500, 3500, 100, False),  # around the south pole
+        ("EPSG:4326", -180, 90, 6, True),  # the whole Earth
+        ("EPSG:3857", -20_037_508, 12_000_000, 40_075_016 / 60, True),
+    ],
+)
+def test_polygons_of_images_across_longitude_180_or_around_a_pole_are_refused(tmp_path, crs, left, top, pixel, allowed):
+    transform = rasterio.Affine(pixel, 0, left, 0, -pixel, top)
+    file = write_raster(tmp_path / "a.tif", noise(3, 30 if allowed else 70, 60), crs=crs, transform=transform)
+    if allowed:
+        check_polygons(file)
+    else:
+        with pytest.raises(ImageError, match=r"a\.tif crosses longitude 180 or lies around a pole"):
+            check_polygons(file)

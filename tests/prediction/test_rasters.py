@@ -494,6 +494,9 @@ def test_labels_of_the_other_kind_that_are_not_of_a_prediction_stay(tmp_path):
     Image.fromarray(noise(3, 40, 60).transpose(1, 2, 0)).save(tmp_path / "b.png")
     predict_file(model_of(), tmp_path / "b.png", tmp_path / "a")
     assert other.exists()
+    other.write_text("damaged")
+    predict_file(model_of(), tmp_path / "b.png", tmp_path / "a")
+    assert other.exists()
 
 
 def test_results_of_an_earlier_run_that_are_not_made_anew_are_removed(tmp_path):

@@ -191,7 +191,7 @@ def read_origin(labels: Path) -> str | None:
     """Read from a file of labels what it says of the model and the options; None if nothing."""
     with open_raster(labels) as raster:
         said = raster.dataset.tags().get(_ORIGIN)
-        return None if said is None else said.removeprefix(f"{ORIGIN} ")
+        return said.removeprefix(f"{ORIGIN} ") if said and said.startswith(ORIGIN) else None
 
 
 def raster_areas(labels: Path, names: Sequence[str]) -> dict[str, Any]:

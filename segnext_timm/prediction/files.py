@@ -4,6 +4,7 @@ import glob
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -90,13 +91,8 @@ def find_images(paths: Sequence[str | Path], out: str | Path) -> dict[Path, Path
 
 def outputs(result: Path) -> dict[str, str]:
     """Existing files of a result of :func:`find_images` by kind: `labels`, `overlay`, `probabilities`, `polygons`."""
-    kinds = {
-        _LABELS: "labels",
-        _RASTER_LABELS: "labels",
-        **dict.fromkeys(_OVERLAYS, "overlay"),
-        _PROBABILITIES: "probabilities",
-        _POLYGONS: "polygons",
-    }
+    kinds = {_LABELS: "labels", _RASTER_LABELS: "labels", **dict.fromkeys(_OVERLAYS, "overlay")}
+    kinds |= {_PROBABILITIES: "probabilities", _POLYGONS: "polygons"}
     files = {_named(result, ending): kind for ending, kind in kinds.items()}
     return {kind: str(file) for file, kind in files.items() if file.is_file()}
 
@@ -146,23 +142,22 @@ def predict_file(
         def store(shape: tuple[int, ...]) -> np.ndarray:
             return np.lib.format.open_memmap(_named(work, _PROBABILITIES), "w+", np.float16, shape)
 
+        kept = store if probabilities else None
         if image is None:
-            kept = store if probabilities else None
             picture = _named(work, _OVERLAYS[0]) if overlays else None
             predict_raster(model, file, _named(work, ending), picture, kept, origin, **options)
             entry = {"file": str(file)} | raster_areas(_named(work, ending), info.label_names)
         else:
-            entry = _predict_in_memory(
-                model, file, image, work, overlays, store if probabilities else None, origin, **options
-            )
+            entry = _predict_in_memory(model, file, image, work, overlays, kept, origin, **options)
         for stale in (*_OVERLAYS, _PROBABILITIES, _POLYGONS):  # of earlier labels
             if not _named(work, stale).exists():
                 _named(result, stale).unlink(missing_ok=True)
         other = _named(result, _LABELS if as_raster else _RASTER_LABELS)
-        if other.exists() and _read_origin(other):  # not a file of the user's
-            other.unlink()
+        with suppress(ImageError, OSError):  # none, or unreadable
+            if _read_origin(other):  # labels, not a file of the user's
+                other.unlink()
     if save_as:  # once the labels are complete: polygons of large images may need more memory than there is
-        _save_polygons(result, info, simplify)
+        write_polygons(_named(result, _RASTER_LABELS), _named(result, _POLYGONS), info, simplify)
     return entry
 
 
@@ -190,11 +185,6 @@ def _predict_in_memory(
     label_picture(labels, info.palette).save(_named(result, _LABELS), pnginfo=metadata if origin else None)
     copy_place(file, _named(result, _LABELS))
     return _entry(file, labels, info)
-
-
-def _save_polygons(result: Path, info: ModelInfo, simplify: float) -> None:
-    with replace_when_complete(_named(result, _POLYGONS)) as new:
-        write_polygons(_named(result, _RASTER_LABELS), new, info, simplify)
 
 
 def _entry(file: Path, labels: np.ndarray, info: ModelInfo) -> dict[str, Any]:
@@ -291,7 +281,7 @@ def predict_files(
                     simplify = options.get("simplify", 0)
                     if options.get("save_as") and (simplify or "polygons" not in outputs(result)):
                         check_polygons(file, simplify)
-                        _save_polygons(result, ModelInfo(model), simplify)
+                        write_polygons(done[file], _named(result, _POLYGONS), ModelInfo(model), simplify)
                     if (areas or measure_all) and str(file) not in entries:  # predicted without --areas
                         entries[str(file)] = _measured(file, done[file], ModelInfo(model))
             except (FileNotFoundError, ImageError) as error:

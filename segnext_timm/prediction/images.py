@@ -298,14 +298,9 @@ def _as_array(image: Any) -> np.ndarray:
 
 
 def _take(image: Any, any_type: bool = False) -> tuple[torch.Tensor, str]:
-    """Take the values of an array or a tensor.
+    """Take the values (C, H, W) of an array or a tensor, and its type and shape in words.
 
-    Args:
-        image: The array, or tensor.
-        any_type: Allow for all types of integers, not only uint8 and uint16.
-
-    Returns:
-        A tensor (C, H, W) of uint8, uint16 or floating point, and the type and shape of `image` in words.
+    Integers are uint8 or uint16, unless `any_type` is allowed.
     """
     if not isinstance(image, torch.Tensor):
         array = _as_array(image)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from .._atomic import replace_when_complete
 from ..errors import ImageError, OptionError
 from ..models.model_info import ModelInfo
 from .rasters import Raster, import_rasterio, open_raster
@@ -29,7 +30,7 @@ def check_polygons(file: Path, simplify: float = 0) -> None:
     """
     if not 0 <= simplify < math.inf:
         raise OptionError(f"simplify must be a number of pixels from 0 on, got {simplify}")
-    import_rasterio(file)
+    rasterio = import_rasterio(file)
     try:
         import shapely  # noqa: F401
     except ImportError:
@@ -41,7 +42,8 @@ def check_polygons(file: Path, simplify: float = 0) -> None:
         share = np.linspace(0.001, 0.999, 99)  # the edges, clockwise
         start, end = np.zeros_like(share), np.ones_like(share)
         across, down = [share, end, share[::-1], start], [start, share, end, share[::-1]]
-        xs, ys = raster.transform * (np.concatenate(across) * width, np.concatenate(down) * height)
+        rows, columns = np.concatenate(down) * height, np.concatenate(across) * width
+        xs, ys = rasterio.transform.xy(raster.transform, rows, columns, offset="ul")
         raster.project(_EQUAL_AREA, xs, ys)
         longitudes, _ = raster.project(_DEGREES, xs, ys)
         if abs(np.diff(longitudes)).max() > 180 or abs(longitudes).max() > 180.001:
@@ -62,7 +64,7 @@ def write_polygons(labels: Path, file: Path, info: ModelInfo, simplify: float = 
         info: Of the model.
         simplify: Tolerance in pixels. Every polygon stays valid, but neighbors may overlap, or leave gaps between them.
     """
-    with open_raster(labels) as raster, file.open("w", encoding="utf-8") as written:
+    with open_raster(labels) as raster, replace_when_complete(file) as new, new.open("w", encoding="utf-8") as written:
         written.write('{"type": "FeatureCollection", "features": [')
         separator = "\n"
         for feature in _features(raster, info, simplify):

@@ -35,13 +35,13 @@ _ORIGIN = "TIFFTAG_IMAGEDESCRIPTION"  # key of the metadata
 
 
 def is_raster(file: Path) -> bool:
-    """Whether an image file is georeferenced, or larger than Pillow opens: whether :func:`predict_raster` takes it."""
+    """Whether an image file is georeferenced, or more than Pillow opens: whether :func:`predict_raster` takes it."""
     if file.suffix.lower() not in SUFFIXES:
         return False
     try:
         with open_raster(file) as raster:
-            is_picture = raster.dataset.driver in _PICTURES
-            return raster.placed or raster.shape[1] * raster.shape[2] > _LARGE or not is_picture
+            is_large = raster.shape[1] * raster.shape[2] > _LARGE
+            return raster.placed or is_large or raster.dataset.driver not in _PICTURES
     except ImageError:
         if find_spec("rasterio"):
             return False  # damaged, as Pillow will say
@@ -177,11 +177,8 @@ def predict_raster(
             def create(classes: int) -> LabelRaster:
                 return stack.enter_context(closing(LabelRaster(labels, raster, pixels, info, classes, origin)))
 
-            def create_shares(classes: int) -> np.ndarray:
-                assert probabilities is not None
-                return probabilities((classes, *raster.shape[1:]))
-
-            predict_pixels(segmenter, pixels, create, create_shares if probabilities else None, **options)
+            shares = (lambda classes: probabilities((classes, *raster.shape[1:]))) if probabilities else None
+            predict_pixels(segmenter, pixels, create, shares, **options)
             if not labels.exists():  # no tile holds data
                 create(info.num_classes)
         if overlay_file is not None and picture is not None:
@@ -194,7 +191,7 @@ def read_origin(labels: Path) -> str | None:
     """Read from a file of labels what it says of the model and the options; None if nothing."""
     with open_raster(labels) as raster:
         said = raster.dataset.tags().get(_ORIGIN)
-        return None if said is None else said.removeprefix(f"{ORIGIN} ")
+        return said.removeprefix(f"{ORIGIN} ") if said and said.startswith(ORIGIN) else None
 
 
 def raster_areas(labels: Path, names: Sequence[str]) -> dict[str, Any]:

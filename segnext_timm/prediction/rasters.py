@@ -73,12 +73,7 @@ class Raster:
     def read(
         self, bands: Sequence[int] | None = None, rows: slice = slice(None), columns: slice = slice(None)
     ) -> np.ndarray:
-        """Read values (bands, rows, columns) of a region in the file's own type.
-
-        Args:
-            bands: Numbers of the bands, from 1. Default: all.
-            rows: Rows of the region. Default: all.
-            columns: Columns of the region. Default: all.
+        """Read values (bands, rows, columns) of a region in the file's own type; bands are numbered from 1.
 
         Raises:
             ImageError: If the file is damaged there.
@@ -210,15 +205,8 @@ def copy_place(image: Path, labels: Path) -> None:
     That is its world file, such as `a.jgw`, and its projection, `a.prj`.
     """
     kind = image.suffix[1:]
-    endings = (f".{ending}" for ending in (f"{kind[:1]}{kind[-1:]}w", f"{kind}w", "wld"))
-    _copy_first([image.with_suffix(ending) for ending in endings], labels.with_suffix(".pgw"))
-    _copy_first([image.with_suffix(".prj")], labels.with_suffix(".prj"))
-
-
-def _copy_first(files: Sequence[Path], target: Path) -> None:
-    """Copy the first file that exists, with its suffix in lower or upper case."""
-    for file in files:
-        for name in (file, file.with_suffix(file.suffix.lower()), file.with_suffix(file.suffix.upper())):
-            if name.is_file():
-                shutil.copyfile(name, target)
-                return
+    worlds = [f".{ending}" for ending in (f"{kind[:1]}{kind[-1:]}w", f"{kind}w", "wld")]
+    for endings, target in ((worlds, ".pgw"), ([".prj"], ".prj")):
+        names = (image.with_suffix(case) for end in endings for case in (end, end.lower(), end.upper()))
+        if found := next((name for name in names if name.is_file()), None):
+            shutil.copyfile(found, labels.with_suffix(target))

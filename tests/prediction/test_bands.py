@@ -242,6 +242,14 @@ def test_jpegs_2000_of_more_than_8_bits_keep_them(tmp_path, bands, options):
     assert np.array_equal(read_values(tmp_path / "a.jp2", bands).values.numpy(), array)
 
 
+@pytest.mark.parametrize("bands", [2, 4])
+def test_jpegs_2000_of_8_bits_and_other_bands_than_colors_keep_all(tmp_path, bands):
+    array = noise(bands, "uint8", 255)
+    source, copy = tiff(tmp_path / "a.tif", array, ALPHA="NO"), pytest.importorskip("rasterio.shutil").copy
+    copy(source, tmp_path / "a.jp2", driver="JP2OpenJPEG", QUALITY="100", REVERSIBLE="YES")
+    assert np.array_equal(read_values(tmp_path / "a.jp2").values.numpy(), array)
+
+
 def test_pillow_prints_nothing_of_many_bands(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(logging.getLogger(), "handlers", [])  # pytest's
     assert len(read_values(tiff(tmp_path / "a.tif", noise(13))).values) == 13

@@ -491,7 +491,12 @@ def test_a_picture_with_a_world_file_gets_polygons(tmp_path, name):
 
 def test_labels_of_the_other_kind_that_are_not_of_a_prediction_stay(tmp_path):
     other = write_raster(tmp_path / "a.tif", noise(1, 40, 60))
+    with rasterio.open(other, "r+") as raster:
+        raster.update_tags(TIFFTAG_IMAGEDESCRIPTION="heights of trees")
     Image.fromarray(noise(3, 40, 60).transpose(1, 2, 0)).save(tmp_path / "b.png")
+    predict_file(model_of(), tmp_path / "b.png", tmp_path / "a")
+    assert other.exists()
+    other.write_text("damaged")
     predict_file(model_of(), tmp_path / "b.png", tmp_path / "a")
     assert other.exists()
 

@@ -343,8 +343,12 @@ def warn_of_old(jobs: list[Job], record: Record, skipped: Iterable[str], setting
         )
 
 
-def refuse_one_class(found: dict[str, Counts], plan: Plan) -> None:
-    """Raise a UserError if masks gave pixels of one class only, and what else there is was left out or divided away."""
+def check_one_class(found: dict[str, Counts], plan: Plan) -> None:
+    """Print a warning if all pixels have one class.
+
+    Raises:
+        UserError: If they have, and masks hold other values, which were left out or lie on one side of the threshold.
+    """
     pixels, masks = sum(counts.pixels for counts in found.values()), plan.masks
     absent = [name for name, number in zip(plan.classes, pixels) if not number]
     left_out = pixels[IGNORED] - sum(counts.far for counts in found.values())
@@ -429,7 +433,7 @@ def main(argv: list[str]) -> None:
     report_skipped(skipped, total, plan)
     if not found:
         raise UserError("no labels were made: see the reasons above.")
-    refuse_one_class(found, plan)
+    check_one_class(found, plan)
 
 
 if __name__ == "__main__":

@@ -180,9 +180,10 @@ def find_folders(root: Path, split: str) -> tuple[Path, Path]:
     found = [pair for pair in found if all(map(pictures, pair))]
     parts = [f for f in splits for f in _parts(f)] if not found else []
     if parts:
+        more = f", and so those of {len(parts) - 1} more folders" if len(parts) > 1 else ""
         raise DataError(
             f"{parts[0]} holds images and labels of its own: move them to images/{split}/{parts[0].name} and "
-            f"labels/{split}/{parts[0].name} in {root}, and {len(parts) - 1} more such folders."
+            f"labels/{split}/{parts[0].name} in {root}{more}."
         )
     found = found or [(f, f) for f in splits if pictures(f)]
     if len(found) == 1:

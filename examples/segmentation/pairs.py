@@ -34,7 +34,6 @@ from .recipe import DataError
 JPEG = (".jpg", ".jpeg", ".jpe", ".jfif")
 LOSSLESS = (".png", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".pgm", ".ppm", ".pbm", ".pnm")
 LOSSY_TIFF = ("jpeg", "tiff_jpeg", "webp")  # compressions of TIFF by Pillow's names
-COMPRESSION = 259  # the tag of TIFF
 
 
 @dataclass(frozen=True)

@@ -53,15 +53,11 @@ from segmentation.models import (
 )
 from segmentation.pictures import draw_predictions, draw_training
 from segmentation.recipe import SettingsError, TrainSettings, UserError, mixed_precision, parse, run
+from segmentation.resuming import changed_settings, read_checkpoint
 from segmentation.stepping import RunningStatistics, compile_model, gradient_norm, prefers_fused, step_if
 from segnext_timm import SegNeXt, SegNeXtError, UpsampledCrossEntropyLoss, push_to_hub
 
 MAX_SKIPPED = 10  # updates in a row
-# settings of a run that a resumed one must have too
-MUST_MATCH = (
-    *("dataset", "variant", "batch_size", "iterations", "seed", "crop_size", "in_channels", "bands", "range"),
-    *("encoder", "decoder_channels", "decoder_rank", "precision", "ema_decay", "freeze_encoder"),
-)
 
 
 def lr_at(iteration: int, settings: TrainSettings) -> float:
@@ -214,7 +210,7 @@ class Trainer:
         found: list[Any] = [None, None]  # error, checkpoint
         if self.accelerator.is_main_process and self.checkpoint.is_file():
             try:
-                found[1] = self.read_checkpoint()
+                found[1] = read_checkpoint(self.checkpoint, self.settings, self.data)
             except SettingsError as error:
                 found[0] = str(error)
         broadcast_object_list(found)  # other nodes may not have the file
@@ -239,28 +235,8 @@ class Trainer:
         if self.iteration >= total:
             return
         self.accelerator.print(f"Resuming at iteration {self.iteration} of {total}, with the saved weights.")
-        before, now = state["settings"], asdict(self.settings)
-        if changed := [f"{name} {before.get(name)}, now {now[name]}" for name in now if before.get(name) != now[name]]:
+        if changed := changed_settings(state["settings"], self.settings):
             self.accelerator.print(f"Changed since the checkpoint: {'; '.join(changed)}.")
-
-    def read_checkpoint(self) -> dict[str, Any]:
-        """Read the checkpoint.
-
-        Raises:
-            SettingsError: If it belongs to a run with other settings.
-        """
-        if not self.settings.resume:
-            raise SettingsError(f"{self.checkpoint} belongs to another run: choose another --out, or remove it.")
-        state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-        before, now = state["settings"], asdict(self.settings)
-        changed = [f"{n} {before.get(n)}, not {now[n]}" for n in MUST_MATCH if before.get(n) != now[n]]
-        if state["data"] != self.data:
-            changed.append(f"{state['data']}, not {self.data}")
-        if changed:
-            last = self.out / "last"
-            hint = f" To train further from its weights, add --init_from {last}." if last.is_dir() else ""
-            raise SettingsError(f"{self.checkpoint} was written with {'; '.join(changed)}: choose another --out.{hint}")
-        return state
 
     def run(self) -> None:
         """Train from `iteration` until the end or a signal."""

@@ -1,6 +1,7 @@
 """The user's own code on the command line."""
 
 import pytest
+
 from segmentation.hooks import load_function
 from segmentation.recipe import SettingsError
 

@@ -112,9 +112,8 @@ def loses_values(image: Any, channels: int | None = 3) -> bool:
         return True
     if samples <= bands:
         return False
-    if channels is None or channels > bands:
-        return True
-    return bands == 1 and samples > 2  # Pillow takes the first of many for gray
+    without_alpha = bands - (image.mode == "RGBA")  # bands after alpha are read before it
+    return channels is None or channels > without_alpha or bands == 1  # Pillow takes the first of many for gray
 
 
 def _jpeg_2000_bits(image: Any) -> int:
@@ -185,7 +184,7 @@ def _decode(image: Image.Image, channels: int | None, bands: Sequence[int] | Non
 def bands_to_read(kinds: Sequence[str], bands: Sequence[int] | None, channels: int | None = None) -> list[int]:
     """List the bands to take, from 1, of those of some `kinds`, such as "red" and "alpha".
 
-    They are those stated; else all, without opacity if that leaves what `channels` need; else the colors, for three.
+    They are those stated; else all, without opacity if that leaves what `channels` need; else the colors, if they do.
 
     Raises:
         ImageError: If there are no such bands.
@@ -199,7 +198,7 @@ def bands_to_read(kinds: Sequence[str], bands: Sequence[int] | None, channels: i
     others = [number for number, kind in enumerate(kinds, 1) if kind != "alpha"]
     if channels in (None, len(others)) or {channels, len(others)} == {1, 3}:
         return others
-    if channels == 3 and {*_COLORS} <= {*kinds}:
+    if channels in (1, 3) and {*_COLORS} <= {*kinds}:
         return [kinds.index(color) + 1 for color in _COLORS]
     return [*range(1, count + 1)]
 

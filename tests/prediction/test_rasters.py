@@ -568,6 +568,32 @@ def test_a_model_of_colors_takes_those_of_a_raster_with_near_infrared(tmp_path, 
     assert np.array_equal(predict(model_of(), file), expected)
 
 
+@pytest.mark.parametrize(
+    ("channels", "options", "bands"),
+    [
+        (4, {"count": 5, "ALPHA": "YES"}, [0, 1, 2, 4]),
+        (3, {"count": 5, "ALPHA": "YES"}, [0, 1, 2]),
+        (5, {"count": 5, "ALPHA": "YES"}, [0, 1, 2, 3, 4]),
+        (4, {"count": 4, "ALPHA": "YES"}, [0, 1, 2, 3]),
+        (1, {"count": 4, "ALPHA": "NO"}, [0, 1, 2]),
+    ],
+)
+def test_bands_beside_colors_and_alpha_are_the_same_by_regions_and_in_memory(tmp_path, channels, options, bands):
+    values = noise(options.pop("count"), 40, 60)
+    file = write_raster(tmp_path / "a.tif", values, photometric="RGB", **options)
+    predict_file(model_of(channels), file, tmp_path / "out" / "a")
+    expected = predict(model_of(channels), values[bands].transpose(1, 2, 0))
+    assert np.array_equal(labels_of(tmp_path / "out" / "a.tif"), expected)
+    assert np.array_equal(predict(model_of(channels), file), expected)
+
+
+def test_the_first_of_two_bands_is_not_taken_for_gray(tmp_path):
+    file = write_raster(tmp_path / "a.tif", noise(2, 40, 60), ALPHA="NO")
+    for predicted in (lambda: predict(model_of(1), file), lambda: predict_file(model_of(1), file, tmp_path / "b")):
+        with pytest.raises(ImageError, match=r"takes images of 1 channels, got uint8 \(2, 40, 60\): state which bands"):
+            predicted()
+
+
 @pytest.mark.parametrize("options", [{"nbits": 2}, {"nbits": 4}, {"photometric": "MINISWHITE"}])
 def test_gray_of_few_bits_or_inverted_is_the_same_by_regions_and_in_memory(tmp_path, options):
     file = write_raster(tmp_path / "a.tif", noise(1, 40, 60) >> (8 - options.get("nbits", 8)), **options)

@@ -111,7 +111,7 @@ def overlay(
 
 def _picture(image: str | Path | Image.Image | np.ndarray | torch.Tensor) -> torch.Tensor:
     """Read the colors (3, H, W), uint8, of an image of any number of bands and any type."""
-    values, valid, _ = read_values(image)
+    values, valid = read_values(image)
     values = values[:3] if len(values) >= 3 else values[:1].expand(3, -1, -1)
     if values.dtype == torch.uint8:
         return values

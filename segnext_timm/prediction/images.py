@@ -34,17 +34,10 @@ logging.getLogger("PIL.TiffImagePlugin").addHandler(logging.NullHandler())  # el
 
 
 class Values(NamedTuple):
-    """What an image holds, in its own units.
-
-    Attributes:
-        values: Shape (C, H, W), of the image's own type.
-        valid: Which pixels (H, W) hold data; None if all do.
-        found: The type and the shape of an array or a tensor in words, as they were given.
-    """
+    """Values (C, H, W) of an image, in its own type and units, and which pixels (H, W) hold data; None: all."""
 
     values: torch.Tensor
     valid: torch.Tensor | None = None
-    found: str = ""
 
 
 def scale_values(
@@ -132,23 +125,18 @@ def read_values(
 
     8 bits are converted to `channels`, by default to color. `bands`, from 1, are read instead; without them, all of a
     file with other bands than gray, colors and alpha. Arrays have integers of `any_type`, or uint8 and uint16 only.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ImageError: If it cannot be read, or has no such bands.
     """
     if isinstance(image, Values):
         return image
     if not isinstance(image, str | os.PathLike | Image.Image):
-        values, found = _take(image, any_type)
-        return Values(_select(values, bands), None, found)
+        return Values(_select(_take(image, any_type), bands))
     with named(image):
         if isinstance(image, Image.Image):
             return _decode(ImageOps.exif_transpose(image), channels, bands)
         path = Path(image)
         if path.suffix.lower() == ".npy":
             array = np.load(path, allow_pickle=False, mmap_mode="r")
-            return Values(_select(_take(_bands_last(array), any_type=True)[0], bands))
+            return Values(_select(_take(_bands_last(array), any_type=True), bands))
         try:
             with warnings.catch_warnings():  # Pillow warns from 89 megapixels on, and refuses from 179 on
                 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -184,10 +172,8 @@ def _decode(image: Image.Image, channels: int | None, bands: Sequence[int] | Non
 def bands_to_read(kinds: Sequence[str], bands: Sequence[int] | None, channels: int | None = None) -> list[int]:
     """List the bands to take, from 1, of those of some `kinds`, such as "red" and "alpha".
 
-    They are those stated; else all, without opacity if that leaves what `channels` need; else the colors, if they do.
-
-    Raises:
-        ImageError: If there are no such bands.
+    They are those stated, which have to be there; else all, without opacity if that leaves what `channels` need; else
+    the colors, if they do.
     """
     count = len(kinds)
     if bands:
@@ -223,11 +209,10 @@ def _to_channels(values: torch.Tensor, channels: int | None) -> torch.Tensor:
 
 def read_region(raster: Raster, rows: slice = slice(None), columns: slice = slice(None)) -> Values:
     """Read a region of a raster's bands; colors below alpha are valid, as in photos."""
-    found = f"{raster.dtype} {(len(raster.bands), *raster.shape[1:])}"
     values, valid = torch.from_numpy(raster.read(rows, columns)), None
     if raster.nodata is not None or raster.dtype != np.uint8:
         valid = torch.from_numpy(raster.valid(rows, columns))
-    return Values(values, None if valid is None or valid.all() else valid, found)
+    return Values(values, None if valid is None or valid.all() else valid)
 
 
 def _bands_last(array: np.ndarray) -> np.ndarray:
@@ -250,11 +235,8 @@ def _as_array(image: Any) -> np.ndarray:
     raise ImageError(f"An image is a path, a Pillow image, {_ARRAYS}, got {type(image).__name__}{hint}.")
 
 
-def _take(image: Any, any_type: bool) -> tuple[torch.Tensor, str]:
-    """Take the values (C, H, W) of an array or a tensor, and its type and shape in words.
-
-    Without `any_type`, integers have to be uint8 or uint16.
-    """
+def _take(image: Any, any_type: bool) -> torch.Tensor:
+    """Take the values (C, H, W) of an array or a tensor; without `any_type`, integers have to be uint8 or uint16."""
     given_as_tensor = isinstance(image, torch.Tensor)
     if given_as_tensor and (image.layout != torch.strided or image.is_nested or image.is_meta):
         raise ImageError(f"An image is {_ARRAYS}, got a sparse or nested tensor, or one on the meta device.")
@@ -272,7 +254,7 @@ def _take(image: Any, any_type: bool) -> tuple[torch.Tensor, str]:
     if not (is_usual or (is_number and any_type)):
         hint = f" Of other numbers, state which are black and white: {_RANGE_HINT}." if is_number else ""
         raise ImageError(f"An image is uint8, uint16, or floating point from 0 to 1, got {found}.{hint}")
-    return values, found
+    return values
 
 
 def read_image(
@@ -315,10 +297,9 @@ def to_input(read: Values, channels: int | None, value_range: ValueRange | None 
     """Convert values to a number of channels, and scale them: see :func:`read_image`."""
     values = _to_channels(read.values, channels)
     if channels not in (None, len(values)):
-        found = read.found or f"{str(values.dtype).removeprefix('torch.')} {tuple(values.shape)}"
         if len(values) > channels:
             hint = hint or ': state which bands it takes, from 1, in pretrained_cfg["bands"]'
-        raise ImageError(f"The model takes images of {channels} channels, got {found}{hint}.")
+        raise ImageError(f"The model takes images of {channels} channels, got {len(values)}{hint}.")
     return scale_values(values, value_range, read.valid).contiguous()
 
 

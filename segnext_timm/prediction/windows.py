@@ -125,17 +125,12 @@ class WindowedMaps:
         whole = self.pixels.crop(slice(None), slice(None))
         return Pixels(TF.resize(whole, list(self.size), antialias=True), self.pixels.device)
 
-    @cached_property
-    def _mean_and_std(self) -> list[torch.Tensor]:
-        """Two tensors (C, 1, 1)."""
-        tensors = (torch.tensor(values)[:, None, None] for values in self.segmenter.info.normalization)
-        return [x.to(self.pixels.device, non_blocking=self.pixels.device.type == "cuda") for x in tensors]
-
     def _crop(self, top: int, left: int) -> torch.Tensor:
         """Compute the normalized pixels (1, C, h, w) of the window at an origin."""
         left = self.size[1] - left - self.window[1] if self.mirrored else left
         x = self._resized.crop(slice(top, top + self.window[0]), slice(left, left + self.window[1]))
-        mean, std = self._mean_and_std
+        tensors = (torch.tensor(values)[:, None, None] for values in self.segmenter.info.normalization)
+        mean, std = (values.to(x.device, non_blocking=x.is_cuda) for values in tensors)
         x = TF.to_dtype(x, torch.float32, scale=True).sub(mean).div_(std)[None]
         return x.flip(-1) if self.mirrored else x
 

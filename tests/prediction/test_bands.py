@@ -174,7 +174,7 @@ def test_bands_are_taken_by_number_in_their_order(tmp_path):
 def test_more_bands_than_the_model_takes_are_refused_with_the_key_that_names_them(tmp_path):
     for name, dtype in (("a", "uint16"), ("b", "uint8")):
         path = tiff(tmp_path / f"{name}.tif", noise(5, dtype, 200))
-        message = rf'{name}\.tif: .*takes images of 3 channels, got {dtype} \(5, 40, 50\): state .*\["bands"\]\.$'
+        message = rf'{name}\.tif: .*takes images of 3 channels, got 5: state .*\["bands"\]\.$'
         with pytest.raises(ImageError, match=message):
             read_image(path)
 

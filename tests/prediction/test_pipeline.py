@@ -284,7 +284,7 @@ def test_other_numbers_of_channels_need_their_own_statistics():
         predict(model, image)
     model.pretrained_cfg.update(mean=[0.5] * 6, std=[0.25] * 6)
     assert predict(model, image).shape == (40, 60)
-    with pytest.raises(ImageError, match=r"takes images of 6 channels, got uint8 \(40, 60, 3\)"):
+    with pytest.raises(ImageError, match=r"takes images of 6 channels, got 3"):
         predict(model, noise(40, 60))
     gray = smp.SegNeXt("tu-test_mscan", encoder_weights=None, classes=3, decoder_channels=32, in_channels=1)
     gray.pretrained_cfg.update(mean=[0.5], std=[0.25])

@@ -254,7 +254,6 @@ def predict(
     stated = (None, None) if scaled else (info.value_range, info.bands)
     options: dict[str, Any] = {"mode": mode, "window": window, "stride": stride, "scales": scales, "flip": flip}
     options |= {"fit_in": fit_in, "precision": precision, "batch": batch, "divisor": divisor}
-
     shares: Any = functools.partial(np.empty, dtype=np.float32) if probabilities is True else probabilities or None
 
     def predict_one(image: ImageLike) -> Any:

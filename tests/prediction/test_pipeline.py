@@ -1,3 +1,4 @@
+import functools
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -240,6 +241,15 @@ def test_windows_are_as_large_as_the_images_of_the_training():
     model = smp.SegNeXt("tu-test_mscan", encoder_weights=None, classes=5, decoder_channels=32, pretrained_cfg=cfg)
     expected = predict(model, noise(100, 130), mode="slide", window=(40, 56), stride=(30, 42))
     assert np.array_equal(predict(model, noise(100, 130), mode="slide"), expected)
+
+
+def test_probabilities_are_written_to_an_array_of_the_users(model, tmp_path):
+    create = functools.partial(np.memmap, tmp_path / "shares", np.float32, "w+", 0)
+    labels, shares = predict(model, noise(50, 70), probabilities=create)
+    expected_labels, expected = predict(model, noise(50, 70), probabilities=True)
+    assert isinstance(shares, np.memmap)
+    assert np.array_equal(shares, expected)
+    assert np.array_equal(labels, expected_labels)
 
 
 def test_probabilities_come_on_request(model):

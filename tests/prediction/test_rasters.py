@@ -552,6 +552,18 @@ def test_bands_of_different_types_are_read_in_their_common_one_and_mosaics_of_a_
     assert (predictions.predicted, predictions.failures) == (1, {})
 
 
+def test_signed_integers_without_a_range_are_drawn_too(tmp_path):
+    file = write_raster(tmp_path / "a.tif", noise(3, 40, 60, "int16") * 100)
+    predict_file(model_of(), file, tmp_path / "out" / "a")
+    assert {"labels", "overlay"} == set(outputs(tmp_path / "out" / "a"))
+    assert np.array_equal(labels_of(tmp_path / "out" / "a.tif"), predict(model_of(), file))
+
+
+def test_a_mosaic_that_lies_nowhere_is_an_image(tmp_path):
+    part = write_raster(tmp_path / "a.tif", noise(1, 40, 60))
+    assert np.array_equal(predict(model_of(), mosaic(tmp_path / "a.vrt", part, part, part)), predict(model_of(), part))
+
+
 def test_a_model_of_gray_reads_rasters_in_color(tmp_path):
     file = write_raster(tmp_path / "a.tif", noise(3, 40, 60))
     predict_file(model_of(1), file, tmp_path / "out" / "a")

@@ -22,8 +22,8 @@ from .drawing import class_areas, label_picture, overlay
 from .images import read_image
 from .pipeline import predict
 from .polygons import check_polygons, write_polygons
-from .raster_labels import ORIGIN, is_raster, predict_raster, raster_areas
-from .rasters import SUFFIXES, copy_place, open_raster
+from .raster_labels import ORIGIN, predict_raster, raster_areas
+from .rasters import SUFFIXES, copy_place, is_raster, open_raster
 
 _LABELS, _RASTER_LABELS, _POLYGONS, _PROBABILITIES = ".png", ".tif", ".geojson", "_probabilities.npy"
 _OVERLAYS = ("_overlay.jpg", "_overlay.png")

@@ -5,15 +5,13 @@ model.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
-from importlib.util import find_spec
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn as nn
-from PIL import Image
 
 from ..errors import ImageError
 from ..models.model_info import ModelInfo
@@ -21,30 +19,13 @@ from ..models.segmenter import Segmenter, evaluation_mode
 from .drawing import add_legend, list_areas, overlay
 from .images import Values, bands_to_read, read_image, read_region, to_input
 from .pipeline import fit, predict_pixels
-from .rasters import SUFFIXES, Raster, import_rasterio, named, open_dataset, open_raster
+from .rasters import LARGE, Raster, import_rasterio, named, open_dataset, open_raster
 from .windows import Pixels
 
 ORIGIN = "Predicted with"  # key of the model and the options in the metadata of labels' files
-_PICTURES = ("GTiff", "JP2OpenJPEG")  # GDAL's names of what Pillow reads, too
-_LARGE = 178_956_970  # pixels, of the largest images that Pillow opens
-_PLACING_TAGS = {33550, 33922, 34264}  # of GeoTIFF: scale, tie points, transformation
 _CACHE_BYTES = 1 << 29  # of GDAL's blocks: rows of files that consist of rows are read once for windows side by side
 _PICTURE_SIDE = 2048  # the longest of overlays
 _BLOCK = 512  # side of the blocks of labels' files
-
-
-def is_raster(file: Path) -> bool:
-    """Whether an image file is georeferenced, or more than Pillow opens: whether :func:`predict_raster` takes it."""
-    if file.suffix.lower() not in SUFFIXES:
-        return False
-    if find_spec("rasterio"):
-        with suppress(ImageError), open_raster(file) as raster:
-            is_large = raster.shape[1] * raster.shape[2] > _LARGE
-            return raster.placed or is_large or raster.dataset.driver not in _PICTURES
-        return False  # damaged, as Pillow will say
-    with suppress(OSError, Image.DecompressionBombError), Image.open(file) as image:
-        return not _PLACING_TAGS.isdisjoint(getattr(image, "tag_v2", ()))
-    return True  # predict_raster names the missing package
 
 
 class RasterPixels(Pixels):
@@ -65,7 +46,7 @@ class RasterPixels(Pixels):
         """Read a region (C, rows, columns), black where it holds no data."""
         height, width = (len(range(*part.indices(side))) for part, side in zip((rows, columns), self.shape[1:]))
         with named(self._raster.name, ImageError):
-            if height * width > _LARGE:
+            if height * width > LARGE:
                 raise ImageError(
                     f"{height}×{width} pixels are too many to be read at once, which mode whole, scales and fit_in "
                     f"need: resize the file first, as by gdal_translate -of VRT -outsize 50% 50%."

@@ -8,6 +8,7 @@ import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ from PIL import Image
 from ..errors import ImageError
 
 SUFFIXES = (".tif", ".tiff", ".jp2", ".vrt", ".img")
+LARGE = 178_956_970  # pixels, of the largest images that Pillow opens
+_PICTURES = ("GTiff", "JP2OpenJPEG")  # GDAL's names of what Pillow reads, too
+_PLACING_TAGS = {33550, 33922, 34264}  # of GeoTIFF: scale, tie points, transformation
 ALL = slice(None)  # rows or columns
 
 
@@ -168,6 +172,20 @@ def open_raster(file: str | os.PathLike[str]) -> Iterator[Raster]:
         if not dataset.count or any(dtype.startswith("complex") for dtype in dataset.dtypes):
             raise ImageError(f"{file} cannot be read as an image: it has {dataset.count} bands of {dataset.dtypes}.")
         yield Raster(dataset, os.fspath(file))
+
+
+def is_raster(file: Path) -> bool:
+    """Whether an image file is georeferenced, or more than Pillow opens: whether it is read by regions."""
+    if file.suffix.lower() not in SUFFIXES:
+        return False
+    if find_spec("rasterio"):
+        with suppress(ImageError), open_raster(file) as raster:
+            is_large = raster.shape[1] * raster.shape[2] > LARGE
+            return raster.placed or is_large or raster.dataset.driver not in _PICTURES
+        return False  # damaged, as Pillow will say
+    with suppress(OSError, Image.DecompressionBombError), Image.open(file) as image:
+        return not _PLACING_TAGS.isdisjoint(getattr(image, "tag_v2", ()))
+    return True  # open_raster names the missing package
 
 
 def copy_place(image: Path, labels: Path) -> None:

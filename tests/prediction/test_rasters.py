@@ -8,6 +8,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 import segnext_timm.prediction.raster_labels
+import segnext_timm.prediction.rasters
 from segnext_timm import predict
 from segnext_timm.cli import main
 from segnext_timm.errors import ImageError, OptionError
@@ -236,7 +237,7 @@ def test_overlays_of_rasters_are_of_bounded_size_and_show_the_image_where_it_hol
 
 
 def test_a_raster_that_fits_no_memory_is_neither_resized_nor_taken_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr(segnext_timm.prediction.raster_labels, "_LARGE", 1000)
+    monkeypatch.setattr(segnext_timm.prediction.raster_labels, "LARGE", 1000)
     file = write_raster(tmp_path / "a.tif", noise(3, 40, 60), crs=None)
     for options in ({"fit_in": 30}, {"scales": (1, 2)}, {"mode": "whole"}):
         with pytest.raises(ImageError, match=r"a\.tif: 40×60 pixels are too many to be read at once"):
@@ -248,7 +249,7 @@ def test_a_raster_that_fits_no_memory_is_neither_resized_nor_taken_whole(tmp_pat
 def test_a_tiff_that_lies_nowhere_but_is_larger_than_pillow_opens_is_read_by_regions(tmp_path, monkeypatch):
     values = noise(3, 100, 80).transpose(1, 2, 0)
     Image.fromarray(values).save(tmp_path / "a.tif")
-    monkeypatch.setattr(segnext_timm.prediction.raster_labels, "_LARGE", 5000)
+    monkeypatch.setattr(segnext_timm.prediction.rasters, "LARGE", 5000)
     entry = predict_file(model_of(), tmp_path / "a.tif", tmp_path / "out" / "a", mode="slide")
     with open_raster(tmp_path / "out" / "a.tif") as labels:
         assert not labels.placed
@@ -332,7 +333,7 @@ def test_without_rasterio_only_images_that_need_it_are_refused(tmp_path, monkeyp
     placed = write_raster(tmp_path / "placed.tif", noise(3, 40, 60))
     Image.fromarray(noise(3, 40, 60).transpose(1, 2, 0)).save(tmp_path / "plain.tif")
     hide(monkeypatch, "rasterio")
-    monkeypatch.setattr(segnext_timm.prediction.raster_labels, "find_spec", lambda name: None)
+    monkeypatch.setattr(segnext_timm.prediction.rasters, "find_spec", lambda name: None)
     with pytest.raises(
         ImageError, match=r"placed\.tif is read by rasterio, which is not installed: pip install rasterio"
     ):

@@ -185,7 +185,7 @@ def _read_samples(paths: Sequence[Path], channels: int | None, bands: Sequence[i
     found: list[np.ndarray] = []
     for path in paths:
         try:
-            values, valid, _ = read_values(path, channels, bands)
+            values, valid = read_values(path, channels, bands)
         except (SegNeXtError, OSError):
             continue
         flat = values.reshape(len(values), -1)

@@ -138,7 +138,7 @@ def _place(image: Image.Image) -> tuple[float, ...]:
 def _array_facts(path: Path, digest: str) -> Facts:
     """Facts of an image that is no photo: of more bits, or of other bands."""
     try:
-        values, valid, _ = read_values(path)
+        values, valid = read_values(path)
         bands, known = len(values), values.numpy()
         if path.suffix.lower() in (".tif", ".tiff"):
             with suppress(SegNeXtError):  # one more band, of opacity, may be left out

@@ -32,15 +32,12 @@ def label_picture(labels: np.ndarray, palette: Sequence[Color]) -> Image.Image:
     return picture
 
 
-def class_areas(
-    labels: np.ndarray, names: Sequence[str], nodata: int | None = None
-) -> list[dict[str, int | float | str]]:
+def class_areas(labels: np.ndarray, names: Sequence[str]) -> list[dict[str, int | float | str]]:
     """Measure how much of a picture each class covers, largest first.
 
     Args:
         labels: Shape (H, W), from 0.
         names: Name of each label; of a model of one class, whose labels are 0 and 1, the background's first.
-        nodata: Value of pixels without a label, which are left out.
 
     Returns:
         `label`, `name`, `pixels` and `share`, from 0 to 1, of each class that occurs.
@@ -50,8 +47,6 @@ def class_areas(
     rows = max((1 << 24) // labels.shape[1], 1)  # at a time: bincount converts each label to 8 bytes
     for top in range(0, len(labels), rows):
         counts += np.bincount(labels[top : top + rows].ravel(), minlength=len(counts))
-    if nodata is not None:
-        counts[nodata : nodata + 1] = 0
     return list_areas(counts, names)
 
 
@@ -76,7 +71,6 @@ def overlay(
     palette: Sequence[Color] | None = None,
     alpha: float = 0.5,
     legend: bool = True,
-    nodata: int | None = None,
 ) -> Image.Image:
     """Draw labels over their image, with a legend of the classes present, largest first.
 
@@ -89,7 +83,6 @@ def overlay(
         palette: Color of each label, red, green and blue from 0 to 255. Default: the colors of Pascal VOC.
         alpha: Opacity of the colors, from 0 to 1.
         legend: Draw the legend, below the image.
-        nodata: Value of pixels without a label, where the image is left as it is.
 
     Returns:
         The picture; with a legend, it is higher than the image, and wider than a very narrow one.
@@ -112,15 +105,13 @@ def overlay(
     for top in range(0, len(pixels), rows):
         part = slice(top, top + rows)
         blended[part] = np.rint(pixels[part] * (1 - alpha) + colored(labels[part], palette) * alpha)
-        if nodata is not None:
-            np.copyto(blended[part], pixels[part], where=(labels[part] == nodata)[..., None])
     drawn = Image.fromarray(blended)
-    return _with_legend(drawn, class_areas(labels, names or (), nodata), palette) if legend else drawn
+    return add_legend(drawn, class_areas(labels, names or ()), palette) if legend else drawn
 
 
 def _picture(image: str | Path | Image.Image | np.ndarray | torch.Tensor) -> torch.Tensor:
     """Read the colors (3, H, W), uint8, of an image of any number of bands and any type."""
-    values, valid, _ = read_values(image)
+    values, valid = read_values(image)
     values = values[:3] if len(values) >= 3 else values[:1].expand(3, -1, -1)
     if values.dtype == torch.uint8:
         return values
@@ -129,11 +120,12 @@ def _picture(image: str | Path | Image.Image | np.ndarray | torch.Tensor) -> tor
     low, high, largest = 0.0, float(full), values.amax().item()
     if not (values.amin() >= 0 and largest <= full and (full == 1 or largest >= DARK * full)):
         few = values.flatten()[:: max(values.numel() >> 20, 1)].cpu().numpy()
-        low, high = np.nanpercentile(few[np.isfinite(few)], (1, 99)).tolist() if np.isfinite(few).any() else (0, 1)
+        few = few[np.isfinite(few)]
+        low, high = np.percentile(few, (1, 99)).tolist() if len(few) else (0, 1)
     return scale_values(values, (low, high if high > low else low + 1)).mul_(255).round_().to(torch.uint8)
 
 
-def _with_legend(picture: Image.Image, areas: Sequence[dict], palette: Sequence[Color]) -> Image.Image:
+def add_legend(picture: Image.Image, areas: Sequence[dict], palette: Sequence[Color]) -> Image.Image:
     """Add a row of swatches and names below a picture."""
     size = min(max(picture.width // 48, 12), 160)  # of the letters and the swatches
     font, pad = ImageFont.load_default(size), size // 2

@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 import torch.nn as nn
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -22,8 +22,8 @@ from .drawing import class_areas, label_picture, overlay
 from .images import read_image
 from .pipeline import predict
 from .polygons import check_polygons, write_polygons
-from .raster_labels import ORIGIN, SUFFIXES, is_raster, predict_raster, raster_areas, read_origin
-from .rasters import copy_place
+from .raster_labels import ORIGIN, predict_raster, raster_areas
+from .rasters import SUFFIXES, copy_place, is_raster, open_raster
 
 _LABELS, _RASTER_LABELS, _POLYGONS, _PROBABILITIES = ".png", ".tif", ".geojson", "_probabilities.npy"
 _OVERLAYS = ("_overlay.jpg", "_overlay.png")
@@ -35,16 +35,10 @@ def _named(result: Path, ending: str) -> Path:
 
 
 def find_images(paths: Sequence[str | Path], out: str | Path) -> dict[Path, Path]:
-    """Map each image to the path of its results.
+    """Map each image to the path of its results, without suffix: its path relative to the folder given, in `out`.
 
-    Args:
-        paths: Files; folders, searched recursively for files with the suffix of an image; and patterns such as
-            "photos/**/*.jpg".
-        out: Folder of the results. Files in it are not predicted.
-
-    Returns:
-        For each image, the path of its results without suffix: `out` joined with the image's path relative to the given
-        folder. The suffix stays if names differ only in it: `a.jpg`, `a.png`.
+    `paths` are files, folders, searched recursively, and patterns such as "photos/**/*.jpg". Files in `out` are left
+    out. The suffix stays if names differ only in it: `a.jpg`, `a.png`.
 
     Raises:
         FileNotFoundError: If there is no such file or folder, or no image in them.
@@ -57,20 +51,18 @@ def find_images(paths: Sequence[str | Path], out: str | Path) -> dict[Path, Path
     known = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN} | {*SUFFIXES}
     places: dict[Path, Path] = {}
     for path in map(Path, paths):
-        root = path.parent
+        root, files = path.parent, [path]
         if path.is_dir():
             if path.resolve() == out.resolve():
                 raise OptionError(f"{out} is the folder of the images: choose another for the results.")
-            root, files = path, [f for f in sorted(path.rglob("*")) if f.suffix.lower() in known and f.name[0] != "."]
-            files = files or sorted(path.rglob("[!.]*.npy"))
+            root, visible = path, sorted(path.rglob("[!.]*"))
+            files = [f for f in visible if f.suffix.lower() in known] or [f for f in visible if f.suffix == ".npy"]
             files = [f for f in files if f.is_file() and out.resolve() not in f.resolve().parents]
-        elif path.exists():
-            files = [path]
-        elif glob.has_magic(str(path)):
+        elif not path.exists():
+            if not glob.has_magic(str(path)):
+                raise FileNotFoundError(f"{path}: no such file or folder.")
             files = sorted(Path(f) for f in glob.glob(str(path), recursive=True) if Path(f).is_file())  # noqa: PTH207
             root = Path(*path.parts[: next(i for i, part in enumerate(path.parts) if glob.has_magic(part))])
-        else:
-            raise FileNotFoundError(f"{path}: no such file or folder.")
         places |= {file: file.relative_to(root) for file in files}
     if not places:
         raise FileNotFoundError(f"no images in {', '.join(map(str, paths))}.")
@@ -91,10 +83,9 @@ def find_images(paths: Sequence[str | Path], out: str | Path) -> dict[Path, Path
 
 def outputs(result: Path) -> dict[str, str]:
     """Existing files of a result of :func:`find_images` by kind: `labels`, `overlay`, `probabilities`, `polygons`."""
-    kinds = {_LABELS: "labels", _RASTER_LABELS: "labels", **dict.fromkeys(_OVERLAYS, "overlay")}
-    kinds |= {_PROBABILITIES: "probabilities", _POLYGONS: "polygons"}
-    files = {_named(result, ending): kind for ending, kind in kinds.items()}
-    return {kind: str(file) for file, kind in files.items() if file.is_file()}
+    kinds = {_LABELS: "labels", _RASTER_LABELS: "labels", _PROBABILITIES: "probabilities", _POLYGONS: "polygons"}
+    kinds |= dict.fromkeys(_OVERLAYS, "overlay")
+    return {kind: str(file) for ending, kind in kinds.items() if (file := _named(result, ending)).is_file()}
 
 
 def predict_file(
@@ -133,22 +124,16 @@ def predict_file(
     if save_as:
         check_polygons(file, simplify)
     as_raster = bool(save_as) or is_raster(file)
-    image = None if as_raster else read_image(file, info.in_channels, info.value_range, info.bands)
-    ending = _RASTER_LABELS if as_raster else _LABELS
+    labels = _named(result, _RASTER_LABELS if as_raster else _LABELS)
     # the labels come last: if they exist, so do the other results
-    with fill_when_complete(result.parent, last=_named(result, ending).name) as folder:
+    with fill_when_complete(result.parent, last=labels.name) as folder:
         work = folder / result.name
-
-        def store(shape: tuple[int, ...]) -> np.ndarray:
-            return np.lib.format.open_memmap(_named(work, _PROBABILITIES), "w+", np.float16, shape)
-
-        kept = store if probabilities else None
-        if image is None:
-            picture = _named(work, _OVERLAYS[0]) if overlays else None
-            predict_raster(model, file, _named(work, ending), picture, kept, origin, **options)
-            entry = {"file": str(file)} | raster_areas(_named(work, ending), info.label_names)
-        else:
-            entry = _predict_in_memory(model, file, image, work, overlays, kept, origin, **options)
+        picture = _named(work, _OVERLAYS[0]) if overlays else None
+        create = partial(np.lib.format.open_memmap, _named(work, _PROBABILITIES), "w+", np.float16)
+        predict_one = predict_raster if as_raster else _predict_picture
+        areas = predict_one(
+            model, file, folder / labels.name, picture, create if probabilities else None, origin, **options
+        )
         for stale in (*_OVERLAYS, _PROBABILITIES, _POLYGONS):  # of earlier labels
             if not _named(work, stale).exists():
                 _named(result, stale).unlink(missing_ok=True)
@@ -158,53 +143,49 @@ def predict_file(
                 other.unlink()
     if save_as:  # once the labels are complete: polygons of large images may need more memory than there is
         write_polygons(_named(result, _RASTER_LABELS), _named(result, _POLYGONS), info, simplify)
-    return entry
+    return {"file": str(file)} | areas
 
 
-def _predict_in_memory(
+def _predict_picture(
     model: nn.Module,
     file: Path,
-    image: torch.Tensor,
-    result: Path,
-    overlays: bool,
-    store: Callable[[tuple[int, ...]], np.ndarray] | None,
+    labels_file: Path,
+    picture: Path | None,
+    probabilities: Callable[[tuple[int, ...]], np.ndarray] | None,
     origin: str,
     **options: Any,
 ) -> dict[str, Any]:
-    """Predict an image of :func:`read_image`, and write the results: see :func:`predict_file`."""
+    """Predict an image in memory, as :func:`predict_raster` does a raster."""
     info = ModelInfo(model)
-    kept = (lambda classes: store((classes, *image.shape[1:]))) if store else False
-    labels = predict(model, image, probabilities=kept, scaled=True, **options)
-    labels = labels[0] if store else labels
-    if overlays:
-        picture = overlay(image, labels, info.label_names, info.palette)
-        picture.save(_named(result, _OVERLAYS[max(picture.size) > _JPEG_SIDE]), quality=90)
-        del picture
+    image = read_image(file, info.in_channels, info.value_range, info.bands)
+    labels = predict(model, image, probabilities=probabilities or False, scaled=True, **options)
+    labels = labels[0] if probabilities else labels
+    if picture is not None:
+        drawn = overlay(image, labels, info.label_names, info.palette)
+        drawn.save(picture if max(drawn.size) <= _JPEG_SIDE else picture.with_suffix(".png"), quality=90)
+        del drawn
     metadata = PngInfo()
     metadata.add_text(ORIGIN, origin)
-    label_picture(labels, info.palette).save(_named(result, _LABELS), pnginfo=metadata if origin else None)
-    copy_place(file, _named(result, _LABELS))
-    return _entry(file, labels, info)
+    label_picture(labels, info.palette).save(labels_file, pnginfo=metadata if origin else None)
+    copy_place(file, labels_file)
+    return _areas(labels, info)
 
 
-def _entry(file: Path, labels: np.ndarray, info: ModelInfo) -> dict[str, Any]:
-    """Entry of `areas.json` for one image."""
-    height, width = labels.shape
-    return {"file": str(file), "height": height, "width": width, "classes": class_areas(labels, info.label_names)}
-
-
-def _measured(file: Path, labels: Path, info: ModelInfo) -> dict[str, Any]:
-    """Entry of `areas.json` for one image, from its file of labels."""
-    if labels.suffix == _RASTER_LABELS:
-        return {"file": str(file)} | raster_areas(labels, info.label_names)
-    with Image.open(labels) as picture:
-        return _entry(file, np.asarray(picture), info)
+def _areas(labels: Path | np.ndarray, info: ModelInfo) -> dict[str, Any]:
+    """Measure labels, or a file of them: `height`, `width` and `classes`, see :func:`class_areas`."""
+    if isinstance(labels, Path):
+        if labels.suffix == _RASTER_LABELS:
+            return raster_areas(labels, info.label_names)
+        with Image.open(labels) as picture:
+            labels = np.asarray(picture)
+    return {"height": labels.shape[0], "width": labels.shape[1], "classes": class_areas(labels, info.label_names)}
 
 
 def _read_origin(labels: Path) -> str | None:
     """Read from a file of labels which model and options made it; None if it does not say."""
     if labels.suffix == _RASTER_LABELS:
-        return read_origin(labels)
+        with open_raster(labels) as raster:
+            return raster.dataset.tags().get(ORIGIN)
     with Image.open(labels) as picture:
         return picture.info.get(ORIGIN)
 
@@ -233,17 +214,14 @@ def predict_files(
 
     Args:
         model: See :func:`predict`.
-        places: Of :func:`find_images`.
+        places: From :func:`find_images`.
         out: Folder of the results.
         areas: Write the area of each class in each image to `areas.json`, even if interrupted.
         resume: Skip images whose labels exist, and probabilities if these are wanted. Polygons are made of labels.
         report: Called with an image and its completed fraction, from 0 to 1; with 1 exactly once per image.
-        measure_all: Also measure existing labels of skipped images, so that the result lists all images.
-        origin: Model and options in words. Existing labels that state another origin cannot be resumed from.
+        measure_all: Also list the images skipped, with areas of their labels.
+        origin: Model and options in words. An OptionError is raised if existing labels state another origin.
         options: Others of :func:`predict_file`.
-
-    Raises:
-        OptionError: If an option is invalid, or existing labels are of another origin.
     """
     predictions = Predictions()
     done: dict[Path, Path] = {}
@@ -264,33 +242,27 @@ def predict_files(
                 f"{labels} was predicted with {found}, not with {origin}: choose another folder, or predict all "
                 f"images again, without resuming."
             )
-    listed = Path(out) / "areas.json"
-    entries: dict[str, dict[str, Any]] = {}
-    if areas and resume and listed.is_file():
-        entries = {entry["file"]: entry for entry in json.loads(listed.read_text(encoding="utf-8"))["images"]}
+    info, images = ModelInfo(model), predictions.images
     try:
         for file, result in places.items():
             report(file, 0)
             try:
                 if file not in done:
-                    entries.pop(str(file), None)
                     progress = lambda share, file=file: report(file, min(share, 0.999))  # noqa: E731
-                    entries[str(file)] = predict_file(model, file, result, progress=progress, origin=origin, **options)
+                    images.append(predict_file(model, file, result, progress=progress, origin=origin, **options))
                     predictions.predicted += 1
                 else:
                     simplify = options.get("simplify", 0)
                     if options.get("save_as") and (simplify or "polygons" not in outputs(result)):
                         check_polygons(file, simplify)
-                        write_polygons(done[file], _named(result, _POLYGONS), ModelInfo(model), simplify)
-                    if (areas or measure_all) and str(file) not in entries:  # predicted without --areas
-                        entries[str(file)] = _measured(file, done[file], ModelInfo(model))
+                        write_polygons(done[file], _named(result, _POLYGONS), info, simplify)
+                    if areas or measure_all:
+                        images.append({"file": str(file)} | _areas(done[file], info))
             except (FileNotFoundError, ImageError) as error:
-                text = str(error).removeprefix(f"{file}").lstrip(": ")
-                predictions.failures[file] = " ".join(text.split())
+                predictions.failures[file] = " ".join(str(error).removeprefix(f"{file}").lstrip(": ").split())
             report(file, 1)
     finally:
-        predictions.images = list(entries.values())
-        if areas and predictions.images:
-            with replace_when_complete(listed) as new:
-                new.write_text(json.dumps({"images": predictions.images}, indent=1), encoding="utf-8")
+        if areas and images:
+            with replace_when_complete(Path(out) / "areas.json") as new:
+                new.write_text(json.dumps({"images": images}, indent=1), encoding="utf-8")
     return predictions

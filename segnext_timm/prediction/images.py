@@ -4,7 +4,7 @@ import logging
 import os
 import warnings
 from collections.abc import Sequence
-from contextlib import contextmanager
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,51 +13,41 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..errors import ImageError
-from .rasters import Raster, open_raster
+from .rasters import SUFFIXES, Raster, named, open_raster
 
 ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray | torch.Tensor
 ValueRange = Sequence[float] | Sequence[Sequence[float]]  # low and high, or a pair for each band
 
-_COLORS = ("red", "green", "blue")
 _ARRAYS = "an array (H, W, C) or (H, W), or a tensor (C, H, W)"
-_MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # of Pillow, by channels
+_COLORS = ["red", "green", "blue"]
+_KINDS = {"L": ["gray"], "LA": ["gray", "alpha"], "RGB": _COLORS, "RGBA": [*_COLORS, "alpha"]}  # by Pillow's modes
+_GRAY = torch.tensor([19595, 38470, 7471])[:, None, None]  # 65536ths of red, green and blue: Pillow's, of "L"
 _RANGE_HINT = 'pretrained_cfg["range"] = [low, high]'
 DARK = 0.25  # largest share of 16 bits that is worth a warning
 _DARK_WARNING = (
     "An image of 16 bits uses a small part of them, and becomes nearly black: state which values are black and white, "
     f"in the units of the file: {_RANGE_HINT}."
 )
-_TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _BITS, _SAMPLES, _PLANAR, _SAMPLE_FORMAT, _NODATA = 258, 277, 284, 339, 42113  # tags of TIFF, the last one GDAL's
 _JPEG_2000 = b"\xff\x4f\xff\x51"  # how its code begins
 logging.getLogger("PIL.TiffImagePlugin").addHandler(logging.NullHandler())  # else it prints, of many bands
 
 
 class Values(NamedTuple):
-    """What an image holds, in its own units.
-
-    Attributes:
-        values: Shape (C, H, W), of the image's own type.
-        valid: Which pixels (H, W) hold data; None if all do.
-        found: The type and the shape in words.
-    """
+    """Values (C, H, W) of an image, in its own type and units, and which pixels (H, W) hold data; None: all."""
 
     values: torch.Tensor
     valid: torch.Tensor | None = None
-    found: str = ""
 
 
 def scale_values(
     values: torch.Tensor, value_range: ValueRange | None = None, valid: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Scale the values of an image, as its file holds them, to what models are trained on.
+    """Scale the values (C, H, W) of an image, of any type of numbers, to what models are trained on.
 
-    Args:
-        values: Shape (C, H, W), of any type of integers or floating point.
-        value_range: The values that become 0 and 1: one pair for all bands, or one for each. Values beyond are clipped,
-            and NaN becomes 0. Without it, uint8 stays as it is, other integers are divided by 65535, and floating point
-            has to be from 0 to 1.
-        valid: Which pixels (H, W) hold data; the others become 0.
+    The pairs of `value_range`, one for all bands or one for each, become 0 and 1. Values beyond are clipped; NaN, and
+    pixels that are not `valid` (H, W), become 0. Without a range, uint8 stays as it is, other integers are divided by
+    65535, and floating point has to be from 0 to 1.
 
     Returns:
         uint8 from 0 to 255 where uint8 was given without a range; else float32 from 0 to 1.
@@ -94,17 +84,6 @@ def scale_values(
 # Files
 
 
-def to_mode(image: Image.Image, channels: int) -> Image.Image:
-    """Convert a Pillow image of 8 bits and any mode to one of 1, 3 or 4 channels, or of gray with alpha."""
-    if channels == 2 and image.mode == "LA":
-        return image
-    if channels not in _MODES or (channels == 4 and image.mode != "RGBA"):
-        raise ImageError(f"The model takes {channels} channels, the image has those of {image.mode!r}.")
-    if image.mode in ("P", "PA") and "transparency" in image.info:
-        image = image.convert("RGBA")
-    return image if image.mode == _MODES[channels] else image.convert(_MODES[channels])
-
-
 def loses_values(image: Any, channels: int | None = 3) -> bool:
     """Whether Pillow drops or confuses bits or bands of a file when it decodes it; `image` is Pillow's, not loaded yet.
 
@@ -120,10 +99,14 @@ def loses_values(image: Any, channels: int | None = 3) -> bool:
     bands = len(image.getbands())
     samples = tags.get(_SAMPLES, bands)
     if image.mode[0] in "IF":
-        return samples > 1 or tags.get(_PLANAR) == 2
+        is_uint32 = (tags.get(_BITS), tags.get(_SAMPLE_FORMAT, (1,))) == ((32,), (1,))  # signed, as Pillow takes it
+        return samples > 1 or tags.get(_PLANAR) == 2 or is_uint32
     if max(tags.get(_BITS, (8,))) > 8 or {2, 3} & {*tags.get(_SAMPLE_FORMAT, ())}:  # signed, or floating point
         return True
-    return samples > bands and (channels is None or channels > bands or (bands == 1 and samples > 2))
+    if samples <= bands:
+        return False
+    without_alpha = bands - (image.mode == "RGBA")  # bands after alpha are read before it
+    return channels is None or channels > without_alpha or bands == 1  # Pillow takes the first of many for gray
 
 
 def _jpeg_2000_bits(image: Any) -> int:
@@ -136,145 +119,100 @@ def _jpeg_2000_bits(image: Any) -> int:
 
 
 def read_values(
-    image: ImageLike, channels: int | None = None, bands: Sequence[int] | None = None, any_type: bool = True
+    image: ImageLike | Values, channels: int | None = None, bands: Sequence[int] | None = None, any_type: bool = True
 ) -> Values:
-    """Read an image, upright, in the type and the units of its values.
+    """Read an image of :func:`read_image`, upright, in the type and the units of its values.
 
-    Args:
-        image: See :func:`read_image`.
-        channels: Channels that 8 bits are converted to: gray to color and color to gray. None: to color.
-        bands: Bands to read instead, from 1. None: all of a file with other bands than gray, colors and alpha.
-        any_type: Allow for arrays and tensors of all types of integers, not only uint8 and uint16.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ImageError: If it cannot be read, or has no such bands.
+    8 bits are converted to `channels`, by default to color. `bands`, from 1, are read instead; without them, all of a
+    file with other bands than gray, colors and alpha. Arrays have integers of `any_type`, or uint8 and uint16 only.
     """
+    if isinstance(image, Values):
+        return image
     if not isinstance(image, str | os.PathLike | Image.Image):
-        values, found = _take(image, any_type)
-        return Values(_select(values, bands), None, found)
-    values, valid, _ = _read_file(image, channels, bands)
-    return Values(values, valid, f"{str(values.dtype).removeprefix('torch.')} {tuple(values.shape)}")
-
-
-def _read_file(
-    image: str | os.PathLike[str] | Image.Image, channels: int | None, bands: Sequence[int] | None
-) -> Values:
-    if isinstance(image, Image.Image):
-        with _told(image):
-            return _decode(ImageOps.exif_transpose(image), getattr(image, "tag_v2", {}), channels, bands)
-    path = Path(image)
-    if path.suffix.lower() == ".npy":
-        with _told(image):
+        return Values(_select(_take(image, any_type), bands))
+    with named(image):
+        if isinstance(image, Image.Image):
+            return _decode(ImageOps.exif_transpose(image), channels, bands)
+        path = Path(image)
+        if path.suffix.lower() == ".npy":
             array = np.load(path, allow_pickle=False, mmap_mode="r")
-            return Values(_select(_take(_bands_last(array), any_type=True)[0], bands))
-    try:
-        with warnings.catch_warnings():  # Pillow warns from 89 megapixels on, and refuses from 179 on
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            opened = Image.open(path)
-    except UnidentifiedImageError:
-        if not _is_tiff(path):
-            raise ImageError(f"{image} cannot be read as an image: not an image file") from None
-    except Exception as error:
-        with _told(image):
-            raise error from None
-    else:
-        with opened, _told(image):
-            if not loses_values(opened, max(bands) if bands else channels):
-                opened.load()
-                ImageOps.exif_transpose(opened, in_place=True)  # without a copy
-                return _decode(opened, getattr(opened, "tag_v2", {}), channels, bands)
-    return _read_raster(image, channels, bands)
+            return Values(_select(_take(_bands_last(array), any_type=True), bands))
+        try:
+            with warnings.catch_warnings():  # Pillow warns from 89 megapixels on, and refuses from 179 on
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+                opened = Image.open(path)
+        except UnidentifiedImageError:
+            if path.suffix.lower() not in SUFFIXES:
+                raise OSError("not an image file") from None
+        else:
+            with opened:
+                states_nodata = _NODATA in getattr(opened, "tag_v2", ())
+                if not states_nodata and not loses_values(opened, max(bands) if bands else channels):
+                    opened.load()
+                    ImageOps.exif_transpose(opened, in_place=True)  # without a copy
+                    return _decode(opened, channels, bands)
+        with open_raster(image) as raster:
+            raster.bands = bands_to_read(raster.kinds, bands, channels)
+            return read_region(raster)
 
 
-@contextmanager
-def _told(image: Any) -> Any:
-    """Turn the errors of reading a file into ImageErrors that name it: Pillow's decoders raise many types."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise
-    except Exception as error:
-        reason = str(error)
-        if isinstance(error, IsADirectoryError):
-            reason = "it is a folder. Pass its files, or use `segnext-timm predict`."
-        elif isinstance(error, Image.DecompressionBombError):
-            reason += " Raise PIL.Image.MAX_IMAGE_PIXELS if you trust the file."
-        raise ImageError(f"{image} cannot be read as an image: {reason}") from None
+def _decode(image: Image.Image, channels: int | None, bands: Sequence[int] | None) -> Values:
+    """Take the values of an upright image of Pillow."""
+    is_photo = image.mode[0] not in "IF"  # else numbers of 16 bits and more
+    if is_photo and image.mode not in _KINDS:
+        has_alpha = image.mode == "PA" or (image.mode == "P" and "transparency" in image.info)
+        image = image.convert("RGBA" if has_alpha else "RGB")
+    array = np.atleast_3d(np.array(image))
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
+    taken = bands_to_read(_KINDS.get(image.mode, ["gray"]), bands, channels)
+    values = _select(torch.from_numpy(array).permute(2, 0, 1), taken)
+    return Values((_to_channels(values, channels or 3) if is_photo and not bands else values).contiguous())
 
 
-def _is_tiff(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(4) in _TIFF_HEADS
+def bands_to_read(kinds: Sequence[str], bands: Sequence[int] | None, channels: int | None = None) -> list[int]:
+    """List the bands to take, from 1, of those of some `kinds`, such as "red" and "alpha".
 
-
-def _decode(image: Image.Image, tags: Any, channels: int | None, bands: Sequence[int] | None) -> Values:
-    """Take the values of an upright image of Pillow, whose file has some `tags` if it is a TIFF."""
-    unsigned = tags.get(_BITS) == (32,) and tags.get(_SAMPLE_FORMAT, (1,)) == (1,)
-    if image.mode[0] in "IF":  # numbers of 16 bits and more, in the machine's order of bytes
-        array = np.array(image)
-        array = array.view(np.uint32) if unsigned else array.astype(array.dtype.newbyteorder("="))
-        valid = _nodata(tags, array)
-        return Values(_select(torch.from_numpy(array)[None], bands), valid)
-    if not bands:
-        array = np.array(to_mode(image, channels or 3))
-    elif image.mode in ("L", "LA", "RGB", "RGBA"):
-        array = np.array(image)
-    else:
-        array = np.array(to_mode(image, 3))
-    valid = _nodata(tags, np.atleast_3d(array)[..., :3])
-    return Values(_select(torch.from_numpy(np.atleast_3d(array)).permute(2, 0, 1), bands).contiguous(), valid)
-
-
-def _nodata(tags: Any, array: np.ndarray) -> torch.Tensor | None:
-    """Which pixels of an array (H, W) or (H, W, C) hold data, by the value that GDAL notes in a TIFF."""
-    try:
-        nodata = float(str(tags[_NODATA]).strip(" \0"))
-    except (KeyError, ValueError):
-        return None
-    valid = ~np.isnan(array) if np.isnan(nodata) else array != nodata
-    valid = valid if valid.ndim == 2 else valid.any(-1)
-    return None if valid.all() else torch.from_numpy(valid)
-
-
-def bands_to_read(raster: Raster, channels: int | None, bands: Sequence[int] | None) -> list[int]:
-    """The bands to take from a file: those stated, else all, without opacity if that leaves as many as there should be.
-
-    Raises:
-        ImageError: If it has no such bands.
+    They are those stated, which have to be there; else all, without opacity if that leaves what `channels` need; else
+    the colors, if they do.
     """
-    count = raster.shape[0]
-    if bands is not None:
+    count = len(kinds)
+    if bands:
         if max(bands) > count:
-            raise ImageError(f"{raster.name}: {_missing(count, bands)}")
+            some = f"{'band' if len(bands) == 1 else 'bands'} {', '.join(map(str, bands))}"
+            raise ImageError(f'The image has {count} bands, and pretrained_cfg["bands"] names the {some}.')
         return list(bands)
-    others = [band for band in range(1, count + 1) if band != raster.alpha]
-    fits = channels in (None, len(others)) or {channels, len(others)} == {1, 3}
-    if channels == 3 and not fits and {*_COLORS} <= {*raster.kinds}:
-        return [raster.kinds.index(color) + 1 for color in _COLORS]
-    return others if fits else [*range(1, count + 1)]
-
-
-def _read_raster(path: str | os.PathLike[str], channels: int | None, bands: Sequence[int] | None) -> Values:
-    with open_raster(path) as raster:
-        bands = bands_to_read(raster, channels, bands)
-        array, valid = raster.read(bands), raster.valid(bands=bands)
-    return Values(torch.from_numpy(array), None if valid.all() else torch.from_numpy(valid))
-
-
-def _missing(count: int, bands: Sequence[int]) -> str:
-    """What is wrong with bands that an image does not have."""
-    some = "band" if len(bands) == 1 else "bands"
-    return f'The image has {count} bands, and pretrained_cfg["bands"] names the {some} {", ".join(map(str, bands))}.'
+    others = [number for number, kind in enumerate(kinds, 1) if kind != "alpha"]
+    if channels in (None, len(others)) or {channels, len(others)} == {1, 3}:
+        return others
+    if channels in (1, 3) and {*_COLORS} <= {*kinds}:
+        return [kinds.index(color) + 1 for color in _COLORS]
+    return [*range(1, count + 1)]
 
 
 def _select(values: torch.Tensor, bands: Sequence[int] | None) -> torch.Tensor:
     """Select bands, from 1, of an image (C, H, W)."""
-    if not bands:
+    taken = bands_to_read(["undefined"] * len(values), bands)
+    return torch.stack([values[band - 1] for band in taken]) if bands else values
+
+
+def _to_channels(values: torch.Tensor, channels: int | None) -> torch.Tensor:
+    """Convert gray to color (also for None) and color to gray; other values (C, H, W) stay."""
+    if len(values) == 1 and channels in (None, 3):
+        return values.expand(3, -1, -1)
+    if len(values) != 3 or channels != 1:
         return values
-    if max(bands) > len(values):
-        raise ImageError(_missing(len(values), bands))
-    return torch.stack([values[band - 1] for band in bands])
+    weights = _GRAY.to(values.device)
+    if values.is_floating_point():
+        return (values * (weights / 65536)).sum(0, keepdim=True)
+    return ((values.long() * weights).sum(0, keepdim=True) + 32768 >> 16).to(values.dtype)
+
+
+def read_region(raster: Raster, rows: slice = slice(None), columns: slice = slice(None)) -> Values:
+    """Read a region of a raster's bands; colors below alpha are valid, as in photos."""
+    values, valid = torch.from_numpy(raster.read(rows, columns)), None
+    if raster.nodata is not None or raster.dtype != np.uint8:
+        valid = torch.from_numpy(raster.valid(rows, columns))
+    return Values(values, None if valid is None or valid.all() else valid)
 
 
 def _bands_last(array: np.ndarray) -> np.ndarray:
@@ -297,38 +235,30 @@ def _as_array(image: Any) -> np.ndarray:
     raise ImageError(f"An image is a path, a Pillow image, {_ARRAYS}, got {type(image).__name__}{hint}.")
 
 
-def _take(image: Any, any_type: bool = False) -> tuple[torch.Tensor, str]:
-    """Take the values (C, H, W) of an array or a tensor, and its type and shape in words.
-
-    Integers are uint8 or uint16, unless `any_type` is allowed.
-    """
-    if not isinstance(image, torch.Tensor):
-        array = _as_array(image)
-        found, kind = f"{array.dtype} {array.shape}", array.dtype.kind
-        valid_shape, is_number = array.ndim in (2, 3) and array.size > 0, kind in "iuf"
-        valid_type = kind == "f" or array.dtype.newbyteorder("=") in (np.uint8, np.uint16)
-    elif image.layout != torch.strided or image.is_nested or image.is_meta:
+def _take(image: Any, any_type: bool) -> torch.Tensor:
+    """Take the values (C, H, W) of an array or a tensor; without `any_type`, integers have to be uint8 or uint16."""
+    given_as_tensor = isinstance(image, torch.Tensor)
+    if given_as_tensor and (image.layout != torch.strided or image.is_nested or image.is_meta):
         raise ImageError(f"An image is {_ARRAYS}, got a sparse or nested tensor, or one on the meta device.")
-    else:
-        found = f"{str(image.dtype).removeprefix('torch.')} {tuple(image.shape)}"
-        valid_shape = image.ndim == 3 and image.numel() > 0
-        is_number = not image.is_complex() and image.dtype != torch.bool
-        valid_type = image.is_floating_point() or image.dtype in (torch.uint8, torch.uint16)
-    if not valid_shape:
+    values: Any = image.detach() if given_as_tensor else _as_array(image)
+    found = f"{str(values.dtype).removeprefix('torch.')} {tuple(values.shape)}"
+    if not (values.ndim == 3 or (values.ndim == 2 and not given_as_tensor)) or 0 in values.shape:
         raise ImageError(f"An image is {_ARRAYS}, got {found}.")
-    if not (valid_type or (is_number and any_type)):
+    if not given_as_tensor and values.dtype.kind in "iuf":
+        with np.errstate(over="ignore"):  # infinite values are refused later
+            # a copy, in the machine's order of bytes
+            kind = np.float32 if values.dtype.kind == "f" else values.dtype.newbyteorder("=")
+            values = torch.from_numpy(np.atleast_3d(values).astype(kind)).permute(2, 0, 1)
+    is_number = isinstance(values, torch.Tensor) and not values.is_complex() and values.dtype != torch.bool
+    is_usual = is_number and (values.is_floating_point() or values.dtype in (torch.uint8, torch.uint16))
+    if not (is_usual or (is_number and any_type)):
         hint = f" Of other numbers, state which are black and white: {_RANGE_HINT}." if is_number else ""
         raise ImageError(f"An image is uint8, uint16, or floating point from 0 to 1, got {found}.{hint}")
-    if isinstance(image, torch.Tensor):
-        return image.detach(), found
-    with np.errstate(over="ignore"):  # infinite values are refused later
-        # a copy, in the machine's order of bytes
-        array = np.atleast_3d(array).astype(np.float32 if kind == "f" else array.dtype.newbyteorder("="))
-    return torch.from_numpy(array).permute(2, 0, 1), found
+    return values
 
 
 def read_image(
-    image: ImageLike,
+    image: ImageLike | Values,
     channels: int | None = 3,
     value_range: ValueRange | None = None,
     bands: Sequence[int] | None = None,
@@ -352,27 +282,25 @@ def read_image(
         FileNotFoundError: If there is no such file.
         ImageError: If a file cannot be read as an image, or its shape, type or values are invalid.
     """
-    values, valid, found = read_values(image, channels, bands, value_range is not None)
-    name = f"{image}: " if isinstance(image, str | os.PathLike | Image.Image) else ""
-    if len(values) == 1 and channels in (None, 3):
-        values = values.expand(3, -1, -1)
-    elif len(values) == 3 and channels == 1:
-        weights = torch.tensor([19595, 38470, 7471], device=values.device).view(3, 1, 1) / 65536  # Pillow's, of "L"
-        gray = (values.float() * weights).sum(0, keepdim=True)
-        values = gray if values.is_floating_point() else (gray + 0.5).floor().to(values.dtype)
-    try:
-        if channels not in (None, len(values)):
-            hint = "" if name else _axes_hint(values, channels, isinstance(image, torch.Tensor))
-            if name and len(values) > channels:
-                hint = ': state which bands it takes, from 1, in pretrained_cfg["bands"]'
-            raise ImageError(f"The model takes images of {channels} channels, got {found}{hint}.")
-        scaled = scale_values(values, value_range, valid).contiguous()
-    except ImageError as error:
-        raise ImageError(f"{name}{error}") from None
-    is_wide = not (values.dtype == torch.uint8 or values.is_floating_point())
+    read = read_values(image, channels, bands, value_range is not None)
+    is_file = isinstance(image, str | os.PathLike | Image.Image)
+    hint = "" if is_file or channels is None else _axes_hint(read.values, channels, isinstance(image, torch.Tensor))
+    with named(image, ImageError) if is_file else nullcontext():
+        scaled = to_input(read, channels, value_range, hint)
+    is_wide = not (read.values.dtype == torch.uint8 or read.values.is_floating_point())
     if value_range is None and is_wide and 0 < scaled.amax() < DARK:
         warnings.warn(_DARK_WARNING, stacklevel=2)
     return scaled
+
+
+def to_input(read: Values, channels: int | None, value_range: ValueRange | None = None, hint: str = "") -> torch.Tensor:
+    """Convert values to a number of channels, and scale them: see :func:`read_image`."""
+    values = _to_channels(read.values, channels)
+    if channels not in (None, len(values)):
+        if len(values) > channels:
+            hint = hint or ': state which bands it takes, from 1, in pretrained_cfg["bands"]'
+        raise ImageError(f"The model takes images of {channels} channels, got {len(values)}{hint}.")
+    return scale_values(values, value_range, read.valid).contiguous()
 
 
 def _axes_hint(tensor: torch.Tensor, channels: int, given_as_tensor: bool) -> str:

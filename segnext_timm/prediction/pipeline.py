@@ -8,25 +8,24 @@ compared one tile of the image at a time. How an image is processed depends on i
 alone, so that its labels do too.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from numbers import Integral
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn as nn
-from PIL import Image
 
 from ..errors import OptionError
 from ..models.losses import resized_argmax
 from ..models.segmenter import Segmenter, evaluation_mode
-from .images import read_image
-from .windows import PRECISIONS, LoadedPixels, Pixels, Precision, WindowedMaps
+from .images import ImageLike, read_image
+from .windows import PRECISIONS, Pixels, Precision, WindowedMaps
 
 Mode = Literal["auto", "whole", "slide"]
-ImageLike = str | Path | Image.Image | np.ndarray | torch.Tensor
 
 _WHOLE_BYTES = 2 << 30  # memory that mode "auto" allows a whole image, and a batch of windows on a GPU
 _PIXEL_BYTES = 600  # memory per pixel of an image, without full-size maps of all classes
@@ -127,83 +126,64 @@ def _tiles_of_scores(
             yield rows, columns, scores
 
 
-def _move(image: torch.Tensor, model: nn.Module) -> torch.Tensor:
-    device = next(model.parameters()).device
-    return image.to(device, non_blocking=device.type == "cuda")  # a copy to the CPU would be read too early
-
-
 @torch.inference_mode()
-def _predict(
-    segmenter: Segmenter,
-    passes: Sequence[WindowedMaps],
-    whole: bool,
-    tile: int | None,
-    labels: Callable[[int], Any],
-    probabilities: Callable[[int], np.ndarray] | None,
-    progress: Callable[[float], None],
-) -> None:
-    """Write labels and, if requested, probabilities: see :func:`predict_pixels`."""
-    first, pixels = passes[0], passes[0].pixels
-    _, height, width = pixels.shape
-    averaged = len(passes) > 1
-    small = first.size == (height, width) and not probabilities and segmenter.gives_small_maps
-    if whole and small and not averaged:
-        logits = first.run([(0, 0)])
-        if logits.shape[1] > 1:  # no map of all classes at all
-            found = resized_argmax(logits, first.padded_window)[0, :height, :width]
-            labels(logits.shape[1])[:, :] = found.cpu().numpy()
-            progress(1.0)
-            return
-    if tile is None:
-        tile_bytes = _CPU_TILE_BYTES if pixels.device.type == "cpu" else _TILE_BYTES
-        tile = min(max(int((tile_bytes / 4 / segmenter.info.num_classes) ** 0.5), 64), 4096)
-    stored: Any = None
-    shares: Any = None
-    for rows, columns, scores in _tiles_of_scores(segmenter, passes, (tile, tile)):
-        if stored is None:
-            stored = labels(scores.shape[-1])
-            shares = probabilities(scores.shape[-1]) if probabilities else None
-        stored[rows, columns] = segmenter.labels(scores, -1, probabilities=averaged).cpu().numpy()
-        if shares is not None:
-            scores = scores if averaged else segmenter.probabilities(scores, -1)
-            shares[:, rows, columns] = scores.permute(2, 0, 1).cpu().numpy()
-        progress((rows.start * width + (rows.stop - rows.start) * columns.stop) / (height * width))
-
-
 def predict_pixels(
     segmenter: Segmenter,
     pixels: Pixels,
     labels: Callable[[int], Any],
-    probabilities: Callable[[int], np.ndarray] | None = None,
+    probabilities: Callable[[tuple[int, ...]], np.ndarray] | None = None,
     tile: int | None = None,
     progress: Callable[[float], None] | None = None,
     **options: Any,
-) -> None:
-    """Predict an image tile by tile, and write to arrays as each is done; without data, to none.
+) -> tuple[Any, Any]:
+    """Predict an image tile by tile, and write to arrays as each is done. Returns these; None if no tile holds data.
 
-    Args:
-        segmenter: In evaluation mode.
-        pixels: The image.
-        labels: Returns, for a number of classes, the array (H, W) to write labels to, or what takes
-            `array[rows, columns] = labels` as an array does.
-        probabilities: See :func:`predict`, as are the others and what is raised.
-        tile: Side in pixels of the tiles.
-        progress: Called with the completed fraction.
-        options: Others of :func:`predict`.
+    `labels` returns, for a number of classes, the array (H, W) to write labels to, or what takes
+    `array[rows, columns] = labels` as an array does. The segmenter is in evaluation mode. For the others, see
+    :func:`predict`.
     """
     if tile is not None and tile < 1:
         raise OptionError(f"tile must be at least 1, got {tile}")
     mode, passes = _plan(segmenter, pixels, **options)
+    progress = progress or (lambda share: None)
+    first, averaged, (_, height, width) = passes[0], len(passes) > 1, pixels.shape
+    stored: Any = None
+    shares: Any = None
+    with _memory_hint(f"{height}×{width} pixels (height×width), processed in mode {mode!r}"):
+        small = first.size == (height, width) and not probabilities and segmenter.gives_small_maps
+        if mode == "whole" and small and not averaged:
+            logits = first.run([(0, 0)])
+            if logits.shape[1] > 1:  # no map of all classes at all
+                stored = labels(logits.shape[1])
+                stored[:, :] = resized_argmax(logits, first.padded_window)[0, :height, :width].cpu().numpy()
+                progress(1.0)
+                return stored, None
+        if tile is None:
+            tile_bytes = _CPU_TILE_BYTES if pixels.device.type == "cpu" else _TILE_BYTES
+            tile = min(max(int((tile_bytes / 4 / segmenter.info.num_classes) ** 0.5), 64), 4096)
+        for rows, columns, scores in _tiles_of_scores(segmenter, passes, (tile, tile)):
+            if stored is None:
+                stored = labels(scores.shape[-1])
+                shares = probabilities((scores.shape[-1], height, width)) if probabilities else None
+            stored[rows, columns] = segmenter.labels(scores, -1, probabilities=averaged).cpu().numpy()
+            if shares is not None:
+                scores = scores if averaged else segmenter.probabilities(scores, -1)
+                shares[:, rows, columns] = scores.permute(2, 0, 1).cpu().numpy()
+            progress((rows.start * width + (rows.stop - rows.start) * columns.stop) / (height * width))
+    return stored, shares
+
+
+@contextmanager
+def _memory_hint(image: str) -> Iterator[None]:
+    """Let errors of too little memory, which keep their type, say what to do."""
     try:
-        _predict(segmenter, passes, mode == "whole", tile, labels, probabilities, progress or (lambda share: None))
+        yield
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        _, height, width = pixels.shape
         kinds = (MemoryError, torch.OutOfMemoryError, RuntimeError)
         raise next(kind for kind in kinds if isinstance(error, kind))(
-            f"Out of memory for an image of {height}×{width} pixels (height×width), processed in mode {mode!r}. Use "
-            f"mode='slide', a smaller window or tile, or batch=1. ({error})"
+            f"Out of memory for an image of {image}. Use mode='slide', a smaller window or tile, or batch=1. ({error})"
         ) from error
 
 
@@ -216,7 +196,7 @@ def predict(
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
     fit_in: int | tuple[int, int] | None = None,
-    probabilities: bool | Callable[[int], np.ndarray] = False,
+    probabilities: bool | Callable[[tuple[int, ...]], np.ndarray] = False,
     precision: Precision = "fp32",
     batch: int | None = None,
     tile: int | None = None,
@@ -245,8 +225,8 @@ def predict(
         flip: Add a pass on the mirrored image for each scale.
         fit_in: Maximum side lengths, a pair in any order or one number for both: the image is first resized, up or
             down, until it reaches one of them, keeping its aspect ratio.
-        probabilities: Also return probabilities, 4 bytes per class and pixel. Or a function that returns, for a number
-            of classes, the array (classes, H, W) to write them to, which may be a memory-mapped file.
+        probabilities: Also return probabilities, 4 bytes per class and pixel. Or a function that returns, for a shape
+            (classes, H, W), the array to write them to, which may be a memory-mapped file.
         precision: "bf16" and "fp16" run the model under autocast; "fp32" leaves it as it is.
         batch: Number of windows per batch. Default: what takes less than about 2 GB, up to 16, on a GPU; 1 elsewhere.
         tile: Side in pixels of the tiles whose scores are computed at once. Affects memory, not the labels. Default:
@@ -274,23 +254,16 @@ def predict(
     stated = (None, None) if scaled else (info.value_range, info.bands)
     options: dict[str, Any] = {"mode": mode, "window": window, "stride": stride, "scales": scales, "flip": flip}
     options |= {"fit_in": fit_in, "precision": precision, "batch": batch, "divisor": divisor}
+    shares: Any = functools.partial(np.empty, dtype=np.float32) if probabilities is True else probabilities or None
 
     def predict_one(image: ImageLike) -> Any:
-        pixels = LoadedPixels(_move(read_image(image, info.in_channels, *stated), model))
-        found: list[np.ndarray] = []
+        pixels = Pixels(read_image(image, info.in_channels, *stated), next(model.parameters()).device)
 
-        def create_labels(classes: int) -> np.ndarray:
-            found.append(np.empty(pixels.shape[1:], np.uint8 if classes <= 256 else np.int32))
-            return found[-1]
+        def create(classes: int) -> np.ndarray:
+            return np.empty(pixels.shape[1:], np.uint8 if classes <= 256 else np.int32)
 
-        def create_probabilities(classes: int) -> np.ndarray:
-            shape = (classes, *pixels.shape[1:])
-            found.append(probabilities(classes) if callable(probabilities) else np.empty(shape, np.float32))
-            return found[-1]
-
-        shares = create_probabilities if probabilities else None
-        predict_pixels(segmenter, pixels, create_labels, shares, tile, progress, **options)
-        return tuple(found) if probabilities else found[0]
+        found = predict_pixels(segmenter, pixels, create, shares, tile, progress, **options)
+        return found if shares else found[0]
 
     with evaluation_mode(model):
         if isinstance(image, list | tuple) or (isinstance(image, np.ndarray | torch.Tensor) and image.ndim == 4):

@@ -56,13 +56,8 @@ def write_polygons(labels: Path, file: Path, info: ModelInfo, simplify: float = 
     """Write a GeoTIFF of labels as GeoJSON: a feature for each connected area of a class, with holes.
 
     Properties are `label`, `name` and `square_meters`. The background of a binary model is left out. GDAL holds all
-    polygons in memory, not the labels.
-
-    Args:
-        labels: The labels' file.
-        file: The file to write.
-        info: Of the model.
-        simplify: Tolerance in pixels. Every polygon stays valid, but neighbors may overlap, or leave gaps between them.
+    polygons in memory, not the labels. `simplify` is a tolerance in pixels: every polygon stays valid, but neighbors
+    may overlap, or leave gaps between them.
     """
     with open_raster(labels) as raster, replace_when_complete(file) as new, new.open("w", encoding="utf-8") as written:
         written.write('{"type": "FeatureCollection", "features": [')

@@ -6,14 +6,22 @@ rasterio is an optional package, imported when a raster is opened.
 import os
 import shutil
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from ..errors import ImageError, OptionError
+from ..errors import ImageError
+
+SUFFIXES = (".tif", ".tiff", ".jp2", ".vrt", ".img")
+LARGE = 178_956_970  # pixels, of the largest images that Pillow opens
+_PICTURES = ("GTiff", "JP2OpenJPEG")  # GDAL's names of what Pillow reads, too
+_PLACING_TAGS = {33550, 33922, 34264}  # of GeoTIFF: scale, tie points, transformation
+ALL = slice(None)  # rows or columns
 
 
 def import_rasterio(file: str | os.PathLike[str]) -> Any:
@@ -26,19 +34,15 @@ def import_rasterio(file: str | os.PathLike[str]) -> Any:
 
 
 class Raster:
-    """An open raster, from :func:`open_raster`. Nothing is read before it is asked for.
+    """An open raster, from :func:`open_raster`: what rasterio's dataset states, and regions of it.
 
     Attributes:
-        name: The file's path.
-        shape: Numbers of bands, rows and columns.
-        dtype: Type of the values; the common one of all bands.
-        crs: Coordinate reference system, rasterio's; None if the file states none.
-        transform: Affine map of pixels (column, row) to coordinates, rasterio's; the identity if the file states none.
-        nodata: Value of pixels without data; None if the file states none.
-        alpha: Number of the band that states opacity; None if there is none.
-        kinds: What each band is: "red", "gray", "undefined" and others of GDAL.
-        colors: Red, green and blue (256, 3), uint8, of each value of a file of one band with a palette, or of gray that
-            is inverted or of fewer than 8 bits; else None.
+        shape: Numbers of bands, rows and columns. A palette, and gray that is inverted or of fewer than 8 bits, are
+            read as three bands of colors.
+        dtype: The common type of all bands.
+        crs: Coordinate reference system, also of a file `.prj` beside a world file; None if none is stated.
+        kinds: What each band is: "red", "gray", "alpha", "undefined" and others of GDAL.
+        bands: The bands that are read, from 1; all, until others are assigned.
         placed: Whether the file states where it lies: by a transform, a CRS, control points or RPCs.
     """
 
@@ -47,85 +51,64 @@ class Raster:
         self.shape: tuple[int, int, int] = (dataset.count, dataset.height, dataset.width)
         self.dtype = np.result_type(*dataset.dtypes)
         self.crs, self.transform, self.nodata = dataset.crs, dataset.transform, dataset.nodata
-        if self.crs is None and not self.transform.is_identity:
-            self.crs = _read_projection(Path(name).with_suffix(".prj"))
-        self.kinds = kinds = [kind.name for kind in dataset.colorinterp]
-        self.alpha: int | None = kinds.index("alpha") + 1 if "alpha" in kinds else None
-        self.colors: np.ndarray | None = None
-        if kinds == ["palette"] and self.dtype == np.uint8:
-            palette = dataset.colormap(1)
-            self.colors = np.array([palette.get(value, (0, 0, 0))[:3] for value in range(256)], np.uint8)
-        elif len(kinds) == 1 and self.dtype == np.uint8:
-            key = "IMAGE_STRUCTURE"
-            bits, inverted = int(dataset.tags(1, ns=key).get("NBITS", 8)), "MINISWHITE" in dataset.tags(ns=key)
-            if 1 < bits < 8 or inverted:
-                gray = (np.arange(256) * 255 // (2**bits - 1)).clip(0, 255).astype(np.uint8)
-                self.colors = np.stack([255 - gray if inverted else gray] * 3, -1)
+        if self.crs is None and not self.transform.is_identity:  # a file of its own, as comes with a world file
+            rasterio = import_rasterio(name)
+            with suppress(OSError, rasterio.errors.CRSError):
+                text = Path(name).with_suffix(".prj").read_text(encoding="utf-8", errors="replace")
+                self.crs = rasterio.CRS.from_wkt(text, morph_from_esri_dialect=True)
+        self.kinds = [kind.name for kind in dataset.colorinterp]
+        self._colors = self._read_colors() if len(self.kinds) == 1 and self.dtype == np.uint8 else None  # (256, 3)
+        if self._colors is not None:
+            self.kinds = ["red", "green", "blue"]
+            self.shape = (3, *self.shape[1:])
+        self.bands = [*range(1, len(self.kinds) + 1)]
         self.placed = bool(not self.transform.is_identity or self.crs or dataset.gcps[0] or dataset.rpcs)
-        flags = (flag.name for band in dataset.mask_flag_enums for flag in band)
-        self._masked = self.dtype.kind == "f" or any(flag != "all_valid" for flag in flags)
 
-    def _window(self, rows: slice, columns: slice) -> tuple[tuple[int, int], tuple[int, int]]:
-        _, height, width = self.shape
-        (top, bottom, _), (left, right, _) = rows.indices(height), columns.indices(width)
+    def _read_colors(self) -> np.ndarray | None:
+        """Read which color each value of a file's only band stands for; None if it is what it says."""
+        if self.kinds == ["palette"]:
+            palette = self.dataset.colormap(1)
+            return np.array([palette.get(value, (0, 0, 0))[:3] for value in range(256)], np.uint8)
+        key = "IMAGE_STRUCTURE"
+        bits = int(self.dataset.tags(1, ns=key).get("NBITS", 8))
+        is_inverted = "MINISWHITE" in self.dataset.tags(ns=key)
+        if not (1 < bits < 8 or is_inverted):
+            return None
+        gray = (np.arange(256) * 255 // (2**bits - 1)).clip(0, 255).astype(np.uint8)
+        return np.stack([255 - gray if is_inverted else gray] * 3, -1)
+
+    def window(self, rows: slice, columns: slice) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Compute rasterio's window of a region."""
+        (top, bottom, _), (left, right, _) = (part.indices(side) for part, side in zip((rows, columns), self.shape[1:]))
         return (top, bottom), (left, right)
 
-    def read(
-        self, bands: Sequence[int] | None = None, rows: slice = slice(None), columns: slice = slice(None)
-    ) -> np.ndarray:
-        """Read values (bands, rows, columns) of a region in the file's own type; bands are numbered from 1.
-
-        Raises:
-            ImageError: If the file is damaged there.
-            OptionError: If there is no such band.
-        """
-        count = self.shape[0]
-        if bands is not None and not all(1 <= band <= count for band in bands):
-            raise OptionError(f"{self.name} has bands 1 to {count}, not all of {', '.join(map(str, bands))}.")
-        with _told_as_image_error(self.name):
-            numbers = list(bands or range(1, count + 1))
-            return self._read(numbers, window=self._window(rows, columns))
-
-    def _read(self, bands: list[int], **options: Any) -> np.ndarray:
-        if len({*self.dataset.dtypes}) == 1:
-            return self.dataset.read(bands, **options)
-        return np.stack([self.dataset.read(band, **options) for band in bands]).astype(self.dtype)
-
-    def valid(
-        self, rows: slice = slice(None), columns: slice = slice(None), bands: Sequence[int] | None = None
-    ) -> np.ndarray:
-        """Read which pixels (rows, columns) of a region hold data, bool: by nodata values, NaN, alpha, or masks.
-
-        `bands` are those that a model reads: an alpha band among them is data, such as near infrared, which GDAL marks
-        as alpha in files of four bands of uint8 by default.
-        """
-        window = self._window(rows, columns)
-        if not self._masked:
-            return np.ones([stop - start for start, stop in window], bool)
-        if bands is not None and self.alpha in bands:
-            values = self.read(bands, rows, columns)
-            return np.asarray(~self._lacks_data(values).all(0))
-        with _told_as_image_error(self.name):
-            found = self.dataset.dataset_mask(window=window) > 0
-        if self.dtype.kind == "f":
-            found &= ~np.isnan(self.read(bands, rows, columns)).any(0)
-        return found
-
-    def _lacks_data(self, values: np.ndarray) -> np.ndarray:
-        absent = np.nan if self.nodata is None else self.nodata
-        return np.isnan(values) if np.isnan(absent) else np.equal(values, absent)
-
-    def read_reduced(self, bands: Sequence[int], size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-        """Read mean values (bands, H, W) of the whole image at a reduced size, and which pixels hold data."""
+    def read(self, rows: slice = ALL, columns: slice = ALL, size: tuple[int, int] | None = None) -> np.ndarray:
+        """Read values (bands, rows, columns) of a region in the file's own type; their means for a smaller `size`."""
         from rasterio.enums import Resampling
 
-        with _told_as_image_error(self.name):
-            way = Resampling.average if self.colors is None else Resampling.nearest
-            values = self._read(list(bands), out_shape=size, resampling=way)
-            valid = self.dataset.dataset_mask(out_shape=size) > 0
-        if self.alpha in bands:
-            valid = ~self._lacks_data(values).all(0)
-        return values, valid & ~np.isnan(values).any(0)
+        place: dict[str, Any] = {"window": self.window(rows, columns), "out_shape": size}
+        with named(self.name):
+            if self._colors is not None:
+                colors = self._colors[self.dataset.read(1, **place)]
+                return colors.transpose(2, 0, 1)[np.array(self.bands) - 1]
+            place["resampling"] = Resampling.average
+            if len({*self.dataset.dtypes}) == 1:
+                return self.dataset.read(self.bands, **place)
+            return np.stack([self.dataset.read(band, **place) for band in self.bands]).astype(self.dtype)
+
+    def valid(self, rows: slice = ALL, columns: slice = ALL, size: tuple[int, int] | None = None) -> np.ndarray:
+        """Read which pixels (rows, columns) of a region hold data, bool: by nodata values, NaN, alpha, or masks.
+
+        An alpha band among those read is data, such as near infrared: GDAL marks the fourth of four bands of uint8 so.
+        """
+        if any(self.kinds[band - 1] == "alpha" for band in self.bands):
+            found = (self.read(rows, columns, size) != self.nodata).any(0)  # all, without a nodata value
+        else:
+            with named(self.name):
+                found = self.dataset.dataset_mask(window=self.window(rows, columns), out_shape=size) > 0
+        if self.dtype.kind == "f":
+            found &= ~np.isnan(self.read(rows, columns, size)).any(0)
+        return found
 
     def project(self, crs: str, xs: np.ndarray, ys: np.ndarray) -> np.ndarray:
         """Convert coordinates to another CRS: (2, points).
@@ -147,36 +130,31 @@ class Raster:
         raise ImageError(f"{self.name} does not state where on Earth it lies: {str(reason).split(' from ')[0]}")
 
 
-def _read_projection(file: Path) -> Any:
-    """Read the CRS of a file of its own, as comes with a world file; None if there is none."""
-    from rasterio.crs import CRS
-    from rasterio.errors import CRSError
-
-    try:
-        return CRS.from_wkt(file.read_text(encoding="utf-8", errors="replace"), morph_from_esri_dialect=True)
-    except (OSError, CRSError):
-        return None
-
-
 @contextmanager
-def _told_as_image_error(name: str) -> Iterator[None]:
-    from rasterio.errors import RasterioError
-
+def named(file: Any, kind: type[Exception] = Exception) -> Iterator[None]:
+    """Let ImageErrors begin with the file; errors of decoders, which raise many types, become ImageErrors."""
     try:
         yield
-    except (RasterioError, ValueError) as error:
-        reason = " ".join(str(error.__cause__ or error).split()).removeprefix(f"{name}: ")
-        raise ImageError(f"{name} cannot be read as an image: {reason}") from None
+    except (FileNotFoundError, MemoryError):
+        raise
+    except kind as error:
+        if isinstance(error, ImageError):
+            raise error if str(error).startswith(f"{file}") else ImageError(f"{file}: {error}") from None
+        told = error.__cause__ if "previous exception" in str(error) else error  # GDAL's below rasterio's
+        reason = " ".join(str(told).split()).removeprefix(f"{file}: ")
+        if isinstance(error, IsADirectoryError):
+            reason = "it is a folder. Pass its files, or use `segnext-timm predict`."
+        elif isinstance(error, Image.DecompressionBombError):
+            reason += " Raise PIL.Image.MAX_IMAGE_PIXELS if you trust the file."
+        raise ImageError(f"{file} cannot be read as an image: {reason}") from None
 
 
-@contextmanager
-def without_place_warnings() -> Iterator[None]:
-    """Silence rasterio's warning of files that state no place."""
-    from rasterio.errors import NotGeoreferencedWarning
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        yield
+def open_dataset(file: str | os.PathLike[str], *mode: str, **profile: Any) -> Any:
+    """Open or create a raster file by rasterio, without its warning of files that state no place."""
+    rasterio = import_rasterio(file)
+    with named(file), warnings.catch_warnings():
+        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        return rasterio.open(file, *mode, **profile)
 
 
 @contextmanager
@@ -187,16 +165,27 @@ def open_raster(file: str | os.PathLike[str]) -> Iterator[Raster]:
         FileNotFoundError: If there is no such file.
         ImageError: If rasterio is missing, or cannot read the file, or its values are complex numbers.
     """
-    rasterio = import_rasterio(file)
-    name = os.fspath(file)
-    if not Path(name).exists():
-        raise FileNotFoundError(f"{name}: no such file.")
-    with without_place_warnings(), _told_as_image_error(name):
-        dataset = rasterio.open(name)
-    with dataset:
+    import_rasterio(file)
+    if not Path(file).exists():
+        raise FileNotFoundError(f"{file}: no such file.")
+    with open_dataset(file) as dataset:
         if not dataset.count or any(dtype.startswith("complex") for dtype in dataset.dtypes):
-            raise ImageError(f"{name} cannot be read as an image: it has {dataset.count} bands of {dataset.dtypes}.")
-        yield Raster(dataset, name)
+            raise ImageError(f"{file} cannot be read as an image: it has {dataset.count} bands of {dataset.dtypes}.")
+        yield Raster(dataset, os.fspath(file))
+
+
+def is_raster(file: Path) -> bool:
+    """Whether an image file is georeferenced, or more than Pillow opens: whether it is read by regions."""
+    if file.suffix.lower() not in SUFFIXES:
+        return False
+    if find_spec("rasterio"):
+        with suppress(ImageError), open_raster(file) as raster:
+            is_large = raster.shape[1] * raster.shape[2] > LARGE
+            return raster.placed or is_large or raster.dataset.driver not in _PICTURES
+        return False  # damaged, as Pillow will say
+    with suppress(OSError, Image.DecompressionBombError), Image.open(file) as image:
+        return not _PLACING_TAGS.isdisjoint(getattr(image, "tag_v2", ()))
+    return True  # open_raster names the missing package
 
 
 def copy_place(image: Path, labels: Path) -> None:
@@ -205,8 +194,7 @@ def copy_place(image: Path, labels: Path) -> None:
     That is its world file, such as `a.jgw`, and its projection, `a.prj`.
     """
     kind = image.suffix[1:]
-    worlds = [f".{ending}" for ending in (f"{kind[:1]}{kind[-1:]}w", f"{kind}w", "wld")]
-    for endings, target in ((worlds, ".pgw"), ([".prj"], ".prj")):
-        names = (image.with_suffix(case) for end in endings for case in (end, end.lower(), end.upper()))
-        if found := next((name for name in names if name.is_file()), None):
+    for target, endings in ((".pgw", (f"{kind[:1]}{kind[-1:]}w", f"{kind}w", "wld")), (".prj", ("prj",))):
+        names = [name for ending in endings for name in (ending, ending.lower(), ending.upper())]
+        if found := next((file for name in names if (file := image.with_suffix(f".{name}")).is_file()), None):
             shutil.copyfile(found, labels.with_suffix(target))

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -25,32 +25,23 @@ PRECISIONS: dict[Precision, torch.dtype | None] = {"fp32": None, "bf16": torch.b
 _CACHE_BYTES = 1 << 30  # of the windows' logits that other tiles will need
 
 
-class Pixels(Protocol):
-    """An image whose regions are read when they are needed."""
+class Pixels:
+    """An image (C, H, W) in memory, on the model's device. Subclasses read regions of others when they are needed."""
 
+    device: torch.device
     shape: tuple[int, int, int]  # channels, rows, columns
-    device: torch.device  # the model's, of what is read
 
-    def crop(self, rows: slice, columns: slice) -> torch.Tensor:
-        """Read a region (C, rows, columns): uint8 from 0 to 255, or float32 from 0 to 1."""
-
-    def holds_data(self, rows: slice, columns: slice) -> bool:
-        """Whether a region holds any data; one that holds none is not predicted."""
-
-
-class LoadedPixels:
-    """An image (C, H, W) in memory, on the model's device."""
-
-    def __init__(self, image: torch.Tensor) -> None:
-        self._image, self.device = image, image.device
+    def __init__(self, image: torch.Tensor, device: torch.device) -> None:
+        # a copy to the CPU that does not block would be read too early
+        self._image, self.device = image.to(device, non_blocking=device.type == "cuda"), device
         self.shape = (image.shape[0], image.shape[1], image.shape[2])
 
     def crop(self, rows: slice, columns: slice) -> torch.Tensor:
-        """Take a region (C, rows, columns)."""
+        """Take a region (C, rows, columns): uint8 from 0 to 255, or float32 from 0 to 1."""
         return self._image[:, rows, columns]
 
     def holds_data(self, rows: slice, columns: slice) -> bool:
-        """Every region does."""
+        """Whether a region holds any data; one that holds none is not predicted."""
         return True
 
 
@@ -132,19 +123,14 @@ class WindowedMaps:
         if self.size == self.pixels.shape[1:]:
             return self.pixels
         whole = self.pixels.crop(slice(None), slice(None))
-        return LoadedPixels(TF.resize(whole, list(self.size), antialias=True))
-
-    @cached_property
-    def _mean_and_std(self) -> list[torch.Tensor]:
-        """Two tensors (C, 1, 1)."""
-        tensors = (torch.tensor(values)[:, None, None] for values in self.segmenter.info.normalization)
-        return [x.to(self.pixels.device, non_blocking=self.pixels.device.type == "cuda") for x in tensors]
+        return Pixels(TF.resize(whole, list(self.size), antialias=True), self.pixels.device)
 
     def _crop(self, top: int, left: int) -> torch.Tensor:
         """Compute the normalized pixels (1, C, h, w) of the window at an origin."""
         left = self.size[1] - left - self.window[1] if self.mirrored else left
         x = self._resized.crop(slice(top, top + self.window[0]), slice(left, left + self.window[1]))
-        mean, std = self._mean_and_std
+        tensors = (torch.tensor(values)[:, None, None] for values in self.segmenter.info.normalization)
+        mean, std = (values.to(x.device, non_blocking=x.is_cuda) for values in tensors)
         x = TF.to_dtype(x, torch.float32, scale=True).sub(mean).div_(std)[None]
         return x.flip(-1) if self.mirrored else x
 

@@ -145,7 +145,7 @@ def test_what_is_no_image_in_a_npy_file_is_named(tmp_path):
     np.save(tmp_path / "complex.npy", np.zeros((4, 5), complex))
     (tmp_path / "text.npy").write_text("no array", encoding="utf-8")
     for name in ("objects", "line", "complex", "text"):
-        with pytest.raises(ImageError, match=rf"^\S+{name}\.npy cannot be read as an image: .+$"):
+        with pytest.raises(ImageError, match=rf"^\S+{name}\.npy(: | cannot be read as an image: ).+$"):
             read_image(tmp_path / f"{name}.npy")
     with pytest.raises(FileNotFoundError, match=r"none\.npy"):
         read_image(tmp_path / "none.npy")
@@ -174,7 +174,7 @@ def test_bands_are_taken_by_number_in_their_order(tmp_path):
 def test_more_bands_than_the_model_takes_are_refused_with_the_key_that_names_them(tmp_path):
     for name, dtype in (("a", "uint16"), ("b", "uint8")):
         path = tiff(tmp_path / f"{name}.tif", noise(5, dtype, 200))
-        message = rf'{name}\.tif: .*takes images of 3 channels, got {dtype} \(5, 40, 50\): state .*\["bands"\]\.$'
+        message = rf'{name}\.tif: .*takes images of 3 channels, got 5: state .*\["bands"\]\.$'
         with pytest.raises(ImageError, match=message):
             read_image(path)
 

@@ -62,13 +62,10 @@ def test_channels_are_those_of_the_model(tmp_path):
     Image.fromarray(array).save(tmp_path / "x.png")
     gray = np.asarray(Image.fromarray(array).convert("L"))
     assert np.array_equal(read(tmp_path / "x.png", 1)[..., 0], gray)
-    assert np.abs(read(array, 1)[..., 0].astype(int) - gray).max() <= 1
+    assert np.array_equal(read(array, 1)[..., 0], gray)
     Image.fromarray(noise(40, 60, 4)).save(tmp_path / "four.png")
     assert np.array_equal(read(tmp_path / "four.png", 4), noise(40, 60, 4))
-    for channels, message in (
-        (4, "takes 4 channels, the image has those of 'RGB'"),
-        (6, "takes 6 channels, the image has those of 'RGB'"),
-    ):
+    for channels, message in ((4, r"takes images of 4 channels, got 3"), (6, r"takes images of 6 channels, got 3")):
         with pytest.raises(ImageError, match=message):
             read_image(tmp_path / "x.png", channels)
 
@@ -97,7 +94,7 @@ def test_what_is_no_image_is_told(tmp_path):
         (tmp_path / "empty.png", ImageError, r"empty\.png cannot be read as an image: not an image file"),
         (tmp_path, ImageError, "cannot be read as an image"),
         (tmp_path / "none.png", FileNotFoundError, r"none\.png"),
-        (np.zeros((4, 4, 2), np.uint8), ImageError, r"takes images of 3 channels, got uint8 \(4, 4, 2\)"),
+        (np.zeros((4, 4, 2), np.uint8), ImageError, r"takes images of 3 channels, got 2"),
         (
             np.zeros((4, 0, 3), np.uint8),
             ImageError,
@@ -260,7 +257,7 @@ def test_an_array_with_its_channels_first_is_told_how_to_transpose_it(count):
 
 @pytest.mark.parametrize("image", [np.zeros((40, 60, 4), np.uint8), torch.zeros(6, 40, 60)])
 def test_other_channels_in_their_place_are_not_told_to_move(image):
-    with pytest.raises(ImageError, match=r"takes images of 3 channels, got \w+ \([\d, ]+\)\.$"):
+    with pytest.raises(ImageError, match=r"takes images of 3 channels, got [46]: state which bands it takes"):
         read_image(image)
 
 

@@ -2,6 +2,7 @@
 
 import functools
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,6 @@ import stress
 from segnext_timm import predict
 from segnext_timm.errors import OptionError
 from segnext_timm.models.segmenter import evaluation_mode
-from segnext_timm.prediction import pipeline
 from small_models import narrow
 
 CFG = {"mean": [0.5] * 3, "std": [0.25] * 3}
@@ -57,12 +57,12 @@ def normalized(image):
 def test_labels_do_not_depend_on_free_memory(monkeypatch):
     model, image = segnext(), noise(100, 130)
     expected = predict(model, image, window=48)
-    read_text = pipeline.Path.read_text
+    read_text = Path.read_text
 
     def starved(path, *args, **kwargs):
         return "MemAvailable: 64 kB\n" if str(path) == "/proc/meminfo" else read_text(path, *args, **kwargs)
 
-    monkeypatch.setattr(pipeline.Path, "read_text", starved)
+    monkeypatch.setattr(Path, "read_text", starved)
     assert np.array_equal(predict(model, image, window=48), expected)
     assert not np.array_equal(predict(model, image, window=48, mode="slide"), expected)
 

@@ -1,3 +1,4 @@
+import functools
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -242,6 +243,15 @@ def test_windows_are_as_large_as_the_images_of_the_training():
     assert np.array_equal(predict(model, noise(100, 130), mode="slide"), expected)
 
 
+def test_probabilities_are_written_to_an_array_of_the_users(model, tmp_path):
+    create = functools.partial(np.memmap, tmp_path / "shares", np.float32, "w+", 0)
+    labels, shares = predict(model, noise(50, 70), probabilities=create)
+    expected_labels, expected = predict(model, noise(50, 70), probabilities=True)
+    assert isinstance(shares, np.memmap)
+    assert np.array_equal(shares, expected)
+    assert np.array_equal(labels, expected_labels)
+
+
 def test_probabilities_come_on_request(model):
     for options in ({}, {"flip": True}, {"mode": "slide", "window": 48}):
         labels, shares = predict(model, noise(50, 70), probabilities=True, **options)
@@ -284,7 +294,7 @@ def test_other_numbers_of_channels_need_their_own_statistics():
         predict(model, image)
     model.pretrained_cfg.update(mean=[0.5] * 6, std=[0.25] * 6)
     assert predict(model, image).shape == (40, 60)
-    with pytest.raises(ImageError, match=r"takes images of 6 channels, got uint8 \(40, 60, 3\)"):
+    with pytest.raises(ImageError, match=r"takes images of 6 channels, got 3"):
         predict(model, noise(40, 60))
     gray = smp.SegNeXt("tu-test_mscan", encoder_weights=None, classes=3, decoder_channels=32, in_channels=1)
     gray.pretrained_cfg.update(mean=[0.5], std=[0.25])

@@ -8,6 +8,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 import segnext_timm.prediction.raster_labels
+import segnext_timm.prediction.rasters
 from segnext_timm import predict
 from segnext_timm.cli import main
 from segnext_timm.errors import ImageError, OptionError
@@ -44,12 +45,11 @@ def test_a_raster_is_read_in_its_own_type_by_bands_and_regions(tmp_path):
         assert (raster.shape, raster.dtype, raster.nodata) == ((5, 40, 60), np.uint16, 16)
         assert (raster.crs.to_epsg(), raster.transform) == (32632, PLACE)
         assert np.array_equal(raster.read(), values)
-        part = raster.read([4, 3, 2], slice(30, 40), slice(5, 8))
+        raster.bands = [4, 3, 2]
+        part = raster.read(slice(30, 40), slice(5, 8))
         assert np.array_equal(part, values[[3, 2, 1], 30:40, 5:8])
         assert part.dtype == np.uint16
         assert np.array_equal(raster.valid(slice(0, 9)), (values[:, :9] != 16).any(0))
-        with pytest.raises(OptionError, match=r"a\.tif has bands 1 to 5, not all of 1, 6"):
-            raster.read([1, 6])
 
 
 def test_an_alpha_band_that_is_no_input_says_which_pixels_hold_data(tmp_path):
@@ -57,13 +57,15 @@ def test_an_alpha_band_that_is_no_input_says_which_pixels_hold_data(tmp_path):
     values[3] = 255
     values[3, :, :7] = 0
     with open_raster(write_raster(tmp_path / "a.tif", values)) as raster:
-        assert raster.alpha == 4
+        assert raster.kinds[3] == "alpha"
+        raster.bands = [3, 2, 1]
         assert np.array_equal(raster.valid(), values[3] > 0)
-        assert np.array_equal(raster.valid(slice(0, 2), slice(5, 9), [3, 2, 1]), values[3, :2, 5:9] > 0)
-        assert raster.valid(slice(0, 2), slice(5, 9), [4, 3, 2]).tolist() == [[True] * 4] * 2  # near infrared
+        assert np.array_equal(raster.valid(slice(0, 2), slice(5, 9)), values[3, :2, 5:9] > 0)
+        raster.bands = [4, 3, 2]
+        assert raster.valid(slice(0, 2), slice(5, 9)).tolist() == [[True] * 4] * 2  # near infrared
     values[:, 2:4] = 9
     with open_raster(write_raster(tmp_path / "b.tif", values, nodata=9)) as raster:
-        assert np.array_equal(raster.valid(bands=[1, 2, 3, 4]), (values != 9).any(0))
+        assert np.array_equal(raster.valid(), (values != 9).any(0))
 
 
 def test_files_that_are_no_rasters_are_refused_by_name(tmp_path):
@@ -199,7 +201,7 @@ def test_a_model_takes_the_bands_that_it_states(tmp_path):
     expected = predict(model_of(), values[[3, 2, 1]].transpose(1, 2, 0))
     assert np.array_equal(labels_of(tmp_path / "out" / "a.tif"), expected)
     for model, message in (
-        (model_of(), r"a\.tif: the model takes 3 channels, the image has 5 bands: state which it takes"),
+        (model_of(), r"a\.tif: The model takes images of 3 channels, got 5: state which"),
         (model_of(bands=[1, 2, 6]), r"a\.tif: The image has 5 bands, and .* names the bands 1, 2, 6"),
     ):
         with pytest.raises(ImageError, match=message):
@@ -235,7 +237,7 @@ def test_overlays_of_rasters_are_of_bounded_size_and_show_the_image_where_it_hol
 
 
 def test_a_raster_that_fits_no_memory_is_neither_resized_nor_taken_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr(segnext_timm.prediction.raster_labels, "_LARGE", 1000)
+    monkeypatch.setattr(segnext_timm.prediction.raster_labels, "LARGE", 1000)
     file = write_raster(tmp_path / "a.tif", noise(3, 40, 60), crs=None)
     for options in ({"fit_in": 30}, {"scales": (1, 2)}, {"mode": "whole"}):
         with pytest.raises(ImageError, match=r"a\.tif: 40×60 pixels are too many to be read at once"):
@@ -247,11 +249,11 @@ def test_a_raster_that_fits_no_memory_is_neither_resized_nor_taken_whole(tmp_pat
 def test_a_tiff_that_lies_nowhere_but_is_larger_than_pillow_opens_is_read_by_regions(tmp_path, monkeypatch):
     values = noise(3, 100, 80).transpose(1, 2, 0)
     Image.fromarray(values).save(tmp_path / "a.tif")
-    monkeypatch.setattr(segnext_timm.prediction.raster_labels, "_LARGE", 5000)
+    monkeypatch.setattr(segnext_timm.prediction.rasters, "LARGE", 5000)
     entry = predict_file(model_of(), tmp_path / "a.tif", tmp_path / "out" / "a", mode="slide")
     with open_raster(tmp_path / "out" / "a.tif") as labels:
         assert not labels.placed
-        assert np.array_equal(labels.read()[0], predict(model_of(), values, mode="slide"))
+        assert np.array_equal(labels.dataset.read(1), predict(model_of(), values, mode="slide"))
     assert sum(area["pixels"] for area in entry["classes"]) == 100 * 80
 
 
@@ -331,7 +333,7 @@ def test_without_rasterio_only_images_that_need_it_are_refused(tmp_path, monkeyp
     placed = write_raster(tmp_path / "placed.tif", noise(3, 40, 60))
     Image.fromarray(noise(3, 40, 60).transpose(1, 2, 0)).save(tmp_path / "plain.tif")
     hide(monkeypatch, "rasterio")
-    monkeypatch.setattr(segnext_timm.prediction.raster_labels, "find_spec", lambda name: None)
+    monkeypatch.setattr(segnext_timm.prediction.rasters, "find_spec", lambda name: None)
     with pytest.raises(
         ImageError, match=r"placed\.tif is read by rasterio, which is not installed: pip install rasterio"
     ):
@@ -539,7 +541,8 @@ def test_bands_of_different_types_are_read_in_their_common_one_and_mosaics_of_a_
     with open_raster(mosaic(tmp_path / "a.vrt", *parts)) as raster:
         assert raster.read().dtype == np.uint16
         assert np.array_equal(raster.read(), np.concatenate([wide, narrow_ones]))
-        assert raster.read_reduced([2, 1], (20, 30))[0].shape == (2, 20, 30)
+        raster.bands = [2, 1]
+        assert raster.read(size=(20, 30)).shape == (2, 20, 30)
     for part in parts:
         part.rename(part.with_suffix(".part"))
     text = (tmp_path / "a.vrt").read_text()
@@ -548,6 +551,18 @@ def test_bands_of_different_types_are_read_in_their_common_one_and_mosaics_of_a_
     assert [*places] == [tmp_path / "a.vrt"]
     predictions = predict_files(model_of(2, range=[0, 60_000]), places, tmp_path / "out")
     assert (predictions.predicted, predictions.failures) == (1, {})
+
+
+def test_signed_integers_without_a_range_are_drawn_too(tmp_path):
+    file = write_raster(tmp_path / "a.tif", noise(3, 40, 60, "int16") * 100)
+    predict_file(model_of(), file, tmp_path / "out" / "a")
+    assert {"labels", "overlay"} == set(outputs(tmp_path / "out" / "a"))
+    assert np.array_equal(labels_of(tmp_path / "out" / "a.tif"), predict(model_of(), file))
+
+
+def test_a_mosaic_that_lies_nowhere_is_an_image(tmp_path):
+    part = write_raster(tmp_path / "a.tif", noise(1, 40, 60))
+    assert np.array_equal(predict(model_of(), mosaic(tmp_path / "a.vrt", part, part, part)), predict(model_of(), part))
 
 
 def test_a_model_of_gray_reads_rasters_in_color(tmp_path):
@@ -564,6 +579,32 @@ def test_a_model_of_colors_takes_those_of_a_raster_with_near_infrared(tmp_path, 
     expected = predict(model_of(), values[:3].transpose(1, 2, 0))
     assert np.array_equal(labels_of(tmp_path / "out" / "a.tif"), expected)
     assert np.array_equal(predict(model_of(), file), expected)
+
+
+@pytest.mark.parametrize(
+    ("channels", "options", "bands"),
+    [
+        (4, {"count": 5, "ALPHA": "YES"}, [0, 1, 2, 4]),
+        (3, {"count": 5, "ALPHA": "YES"}, [0, 1, 2]),
+        (5, {"count": 5, "ALPHA": "YES"}, [0, 1, 2, 3, 4]),
+        (4, {"count": 4, "ALPHA": "YES"}, [0, 1, 2, 3]),
+        (1, {"count": 4, "ALPHA": "NO"}, [0, 1, 2]),
+    ],
+)
+def test_bands_beside_colors_and_alpha_are_the_same_by_regions_and_in_memory(tmp_path, channels, options, bands):
+    values = noise(options.pop("count"), 40, 60)
+    file = write_raster(tmp_path / "a.tif", values, photometric="RGB", **options)
+    predict_file(model_of(channels), file, tmp_path / "out" / "a")
+    expected = predict(model_of(channels), values[bands].transpose(1, 2, 0))
+    assert np.array_equal(labels_of(tmp_path / "out" / "a.tif"), expected)
+    assert np.array_equal(predict(model_of(channels), file), expected)
+
+
+def test_the_first_of_two_bands_is_not_taken_for_gray(tmp_path):
+    file = write_raster(tmp_path / "a.tif", noise(2, 40, 60), ALPHA="NO")
+    for predicted in (lambda: predict(model_of(1), file), lambda: predict_file(model_of(1), file, tmp_path / "b")):
+        with pytest.raises(ImageError, match=r"takes images of 1 channels, got 2: state which bands"):
+            predicted()
 
 
 @pytest.mark.parametrize("options", [{"nbits": 2}, {"nbits": 4}, {"photometric": "MINISWHITE"}])

@@ -234,10 +234,11 @@ def test_files_that_are_not_the_model_s_are_pushed_only_if_wanted_and_pickles_ne
     assert "pickles never are." in done.stderr
 
 
+LOG_IN = "Log in with `hf auth login`, or set HF_TOKEN, to a token that may do this."
 TOKENS = {
     "": "There is no token for the Hub: log in with `hf auth login`, or set HF_TOKEN.",
-    "hf_old": "writer/x: the Hub refused the token. Log in with `hf auth login`, or set HF_TOKEN.",
-    "hf_reader": "writer/x: the token may not write to this repository on the Hub. Use a token with write access.",
+    "hf_old": f"writer/x: the Hub refused access (Invalid credentials in Authorization header). {LOG_IN}",
+    "hf_reader": f"writer/x: the Hub refused access (You don't have the rights to write here). {LOG_IN}",
 }
 
 

@@ -47,7 +47,7 @@ from segmentation.models import (
     build_model,
     normalization,
     note_results,
-    parameter_groups,
+    paper_parameter_groups,
     training_facts,
     with_synced_norms,
 )
@@ -200,7 +200,7 @@ class Trainer:
         self.ema = ModelEmaV3(model, decay=settings.ema_decay) if settings.ema_decay else None
         self.eval_model = self.ema.module if self.ema else model  # evaluated and saved
         self.statistics = [RunningStatistics(m) for m in (model, self.ema.module if self.ema else None) if m]
-        groups, fused = parameter_groups(model, settings), prefers_fused(self.device)
+        groups, fused = paper_parameter_groups(model, settings), prefers_fused(self.device)
         optimizer = torch.optim.AdamW(groups, lr=settings.lr, fused=fused)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.loss_fn = UpsampledCrossEntropyLoss(ignore_index=self.train_split.ignore_index, reduction="sum")

@@ -29,6 +29,7 @@ __all__ = [
     "list_segmenters",
     "load_segmenter",
     "overlay",
+    "parameter_groups",
     "predict",
     "predict_file",
     "push_to_hub",
@@ -58,6 +59,7 @@ if TYPE_CHECKING or not _is_the_command():
     from .models.hamburger import Hamburger, NMF2d
     from .models.losses import UpsampledCrossEntropyLoss
     from .models.mscan import MSCAN
+    from .models.optimization import parameter_groups
     from .models.segnext import LightHamDecoder, SegNeXt
     from .prediction.drawing import class_areas, overlay
     from .prediction.files import predict_file

@@ -226,13 +226,13 @@ def test_info_reads_a_repository_in_the_cache_without_the_hub(hub, folder, fault
     [
         ((503, "", ""), "user/model: the Hub cannot answer now (status 503). Try again later."),
         ((429, "", ""), "user/model: the Hub cannot answer now (status 429). Try again later."),
-        (None, "user/model: no such folder, not in the Hub's cache, and the Hub cannot be reached."),
+        (None, "user/model: the Hub cannot be reached ("),
     ],
 )
 def test_a_hub_that_does_not_answer_is_asked_once_and_told_in_one_line(hub, fault, message):
     hub.fault = fault
     done = hub.run("info", "user/model")
-    assert done.stderr == f"Error: {message}\n"
+    assert done.stderr.startswith(f"Error: {message}") and done.stderr.count("\n") == 1
     assert done.returncode == 1
     assert [request for request in hub.requests if "/resolve/" in request] == [CONFIG_REQUEST]
 

@@ -48,9 +48,7 @@ class Segmenter(L.LightningModule):
         self.log("miou", self.miou, prog_bar=True)
 
     def configure_optimizers(self) -> dict:
-        head = [*self.model.decoder.parameters(), *self.model.segmentation_head.parameters()]
-        groups = [{"params": self.model.encoder.parameters()}, {"params": head, "lr": 10 * self.hparams.lr}]
-        optimizer = torch.optim.AdamW(groups, lr=self.hparams.lr, weight_decay=0.01)
+        optimizer = torch.optim.AdamW(segnext_timm.parameter_groups(self.model, self.hparams.lr))
         steps = self.trainer.estimated_stepping_batches
         schedule = torch.optim.lr_scheduler.PolynomialLR(optimizer, total_iters=steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

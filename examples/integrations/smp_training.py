@@ -9,7 +9,7 @@ import segmentation_models_pytorch as smp
 import torch
 from generated import CLASSES, batches, normalize, show_versions, street_scenes
 
-import segnext_timm  # noqa: F401  (registers MSCAN with timm and SegNeXt with smp)
+import segnext_timm  # registers MSCAN with timm and SegNeXt with smp
 
 
 def measure(model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
@@ -33,7 +33,7 @@ def main() -> None:
     model = smp.create_model("segnext", "tu-mscan_t", encoder_weights=None, classes=len(CLASSES))
     dice = smp.losses.DiceLoss("multiclass", ignore_index=255)
     focal = smp.losses.FocalLoss("multiclass", ignore_index=255)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    optimizer = torch.optim.AdamW(segnext_timm.parameter_groups(model, lr=2e-4))
     before = measure(model, images[32:], labels[32:])
     model.train()
     for x, y in batches(images[:32], labels[:32], 4, 30):

@@ -71,7 +71,7 @@ def write_backbone(model: torch.nn.Module, name: str, folder: Path) -> None:
 
 def check_absent(api: HfApi, repo: str) -> None:
     """Raise a FileExistsError if a repository on the Hub already holds a model."""
-    with hub_errors(repo, write=True):
+    with hub_errors(repo):
         exists = api.repo_exists(repo) and api.file_exists(repo, WEIGHTS)
     if exists:
         raise FileExistsError(f"{repo} exists on the Hub: overwrite it with --force.")
@@ -79,7 +79,7 @@ def check_absent(api: HfApi, repo: str) -> None:
 
 def collect(api: HfApi, title: str, user: str, repos: Iterable[str]) -> str:
     """Add models to a collection, which is created if missing, and return its address."""
-    with hub_errors(title, write=True):
+    with hub_errors(title):
         collection = api.create_collection(title, namespace=user, exists_ok=True)
         for repo in repos:
             api.add_collection_item(collection.slug, repo, "model", exists_ok=True)

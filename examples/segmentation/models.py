@@ -277,11 +277,12 @@ def training_facts(settings: TrainSettings, iteration: int) -> dict[str, Any]:
     }
 
 
-def parameter_groups(model: torch.nn.Module, settings: TrainSettings) -> list[dict[str, Any]]:
-    """Group parameters by learning rate and weight decay, as in the paper's code.
+def paper_parameter_groups(model: torch.nn.Module, settings: TrainSettings) -> list[dict[str, Any]]:
+    """Group parameters by learning rate and weight decay, exactly as in the paper's code.
 
     Only the encoder's norms outside the stem have no weight decay: the published code exempts parameters with "norm" in
     their names, and it calls the stem's batch norms `proj.1` and `proj.4`, and the decoder's group norms `gn`.
+    `segnext_timm.parameter_groups` is for other loops: it exempts all norms, biases and layer scales, as is usual.
     """
     groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
     for name, parameter in model.named_parameters():

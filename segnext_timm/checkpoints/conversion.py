@@ -14,7 +14,7 @@ from ..errors import CheckpointError, OptionError
 from ..hub.cards import save_backbone
 from ..label_sets import LABEL_SETS
 from ..models.hamburger import NMF2d
-from ..models.mscan import check_parameters
+from ..models.state_dicts import check_parameters
 from .catalog import IMAGENET_MEAN, IMAGENET_STD
 from .dialects import Checkpoint, load_checkpoint, native_to_mmseg
 from .folder import MODEL_FILES, PICKLE_SUFFIXES, WEIGHTS, read_facts, read_model_config

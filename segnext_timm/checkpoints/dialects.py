@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 from ..errors import CheckpointError, OptionError
-from ..models.mscan import PUBLISHED_NAMES, WRAPPERS, backbone_prefix, backbone_to_native, is_average, rename, unnest
+from ..models.mscan import PUBLISHED_NAMES, backbone_to_native
+from ..models.state_dicts import take_network
 from ..variants import NARROW, VARIANTS
 from .formats import read_checkpoint
 
@@ -31,8 +32,8 @@ _DECODER_NAMES = (
     ("decode_head.hamburger.ham_out.conv", "decoder.hamburger.proj_out"),
     ("decode_head.hamburger.ham.bases", "decoder.hamburger.nmf.bases"),
     ("decode_head.hamburger.ham_out.gn", "decoder.hamburger.norm"),
+    ("decode_head.align.gn", "decoder.align_norm"),  # before its beginning, "decoder.align"
     ("decode_head.align.conv", "decoder.align"),
-    ("decode_head.align.gn", "decoder.align_norm"),
     ("decode_head.conv_seg", "segmentation_head.0"),
 )
 # Patterns in PaddleSeg's names and mmsegmentation's spelling. They match no name of mmsegmentation, so every file
@@ -50,41 +51,7 @@ _SQUEEZE = "decode_head.squeeze.conv.weight"  # one convolution over concatenate
 _NATIVE_SQUEEZE = [f"decoder.squeeze.{level}.weight" for level in range(3)]
 _BASES = "decoder.hamburger.nmf.bases"
 _ENCODER = "encoder.model."  # where an smp model keeps an encoder of timm
-_ENCODER_SUFFIX = re.compile(rf"(?:(?:backbone|encoder\.{WRAPPERS}model)\.{WRAPPERS})?$")  # in a segmenter's names
-_EMA_KEYS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")  # timm's, timm's, mmengine's, JSeg's
-
-
-def take_state_dict(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """Take the tensors out of a checkpoint, and NumPy's arrays as tensors."""
-    if not isinstance(checkpoint, Mapping):
-        found = type(checkpoint).__name__
-        raise CheckpointError(f"a {found} instead of parameters by name. Check that it is the right file.")
-    tensors = {}
-    for name, value in unnest(checkpoint).items():
-        if isinstance(value, np.ndarray) and value.dtype.kind in "biufc" and value.dtype.itemsize <= 16:
-            native = value.astype(value.dtype.newbyteorder("="), copy=False)
-            value = torch.from_numpy(np.require(native, requirements="W"))
-        if isinstance(value, torch.Tensor):
-            tensors[str(name)] = value
-    return tensors
-
-
-def take_network(checkpoint: Mapping[str, Any], ema: bool = False) -> dict[str, torch.Tensor]:
-    """Take the one MSCAN or SegNeXt, or its moving average, out of a checkpoint; names have no prefixes of wrappers."""
-    for key in _EMA_KEYS if ema and isinstance(checkpoint, Mapping) else ():
-        if isinstance(checkpoint.get(key), Mapping):
-            return take_network(checkpoint[key])
-    tensors = take_state_dict(checkpoint)
-    prefix = backbone_prefix(tensors, ema)
-    if ema and not is_average(prefix):
-        raise CheckpointError("the checkpoint has no moving average (EMA) of the weights: load the weights themselves.")
-    prefix = _ENCODER_SUFFIX.sub("", prefix)
-    own = {
-        re.sub(rf"(?<![^.]){WRAPPERS}", "", name.removeprefix(prefix)): value
-        for name, value in tensors.items()
-        if name.startswith(prefix)
-    }
-    return {name: value for name, value in own.items() if not name.startswith("ema_")}  # mmcv's averages
+_STAGE = re.compile(r"^stages\.(\d)\.(patch_embed|block|norm)")  # what mscan.py makes of published names first
 
 
 def _to_mmseg_names(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -111,23 +78,26 @@ def segmenter_to_native(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor
         native[name] = weight.contiguous()
     for name, value in tensors.items():
         if name.startswith("decode_head."):
-            native[rename(name, _DECODER_NAMES) or name] = value
+            for published, own in _DECODER_NAMES:
+                name = name.replace(published, own)
+            native[name] = value
     return native
 
 
 def native_to_mmseg(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Rename native parameters to mmsegmentation's names, without the bases, which mmsegmentation draws itself."""
-    table = [(native, published) for published, native in (*_DECODER_NAMES, *PUBLISHED_NAMES)]
     published = {}
     for name, value in state_dict.items():
         if name == _BASES or name in _NATIVE_SQUEEZE:
             continue
-        own = name.removeprefix(_ENCODER)
-        renamed = rename(re.sub(r"^stages_", "stages.", own), table)
-        if renamed is None:
+        own = name.removeprefix(_ENCODER).replace("stages_", "stages.")
+        renamed = own
+        for theirs, ours in (*_DECODER_NAMES, *PUBLISHED_NAMES):
+            renamed = renamed.replace(ours, theirs)
+        renamed = _STAGE.sub(lambda match: f"{match[2]}{int(match[1]) + 1}", renamed)
+        if renamed == own:
             raise CheckpointError(f"mmsegmentation's SegNeXt has no parameter for {name!r}: convert to native.")
-        renamed = re.sub(r"^(patch_embed|block|norm)(\d)", lambda match: f"{match[1]}{int(match[2]) + 1}", renamed)
-        published[renamed if own == name else f"backbone.{renamed}"] = value
+        published[f"backbone.{renamed}" if name.startswith(_ENCODER) else renamed] = value
     squeeze = [state_dict[name] for name in _NATIVE_SQUEEZE if name in state_dict]
     if len(squeeze) in (1, 2):
         raise CheckpointError("mmsegmentation's SegNeXt has four stages, this model has fewer: convert to native.")

@@ -74,64 +74,47 @@ def hub_config(
                 get_hf_file_metadata(hf_hub_url(repo, CONFIG, revision=revision), token=token)
             return Path(hf_hub_download(repo, CONFIG, revision=revision, token=token, cache_dir=cache_dir))
         except Exception as error:
-            if isinstance(cached, str) and is_no_connection(error):  # the connection failed: use the cached file
+            if isinstance(cached, str) and _is_no_connection(error):
                 return Path(cached)
             raise
 
 
-def is_no_connection(error: BaseException) -> bool:
-    """Whether an error says that a server cannot be reached, in any of the libraries that huggingface_hub uses."""
-    return isinstance(error, ConnectionError) or type(error).__module__.startswith(("httpx", "httpcore", "requests"))
+def _is_no_connection(error: BaseException) -> bool:
+    clients = ("httpx", "httpcore", "requests")  # libraries that huggingface_hub uses
+    return isinstance(error, ConnectionError) or type(error).__module__.startswith(clients)
 
 
 @contextmanager
-def hub_errors(name: str | Path, revision: str | None = None, write: bool = False) -> Iterator[None]:
+def hub_errors(name: str | Path, revision: str | None = None) -> Iterator[None]:
     """Turn errors of the Hub and of the connection into one-line errors: see :func:`load_segmenter`."""
     from huggingface_hub import errors
 
     try:
         yield
     except Exception as error:
-        if not (isinstance(error, errors.HfHubHTTPError | errors.EntryNotFoundError) or is_no_connection(error)):
+        # what is neither in the cache nor on the Hub has a cause: the connection, or the Hub's answer
+        cause = error.__cause__ if isinstance(error, errors.LocalEntryNotFoundError) else error
+        status = getattr(getattr(cause, "response", None), "status_code", None)
+        reason = getattr(cause, "server_message", None) or str(cause or error).strip().split("\n")[-1]
+        kind: type[OSError] = FileNotFoundError
+        if isinstance(cause, errors.GatedRepoError):
+            kind, what = PermissionError, "this repository is gated. Accept its terms at "
+            what += f"https://huggingface.co/{name}, and log in: hf auth login."
+        elif isinstance(cause, errors.RepositoryNotFoundError):
+            what = "no such folder, and no such repository on the Hub. If it is private, log in: hf auth login."
+        elif isinstance(cause, errors.RevisionNotFoundError):
+            what = f"this repository on the Hub has no revision {revision!r}."
+        elif isinstance(cause, errors.EntryNotFoundError):
+            what = "this repository on the Hub holds no model of smp or timm."
+        elif status in (401, 403):
+            kind, what = PermissionError, f"the Hub refused access ({reason}). Log in with `hf auth login`, or set "
+            what += "HF_TOKEN, to a token that may do this."
+        elif status is not None and (status == 429 or status >= 500):
+            kind, what = ConnectionError, f"the Hub cannot answer now (status {status}). Try again later."
+        elif status is not None:
+            kind, what = HubError, f"the Hub refused the request (status {status}): {reason}"
+        elif cause is None or _is_no_connection(cause):
+            kind, what = ConnectionError, f"the Hub cannot be reached ({reason})."
+        else:
             raise
-        kind, what = _explain(error, str(name), revision, write)
         raise kind(f"{name}: {what}") from None
-
-
-def _explain(error: BaseException, name: str, revision: str | None, write: bool) -> tuple[type[OSError], str]:
-    """Choose the type and the message for an error of the Hub or of the connection."""
-    from huggingface_hub import errors
-
-    if isinstance(error, errors.LocalEntryNotFoundError):  # neither in the cache nor from the Hub
-        error = error.__cause__ or ConnectionError(str(error))
-    page, login, named = f"https://huggingface.co/{name}", "log in: hf auth login.", revision or "main"
-    missing = "no such folder, and no such repository on the Hub."
-    reading: tuple[tuple[type, type[OSError], str], ...] = (
-        (errors.GatedRepoError, PermissionError, f"this repository is gated. Accept its terms at {page}, and {login}"),
-        (errors.DisabledRepoError, PermissionError, "this repository on the Hub is disabled. Choose another one."),
-        (errors.RevisionNotFoundError, FileNotFoundError, f"this repository on the Hub has no revision {named!r}."),
-        (errors.RepositoryNotFoundError, FileNotFoundError, f"{missing} If it is private, {login}"),
-        (errors.EntryNotFoundError, FileNotFoundError, "this repository on the Hub holds no model of smp or timm."),
-    )
-    for cls, kind, what in () if write else reading:
-        if isinstance(error, cls):
-            return kind, what
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if status is None and write:
-        return ConnectionError, f"the Hub cannot be reached ({error})."
-    if status is None:
-        offline = isinstance(error, errors.OfflineModeIsEnabled)
-        why = "HF_HUB_OFFLINE is set" if offline else "the Hub cannot be reached"
-        return ConnectionError, f"no such folder, not in the Hub's cache, and {why}."
-    if status == 401:
-        return PermissionError, "the Hub refused the token. Log in with `hf auth login`, or set HF_TOKEN."
-    if status == 403:
-        verb, access = ("write to", "write") if write else ("read", "read")
-        return (
-            PermissionError,
-            f"the token may not {verb} this repository on the Hub. Use a token with {access} access.",
-        )
-    if status == 429 or status >= 500:
-        return ConnectionError, f"the Hub cannot answer now (status {status}). Try again later."
-    reason = getattr(error, "server_message", None) or str(error).strip().splitlines()[-1]
-    return HubError, f"the Hub refused the request (status {status}): {reason}"

@@ -14,8 +14,8 @@ from timm.models import adapt_input_conv
 from ..downloads import fetch
 from ..errors import CheckpointError, OptionError
 from ..models.facts import weights_digest
-from ..models.mscan import check_parameters
 from ..models.segnext import SegNeXt
+from ..models.state_dicts import check_parameters
 from .catalog import SegmenterCfg, get_segmenter_cfg
 from .dialects import load_checkpoint
 from .folder import CONFIG, WEIGHTS, info_key, not_a_segmenter, read_config

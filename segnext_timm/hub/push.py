@@ -91,7 +91,7 @@ def push_to_hub(
         write_card(folder, facts)  # fails before the Hub is asked
         if not (token or get_token()):
             raise PermissionError("There is no token for the Hub: log in with `hf auth login`, or set HF_TOKEN.")
-        with hub_errors(repo_id, revision, write=True):
+        with hub_errors(repo_id, revision):
             repo_id = api.create_repo(repo_id, private=private or None, exist_ok=True).repo_id
             if private and not api.model_info(repo_id).private:
                 raise OptionError(f"{repo_id} exists and is public: make it private, or choose another name.")

@@ -47,56 +47,52 @@ class SegNeXtHubMixin(SegmentationModel):
             raise OptionError(f"pretrained_cfg does not fit the model: {misfits}.")
         self.config["pretrained_cfg"] = fitting
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> CommitInfo | None:
-        """Save weights, configuration and a model card. Takes smp's arguments.
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        *,
+        config: Mapping[str, Any] | None = None,
+        repo_id: str | None = None,
+        push_to_hub: bool = False,
+        model_card_kwargs: Mapping[str, Any] | None = None,
+        branch: str | None = None,
+        **kwargs: Any,
+    ) -> CommitInfo | None:
+        """Save weights, configuration and a model card, and push them with `push_to_hub=True`. Takes smp's arguments.
 
         A card that was edited by hand keeps its text: only the results in its front matter follow.
 
         Args:
-            save_directory: Folder to write. It is also pushed with `push_to_hub=True` and `repo_id`.
-            kwargs: `dataset`, `metrics` and `model_card_kwargs` are facts, which :attr:`pretrained_cfg` keeps, as in
-                the `card` of :func:`segnext_timm.push_to_hub`; `config` is saved in place of the model's; others are
-                arguments of :meth:`push_to_hub`.
+            save_directory: Folder to write.
+            config: Configuration to save in place of the model's.
+            repo_id: "user/repo" to push to. Default: the name of the folder.
+            push_to_hub: Push the folder, as :func:`segnext_timm.push_to_hub` does.
+            model_card_kwargs: Facts, which :attr:`pretrained_cfg` keeps, as in the `card` of that function.
+            branch: Branch to push to.
+            kwargs: `dataset` and `metrics` are facts too; others are arguments of that function.
 
         Raises:
             OptionError: If the model is fused, its segmentation head was replaced by one that is not smp's, or a fact
                 does not fit the model.
+            OSError: If the Hub refuses the request or cannot be reached.
         """
-        from ..hub import write_card  # above the models: smp asks a model for its card
+        from .. import hub  # above the models: smp asks a model for its card
 
-        facts = dict(kwargs.pop("model_card_kwargs", None) or {})
-        facts |= {name: kwargs.pop(name) for name in ("dataset", "metrics") if name in kwargs}
-        self._update_config(facts)  # before anything is written, or removed
-        # a copy, in which smp's own name of the class does not come and go with other threads' saves
-        config = {**(kwargs.get("config") or self.config), "_model_class": type(self).__name__}
-        push, repo_id = kwargs.pop("push_to_hub", False), kwargs.pop("repo_id", None)
+        stated = {name: kwargs.pop(name) for name in ("dataset", "metrics") if name in kwargs}
+        self._update_config({**(model_card_kwargs or {}), **stated})  # before anything is written, or removed
         folder = Path(save_directory)
         with fill_when_complete(folder, last="config.json") as new:
             if (folder / "README.md").is_file():
                 shutil.copyfile(folder / "README.md", new / "README.md")
-            super().save_pretrained(new, config=config)
-            write_card(new)
-        return self.push_to_hub(repo_id or folder.name, **kwargs) if push else None
+            # a copy, in which smp's own name of the class does not come and go with other threads' saves
+            super().save_pretrained(new, config={**(config or self.config), "_model_class": type(self).__name__})
+            hub.write_card(new)
+        return hub.push_to_hub(folder, repo_id or folder.name, revision=branch, **kwargs) if push_to_hub else None
 
-    def push_to_hub(self, repo_id: str, *, branch: str | None = None, **kwargs: Any) -> CommitInfo:
-        """Push weights, configuration and a model card to the Hub, as :func:`segnext_timm.push_to_hub` does.
-
-        Args:
-            repo_id: "user/repo".
-            branch: Branch to push to.
-            kwargs: `model_card_kwargs` are facts, as in `card` there; `config` is pushed in place of the model's;
-                others are arguments of that function.
-
-        Raises:
-            OptionError: If the model is fused, or its segmentation head was replaced by one that is not smp's.
-            OSError: If the Hub refuses the request or cannot be reached.
-        """
-        from ..hub import push_to_hub
-
-        config, facts = kwargs.pop("config", None), kwargs.pop("model_card_kwargs", None)
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> CommitInfo | None:
+        """Push weights, configuration and a model card to "user/repo" on the Hub: see :meth:`save_pretrained`."""
         with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder, config=config, model_card_kwargs=facts)
-            return push_to_hub(folder, repo_id, revision=branch, card=facts, **kwargs)
+            return self.save_pretrained(folder, push_to_hub=True, repo_id=repo_id, **kwargs)
 
     def _update_config(self, facts: Mapping[str, Any]) -> None:
         """Make the configuration that of the model as it is, whose head and facts may have been changed in place."""

@@ -17,7 +17,7 @@ implementation of the published architecture; its outputs equal the original's o
 import logging
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -49,9 +49,10 @@ from timm.models._features import feature_take_indices
 from timm.models._hub import get_cache_dir
 
 from ..downloads import fetch
-from ..errors import CheckpointError, OptionError
+from ..errors import OptionError
 from ..variants import HUB_IDS, NARROW, VARIANTS
 from .fusion import FusedMSCANBlock, affine_of, fold_norm
+from .state_dicts import check_parameters, take_network
 
 _logger = logging.getLogger(__name__)
 
@@ -413,114 +414,47 @@ def _init_weights(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-# Names in mmsegmentation's code and here. `{}` matches a number. Published stages count from 1; `backbone_to_native`
-# subtracts 1 first. The first matching row wins. The authors' and JSeg's code has `mlp.dwconv.dwconv` for `mlp.dwconv`.
+# Parts of published names, after `_STAGE` has moved the number of the stage to the front, and parts of names here. None
+# occurs in a name of the other side, so that the table also leads back: see `checkpoints.dialects.native_to_mmseg`.
 PUBLISHED_NAMES = (
-    ("patch_embed0.proj.0", "stem.conv1"),
-    ("patch_embed0.proj.1", "stem.norm1"),
-    ("patch_embed0.proj.3", "stem.conv2"),
-    ("patch_embed0.proj.4", "stem.norm2"),
-    ("patch_embed{}.proj", "stages.{}.downsample.conv"),
-    ("patch_embed{}.norm", "stages.{}.downsample.norm"),
-    ("block{}.{}.attn.proj_1", "stages.{}.blocks.{}.attn.proj_in"),
-    ("block{}.{}.attn.spatial_gating_unit.conv0", "stages.{}.blocks.{}.attn.msca.dwconv"),
-    ("block{}.{}.attn.spatial_gating_unit.conv{}_1", "stages.{}.blocks.{}.attn.msca.branches.{}.0"),
-    ("block{}.{}.attn.spatial_gating_unit.conv{}_2", "stages.{}.blocks.{}.attn.msca.branches.{}.1"),
-    ("block{}.{}.attn.spatial_gating_unit.conv3", "stages.{}.blocks.{}.attn.msca.proj"),
-    ("block{}.{}.attn.proj_2", "stages.{}.blocks.{}.attn.proj_out"),
-    ("block{}.{}.layer_scale_1", "stages.{}.blocks.{}.ls1.gamma"),
-    ("block{}.{}.layer_scale_2", "stages.{}.blocks.{}.ls2.gamma"),
-    ("block{}", "stages.{}.blocks"),
-    ("norm{}", "stages.{}.norm"),
+    ("stages.0.patch_embed.proj.0", "stem.conv1"),
+    ("stages.0.patch_embed.proj.1", "stem.norm1"),
+    ("stages.0.patch_embed.proj.3", "stem.conv2"),
+    ("stages.0.patch_embed.proj.4", "stem.norm2"),
+    (".patch_embed.proj", ".downsample.conv"),
+    (".patch_embed.norm", ".downsample.norm"),
+    (".block.", ".blocks."),
+    (".attn.proj_1", ".attn.proj_in"),
+    (".attn.proj_2", ".attn.proj_out"),
+    *((f".spatial_gating_unit.conv{i}_{j + 1}", f".msca.branches.{i}.{j}") for i in range(3) for j in range(2)),
+    (".spatial_gating_unit.conv0", ".msca.dwconv"),
+    (".spatial_gating_unit.conv3", ".msca.proj"),
+    (".layer_scale_1", ".ls1.gamma"),
+    (".layer_scale_2", ".ls2.gamma"),
     ("head.weight", "head.fc.weight"),
     ("head.bias", "head.fc.bias"),
 )
+_STAGE = re.compile(r"^(patch_embed|block|norm)(\d)")
+_ENCODER = re.compile(r"^(?:backbone|encoder\.model)\.")  # prefix in a segmenter
 
 
-def rename(name: str, table: Iterable[tuple[str, str]]) -> str | None:
-    """Replace the first entry of a table (old, new) that a parameter's name begins with; None if there is none."""
-    for old, new in table:
-        if match := re.match(re.escape(old).replace(r"\{\}", r"(\d+)") + r"(?=\.|$)", name):
-            return new.format(*match.groups()) + name[match.end() :]
-    return None
-
-
-# Prefixes of DistributedDataParallel and torch.compile, also around parts of a network
-WRAPPERS = r"(?:(?:module|_orig_mod)\.)*"
-_STEM = re.compile(rf"((?:.+\.)?)(?:stem\.{WRAPPERS}conv1|patch_embed1\.{WRAPPERS}proj\.{WRAPPERS}0)\.weight")
-
-
-def unnest(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Take the parameters out of a checkpoint that keeps them as `state_dict`, `model` or `module`."""
-    outer = []
-    while inner := [checkpoint[k] for k in ("state_dict", "model", "module") if isinstance(checkpoint.get(k), Mapping)]:
-        outer.append(checkpoint)
-        checkpoint = inner[0]
-        if any(checkpoint is one for one in outer):
-            raise CheckpointError("contains itself instead of parameters by name. Check that it is the right file.")
-    return checkpoint
-
-
-def is_average(prefix: str) -> bool:
-    """Whether a prefix is that of a moving average, such as "model_ema."."""
-    return re.search(r"(?:^|[._])ema[._]", prefix) is not None
-
-
-def backbone_prefix(names: Iterable[str], ema: bool = False) -> str:
-    """Find the prefix of the one MSCAN among named parameters, or of its moving average if `ema`, by its stem."""
-    names = list(names)
-    prefixes = [match[1] for match in map(_STEM.fullmatch, names) if match]
-    if not prefixes:
-        raise CheckpointError(
-            f"not a checkpoint of MSCAN or SegNeXt: expected names like 'patch_embed1.proj.0.weight' or "
-            f"'stem.conv1.weight', found {', '.join(names[:3]) or 'no tensors'}. Check that it is the right file."
-        )
-    prefixes = [prefix for prefix in prefixes if is_average(prefix) == ema] or prefixes
-    if len(prefixes) > 1:
-        raise CheckpointError(
-            f"has {len(prefixes)} networks, whose encoders' names begin with {prefixes}. Save one alone, with "
-            f"torch.save(network.state_dict(), 'weights.pth'), and use that file."
-        )
-    return prefixes[0]
-
-
-def backbone_to_native(state_dict: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """Take MSCAN's parameters out of a checkpoint, alone or as part of another network, under native names.
+def backbone_to_native(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """Take MSCAN's parameters out of a checkpoint, alone or as part of a segmenter, under native names.
 
     Raises:
         CheckpointError: If there is no MSCAN among them, or more than one.
     """
-    tensors = {name: x for name, x in unnest(state_dict).items() if isinstance(x, torch.Tensor)}
-    prefix = backbone_prefix(tensors)
+    tensors = take_network(checkpoint)
+    encoder = {_ENCODER.sub("", name): value for name, value in tensors.items() if _ENCODER.match(name)}
     native = {}
-    for name, value in tensors.items():
-        own = name.removeprefix(prefix)
-        if not name.startswith(prefix) or own.startswith("ema_"):
-            continue  # what is around the backbone, and averages, which mmcv keeps beside the weights
-        # timm's feature extractors flatten the stages into themselves
-        own = own.replace("stages_", "stages.").replace("mlp.dwconv.dwconv", "mlp.dwconv")
-        from_0 = re.sub(r"^(patch_embed|block|norm)(\d)", lambda match: f"{match[1]}{int(match[2]) - 1}", own)
-        native[rename(from_0, PUBLISHED_NAMES) or own] = value
+    for name, value in (encoder or tensors).items():
+        # timm's feature extractors flatten the stages into themselves; the authors' and JSeg's code nests the `dwconv`
+        name = name.replace("stages_", "stages.").replace("mlp.dwconv.dwconv", "mlp.dwconv")
+        name = _STAGE.sub(lambda match: f"stages.{int(match[2]) - 1}.{match[1]}", name)
+        for published, own in PUBLISHED_NAMES:
+            name = name.replace(published, own)
+        native[name] = value
     return native
-
-
-def check_parameters(state_dict: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
-    """Raise a CheckpointError that says in one line how names or shapes differ from a model's."""
-    problems = []
-    for what, names in (
-        ("lacks", [n for n in expected if n not in state_dict]),
-        ("has the unknown", [n for n in state_dict if n not in expected]),
-        (
-            "has the wrong shape in",
-            [n for n, v in state_dict.items() if n in expected and v.shape != expected[n].shape],
-        ),
-    ):
-        more = f" and {len(names) - 2} more" if len(names) > 2 else ""
-        problems += [f"{what} {', '.join(names[:2])}{more}"] if names else []
-    if problems:
-        raise CheckpointError(
-            f"{'; '.join(problems)}: incomplete, or of another network or size. Check where it came from."
-        )
 
 
 def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: MSCAN) -> dict[str, torch.Tensor]:
@@ -529,11 +463,13 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: MSCAN) -> dict[st
     Raises:
         CheckpointError: If parameters other than the classifier's are missing, unknown or of another shape.
     """
-    expected, state_dict = model.state_dict(), backbone_to_native(state_dict)
+    state_dict = backbone_to_native(state_dict)
     adapted = ("head.fc.weight", "head.fc.bias", "stem.conv1.weight")  # by timm, to other classes and channels
-    check_parameters(
-        *({n: v for n, v in names.items() if not n.startswith(adapted)} for names in (state_dict, expected))
+    found, expected = (
+        {name: value for name, value in tensors.items() if name not in adapted}
+        for tensors in (state_dict, model.state_dict())
     )
+    check_parameters(found, expected)
     wanted = getattr(model, "pretrained_cfg", {}).get("num_classes")
     classifier = state_dict.get("head.fc.weight")
     if classifier is not None and wanted == model.num_classes != len(classifier):

@@ -3,7 +3,7 @@
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -80,7 +80,8 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
     Blocks may overlap, in several threads, with models that share modules. A model in evaluation mode is not changed.
     """
-    with _LOCK:
+    lock = nullcontext() if torch.compiler.is_compiling() else _LOCK  # torch.compile traces no locks
+    with lock:
         # a compiled module shares the mode of the module in it
         modules = [m for m in model.modules() if (m.training or m in _EVALUATING) and not is_compiled(m)]
         _EVALUATING.update(modules)
@@ -89,7 +90,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        with _LOCK:
+        with lock:
             _EVALUATING.subtract(modules)
             for module in modules:
                 if not _EVALUATING[module]:

@@ -19,16 +19,10 @@ from random_checkpoints import (
     write,
     zero_state_dict,
 )
-from segnext_timm.checkpoints.dialects import (
-    load_checkpoint,
-    native_to_mmseg,
-    recognize,
-    segmenter_to_native,
-    take_network,
-    take_state_dict,
-)
+from segnext_timm.checkpoints.dialects import load_checkpoint, native_to_mmseg, recognize, segmenter_to_native
 from segnext_timm.errors import CheckpointError
-from segnext_timm.models.mscan import backbone_to_native, check_parameters
+from segnext_timm.models.mscan import backbone_to_native
+from segnext_timm.models.state_dicts import check_parameters, take_network, take_state_dict
 
 NARROW = {"encoder_name": "tu-test_mscan", "encoder_weights": None, "classes": 3, "decoder_channels": 32}
 

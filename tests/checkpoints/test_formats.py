@@ -22,9 +22,9 @@ from safetensors.torch import save_file
 
 from random_checkpoints import save_jittor
 from segnext_timm.checkpoints import unpickler
-from segnext_timm.checkpoints.dialects import take_state_dict
 from segnext_timm.checkpoints.formats import read_checkpoint
 from segnext_timm.errors import CheckpointError
+from segnext_timm.models.state_dicts import take_state_dict
 
 WEIGHTS = {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(3)}
 ARRAYS = {name: value.numpy() for name, value in WEIGHTS.items()}

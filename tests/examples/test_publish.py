@@ -176,7 +176,7 @@ def test_models_and_collection_reach_the_hub_and_nothing_is_overwritten(verified
         assert (
             refused.stderr.strip()
             .splitlines()[-1]
-            .startswith(f"publish.py: user/{ORIGINS[1]}: the token may not write to this repository on the Hub.")
+            .startswith(f"publish.py: user/{ORIGINS[1]}: the Hub refused access (You don't have the rights")
         )
 
 

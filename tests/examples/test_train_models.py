@@ -66,7 +66,7 @@ def test_rates_and_decays_are_those_of_mmengine(variant):
     names = {id(parameter): name for name, parameter in theirs.named_parameters()}
     own = {id(parameter): name for name, parameter in ours.named_parameters()}
     groups = {}
-    for group in models.parameter_groups(ours, settings):
+    for group in models.paper_parameter_groups(ours, settings):
         groups |= {own[id(parameter)]: group for parameter in group["params"]}
     published = {}
     for name in groups:
@@ -98,7 +98,7 @@ def test_every_parameter_is_in_one_group_and_frozen_ones_in_none():
     for frozen in (False, True):
         settings = training.narrow_settings(freeze_encoder=frozen)
         model = models.build_model(settings, split)
-        grouped = [p for group in models.parameter_groups(model, settings) for p in group["params"]]
+        grouped = [p for group in models.paper_parameter_groups(model, settings) for p in group["params"]]
         expected = [p for n, p in model.named_parameters() if not (frozen and n.startswith("encoder."))]
         assert len(grouped) == len({id(p) for p in grouped}) == len(expected)
 

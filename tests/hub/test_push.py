@@ -151,6 +151,14 @@ def test_an_edited_card_of_a_folder_keeps_its_words_and_gets_the_place(hub, tmp_
     assert path.read_bytes() == before
 
 
+def test_a_card_edited_in_the_folder_that_a_model_is_saved_to_and_pushed_from_keeps_its_words(hub, tmp_path):
+    server, run = hub
+    narrow().save_pretrained(tmp_path / "run")
+    (tmp_path / "run" / "README.md").write_text("---\nlicense: other\n---\nMy words.\n", encoding="utf-8")
+    run('narrow().save_pretrained(folder / "run", push_to_hub=True, repo_id="writer/x")')
+    assert server.repos["writer/x"].branches["main"]["README.md"] == b"---\nlicense: other\n---\nMy words.\n"
+
+
 @pytest.mark.slow
 def test_pushing_again_changes_only_what_is_new(hub):
     server, run = hub
@@ -226,10 +234,11 @@ def test_files_that_are_not_the_model_s_are_pushed_only_if_wanted_and_pickles_ne
     assert "pickles never are." in done.stderr
 
 
+LOG_IN = "Log in with `hf auth login`, or set HF_TOKEN, to a token that may do this."
 TOKENS = {
     "": "There is no token for the Hub: log in with `hf auth login`, or set HF_TOKEN.",
-    "hf_old": "writer/x: the Hub refused the token. Log in with `hf auth login`, or set HF_TOKEN.",
-    "hf_reader": "writer/x: the token may not write to this repository on the Hub. Use a token with write access.",
+    "hf_old": f"writer/x: the Hub refused access (Invalid credentials in Authorization header). {LOG_IN}",
+    "hf_reader": f"writer/x: the Hub refused access (You don't have the rights to write here). {LOG_IN}",
 }
 
 

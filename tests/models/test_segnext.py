@@ -350,6 +350,14 @@ def test_labels_are_predicted_in_evaluation_mode_and_modes_stay():
     assert [module.training for module in model.modules()] == modes
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_predict_labels_compiles_to_one_graph(training):
+    model, x = tiny().train(training), images(2, 3, 64, 96)
+    labels = torch.compile(model.predict_labels, fullgraph=True, backend="eager")(x)
+    assert torch.equal(labels, model.predict_labels(x))
+    assert all(module.training == training for module in model.modules())
+
+
 # Encoder weights
 
 

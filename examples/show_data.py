@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from segmentation.balancing import balance_classes
 from segmentation.bands import in_color, measure_form
 from segmentation.checks import check_splits
 from segmentation.data import training_samples, worker_count
@@ -43,7 +44,8 @@ def main(argv: list[str]) -> None:
         print("\n".join([*report.table(name), *report.split.notes, *report.warnings]))
     if note:
         print(note)
-    samples = training_samples(splits[0], settings, form.normalization)
+    balance = balance_classes(splits[0], settings, worker_count(settings))
+    samples = training_samples(splits[0], settings, form.normalization, balance.sampler)
     mean, std = map(torch.tensor, form.normalization)
     shown = []
     for k in range(16):

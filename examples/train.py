@@ -37,12 +37,14 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from segmentation.autocasting import reduce_casts, slow_precision
+from segmentation.balancing import balance_classes
 from segmentation.bands import find_form
 from segmentation.checks import PATIENT, check_lines, in_first_process
 from segmentation.data import ignore_interrupts, training_samples, worker_count
 from segmentation.evaluation import end, evaluate, quiet_unless_main, some_predictions
 from segmentation.files import fill_when_complete, replace_when_complete
 from segmentation.layouts import open_split
+from segmentation.losses import build_loss, check_loss
 from segmentation.models import (
     build_model,
     normalization,
@@ -55,7 +57,7 @@ from segmentation.pictures import draw_predictions, draw_training
 from segmentation.recipe import SettingsError, TrainSettings, UserError, mixed_precision, parse, run
 from segmentation.resuming import changed_settings, read_checkpoint
 from segmentation.stepping import RunningStatistics, compile_model, gradient_norm, prefers_fused, step_if
-from segnext_timm import SegNeXt, SegNeXtError, UpsampledCrossEntropyLoss, push_to_hub
+from segnext_timm import SegNeXt, SegNeXtError, push_to_hub
 
 MAX_SKIPPED = 10  # updates in a row
 
@@ -76,20 +78,6 @@ def sample_numbers(settings: TrainSettings, start: int, process: int, processes:
         for part in range(settings.accumulate):
             first = iteration * settings.batch_size + (part * processes + process) * size
             yield list(range(first, first + size))
-
-
-def mean_over_pixels(
-    loss_fn: UpsampledCrossEntropyLoss, output: torch.Tensor | tuple[torch.Tensor, ...], labels: torch.Tensor
-) -> torch.Tensor:
-    """Average a summed loss over all pixels, as in the published code: ignored pixels count as 0.
-
-    Args:
-        loss_fn: Loss with `reduction="sum"`.
-        output: Output of the model: logits (B, classes, h, w), or a tuple that begins with them.
-        labels: Shape (B, H, W).
-    """
-    logits = output[0] if isinstance(output, tuple) else output
-    return loss_fn(logits, labels) / labels.numel()
 
 
 def stop_on_signals() -> list[int]:
@@ -156,6 +144,7 @@ class Trainer:
         self.set_up_data()
         self.set_up_model()
         self.resume()
+        self.loss_fn = build_loss(settings, self.train_split.ignore_index, self.balance.weights, self.device)
 
     def set_up_data(self) -> None:
         """Open the splits; the first process checks their files, for all."""
@@ -164,12 +153,15 @@ class Trainer:
         train, val = self.train_split, self.val_split = [
             open_split(settings.dataset, root, name, settings.ignore_index) for name in ("train", "val")
         ]
+        check_loss(settings, train.classes)
         self.data = f"{len(train)} training images of {len(train.classes)} classes ({train.fingerprint()})"
         form, note = in_first_process(self.accelerator, lambda: find_form(train, settings, self.checkpoint))
         train.form = val.form = form
         lines = [*train.notes, *val.notes, note]
         if settings.check_data:
             lines += in_first_process(self.accelerator, lambda: check_lines(train, val, root, workers))
+        self.balance = in_first_process(self.accelerator, lambda: balance_classes(train, settings, workers))
+        lines += self.balance.notes
         lines = lines if not self.checkpoint.is_file() else []  # said when the run began
         if settings.crop_size > max(settings.base_scale):
             lines.append(
@@ -180,7 +172,7 @@ class Trainer:
             self.accelerator.print(line)
 
     def set_up_model(self) -> None:
-        """Create model, samples, moving average, optimizer and loss.
+        """Create model, samples, moving average and optimizer.
 
         Sample k depends only on the seed, so a resumed run continues with the same samples.
         """
@@ -190,7 +182,7 @@ class Trainer:
         report = (lambda text: None) if self.checkpoint.is_file() else self.accelerator.print  # it replaces the weights
         model = build_model(settings, self.train_split, report)
         self.normalization = normalization(model)
-        self.samples = training_samples(self.train_split, settings, self.normalization)
+        self.samples = training_samples(self.train_split, settings, self.normalization, self.balance.sampler)
         model = model.to(self.device, memory_format=memory_format)
         model = with_synced_norms(model, settings.sync_batchnorm, self.processes, self.device, self.accelerator.print)
         if settings.compile == "off" and settings.precision != "fp32":
@@ -203,7 +195,6 @@ class Trainer:
         groups, fused = paper_parameter_groups(model, settings), prefers_fused(self.device)
         optimizer = torch.optim.AdamW(groups, lr=settings.lr, fused=fused)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
-        self.loss_fn = UpsampledCrossEntropyLoss(ignore_index=self.train_split.ignore_index, reduction="sum")
 
     def resume(self) -> None:
         """Load the checkpoint of an interrupted run, if there is one. The first process reads it for all."""
@@ -231,6 +222,7 @@ class Trainer:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.iteration, self.best_miou = state["iteration"], state["best"]
         self.losses, self.mious = state["losses"], state["mious"]
+        self.balance.weights = state.get("class_weights")  # even if labels have changed
         total = self.settings.iterations
         if self.iteration >= total:
             return
@@ -326,7 +318,7 @@ class Trainer:
             last = part == settings.accumulate - 1
             with nullcontext() if last else self.accelerator.no_sync(self.model):
                 with self.accelerator.autocast():
-                    loss = mean_over_pixels(self.loss_fn, self.model(images), labels) / settings.accumulate
+                    loss = self.loss_fn(self.model(images), labels) / settings.accumulate
                 self.accelerator.backward(loss)
             total += loss.detach()
         return self.accelerator.reduce(total, "mean") if self.processes > 1 else total
@@ -428,7 +420,7 @@ class Trainer:
             pictures.mkdir(exist_ok=True)
             shown = some_predictions(model, split, 4, self.settings.eval_fit)
             draw_predictions(shown, split.classes, split.palette, pictures / f"{self.iteration:06d}.png")
-            draw_training(self.losses, self.mious, self.out / "training.png", "cross-entropy")
+            draw_training(self.losses, self.mious, self.out / "training.png", self.settings.loss)
         torch.backends.cudnn.benchmark = benchmark
         self.clock, self.waited = time.monotonic(), 0.0
 
@@ -452,6 +444,7 @@ class Trainer:
                 "best": self.best_miou,
                 "losses": self.losses,
                 "mious": self.mious,
+                "class_weights": self.balance.weights,
                 "settings": asdict(self.settings),
                 "data": self.data,
                 "images": asdict(self.train_split.form),

@@ -68,11 +68,11 @@ class Report:
     def by_class(self) -> np.ndarray:
         """Pixels of each class in each image, and of those left out in the last column: (images, classes + 1)."""
         count, split = len(self.split.classes), self.split
-        pixels = np.zeros((len(self.labels), count + 1), np.int64)
+        pixels = np.zeros((len(self.labels), count + 2), np.int64)  # values that no class has at the end
         for row, facts in zip(pixels, self.labels):
             for value, number in facts.values.items():
                 row[label_of(value, split)] += number
-        return pixels
+        return pixels[:, :-1]
 
     @cached_property
     def values(self) -> Counter[int]:

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from segnext_timm import SegNeXtError, read_image
 from segnext_timm.prediction.images import loses_values
 
+from .balancing import RareClassSampler
 from .bands import ImageForm
 from .check_messages import other_size, unknown_values
 from .checks import check_files, check_labels
@@ -161,37 +162,54 @@ class TrainSamples(Dataset):
     Epochs are permutations of the split, each drawn from the seed and its number; the augmentation of a sample is
     drawn from the seed and the sample's number. A run that begins at sample k therefore sees what one that was not
     interrupted would have seen.
+
+    With a sampler there are no epochs: each sample's image is drawn from the seed and the sample's number too.
     """
 
     split: Split
     transform: Transform
     seed: int = 0
+    sampler: RareClassSampler | None = None
     _epoch: tuple[int, list[int]] = field(default=(-1, []), repr=False)
 
     def locate(self, k: int) -> int:
         """Which image sample k is."""
+        return self._draw(k)[0]
+
+    def _draw(self, k: int) -> tuple[int, int | None]:
+        """Which image sample k is, and the class that its crop is to hold, None for any."""
+        if self.sampler:
+            return self.sampler.draw(~self._seed(k))  # other numbers than those of the augmentation
         epoch, place = divmod(k, len(self.split))
         if self._epoch[0] != epoch:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
             self._epoch = (epoch, torch.randperm(len(self.split), generator=generator).tolist())
-        return self._epoch[1][place]
+        return self._epoch[1][place], None
+
+    def _seed(self, k: int) -> int:
+        return self.seed * 7_919 + k
 
     def __getitem__(self, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-        index = self.locate(k)
+        index, label = self._draw(k)
         image, labels = self.split.open(index)
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(self.seed * 7_919 + k)  # torch.manual_seed would reseed the GPU too
-            return self.transform(image, labels)
+            torch.default_generator.manual_seed(self._seed(k))  # torch.manual_seed would reseed the GPU too
+            return self.transform(image, labels, label)
 
 
-def training_samples(split: Split, settings: TrainSettings, normalization: Normalization = (MEAN, STD)) -> TrainSamples:
+def training_samples(
+    split: Split,
+    settings: TrainSettings,
+    normalization: Normalization = (MEAN, STD),
+    sampler: RareClassSampler | None = None,
+) -> TrainSamples:
     """A split with the augmentation of the settings, normalized by mean and standard deviation."""
     crop = RandomResizedCrop(
         settings.crop_size, settings.base_scale, settings.resize_factors, settings.max_class_share, split.ignore_index
     )
     distort = PhotometricDistortion() if settings.color_distortion else None
     transform = TrainTransform(crop, distort, normalization)
-    return TrainSamples(split, transform, settings.seed)
+    return TrainSamples(split, transform, settings.seed, sampler)
 
 
 def worker_count(settings: DataSettings) -> int:

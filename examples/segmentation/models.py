@@ -266,7 +266,7 @@ def note_results(model: SegNeXt, split: Split, scores: Scores) -> None:
 
 def training_facts(settings: TrainSettings, iteration: int) -> dict[str, Any]:
     """Collect facts about the training, up to an iteration, for the model card."""
-    names = ("dataset", "crop_size", "batch_size", "lr", "weight_decay", "precision", "ema_decay", "seed")
+    names = ("dataset", "crop_size", "batch_size", "loss", "lr", "weight_decay", "precision", "ema_decay", "seed")
     start = Path(settings.init_from)
     return {
         "script": "examples/train.py of segnext-timm",

@@ -125,6 +125,19 @@ class TrainSettings(DataSettings):
     color_distortion: bool = True
     """Distort brightness, contrast, saturation and hue; of images that are not of 3 bands with 8 bits, brightness and
     contrast, of all bands alike."""
+    rare_class_sampling: float | None = None
+    """Draw each sample for a class, rare ones more often: an image that holds it, and a crop around one of its pixels.
+    The number is the temperature of DAFormer's formula, which was published with 0.01; higher ones are more even."""
+
+    # Loss
+    loss: str = "ce"
+    """ce (cross-entropy), ce+dice (their sum), dice, focal, lovasz, ohem (cross-entropy of the hardest pixels), or your
+    own as module:function, which takes logits (B, classes, H, W) and labels (B, H, W) and returns a scalar."""
+    class_weights: Literal["none", "auto"] | tuple[float, ...] = "none"
+    """Weight of each class, in their order. auto: the median of the classes' frequencies over its own, from 0.1 to 10,
+    where a class's frequency is its share of the pixels in images that hold it. For ce, ce+dice, dice and focal."""
+    label_smoothing: float = 0.0
+    """Share of the target that is distributed evenly over all classes. For ce and ce+dice."""
 
     # Optimization
     iterations: int = 160_000

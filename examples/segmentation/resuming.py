@@ -13,6 +13,7 @@ from .recipe import SettingsError, TrainSettings
 MUST_MATCH = (
     *("dataset", "variant", "batch_size", "iterations", "seed", "crop_size", "in_channels", "bands", "range"),
     *("encoder", "decoder_channels", "decoder_rank", "precision", "ema_decay", "freeze_encoder"),
+    *("loss", "class_weights"),
 )
 
 
@@ -20,7 +21,7 @@ def changed_settings(
     before: dict[str, Any], settings: TrainSettings, names: Container[str] | None = None, but: str = "now"
 ) -> list[str]:
     """List settings, of `names` alone if given, whose values are not those before: "lr 0.1, now 0.2"."""
-    now = asdict(settings)
+    before, now = asdict(TrainSettings()) | before, asdict(settings)  # an older checkpoint lacks new settings
     considered = [name for name in now if names is None or name in names]
     return [f"{name} {before.get(name)}, {but} {now[name]}" for name in considered if before.get(name) != now[name]]
 

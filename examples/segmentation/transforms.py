@@ -21,7 +21,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of values from 0 to 
 
 Normalization = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation of each channel
 Picture = Image.Image | np.ndarray  # in color of 8 bits; or (H, W, C), uint8 or float32 from 0 to 1
-Transform = Callable[[Picture, np.ndarray], tuple[torch.Tensor, torch.Tensor]]
+Transform = Callable[[Picture, np.ndarray, int | None], tuple[torch.Tensor, torch.Tensor]]
 
 
 def uniform(low: float, high: float) -> float:
@@ -67,8 +67,8 @@ class RandomResizedCrop:
         self.max_share = max_share
         self.ignore_index = ignore_index
 
-    def __call__(self, image: Picture, labels: np.ndarray) -> tuple[Picture, np.ndarray]:
-        """An image and its labels (H, W) to a crop of both."""
+    def __call__(self, image: Picture, labels: np.ndarray, label: int | None = None) -> tuple[Picture, np.ndarray]:
+        """An image and its labels (H, W) to a crop of both, around a random pixel of `label` if it is given."""
         factor = uniform(*self.factors)
         long, short = (side * factor for side in self.base_scale)
         size = size_of(image)
@@ -76,8 +76,14 @@ class RandomResizedCrop:
         resized = [max(round(side * scale), 1) for side in size]
         crop = [min(side, self.size) for side in resized]
         values = Image.fromarray(labels if labels.dtype == np.uint8 else labels.astype(np.int32))
+        pixels = None if label is None else np.flatnonzero(labels == label)
         for _ in range(10):
-            corner = [math.floor(uniform(0, full - side + 1)) for full, side in zip(resized, crop)]
+            corners = [(0, full - side) for full, side in zip(resized, crop)]  # the first and the last
+            if pixels is not None:
+                row, column = divmod(pixels[math.floor(uniform(0, len(pixels)))], size[0])
+                place = [math.floor((p + 0.5) * full / own) for p, full, own in zip((column, row), resized, size)]
+                corners = [(max(p - side + 1, 0), min(p, last)) for p, side, (_, last) in zip(place, crop, corners)]
+            corner = [math.floor(uniform(first, last + 1)) for first, last in corners]
             # the crop in the pixels of the image as it is
             own, full = size, resized
             box = [(c + side * k) * o / f for k in (0, 1) for c, side, o, f in zip(corner, crop, own, full)]
@@ -184,13 +190,15 @@ class TrainTransform:
         self.normalization = normalization
         self.flip = v2.RandomHorizontalFlip()
 
-    def __call__(self, image: Picture, labels: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """Augment an image and its labels.
+    def __call__(
+        self, image: Picture, labels: np.ndarray, label: int | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Augment an image and its labels; the crop is around a pixel of `label` if it is given.
 
         Returns:
             A normalized image (C, size, size) and int64 labels (size, size).
         """
-        image, labels = self.crop(image, labels)
+        image, labels = self.crop(image, labels, label)
         # a label outside a byte, such as -1, fills the padding
         dtype = labels.dtype if 0 <= self.crop.ignore_index <= 255 else np.int32
         mask = tv_tensors.Mask(torch.from_numpy(labels.astype(dtype)))

@@ -190,18 +190,6 @@ def test_a_finished_run_that_cannot_be_pushed_says_how_to(folder, tmp_path, monk
         training.run("folder", *options)
 
 
-def test_a_bug_in_ones_own_loss_shows_its_traceback(folder, tmp_path, monkeypatch):
-    def loss(logits, labels):
-        batch, classes = logits.shape  # of four dimensions
-        return batch * classes
-
-    options = ("--data_root", folder, "--out", tmp_path / "run", "--iterations", 1)
-    monkeypatch.setattr(train, "UpsampledCrossEntropyLoss", lambda **options: loss)
-    monkeypatch.setattr(sys, "argv", ["train.py", *training.arguments("folder", *options)])
-    with pytest.raises(ValueError, match="too many values to unpack"):
-        recipe.run(train.main)
-
-
 @pytest.mark.parametrize("error", [UserError("wrong"), HubError("wrong"), FileNotFoundError("wrong")])
 def test_errors_that_users_can_act_on_end_a_script_in_one_line(monkeypatch, error):
     def fail(argv):

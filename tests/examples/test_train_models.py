@@ -9,8 +9,8 @@ import train
 import training
 from publishing.reference import import_mmseg
 from segmentation import data, layouts, models
+from segmentation.losses import build_loss
 from segmentation.recipe import SettingsError, TrainSettings
-from segnext_timm import UpsampledCrossEntropyLoss
 from segnext_timm.models.model_info import ModelInfo
 
 
@@ -117,8 +117,7 @@ def test_the_loss_is_averaged_over_all_pixels(model):
     expected = torch.nn.functional.cross_entropy(model.eval()(images)[1:], labels[1:]) / 2
     if isinstance(model, smp.SegNeXt):
         model.upsampling = 1
-    loss_fn = UpsampledCrossEntropyLoss(ignore_index=255, reduction="sum")
-    torch.testing.assert_close(train.mean_over_pixels(loss_fn, model(images), labels), expected)
+    torch.testing.assert_close(build_loss(TrainSettings(), 255)(model(images), labels), expected)
 
 
 def test_other_beginnings(finished_run):

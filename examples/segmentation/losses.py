@@ -1,0 +1,130 @@
+"""Losses by name, and your own.
+
+All take the model's logits and labels. Cross-entropy never holds logits of the images' size. The others do, in float32,
+since the Dice of a whole batch is not the mean of its parts: they need more memory, in proportion to the classes.
+
+How they are averaged:
+
+- `ce`, `focal` and `ohem` are summed over the pixels and divided by the number of all pixels, as in the published code:
+  ignored pixels count as 0.
+- `dice` and `lovasz` compare the pixels of a whole batch that are not ignored, class by class, and average over the
+  classes: of each process, and of each accumulated part of a batch, by itself. Classes that are absent from these
+  labels add 0.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+import torch
+import torch.nn.functional as F
+from segmentation_models_pytorch.losses import DiceLoss, FocalLoss, LovaszLoss
+
+from segnext_timm import UpsampledCrossEntropyLoss
+
+from .hooks import load_function
+from .recipe import SettingsError, TrainSettings
+
+Loss: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+# Losses, and the options that each takes
+LOSSES: dict[str, tuple[str, ...]] = {
+    "ce": ("class_weights", "label_smoothing"),
+    "ce+dice": ("class_weights", "label_smoothing"),
+    "dice": ("class_weights",),
+    "focal": ("class_weights",),
+    "lovasz": (),
+    "ohem": (),
+}
+
+# mmsegmentation's OHEMPixelSampler: thresh=0.7, and min_kept=100000 of a crop of 512×1024, which is a fifth
+_SURE, _LEAST_SHARE = 0.7, 0.2
+
+
+def check_loss(settings: TrainSettings, classes: Sequence[str]) -> None:
+    """Refuse an unknown loss, and options that it does not take.
+
+    Raises:
+        SettingsError: If there is no such loss, it does not take an option, or an option is out of its range.
+    """
+    loss, weights = settings.loss, settings.class_weights
+    if ":" in loss:
+        load_function("loss", loss)
+    elif loss not in LOSSES:
+        raise SettingsError(f"--loss {loss}: choose from {', '.join(LOSSES)}, or name your own as module:function.")
+    for option, given in (("class_weights", weights != "none"), ("label_smoothing", settings.label_smoothing != 0)):
+        if given and option not in LOSSES.get(loss, ()):
+            able = ", ".join(name for name, options in LOSSES.items() if option in options)
+            raise SettingsError(f"--{option} and --loss {loss} cannot be combined: --{option} works with {able}.")
+    if not 0 <= settings.label_smoothing < 1:
+        raise SettingsError(f"--label_smoothing must be at least 0 and below 1, got {settings.label_smoothing}.")
+    if isinstance(weights, tuple):
+        if len(weights) != len(classes):
+            raise SettingsError(
+                f"--class_weights needs a number for each of the {len(classes)} classes, in their order "
+                f"({', '.join(classes[:8])}{', ...' if len(classes) > 8 else ''}), got {len(weights)}."
+            )
+        if not (all(0 <= weight < math.inf for weight in weights) and any(weights)):
+            raise SettingsError(
+                f"--class_weights must be at least 0, and not all 0, got {' '.join(map(str, weights))}."
+            )
+
+
+def build_loss(
+    settings: TrainSettings,
+    ignore_index: int,
+    class_weights: Sequence[float] | None = None,
+    device: torch.device | str = "cpu",
+) -> Loss:
+    """Create the loss of a model's output and of labels (B, H, W), a scalar in float32.
+
+    The output is logits (B, classes, h, w), or a tuple that begins with them. If all pixels of a batch are ignored, the
+    loss is 0, and so is its gradient.
+
+    Args:
+        settings: Loss and label smoothing.
+        ignore_index: Label of pixels that do not count.
+        class_weights: Weight of each class.
+        device: Device of the logits.
+    """
+    weights = None if class_weights is None else torch.tensor(class_weights, device=device)
+    cross_entropy = UpsampledCrossEntropyLoss(weights, ignore_index, "sum", settings.label_smoothing)
+    by_pixel = UpsampledCrossEntropyLoss(ignore_index=ignore_index, reduction="none")
+    dice = DiceLoss("multiclass", ignore_index=ignore_index, class_weights=weights)
+    # smp's is of each class against all others; a sum over no pixel is 0, but a mean is not a number
+    focal = FocalLoss("multiclass", ignore_index=ignore_index, class_weights=weights, reduction="sum")
+    lovasz = LovaszLoss("multiclass", ignore_index=ignore_index)
+    losses: dict[str, Loss] = {
+        "ce": lambda logits, labels: cross_entropy(logits, labels) / labels.numel(),
+        "ce+dice": lambda logits, labels: losses["ce"](logits, labels) + losses["dice"](logits, labels),
+        "dice": lambda logits, labels: dice(full_size(logits, labels), labels),
+        "focal": lambda logits, labels: focal(full_size(logits, labels), labels) / labels.numel(),
+        # smp gives an empty tensor if all pixels are ignored; the sum of a scalar is itself
+        "lovasz": lambda logits, labels: lovasz(full_size(logits, labels), labels).sum(),
+        "ohem": lambda logits, labels: sum_of_hard(by_pixel(logits, labels)) / labels.numel(),
+    }
+    if settings.loss not in losses:
+        own = load_function("loss", settings.loss)
+        losses[settings.loss] = lambda logits, labels: own(full_size(logits, labels), labels)
+
+    def loss_of(output: torch.Tensor | tuple[torch.Tensor, ...], labels: torch.Tensor) -> torch.Tensor:
+        logits = output[0] if isinstance(output, tuple) else output
+        with torch.autocast(logits.device.type, enabled=False):
+            return losses[settings.loss](logits, labels)
+
+    return loss_of
+
+
+def full_size(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Resize logits (B, classes, h, w) to the size of labels (B, H, W), in float32."""
+    return F.interpolate(logits.float(), labels.shape[1:], mode="bilinear")
+
+
+def sum_of_hard(losses: torch.Tensor) -> torch.Tensor:
+    """Sum the losses (B, H, W) of hard pixels: online hard example mining (https://arxiv.org/abs/1604.03540).
+
+    Hard are the pixels whose true class has a probability below 0.7, and at least the fifth with the highest loss.
+    """
+    highest = losses.detach().flatten().topk(max(int(_LEAST_SHARE * losses.numel()), 1)).values
+    hard = losses >= highest[-1].clamp(max=-math.log(_SURE))
+    return losses.where(hard, 0).sum()

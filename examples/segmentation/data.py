@@ -185,7 +185,10 @@ class TrainSamples(Dataset):
 
 
 def training_samples(split: Split, settings: TrainSettings, normalization: Normalization = (MEAN, STD)) -> TrainSamples:
-    """A split with the augmentation of the settings, normalized by mean and standard deviation."""
+    """A split with the augmentation of the settings, normalized by mean and standard deviation.
+
+    `settings.base_scale` is the one that :func:`segmentation.scale.find_scale` returned, not "auto".
+    """
     crop = RandomResizedCrop(
         settings.crop_size, settings.base_scale, settings.resize_factors, settings.max_class_share, split.ignore_index
     )

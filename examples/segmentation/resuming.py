@@ -12,7 +12,7 @@ from .recipe import SettingsError, TrainSettings
 # settings of a run that a resumed one must have too
 MUST_MATCH = (
     *("dataset", "variant", "batch_size", "iterations", "seed", "crop_size", "in_channels", "bands", "range"),
-    *("encoder", "decoder_channels", "decoder_rank", "precision", "ema_decay", "freeze_encoder"),
+    *("encoder", "decoder_channels", "decoder_rank", "precision", "ema_decay", "freeze_encoder", "base_scale"),
 )
 
 

@@ -6,7 +6,8 @@
     accelerate launch --num_processes 4 examples/evaluate.py MODEL RECIPE.yaml                   # on four GPUs
 
 MODEL is a published segmenter's name, a folder, or a repository on the Hugging Face Hub: SegNeXt or any model of smp.
-Images are read as the model states: its bands, and the range of their values.
+Images are read as the model states: its bands, the range of their values, and, unless the recipe or `--fit_in` says
+otherwise, the size that they are fitted in; labels are compared at their own size.
 The recipe decides whether images are processed whole or in sliding windows. Each image counts once with any number of
 processes. `--write_card` writes the results to the card and configuration of a model folder.
 """
@@ -26,6 +27,7 @@ from segmentation.layouts import open_split
 from segmentation.metrics import Scores
 from segmentation.pictures import draw_confusion, draw_iou
 from segmentation.recipe import RECIPE, EvalSettings, SettingsError, mixed_precision, parse, run
+from segmentation.scale import evaluation_scale
 from segnext_timm import add_results, load_segmenter
 
 MODEL = {"MODEL": "a published name, a folder, or a repository on the Hub"}
@@ -56,7 +58,8 @@ def main(argv: list[str]) -> Scores:
     split = open_split(settings.dataset, settings.data_root, settings.split, settings.ignore_index)
     model = load_segmenter(name)
     split.form = form_of_model(model)
-    if note := match_classes(model, split, settings.by_position)[1]:
+    fit_in, scale_note = evaluation_scale(model, settings.fit_in)
+    for note in filter(None, (match_classes(model, split, settings.by_position)[1], scale_note)):
         accelerator.print(note)
     if settings.check_data:
         root, workers = settings.data_root, worker_count(settings)
@@ -68,7 +71,7 @@ def main(argv: list[str]) -> Scores:
     if accelerator.is_main_process:
         print(scores.table())
         if settings.json:
-            content = {"model": name, "images": len(split), "scales": settings.scales, "flip": settings.flip}
+            content = {"model": name, "images": len(split), "fit_in": fit_in, **views}
             Path(settings.json).parent.mkdir(parents=True, exist_ok=True)
             Path(settings.json).write_text(json.dumps({**content, **scores.as_dict()}, indent=2), encoding="utf-8")
         if settings.plots:

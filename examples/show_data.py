@@ -6,7 +6,7 @@ Checks all files as `train.py` does, prints what they hold and what may be wrong
 `--picture` names: crops and the share of each class.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -18,6 +18,7 @@ from segmentation.data import training_samples, worker_count
 from segmentation.layouts import open_split
 from segmentation.pictures import draw_samples
 from segmentation.recipe import SettingsError, TrainSettings, parse, run
+from segmentation.scale import find_scale
 
 
 @dataclass
@@ -42,9 +43,10 @@ def main(argv: list[str]) -> None:
     reports = check_splits(*splits, settings.data_root, worker_count(settings))
     for name, report in zip(("train", "val"), reports):
         print("\n".join([*report.table(name), *report.split.notes, *report.warnings]))
-    if note:
-        print(note)
     balance = balance_classes(splits[0], settings, worker_count(settings))
+    base_scale, fit_in, lines = find_scale(splits[0], settings)
+    print("\n".join(filter(None, (note, *lines))))
+    settings = replace(settings, base_scale=base_scale, fit_in=fit_in)
     samples = training_samples(splits[0], settings, form.normalization, balance.sampler)
     mean, std = map(torch.tensor, form.normalization)
     shown = []

@@ -23,7 +23,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,7 @@ from segmentation.models import (
 from segmentation.pictures import draw_predictions, draw_training
 from segmentation.recipe import SettingsError, TrainSettings, UserError, mixed_precision, parse, run
 from segmentation.resuming import changed_settings, read_checkpoint
+from segmentation.scale import find_scale
 from segmentation.stepping import RunningStatistics, compile_model, gradient_norm, prefers_fused, step_if
 from segnext_timm import SegNeXt, SegNeXtError, push_to_hub
 
@@ -161,13 +162,11 @@ class Trainer:
         if settings.check_data:
             lines += in_first_process(self.accelerator, lambda: check_lines(train, val, root, workers))
         self.balance = in_first_process(self.accelerator, lambda: balance_classes(train, settings, workers))
-        lines += self.balance.notes
+        # the check remembers the sizes of the images
+        base_scale, fit_in, said = in_first_process(self.accelerator, lambda: find_scale(train, settings))
+        self.settings = replace(settings, base_scale=base_scale, fit_in=fit_in)
+        lines += [*self.balance.notes, *said]
         lines = lines if not self.checkpoint.is_file() else []  # said when the run began
-        if settings.crop_size > max(settings.base_scale):
-            lines.append(
-                f"Warning: crops of {settings.crop_size} are larger than the images, which are fitted in "
-                f"{' '.join(map(str, settings.base_scale))}: set --base_scale to the images' own size."
-            )
         for line in filter(None, (*lines, slow_precision(self.device, settings.precision))):
             self.accelerator.print(line)
 
@@ -418,7 +417,7 @@ class Trainer:
                     model.save_pretrained(folder)
             pictures = self.out / "predictions"
             pictures.mkdir(exist_ok=True)
-            shown = some_predictions(model, split, 4, self.settings.eval_fit)
+            shown = some_predictions(model, split, 4, self.settings.fit_in)
             draw_predictions(shown, split.classes, split.palette, pictures / f"{self.iteration:06d}.png")
             draw_training(self.losses, self.mious, self.out / "training.png", self.settings.loss)
         torch.backends.cudnn.benchmark = benchmark

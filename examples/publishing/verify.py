@@ -165,7 +165,7 @@ class Verification:
             eval_mode=how.mode,
             eval_window=how.window,
             eval_stride=how.stride,
-            eval_fit=how.fit_in,
+            fit_in=how.fit_in,
             eval_divisor=how.divisor,
         )
         classes = len(split.classes)

@@ -203,7 +203,10 @@ def training_samples(
     normalization: Normalization = (MEAN, STD),
     sampler: RareClassSampler | None = None,
 ) -> TrainSamples:
-    """A split with the augmentation of the settings, normalized by mean and standard deviation."""
+    """A split with the augmentation of the settings, normalized by mean and standard deviation.
+
+    `settings.base_scale` is the one that :func:`segmentation.scale.find_scale` returned, not "auto".
+    """
     crop = RandomResizedCrop(
         settings.crop_size, settings.base_scale, settings.resize_factors, settings.max_class_share, split.ignore_index
     )

@@ -16,7 +16,8 @@ from segnext_timm.label_sets import name_list
 from .bands import form_of_model, in_color
 from .data import Split, ignore_interrupts, worker_count
 from .metrics import Scores, add_to_confusion
-from .recipe import DataError, DataSettings
+from .recipe import DataError, DataSettings, Scale
+from .scale import evaluation_scale
 
 
 class Samples(Dataset):
@@ -115,7 +116,7 @@ def evaluate(
     Args:
         model: A model of smp, or another that :func:`segnext_timm.predict` takes.
         split: The data.
-        settings: Image size, mode and windows: the `eval_` fields.
+        settings: The scale, mode and windows: `fit_in` and the `eval_` fields.
         accelerator: The processes.
         by_position: Compare classes by number, not by name.
         views: `scales` and `flip` of :func:`segnext_timm.predict`.
@@ -127,6 +128,7 @@ def evaluate(
     label_of, _ = match_classes(model, split, by_position)
     table = None if label_of == [*range(classes)] else torch.tensor(label_of)
     windows = {} if settings.eval_mode == "auto" else {"window": settings.eval_window, "stride": settings.eval_stride}
+    fit_in, _ = evaluation_scale(model, settings.fit_in)
     split = _as_read_for(model, split)
     mine = range(accelerator.process_index, len(split), accelerator.num_processes)
     loader = DataLoader(
@@ -143,7 +145,7 @@ def evaluate(
                     model,
                     image,
                     mode=settings.eval_mode,
-                    fit_in=settings.eval_fit,
+                    fit_in=fit_in,
                     divisor=settings.eval_divisor,
                     scaled=True,
                     **windows,
@@ -162,13 +164,14 @@ def evaluate(
 
 
 def some_predictions(
-    model: torch.nn.Module, split: Split, count: int, fit_in: tuple[int, int] | None = None
+    model: torch.nn.Module, split: Split, count: int, fit_in: Scale = "auto"
 ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Predict some images of a split: image (H, W, 3), true labels and predicted labels (H, W) of each.
 
-    Ignored pixels get the number of classes as their label, which pictures draw black.
+    Images are fitted in `fit_in` as :func:`evaluate` does. Ignored pixels get the number of classes as their label,
+    which pictures draw black.
     """
-    samples, split = [], _as_read_for(model, split)
+    samples, split, (fit_in, _) = [], _as_read_for(model, split), evaluation_scale(model, fit_in)
     for index in np.linspace(0, len(split) - 1, min(count, len(split))).round().astype(int):
         image, labels = split.open(int(index))
         labels = np.where(labels == split.ignore_index, len(split.classes), labels)

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from segnext_timm import SegNeXtError
 from segnext_timm.prediction.images import loses_values, read_values
+from segnext_timm.prediction.rasters import open_raster
 
 from .files import replace_when_complete
 from .label_files import open_label_file, pages, why_unreadable
@@ -167,6 +168,46 @@ def _count(labels: np.ndarray) -> dict[int, int]:
     return dict(zip(values.tolist(), counts.tolist()))
 
 
+def image_sides(paths: Iterable[Path], root: Path | str) -> list[tuple[int, int]]:
+    """Long and short side in pixels of each image, as :func:`gather` remembers it in `root`, or by its header.
+
+    Images that cannot be read are left out: whoever checks them names them.
+    """
+    cache = Path(root).absolute() / CACHE
+    known = _load(cache)
+    sizes = []
+    for path in paths:
+        entry = known.get(_key(path, "image", cache))
+        with suppress(SegNeXtError, OSError):
+            sizes.append(entry[1].size if entry and entry[0] == _stamp(path) else _header_size(path))
+    return [(max(size), min(size)) for size in sizes]
+
+
+def _header_size(path: Path) -> tuple[int, int]:
+    """Width and height, or the other way around if EXIF rotates the image."""
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except UnidentifiedImageError:  # an array, or a TIFF that Pillow does not read
+        height, width = read_values(path).values.shape[1:]
+        return width, height
+
+
+def has_place(path: Path) -> bool:
+    """Whether an image states where it lies on the ground: in its tags, or in a world file beside it."""
+    kind = path.suffix[1:]
+    if any(path.with_suffix(f".{world}").is_file() for world in (f"{kind[:1]}{kind[-1:]}w", f"{kind}w", "wld")):
+        return True
+    with suppress(SegNeXtError, OSError):
+        try:
+            with Image.open(path) as image:
+                return bool(_place(image))
+        except UnidentifiedImageError:  # a TIFF that Pillow does not read
+            with open_raster(path) as raster:
+                return raster.placed
+    return False
+
+
 def gather(files: Iterable[File], root: Path | str | None, workers: int, title: str) -> dict[File, Facts | DataError]:
     """Facts of files, or the error of those that cannot be read.
 
@@ -182,7 +223,7 @@ def gather(files: Iterable[File], root: Path | str | None, workers: int, title: 
     found: dict[File, Facts | DataError] = {}
     unread: dict[File, tuple[str, list[int] | None]] = {}
     for path, kind in dict.fromkeys(files):
-        key, stamp = f"{kind} {os.path.relpath(path.absolute(), cache.parent) if cache else path}", _stamp(path)
+        key, stamp = _key(path, kind, cache), _stamp(path)
         entry = known.get(key)
         if entry and entry[0] == stamp:
             found[path, kind] = entry[1]
@@ -210,6 +251,10 @@ def gather(files: Iterable[File], root: Path | str | None, workers: int, title: 
         pool.shutdown(cancel_futures=True)
         _save(known, cache)
     return found
+
+
+def _key(path: Path, kind: str, cache: Path | None) -> str:
+    return f"{kind} {os.path.relpath(path.absolute(), cache.parent) if cache else path}"
 
 
 def _stamp(path: Path) -> list[int] | None:

@@ -16,7 +16,7 @@ from segnext_timm.variants import VARIANTS as SIZES
 from .data import Split
 from .evaluation import class_names
 from .metrics import Scores
-from .recipe import SettingsError, TrainSettings
+from .recipe import Scale, SettingsError, TrainSettings
 from .transforms import Normalization
 
 # encoder, decoder channels, rank and drop path rate of the paper's models (its code, configs of ADE20K)
@@ -71,7 +71,9 @@ def build_model(
     log(weights_report(model, loaded, settings.init_from, head))
     if stem:
         log(f"  of these, the first convolution of {stem} channels was adapted to {channels}, as timm does")
-    describe(model, split, settings.crop_size)
+    describe(model, split, settings.crop_size, settings.fit_in)
+    if settings.fit_in not in (None, "auto") and not isinstance(model, SegNeXt):
+        log(f"  {type(model).__name__} does not keep the scale of its images: give predict fit_in={settings.fit_in}")
     if isinstance(model, SegNeXt):
         model.upsampling = 1  # the loss resizes the logits
     model.encoder.requires_grad_(not settings.freeze_encoder)
@@ -239,8 +241,8 @@ def normalization(model: smp.base.SegmentationModel) -> Normalization:
     return mean, std
 
 
-def describe(model: torch.nn.Module, split: Split, crop_size: int) -> None:
-    """Store data set, class names, palette and preprocessing in the model, which saves them."""
+def describe(model: torch.nn.Module, split: Split, crop_size: int, fit_in: Scale = "auto") -> None:
+    """Store data set, class names, palette and preprocessing in the model, which saves them; auto is no scale yet."""
     if isinstance(model, SegNeXt):
         known = {"dataset": split.name, "label_names": list(split.classes), "palette": list(map(list, split.palette))}
         origin = {key: model.pretrained_cfg[key] for key in _OF_ORIGIN if key in model.pretrained_cfg}
@@ -253,6 +255,7 @@ def describe(model: torch.nn.Module, split: Split, crop_size: int) -> None:
             **{key: np.array(value).tolist() for key, value in form.items() if value is not None},
             mean=mean,
             std=std,
+            **({} if fit_in == "auto" else {"fit_in": fit_in and list(fit_in)}),
             input_size=[split.form.channels or 3, crop_size, crop_size],
         )
 

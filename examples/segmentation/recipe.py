@@ -21,6 +21,7 @@ from segnext_timm.label_sets import LABEL_SETS
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Compile = Literal["off", "blocks", "model", "graphs"]
+Scale = tuple[int, int] | Literal["auto"] | None
 
 
 def mixed_precision(precision: Precision) -> str:
@@ -40,14 +41,13 @@ class DataSettings:
     """In a data folder: value of pixels to leave out, unless classes.txt gives it to a class."""
     check_data: bool = True
     """Read all files before the work begins, once for each that is new or changed: damaged ones would end it later."""
-    base_scale: tuple[int, int] = (2048, 512)
-    """Longest sides (long, short) that images are fitted in, keeping their aspect, before the random resizing."""
     workers: int = 4
     """Processes that read images, for each process that trains or evaluates; at most as many as there are cores."""
 
     # Evaluation
-    eval_fit: tuple[int, int] | None = None
-    """Longest sides (long, short) that images are fitted in; their own size otherwise."""
+    fit_in: Scale = "auto"
+    """Longest sides (long, short) that images are fitted in, keeping their aspect; none: their own size. auto: what the
+    model states; in training, base_scale, which the model will state."""
     eval_divisor: int = 1
     """Sides of fitted images are rounded up to multiples of it."""
     eval_mode: Literal["auto", "whole", "slide"] = "whole"
@@ -116,6 +116,9 @@ class TrainSettings(DataSettings):
     on the training images if these have more than 8 bits: all but 0.5% of the values at each end."""
 
     # Augmentation
+    base_scale: Scale = "auto"
+    """Longest sides (long, short) that images are fitted in, keeping their aspect, before the random resizing; none:
+    their own size. auto: by the sizes of the training images, as segmentation/scale.py says."""
     crop_size: int = 512
     """Side of the training images in pixels."""
     resize_factors: tuple[float, float] = (0.5, 2.0)
@@ -234,7 +237,8 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
         raise SettingsError(f"{path} holds no settings by name.")
     for name in content:
         if name not in names:
-            near = difflib.get_close_matches(str(name), names, n=1) or [", ".join(names)]
+            similar = difflib.get_close_matches(str(name), names, n=1) or [", ".join(names)]
+            near = ["fit_in"] if name == "eval_fit" else similar  # its name in older recipes
             raise SettingsError(f"{path}: there is no setting {name!r}. Did you mean {near[0]}?")
     return content
 
@@ -278,7 +282,7 @@ def parse(cls: type[S], argv: list[str], description: str, positionals: Mapping[
 # Least values of settings
 LEAST = {"accumulate": 1, "batch_size": 1, "crop_size": 32, "eval_every": 1, "iterations": 1, "log_every": 1}
 LEAST |= {"save_every": 1, "warmup": 0, "workers": 0, "bands": 1, "in_channels": 1}
-POSITIVE = ("base_scale", "lr", "resize_factors")
+POSITIVE = ("base_scale", "fit_in", "lr", "resize_factors")
 
 
 def _check_ranges(settings: Any) -> None:
@@ -289,14 +293,14 @@ def _check_ranges(settings: Any) -> None:
             raise SettingsError(f"{name} must be at least {least}, got {value}.")
     for name in POSITIVE:
         value = getattr(settings, name, None)
-        if value is not None and not np.all(np.asarray(value) > 0):
+        if value not in (None, "auto") and not np.all(np.asarray(value) > 0):
             raise SettingsError(f"{name} must be positive, got {value}.")
     if not 0 < (getattr(settings, "ema_decay", None) or 0.5) < 1:
         raise SettingsError(f"ema_decay must be between 0 and 1, got {settings.ema_decay}.")
 
 
 def _split_commas(words: list[str], lists: list[str]) -> list[str]:
-    """Words of a command line, with `--name 1,2` and `--name=1,2` as `--name 1 2` for names of lists."""
+    """Words of a command line, with `--name 1,2` and `--name=1,2` as `--name 1 2` for names of lists, none as None."""
     result, inside = [], False
     for word in words:
         name, equals, value = word.partition("=")
@@ -305,7 +309,8 @@ def _split_commas(words: list[str], lists: list[str]) -> list[str]:
             result.append(name if inside else word)
             word = value if equals else ""
         if inside:
-            result += [part.strip() for part in word.split(",") if part.strip()]
+            parts = [part.strip() for part in word.split(",") if part.strip()]
+            result += ["None" if part == "none" else part for part in parts]
         elif not name.startswith("--"):
             result.append(word)
     return result

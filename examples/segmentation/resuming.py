@@ -13,7 +13,7 @@ from .recipe import SettingsError, TrainSettings
 MUST_MATCH = (
     *("dataset", "variant", "batch_size", "iterations", "seed", "crop_size", "in_channels", "bands", "range"),
     *("encoder", "decoder_channels", "decoder_rank", "precision", "ema_decay", "freeze_encoder"),
-    *("loss", "class_weights"),
+    *("base_scale", "loss", "class_weights"),
 )
 
 

@@ -47,7 +47,7 @@ class RandomResizedCrop:
 
     Args:
         size: Side of the crop in pixels; images that are smaller after resizing are not enlarged to it.
-        base_scale: Longest sides, (long, short), that an image is fitted in, keeping its aspect.
+        base_scale: Longest sides, (long, short), that an image is fitted in, keeping its aspect; None for its own size.
         factors: Range of the factor by which it is resized further.
         max_share: A crop is drawn again, up to ten times, while one class fills more than this share of it.
         ignore_index: Label that does not count.
@@ -56,7 +56,7 @@ class RandomResizedCrop:
     def __init__(
         self,
         size: int,
-        base_scale: tuple[int, int],
+        base_scale: tuple[int, int] | None,
         factors: tuple[float, float] = (0.5, 2.0),
         max_share: float = 0.75,
         ignore_index: int = 255,
@@ -70,8 +70,8 @@ class RandomResizedCrop:
     def __call__(self, image: Picture, labels: np.ndarray, label: int | None = None) -> tuple[Picture, np.ndarray]:
         """An image and its labels (H, W) to a crop of both, around a random pixel of `label` if it is given."""
         factor = uniform(*self.factors)
-        long, short = (side * factor for side in self.base_scale)
         size = size_of(image)
+        long, short = (side * factor for side in self.base_scale or (max(size), min(size)))
         scale = min(long / max(size), short / min(size))
         resized = [max(round(side * scale), 1) for side in size]
         crop = [min(side, self.size) for side in resized]

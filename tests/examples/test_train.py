@@ -27,7 +27,7 @@ def test_each_recipe_trains_and_evaluates(tmp_path, dataset):
     sizes = ((48, 64), (20, 30), (300, 40), (600, 800))  # one smaller than a crop, one long, one huge
     miniatures.make(dataset, tmp_path / "data", values, sizes)
     options = ("--eval_window", 512, "--eval_stride", 384) if dataset == "cityscapes" else ()
-    fit = ("--eval_fit", 96, 64) if dataset in ("ade20k", "coco_stuff164k", "voc2012", "pascal_context") else ()
+    fit = ("--fit_in", 96, 64) if dataset in ("ade20k", "coco_stuff164k", "voc2012", "pascal_context") else ()
     scale = ("--base_scale", 96, 64)
     out = ("--data_root", tmp_path / "data", "--out", tmp_path / "run")
     training.run(dataset, "--iterations", 2, "--eval_every", 2, *scale, *options, *fit, *out)
@@ -35,6 +35,7 @@ def test_each_recipe_trains_and_evaluates(tmp_path, dataset):
         model = smp.from_pretrained(tmp_path / "run" / name)
         split = layouts.open_split(dataset, tmp_path / "data", "val")
         assert model.pretrained_cfg["label_names"] == list(split.classes)
+        assert model.pretrained_cfg["fit_in"] == ([96, 64] if fit or dataset == "folder" else None)
         assert model(torch.rand(1, 3, 40, 50)).shape == (1, len(split.classes), 40, 50)
         card = ModelCard.load(tmp_path / "run" / name / "README.md")
         assert card.data.eval_results[0].metric_type == "mean_iou"
@@ -174,7 +175,10 @@ def test_labels_for_validation_are_checked_before_anything_is_trained(folder, tm
 
 def test_crops_larger_than_the_images_are_pointed_out(folder, tmp_path, capsys):
     training.run("folder", "--data_root", folder, "--out", tmp_path / "run", "--iterations", 1, "--base_scale", 31, 31)
-    assert "Warning: crops of 32 are larger than the images, which are fitted in 31 31" in capsys.readouterr().out
+    assert (
+        "Warning: crops of 32 are larger than the images, which are fitted in 31×31: set a smaller --crop_size"
+        in capsys.readouterr().out
+    )
 
 
 def test_a_finished_run_that_cannot_be_pushed_says_how_to(folder, tmp_path, monkeypatch):

@@ -148,7 +148,8 @@ def loader(visit: Visit) -> None:
     for index, paths in enumerate(zip(*files)):
         for array, path in zip(scenes.draw(0, index, size), paths):
             scenes.Image.fromarray(array).save(path)
-    samples = training_samples(Split("scenes", *files, scenes.CLASSES, scenes.PALETTE), TrainSettings(crop_size=size))
+    settings = TrainSettings(base_scale=(2048, 512), crop_size=size)
+    samples = training_samples(Split("scenes", *files, scenes.CLASSES, scenes.PALETTE), settings)
 
     def measure(workers: int) -> Row:
         batches = [list(range(i, i + 8)) for i in range(0, count, 8)]

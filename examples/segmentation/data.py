@@ -28,6 +28,7 @@ from .transforms import (
     RandomResizedCrop,
     TrainTransform,
     Transform,
+    seeded,
     size_of,
 )
 
@@ -179,19 +180,33 @@ class TrainSamples(Dataset):
     def __getitem__(self, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         index = self.locate(k)
         image, labels = self.split.open(index)
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(self.seed * 7_919 + k)  # torch.manual_seed would reseed the GPU too
+        with seeded(self.seed * 7_919 + k):
             return self.transform(image, labels)
 
 
 def training_samples(split: Split, settings: TrainSettings, normalization: Normalization = (MEAN, STD)) -> TrainSamples:
-    """A split with the augmentation of the settings, normalized by mean and standard deviation."""
+    """A split with the augmentation of the settings, normalized by mean and standard deviation.
+
+    Raises:
+        SettingsError: If `--augment` names no transform that fits the first sample.
+    """
     crop = RandomResizedCrop(
-        settings.crop_size, settings.base_scale, settings.resize_factors, settings.max_class_share, split.ignore_index
+        settings.crop_size,
+        settings.base_scale,
+        settings.resize_factors,
+        settings.max_class_share,
+        split.ignore_index,
+        settings.rotate,
+        normalization[0],
     )
     distort = PhotometricDistortion() if settings.color_distortion else None
-    transform = TrainTransform(crop, distort, normalization)
-    return TrainSamples(split, transform, settings.seed)
+    transform = TrainTransform(
+        crop, distort, normalization, settings.vertical_flip, settings.rotate90, settings.augment
+    )
+    samples = TrainSamples(split, transform, settings.seed)
+    if settings.augment:
+        samples[0]  # tried before anything is trained
+    return samples
 
 
 def worker_count(settings: DataSettings) -> int:

@@ -55,21 +55,13 @@ from segmentation.models import (
 )
 from segmentation.pictures import draw_predictions, draw_training
 from segmentation.recipe import SettingsError, TrainSettings, UserError, mixed_precision, parse, run
-from segmentation.resuming import changed_settings, read_checkpoint
+from segmentation.resuming import changed_rate, changed_settings, read_checkpoint
 from segmentation.scale import find_scale
+from segmentation.schedule import check_schedule, lr_at, stops_early
 from segmentation.stepping import RunningStatistics, compile_model, gradient_norm, prefers_fused, step_if
 from segnext_timm import SegNeXt, SegNeXtError, push_to_hub
 
 MAX_SKIPPED = 10  # updates in a row
-
-
-def lr_at(iteration: int, settings: TrainSettings) -> float:
-    """Compute the encoder's learning rate at an iteration: linear warm-up from factor 1e-6, then linear decay to 0."""
-    if iteration < settings.warmup:
-        share = iteration / max(settings.warmup - 1, 1)
-        return settings.lr * (1e-6 + (1 - 1e-6) * share)
-    steps = settings.iterations - settings.warmup - 1
-    return settings.lr * max(1 - (iteration - settings.warmup) / max(steps, 1), 0.0)
 
 
 def sample_numbers(settings: TrainSettings, start: int, process: int, processes: int) -> Iterator[list[int]]:
@@ -136,6 +128,7 @@ class Trainer:
             raise SettingsError(f"{settings.push_to_hub} is not a repository on the Hub: give user/name.")
         if settings.push_to_hub and not get_token():
             raise SettingsError("there is no token for the Hub: log in with `hf auth login`, or set HF_TOKEN.")
+        check_schedule(settings)
         self.iteration, self.best_miou = 0, -1.0  # the next one, the highest so far
         self.losses: list[float] = []
         self.unread: list[torch.Tensor] = []  # loss and gradient's norm of iterations since they were last read
@@ -188,7 +181,9 @@ class Trainer:
             reduce_casts(model)
         compile_model(model, settings.compile)
         self.raw_model = model  # not wrapped by DistributedDataParallel
-        self.ema = ModelEmaV3(model, decay=settings.ema_decay) if settings.ema_decay else None
+        # the power that timm advises for less than a million iterations
+        average = {"decay": settings.ema_decay, "use_warmup": True, "warmup_power": 3 / 4}
+        self.ema = ModelEmaV3(model, **average) if settings.ema_decay else None
         self.eval_model = self.ema.module if self.ema else model  # evaluated and saved
         self.statistics = [RunningStatistics(m) for m in (model, self.ema.module if self.ema else None) if m]
         groups, fused = paper_parameter_groups(model, settings), prefers_fused(self.device)
@@ -222,18 +217,28 @@ class Trainer:
         self.iteration, self.best_miou = state["iteration"], state["best"]
         self.losses, self.mious = state["losses"], state["mious"]
         self.balance.weights = state.get("class_weights")  # even if labels have changed
-        total = self.settings.iterations
-        if self.iteration >= total:
+        if self.finished:
             return
+        total = self.settings.iterations
         self.accelerator.print(f"Resuming at iteration {self.iteration} of {total}, with the saved weights.")
         if changed := changed_settings(state["settings"], self.settings):
             self.accelerator.print(f"Changed since the checkpoint: {'; '.join(changed)}.")
+        if line := changed_rate(state, self.settings):
+            self.accelerator.print(line)
+
+    @property
+    def finished(self) -> bool:
+        """Whether all iterations are done, or the run stops early."""
+        early = stops_early(self.mious, self.settings.early_stopping)
+        return early or self.iteration >= self.settings.iterations
 
     def run(self) -> None:
-        """Train from `iteration` until the end or a signal."""
+        """Train from `iteration` until the run is finished, or a signal."""
         settings, best = self.settings, self.out / "best"
-        if self.iteration >= settings.iterations:
-            self.accelerator.print(f"The run is already finished: its models are {best} and {self.out / 'last'}.")
+        if self.finished:
+            more = "early_stopping" if self.iteration < settings.iterations else "iterations"
+            models = f"its models are {best} and {self.out / 'last'}"
+            self.accelerator.print(f"The run is already finished: {models}. A larger --{more} continues it.")
             return
         if self.accelerator.log_with:
             self.accelerator.init_trackers("log", config={k: str(v) for k, v in asdict(settings).items()})
@@ -270,6 +275,10 @@ class Trainer:
                 if self.processes == 1:  # of several, the launcher gives the status
                     sys.exit(128 + signals[0])
                 return
+            if self.finished and not last:
+                self.progress.close()
+                self.accelerator.print(f"Stopped early: no better mIoU in {settings.early_stopping} evaluations.")
+                break
         self.accelerator.print(f"Best mIoU {self.best_miou:.4f}: {best}. Last: {self.out / 'last'}.")
         end(self.accelerator)
         if settings.push_to_hub and self.accelerator.is_main_process:
@@ -348,7 +357,7 @@ class Trainer:
             updated = True
         self.statistics[0].restore_unless(finite)
         if self.ema and updated:
-            self.ema.update(self.raw_model)
+            self.ema.update(self.raw_model, step=self.iteration + 1)
         self.optimizer.zero_grad()
         self.unread.append(torch.stack([loss, norm]))
 

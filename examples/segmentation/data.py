@@ -29,6 +29,7 @@ from .transforms import (
     RandomResizedCrop,
     TrainTransform,
     Transform,
+    seeded,
     size_of,
 )
 
@@ -192,8 +193,7 @@ class TrainSamples(Dataset):
     def __getitem__(self, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         index, label = self._draw(k)
         image, labels = self.split.open(index)
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(self._seed(k))  # torch.manual_seed would reseed the GPU too
+        with seeded(self._seed(k)):
             return self.transform(image, labels, label)
 
 
@@ -206,13 +206,27 @@ def training_samples(
     """A split with the augmentation of the settings, normalized by mean and standard deviation.
 
     `settings.base_scale` is the one that :func:`segmentation.scale.find_scale` returned, not "auto".
+
+    Raises:
+        SettingsError: If `--augment` names no transform that fits the first sample.
     """
     crop = RandomResizedCrop(
-        settings.crop_size, settings.base_scale, settings.resize_factors, settings.max_class_share, split.ignore_index
+        settings.crop_size,
+        settings.base_scale,
+        settings.resize_factors,
+        settings.max_class_share,
+        split.ignore_index,
+        settings.rotate,
+        normalization[0],
     )
     distort = PhotometricDistortion() if settings.color_distortion else None
-    transform = TrainTransform(crop, distort, normalization)
-    return TrainSamples(split, transform, settings.seed, sampler)
+    transform = TrainTransform(
+        crop, distort, normalization, settings.vertical_flip, settings.rotate90, settings.augment
+    )
+    samples = TrainSamples(split, transform, settings.seed, sampler)
+    if settings.augment:
+        samples[0]  # tried before anything is trained
+    return samples
 
 
 def worker_count(settings: DataSettings) -> int:

@@ -128,6 +128,15 @@ class TrainSettings(DataSettings):
     color_distortion: bool = True
     """Distort brightness, contrast, saturation and hue; of images that are not of 3 bands with 8 bits, brightness and
     contrast, of all bands alike."""
+    vertical_flip: bool = False
+    """Also flip images upside down, with probability one half, as they are flipped left to right."""
+    rotate90: bool = False
+    """Rotate images by 0, 90, 180 or 270 degrees."""
+    rotate: float = 0.0
+    """Rotate crops by up to so many degrees, either way."""
+    augment: str | None = None
+    """Your own code, module:function: a function without arguments that returns a transform of image and mask, as those
+    of torchvision.transforms.v2; it is applied after the steps above."""
     rare_class_sampling: float | None = None
     """Draw each sample for a class, rare ones more often: an image that holds it, and a crop around one of its pixels.
     The number is the temperature of DAFormer's formula, which was published with 0.01; higher ones are more even."""
@@ -156,11 +165,17 @@ class TrainSettings(DataSettings):
     weight_decay: float = 0.01
     """Of AdamW; the encoder's norms between and in its blocks are exempt."""
     warmup: int = 1_500
-    """Iterations in which the learning rate rises from a millionth; it falls linearly to 0 after that."""
+    """Iterations in which the learning rate rises from a millionth of `lr`."""
+    schedule: str = "poly"
+    """How the learning rate falls after that: poly, (1 - share of the iterations) ** poly_power; cosine; or your own
+    code, module:function, which takes the iteration and the number of iterations and returns a factor of `lr`."""
+    poly_power: float = 1.0
+    """With poly, the exponent; 1 falls linearly to 0."""
     clip_grad: float | None = None
     """Largest norm of the gradient."""
     ema_decay: float | None = None
-    """Keep a moving average of the weights, such as 0.9998; it is what is evaluated and saved."""
+    """Keep a moving average of the weights, such as 0.9998; it is what is evaluated and saved. The average of the first
+    iterations is shorter: at iteration k the decay is at most 1 - k ** -0.75."""
 
     # Machine
     precision: Precision = "fp32"
@@ -186,6 +201,8 @@ class TrainSettings(DataSettings):
     """Go on from the checkpoint in the run's folder, if there is one."""
     eval_every: int = 16_000
     """Iterations between evaluations."""
+    early_stopping: int | None = None
+    """End the run after so many evaluations in a row without a better mIoU."""
     save_every: int = 1_000
     """Iterations between checkpoints; each evaluation writes one too."""
     log_every: int = 50
@@ -281,8 +298,8 @@ def parse(cls: type[S], argv: list[str], description: str, positionals: Mapping[
 
 # Least values of settings
 LEAST = {"accumulate": 1, "batch_size": 1, "crop_size": 32, "eval_every": 1, "iterations": 1, "log_every": 1}
-LEAST |= {"save_every": 1, "warmup": 0, "workers": 0, "bands": 1, "in_channels": 1}
-POSITIVE = ("base_scale", "fit_in", "lr", "resize_factors")
+LEAST |= {"save_every": 1, "early_stopping": 1, "warmup": 0, "workers": 0, "bands": 1, "in_channels": 1, "rotate": 0}
+POSITIVE = ("base_scale", "fit_in", "lr", "poly_power", "resize_factors")
 
 
 def _check_ranges(settings: Any) -> None:

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 
 from .recipe import SettingsError, TrainSettings
+from .schedule import lr_at
 
-# settings of a run that a resumed one must have too
+# settings of a run that a resumed one must have too; of others, such as those of the augmentation, it uses its own
 MUST_MATCH = (
-    *("dataset", "variant", "batch_size", "iterations", "seed", "crop_size", "in_channels", "bands", "range"),
+    *("dataset", "variant", "batch_size", "seed", "crop_size", "in_channels", "bands", "range"),
     *("encoder", "decoder_channels", "decoder_rank", "precision", "ema_decay", "freeze_encoder"),
     *("base_scale", "loss", "class_weights"),
 )
@@ -23,7 +24,16 @@ def changed_settings(
     """List settings, of `names` alone if given, whose values are not those before: "lr 0.1, now 0.2"."""
     before, now = asdict(TrainSettings()) | before, asdict(settings)  # an older checkpoint lacks new settings
     considered = [name for name in now if names is None or name in names]
-    return [f"{name} {before.get(name)}, {but} {now[name]}" for name in considered if before.get(name) != now[name]]
+    return [f"{name} {before[name]}, {but} {now[name]}" for name in considered if before[name] != now[name]]
+
+
+def changed_rate(state: dict[str, Any], settings: TrainSettings) -> str | None:
+    """Say what the learning rate does where a run resumes with another number of iterations."""
+    before, group = state["settings"]["iterations"], state["optimizer"]["param_groups"][0]
+    if before == settings.iterations:
+        return None
+    rates = f"{group['lr'] / group['lr_factor']:.2g} to {lr_at(state['iteration'], settings):.2g}"
+    return f"The schedule ends at iteration {settings.iterations}, not {before}: the learning rate goes from {rates}."
 
 
 def read_checkpoint(file: Path, settings: TrainSettings, data: str) -> dict[str, Any]:
@@ -35,7 +45,7 @@ def read_checkpoint(file: Path, settings: TrainSettings, data: str) -> dict[str,
         data: Description of its training data.
 
     Raises:
-        SettingsError: If the checkpoint belongs to a run with other settings or data.
+        SettingsError: If the checkpoint belongs to a run with other settings or data, or is further than the settings.
     """
     if not settings.resume:
         raise SettingsError(f"{file} belongs to another run: choose another --out, or remove it.")
@@ -47,4 +57,7 @@ def read_checkpoint(file: Path, settings: TrainSettings, data: str) -> dict[str,
         last = file.parent / "last"
         hint = f" To train further from its weights, add --init_from {last}." if last.is_dir() else ""
         raise SettingsError(f"{file} was written with {'; '.join(changed)}: choose another --out.{hint}")
+    reached, planned = state["iteration"], state["settings"]["iterations"]
+    if settings.iterations <= reached and settings.iterations < planned:
+        raise SettingsError(f"--iterations {settings.iterations}: the run is at {reached} of {planned}: give more.")
     return state

@@ -1,15 +1,18 @@
 """Joint augmentation of images and labels, in the order of SegNeXt's published training code.
 
-Resize by a random factor, crop, flip, distort the colors, normalize, pad. The crop is chosen before anything is
-resized, so that only what ends up in it is: of a 2048×1024 image enlarged to twice its size, a crop of 1024² needs an
-eighth.
+Resize by a random factor, crop, rotate, flip, distort the colors, apply the user's own transform, normalize, pad. The
+crop is chosen before anything is resized, so that only what ends up in it is: of a 2048×1024 image enlarged to twice
+its size, a crop of 1024² needs an eighth.
 
-Random numbers come from torch's generator alone: who seeds it for a sample gets the same sample.
+Random numbers come from torch's generator, those of the user's own transform also from Python's and NumPy's:
+:func:`seeded` seeds all three for a sample. A step that is off draws none.
 """
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -17,11 +20,29 @@ from PIL import Image
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from .hooks import load_function
+from .recipe import SettingsError
+
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of values from 0 to 1, RGB
 
 Normalization = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation of each channel
 Picture = Image.Image | np.ndarray  # in color of 8 bits; or (H, W, C), uint8 or float32 from 0 to 1
 Transform = Callable[[Picture, np.ndarray, int | None], tuple[torch.Tensor, torch.Tensor]]
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed the generators of torch on the CPU, NumPy and Python, and restore their states at the end."""
+    states = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPU too
+            random.seed(seed)
+            np.random.seed(seed % 2**32)  # of 32 bits
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
 
 
 def uniform(low: float, high: float) -> float:
@@ -42,6 +63,24 @@ def resize(image: Picture, size: Sequence[int], box: Sequence[float]) -> Picture
     return np.stack([np.asarray(band.resize(size, Image.Resampling.BILINEAR, box)) for band in bands], -1)
 
 
+def rotate(image: Picture, angle: float, center: Sequence[float], color: Sequence[float]) -> Picture:
+    """Rotate an image counterclockwise, by degrees, about a point (x, y); of an array, band by band.
+
+    Args:
+        image: What to rotate.
+        angle: Degrees.
+        center: In pixels.
+        color: Values (C,) from 0 to 1 of what the image does not cover.
+    """
+    in_bytes = isinstance(image, Image.Image) or image.dtype == np.uint8
+    fill = [round(255 * value) if in_bytes else value for value in color]
+    if isinstance(image, Image.Image):
+        return image.rotate(angle, Image.Resampling.BILINEAR, center=center, fillcolor=tuple(fill))
+    bands = [Image.fromarray(np.ascontiguousarray(band)) for band in np.moveaxis(image, -1, 0)]
+    turned = [b.rotate(angle, Image.Resampling.BILINEAR, center=center, fillcolor=f) for b, f in zip(bands, fill)]
+    return np.stack([np.asarray(band) for band in turned], -1)
+
+
 class RandomResizedCrop:
     """A random crop of a randomly resized image and of its labels.
 
@@ -51,6 +90,8 @@ class RandomResizedCrop:
         factors: Range of the factor by which it is resized further.
         max_share: A crop is drawn again, up to ten times, while one class fills more than this share of it.
         ignore_index: Label that does not count.
+        degrees: Largest angle, either way, by which a crop is rotated about its center.
+        color: Values from 0 to 1 of what a rotated crop shows beyond the image; its label is `ignore_index`.
     """
 
     def __init__(
@@ -60,12 +101,16 @@ class RandomResizedCrop:
         factors: tuple[float, float] = (0.5, 2.0),
         max_share: float = 0.75,
         ignore_index: int = 255,
+        degrees: float = 0.0,
+        color: Sequence[float] = MEAN,
     ) -> None:
         self.size = size
         self.base_scale = base_scale
         self.factors = factors
         self.max_share = max_share
         self.ignore_index = ignore_index
+        self.degrees = degrees
+        self.color = color
 
     def __call__(self, image: Picture, labels: np.ndarray, label: int | None = None) -> tuple[Picture, np.ndarray]:
         """An image and its labels (H, W) to a crop of both, around a random pixel of `label` if it is given."""
@@ -90,7 +135,35 @@ class RandomResizedCrop:
             cropped = np.asarray(values.resize(crop, Image.Resampling.NEAREST, box))
             if not self._one_class_fills(cropped):
                 break
+        if self.degrees:
+            return self._rotated(image, values, corner, crop, resized)
         return resize(image, crop, box), cropped
+
+    def _rotated(
+        self, image: Picture, values: Image.Image, corner: list[int], crop: list[int], resized: list[int]
+    ) -> tuple[Picture, np.ndarray]:
+        """Rotate a crop about its center; what lies around it in the image fills its corners.
+
+        Args:
+            image: The image as it is.
+            values: Its labels.
+            corner: Left and top of the crop in the resized image.
+            crop: Width and height of the crop.
+            resized: Width and height of the resized image.
+        """
+        angle, full = uniform(-self.degrees, self.degrees), np.array(size_of(image))
+        center, reach = np.add(corner, np.divide(crop, 2)), math.hypot(*crop) / 2  # from the center to a corner
+        low = np.floor(center - reach).clip(0).astype(int)
+        high = np.minimum(np.ceil(center + reach).astype(int), resized)
+        around, box = tuple(high - low), (*low * full / resized, *high * full / resized)
+        image = rotate(resize(image, around, box), angle, tuple(center - low), self.color)
+        values = values.resize(around, Image.Resampling.NEAREST, box)
+        values = values if 0 <= self.ignore_index <= 255 else values.convert("I")
+        values = values.rotate(angle, center=tuple(center - low), fillcolor=self.ignore_index)  # to the nearest
+        (left, top), (width, height) = corner - low, crop
+        inner = np.s_[top : top + height, left : left + width]
+        array = np.asarray(image)[inner]
+        return Image.fromarray(array) if isinstance(image, Image.Image) else array, np.asarray(values)[inner]
 
     def _one_class_fills(self, labels: np.ndarray) -> bool:
         # Pillow counts bytes several times as fast
@@ -170,13 +243,26 @@ class PhotometricDistortion:
         return image if np.array_equal(matrix, np.eye(4)[:3]) else image.convert("RGB", tuple(matrix.ravel()))
 
 
+@functools.cache
+def own_transform(name: str) -> Callable[[tv_tensors.Image, tv_tensors.Mask], tuple[torch.Tensor, torch.Tensor]]:
+    """Make the transform of `--augment module:function`, once in each process and alike in all."""
+    with seeded(0):  # what is drawn here changes no sample
+        transform = load_function("augment", name)()
+    if not callable(transform):
+        raise SettingsError(f"--augment {name}: the function must return a transform, but returned {transform!r}.")
+    return transform
+
+
 class TrainTransform:
     """Augmentation of training images, to tensors of one size.
 
     Args:
-        crop: Resizes and crops.
+        crop: Resizes, crops and rotates.
         distort: Changes colors, None for none.
         normalization: Mean and standard deviation of each channel, of values from 0 to 1.
+        vertical_flip: Also flip upside down, with probability one half.
+        rotate90: Rotate by 0, 90, 180 or 270 degrees.
+        augment: The user's own transform, "module:function".
     """
 
     def __init__(
@@ -184,11 +270,17 @@ class TrainTransform:
         crop: RandomResizedCrop,
         distort: Callable[[Picture], Picture] | None,
         normalization: Normalization = (MEAN, STD),
+        vertical_flip: bool = False,
+        rotate90: bool = False,
+        augment: str | None = None,
     ) -> None:
         self.crop = crop
         self.distort = distort
         self.normalization = normalization
-        self.flip = v2.RandomHorizontalFlip()
+        turns = v2.RandomChoice([v2.RandomRotation((angle, angle), expand=True) for angle in (0, 90, 180, 270)])
+        steps = ((v2.RandomHorizontalFlip(), True), (v2.RandomVerticalFlip(), vertical_flip), (turns, rotate90))
+        self.flip = v2.Compose([step for step, used in steps if used])
+        self.augment = augment
 
     def __call__(
         self, image: Picture, labels: np.ndarray, label: int | None = None
@@ -197,6 +289,9 @@ class TrainTransform:
 
         Returns:
             A normalized image (C, size, size) and int64 labels (size, size).
+
+        Raises:
+            SettingsError: If the user's own transform does not return an image and a mask like those it got.
         """
         image, labels = self.crop(image, labels, label)
         # a label outside a byte, such as -1, fills the padding
@@ -210,11 +305,25 @@ class TrainTransform:
         height, width = mask.shape[-2:]
         padding = [0, 0, self.crop.size - width, self.crop.size - height]
         image = self.distort(image) if self.distort else image
+        if self.augment:
+            image, mask = self._apply_own(image, mask)
         x = normalize(image, self.normalization)
         if any(padding):
             x = v2.functional.pad(x, padding)
             mask = v2.functional.pad(mask, padding, fill=self.crop.ignore_index)
         return x, mask.as_subclass(torch.Tensor).long()
+
+    def _apply_own(self, image: Picture, mask: tv_tensors.Mask) -> tuple[np.ndarray, tv_tensors.Mask]:
+        given = v2.functional.to_image(image), mask
+        result = own_transform(self.augment)(*given)
+        found = result if isinstance(result, tuple) else (result,)
+        forms = [", ".join(f"{getattr(t, 'dtype', type(t))} {[*np.shape(t)]}" for t in part) for part in (given, found)]
+        if forms[0] != forms[1]:
+            raise SettingsError(
+                f"--augment {self.augment}: the transform must return an image and a mask of the types and shapes that "
+                f"it got, {forms[0]}, but returned {forms[1]}."
+            )
+        return found[0].permute(1, 2, 0).numpy(), tv_tensors.Mask(found[1])
 
 
 @functools.cache

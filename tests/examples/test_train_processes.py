@@ -46,7 +46,10 @@ def test_a_run_that_goes_on_ends_as_one_that_was_not_stopped(folder, tmp_path):
 
 @pytest.mark.slow
 def test_a_run_killed_ten_times_ends_as_one_that_was_not(folder, tmp_path):
-    options = ("--data_root", folder, "--iterations", 60, "--save_every", 1, "--eval_every", 20, *training.EXACT)
+    own = ("--augment", "torchvision.transforms.v2:RandomHorizontalFlip")
+    steps = ("--vertical_flip", "--rotate90", "--rotate", 30, *own, "--schedule", "cosine", "--ema_decay", 0.9998)
+    options = ("--data_root", folder, *steps, "--early_stopping", 9, *training.EXACT)
+    options = (*options, "--iterations", 60, "--save_every", 1, "--eval_every", 20)
     training.run("folder", *options, "--out", tmp_path / "whole")
     command = training.command("folder", *options, "--out", tmp_path / "parts")
     rng, kills = np.random.default_rng(0), 0
@@ -63,7 +66,8 @@ def test_a_run_killed_ten_times_ends_as_one_that_was_not(folder, tmp_path):
         kills += 1
     subprocess.run(command, check=True, capture_output=True)
     one, other = (training.checkpoint(tmp_path / n) for n in ("whole", "parts"))
-    assert all(torch.equal(value, other["model"][name]) for name, value in one["model"].items())
+    for part in ("model", "average"):
+        assert all(torch.equal(value, other[part][name]) for name, value in one[part].items())
     assert one["losses"] == other["losses"]
     saved = [smp.from_pretrained(tmp_path / n / "last").state_dict() for n in ("whole", "parts")]
     assert all(torch.equal(value, saved[1][name]) for name, value in saved[0].items())
@@ -164,6 +168,18 @@ def test_two_processes_train_and_go_on(folder, tmp_path):
     assert state["iteration"] == len(state["losses"]) == 6
     assert smp.from_pretrained(tmp_path / "run" / "best")(torch.rand(1, 3, 40, 40)).isfinite().all()
     assert "The run is already finished" in launch(training.EXAMPLES / "train.py", *arguments).stdout
+
+
+@pytest.mark.slow
+def test_two_processes_stop_early_together(folder, tmp_path):
+    still = ("--lr", 1e-30, "--freeze_encoder", "--decoder_lr_factor", 1, "--eval_every", 2, "--early_stopping", 2)
+    options = ("--data_root", folder, "--out", tmp_path / "run", "--batch_size", 4, "--iterations", 8, *still)
+    arguments = training.arguments("folder", *options)
+    done = launch(training.EXAMPLES / "train.py", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Stopped early: no better mIoU in 2 evaluations.") == 1
+    assert training.checkpoint(tmp_path / "run")["iteration"] == 6
+    assert "A larger --early_stopping continues it" in launch(training.EXAMPLES / "train.py", *arguments).stdout
 
 
 @pytest.mark.slow

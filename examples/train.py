@@ -41,7 +41,7 @@ from segmentation.bands import find_form
 from segmentation.checks import PATIENT, check_lines, in_first_process
 from segmentation.data import ignore_interrupts, training_samples, worker_count
 from segmentation.evaluation import end, evaluate, quiet_unless_main, some_predictions
-from segmentation.files import fill_when_complete, replace_when_complete
+from segmentation.files import check_space, check_writable, fill_when_complete, replace_when_complete
 from segmentation.layouts import open_split
 from segmentation.models import (
     build_model,
@@ -140,13 +140,12 @@ class Trainer:
         self.device, self.processes = self.accelerator.device, self.accelerator.num_processes
         if settings.batch_size % (shares := self.processes * settings.accumulate):
             raise SettingsError(
-                f"batch_size {settings.batch_size} cannot be divided among {self.processes} processes and "
+                f"--batch_size {settings.batch_size} cannot be divided among {self.processes} processes and "
                 f"{settings.accumulate} accumulated batches: make it a multiple of {shares}."
             )
-        if (settings.push_to_hub or "user/name").count("/") != 1:
-            raise SettingsError(f"{settings.push_to_hub} is not a repository on the Hub: give user/name.")
         if settings.push_to_hub and not get_token():
             raise SettingsError("there is no token for the Hub: log in with `hf auth login`, or set HF_TOKEN.")
+        in_first_process(self.accelerator, lambda: check_writable("out", self.out))
         self.iteration, self.best_miou = 0, -1.0  # the next one, the highest so far
         self.losses: list[float] = []
         self.unread: list[torch.Tensor] = []  # loss and gradient's norm of iterations since they were last read
@@ -168,6 +167,8 @@ class Trainer:
         form, note = in_first_process(self.accelerator, lambda: find_form(train, settings, self.checkpoint))
         train.form = val.form = form
         lines = [*train.notes, *val.notes, note]
+        if settings.warmup >= settings.iterations:
+            lines.append(f"Warning: --warmup {settings.warmup} is no less than --iterations: the rate only rises.")
         if settings.check_data:
             lines += in_first_process(self.accelerator, lambda: check_lines(train, val, root, workers))
         lines = lines if not self.checkpoint.is_file() else []  # said when the run began
@@ -204,6 +205,7 @@ class Trainer:
         optimizer = torch.optim.AdamW(groups, lr=settings.lr, fused=fused)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.loss_fn = UpsampledCrossEntropyLoss(ignore_index=self.train_split.ignore_index, reduction="sum")
+        in_first_process(self.accelerator, lambda: check_space(self.out, self.raw_model, self.ema is not None))
 
     def resume(self) -> None:
         """Load the checkpoint of an interrupted run, if there is one. The first process reads it for all."""
@@ -231,18 +233,21 @@ class Trainer:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.iteration, self.best_miou = state["iteration"], state["best"]
         self.losses, self.mious = state["losses"], state["mious"]
-        total = self.settings.iterations
-        if self.iteration >= total:
-            return
-        self.accelerator.print(f"Resuming at iteration {self.iteration} of {total}, with the saved weights.")
+        finished, models = self.iteration >= self.settings.iterations, f"{self.out / 'best'} and {self.out / 'last'}"
+        if finished:
+            self.accelerator.print(f"The run is already finished: its models are {models}.")
+        else:
+            self.accelerator.print(
+                f"Resuming at iteration {self.iteration} of {self.settings.iterations}, with the saved weights."
+            )
         if changed := changed_settings(state["settings"], self.settings):
-            self.accelerator.print(f"Changed since the checkpoint: {'; '.join(changed)}.")
+            title = "These settings were not used" if finished else "Changed since the checkpoint"
+            self.accelerator.print(f"{title}: {'; '.join(changed)}.")
 
     def run(self) -> None:
         """Train from `iteration` until the end or a signal."""
         settings, best = self.settings, self.out / "best"
         if self.iteration >= settings.iterations:
-            self.accelerator.print(f"The run is already finished: its models are {best} and {self.out / 'last'}.")
             return
         if self.accelerator.log_with:
             self.accelerator.init_trackers("log", config={k: str(v) for k, v in asdict(settings).items()})
@@ -456,8 +461,8 @@ class Trainer:
                 "data": self.data,
                 "images": asdict(self.train_split.form),
             }
-            with replace_when_complete(self.checkpoint) as new:
-                torch.save(state, new)
+            with replace_when_complete(self.checkpoint) as new, new.open("wb") as file:
+                torch.save(state, file)
 
 
 def main(argv: list[str]) -> None:

@@ -259,7 +259,7 @@ def parse(cls: type[S], argv: list[str], description: str, positionals: Mapping[
     recipe = tyro.cli(cls, args=_split_commas(told, lists), prog=usage, use_underscores=True)
     words = _split_commas(argv, lists)
     settings = tyro.cli(cls, args=words, default=recipe, description=description, prog=usage, use_underscores=True)
-    _check_ranges(settings)
+    _check(settings)
     return settings
 
 
@@ -282,8 +282,8 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
 )
 
 
-def _check_ranges(settings: Any) -> None:
-    """Raise a SettingsError for a number that is out of its range, or numbers that contradict each other."""
+def _check(settings: Any) -> None:
+    """Raise a SettingsError for a number that is out of its range, or for settings that make no sense together."""
     values = {name: value for name, value in vars(settings).items() if not (value is None or isinstance(value, str))}
     for words, fits, names in RANGES:
         for name in names:
@@ -303,6 +303,9 @@ def _check_ranges(settings: Any) -> None:
             f"--eval_stride must be at most --eval_window, or pixels between the windows would be left out, got "
             f"{settings.eval_stride} and {settings.eval_window}."
         )
+    repository = getattr(settings, "push_to_hub", None)
+    if repository and repository.count("/") != 1:
+        raise SettingsError(f"--push_to_hub {repository} is not a repository on the Hub: give user/name.")
 
 
 def _words(value: Any) -> str:

@@ -17,13 +17,13 @@ On a GPU, a resumed run ends with exactly the same weights only with `--determin
 
 import math
 import os
-import signal
 import sys
 import time
 import warnings
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ from segmentation.data import ignore_interrupts, training_samples, worker_count
 from segmentation.evaluation import end, evaluate, quiet_unless_main, some_predictions
 from segmentation.files import check_space, check_writable, fill_when_complete, replace_when_complete
 from segmentation.layouts import open_split
+from segmentation.memory import LESS_MEMORY, memory_lines
 from segmentation.models import (
     build_model,
     normalization,
@@ -55,6 +56,7 @@ from segmentation.pictures import draw_predictions, draw_training
 from segmentation.recipe import SettingsError, TrainSettings, UserError, mixed_precision, parse, run
 from segmentation.resuming import changed_settings, read_checkpoint
 from segmentation.stepping import RunningStatistics, compile_model, gradient_norm, prefers_fused, step_if
+from segmentation.stopping import Stopping
 from segnext_timm import SegNeXt, SegNeXtError, UpsampledCrossEntropyLoss, push_to_hub
 
 MAX_SKIPPED = 10  # updates in a row
@@ -90,19 +92,6 @@ def mean_over_pixels(
     """
     logits = output[0] if isinstance(output, tuple) else output
     return loss_fn(logits, labels) / labels.numel()
-
-
-def stop_on_signals() -> list[int]:
-    """Return a list to which Ctrl-C and SIGTERM add; a second Ctrl-C interrupts at once."""
-    received: list[int] = []
-
-    def note(number: int, frame: object) -> None:
-        received.append(number)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, note)
-    return received
 
 
 class Trainer:
@@ -233,13 +222,11 @@ class Trainer:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.iteration, self.best_miou = state["iteration"], state["best"]
         self.losses, self.mious = state["losses"], state["mious"]
-        finished, models = self.iteration >= self.settings.iterations, f"{self.out / 'best'} and {self.out / 'last'}"
+        total, finished = self.settings.iterations, self.iteration >= self.settings.iterations
+        line = f"Resuming at iteration {self.iteration} of {total}, with the saved weights."
         if finished:
-            self.accelerator.print(f"The run is already finished: its models are {models}.")
-        else:
-            self.accelerator.print(
-                f"Resuming at iteration {self.iteration} of {self.settings.iterations}, with the saved weights."
-            )
+            line = f"The run is already finished: its models are {self.out / 'best'} and {self.out / 'last'}."
+        self.accelerator.print(line)
         if changed := changed_settings(state["settings"], self.settings):
             title = "These settings were not used" if finished else "Changed since the checkpoint"
             self.accelerator.print(f"{title}: {'; '.join(changed)}.")
@@ -249,9 +236,12 @@ class Trainer:
         settings, best = self.settings, self.out / "best"
         if self.iteration >= settings.iterations:
             return
+        if self.accelerator.is_main_process:
+            loss_fn = partial(mean_over_pixels, self.loss_fn)
+            print(*memory_lines(self.raw_model, loss_fn, settings, self.device, self.processes), sep="\n")
         if self.accelerator.log_with:
             self.accelerator.init_trackers("log", config={k: str(v) for k, v in asdict(settings).items()})
-        batches, signals = iter(self.loader()), stop_on_signals()
+        batches, stop = iter(self.loader()), Stopping(self.accelerator)
         self.progress = tqdm(
             range(self.iteration, settings.iterations),
             desc="train",
@@ -266,7 +256,7 @@ class Trainer:
             self.prepare_iteration(iteration)
             self.update(self.accumulate_gradient(batches))
             self.iteration = iteration + 1
-            stopping = self.agree_to_stop(bool(signals))
+            stopping = stop.is_agreed()
             last = stopping or self.iteration == settings.iterations
             evaluating = self.iteration % settings.eval_every == 0 or self.iteration == settings.iterations
             saving = self.iteration % settings.save_every == 0 or evaluating or last
@@ -282,7 +272,7 @@ class Trainer:
                 self.accelerator.print(f"Stopped after iteration {self.iteration}: the same command resumes the run.")
                 end(self.accelerator)
                 if self.processes == 1:  # of several, the launcher gives the status
-                    sys.exit(128 + signals[0])
+                    sys.exit(128 + stop.signals[0])
                 return
         self.accelerator.print(f"Best mIoU {self.best_miou:.4f}: {best}. Last: {self.out / 'last'}.")
         end(self.accelerator)
@@ -365,14 +355,6 @@ class Trainer:
             self.ema.update(self.raw_model)
         self.optimizer.zero_grad()
         self.unread.append(torch.stack([loss, norm]))
-
-    def agree_to_stop(self, signaled: bool) -> bool:
-        """Whether to stop after this iteration. Several processes agree whenever they log, since that waits anyway."""
-        if self.processes == 1:
-            return signaled
-        if self.iteration % self.settings.log_every:
-            return False
-        return bool(self.accelerator.reduce(torch.tensor(float(signaled), device=self.device), "sum").item())
 
     def read_losses(self) -> None:
         """Read the losses of the iterations since the last call, which waits for the device.
@@ -471,10 +453,7 @@ def main(argv: list[str]) -> None:
     try:
         Trainer(settings).run()
     except torch.OutOfMemoryError as error:
-        raise UserError(
-            "the GPU's memory is full: try --accumulate 2 (or more), --one_step_gradient or --grad_checkpointing, or "
-            f"--precision bf16. {str(error).splitlines()[0]}"
-        ) from None
+        raise UserError(f"the GPU's memory is full: {LESS_MEMORY}. {str(error).splitlines()[0]}") from None
 
 
 if __name__ == "__main__":

@@ -16,13 +16,15 @@ from tqdm import tqdm
 from segmentation import scenes
 from segmentation.recipe import SettingsError, run
 
+MARK = ".drawn_scenes"  # in the folder: size in bytes and path of each picture that was drawn there
+
 
 @dataclass
 class Settings:
     """What to draw."""
 
     folder: tyro.conf.Positional[Path]
-    """The data folder to write."""
+    """The data folder to write: a new or empty one, or one that was drawn before, which is replaced."""
     train: int = 40
     """Number of training images."""
     val: int = 8
@@ -48,15 +50,34 @@ def write_geotiff(file: Path, bands: np.ndarray) -> None:
         raster.write(bands)
 
 
+def remove_drawn(folder: Path) -> None:
+    """Remove the pictures that this script drew in a folder.
+
+    Raises:
+        SettingsError: If it holds any other file, or is one; nothing is removed then.
+    """
+    mark = folder / MARK
+    drawn = set(mark.read_text(encoding="utf-8").splitlines()) if mark.is_file() else set()
+    files = [folder] if folder.is_file() else (file for file in folder.rglob("[!.]*") if file.is_file())
+    for file in files:
+        own = _entry(file, folder) in drawn or (drawn and file == folder / "classes.txt")
+        if not own:
+            raise SettingsError(f"{file} was not drawn by this script: choose another folder, which is new or empty.")
+    for line in drawn:
+        (folder / line.split(" ", 1)[1]).unlink(missing_ok=True)
+    mark.unlink(missing_ok=True)
+
+
+def _entry(file: Path, folder: Path) -> str:
+    return f"{file.stat().st_size} {file.relative_to(folder).as_posix()}"
+
+
 def main(argv: list[str]) -> None:
     settings = tyro.cli(Settings, args=argv, description=__doc__.split("\n")[0], use_underscores=True)
     if settings.binary and settings.binary not in scenes.CLASSES:
         raise SettingsError(f"unknown class {settings.binary!r}: choose from {', '.join(scenes.CLASSES)}.")
     names = ("background", settings.binary) if settings.binary else scenes.CLASSES
-    classes = settings.folder / "classes.txt"
-    lines = classes.read_text(encoding="utf-8").splitlines() if classes.is_file() else []
-    if settings.folder.is_dir() and any(settings.folder.iterdir()) and [line.split()[-1] for line in lines] != [*names]:
-        raise SettingsError(f"{settings.folder} holds other data: choose another folder, or remove it.")
+    remove_drawn(settings.folder)
     for seed, (split, count) in enumerate((("train", settings.train), ("val", settings.val))):
         for kind in ("images", "labels"):
             (settings.folder / kind / split).mkdir(parents=True, exist_ok=True)
@@ -64,13 +85,17 @@ def main(argv: list[str]) -> None:
             image, labels = scenes.draw(seed, index, settings.size)
             file = settings.folder / "images" / split / f"{index:03d}.jpg"
             if settings.geotiff:
-                write_geotiff(file.with_suffix(".tif"), scenes.to_bands(image, labels, seed, index))
+                file = file.with_suffix(".tif")
+                write_geotiff(file, scenes.to_bands(image, labels, seed, index))
             else:
                 Image.fromarray(image).save(file, quality=95)
             if settings.binary:
                 labels = np.where(labels == scenes.CLASSES.index(settings.binary), 255, 0).astype(np.uint8)
-            Image.fromarray(labels).save(settings.folder / "labels" / split / f"{index:03d}.png")
-    classes.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+            label = settings.folder / "labels" / split / f"{index:03d}.png"
+            Image.fromarray(labels).save(label)
+            with (settings.folder / MARK).open("a", encoding="utf-8") as mark:
+                mark.writelines(f"{_entry(path, settings.folder)}\n" for path in (file, label))
+    (settings.folder / "classes.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
     print(f"{settings.folder}: {settings.train} training and {settings.val} validation images, {len(names)} classes")
 
 

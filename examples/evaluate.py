@@ -23,6 +23,7 @@ from segmentation.bands import form_of_model
 from segmentation.checks import PATIENT, check_files, in_first_process
 from segmentation.data import worker_count
 from segmentation.evaluation import end, evaluate, match_classes
+from segmentation.files import check_writable
 from segmentation.layouts import open_split
 from segmentation.metrics import Scores
 from segmentation.pictures import draw_confusion, draw_iou
@@ -52,6 +53,8 @@ def main(argv: list[str]) -> Scores:
     settings = parse(EvalSettings, argv, __doc__.split("\n")[0], MODEL | RECIPE)
     if settings.write_card and not Path(name).is_dir():
         raise SettingsError(f"--write_card needs a model folder, which {name} is not.")
+    check_writable("json", Path(settings.json or "").parent)
+    check_writable("plots", Path(settings.plots or ""))
     accelerator = Accelerator(mixed_precision=mixed_precision(settings.precision), kwargs_handlers=[PATIENT])
     if slow := slow_precision(accelerator.device, settings.precision):
         accelerator.print(slow)

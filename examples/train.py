@@ -17,7 +17,6 @@ On a GPU, a resumed run ends with exactly the same weights only with `--determin
 
 import math
 import os
-import signal
 import sys
 import time
 import warnings
@@ -42,9 +41,10 @@ from segmentation.bands import find_form
 from segmentation.checks import PATIENT, check_lines, in_first_process
 from segmentation.data import ignore_interrupts, training_samples, worker_count
 from segmentation.evaluation import end, evaluate, quiet_unless_main, some_predictions
-from segmentation.files import fill_when_complete, replace_when_complete
+from segmentation.files import check_space, check_writable, fill_when_complete, replace_when_complete
 from segmentation.layouts import open_split
 from segmentation.losses import build_loss, check_loss
+from segmentation.memory import LESS_MEMORY, memory_lines
 from segmentation.models import (
     build_model,
     normalization,
@@ -59,6 +59,7 @@ from segmentation.resuming import changed_rate, changed_settings, read_checkpoin
 from segmentation.scale import find_scale
 from segmentation.schedule import check_schedule, lr_at, stops_early
 from segmentation.stepping import RunningStatistics, compile_model, gradient_norm, prefers_fused, step_if
+from segmentation.stopping import Stopping
 from segnext_timm import SegNeXt, SegNeXtError, push_to_hub
 
 MAX_SKIPPED = 10  # updates in a row
@@ -71,19 +72,6 @@ def sample_numbers(settings: TrainSettings, start: int, process: int, processes:
         for part in range(settings.accumulate):
             first = iteration * settings.batch_size + (part * processes + process) * size
             yield list(range(first, first + size))
-
-
-def stop_on_signals() -> list[int]:
-    """Return a list to which Ctrl-C and SIGTERM add; a second Ctrl-C interrupts at once."""
-    received: list[int] = []
-
-    def note(number: int, frame: object) -> None:
-        received.append(number)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, note)
-    return received
 
 
 class Trainer:
@@ -121,14 +109,13 @@ class Trainer:
         self.device, self.processes = self.accelerator.device, self.accelerator.num_processes
         if settings.batch_size % (shares := self.processes * settings.accumulate):
             raise SettingsError(
-                f"batch_size {settings.batch_size} cannot be divided among {self.processes} processes and "
+                f"--batch_size {settings.batch_size} cannot be divided among {self.processes} processes and "
                 f"{settings.accumulate} accumulated batches: make it a multiple of {shares}."
             )
-        if (settings.push_to_hub or "user/name").count("/") != 1:
-            raise SettingsError(f"{settings.push_to_hub} is not a repository on the Hub: give user/name.")
         if settings.push_to_hub and not get_token():
             raise SettingsError("there is no token for the Hub: log in with `hf auth login`, or set HF_TOKEN.")
         check_schedule(settings)
+        in_first_process(self.accelerator, lambda: check_writable("out", self.out))
         self.iteration, self.best_miou = 0, -1.0  # the next one, the highest so far
         self.losses: list[float] = []
         self.unread: list[torch.Tensor] = []  # loss and gradient's norm of iterations since they were last read
@@ -152,6 +139,8 @@ class Trainer:
         form, note = in_first_process(self.accelerator, lambda: find_form(train, settings, self.checkpoint))
         train.form = val.form = form
         lines = [*train.notes, *val.notes, note]
+        if settings.warmup >= settings.iterations:
+            lines.append(f"Warning: --warmup {settings.warmup} is no less than --iterations: the rate only rises.")
         if settings.check_data:
             lines += in_first_process(self.accelerator, lambda: check_lines(train, val, root, workers))
         self.balance = in_first_process(self.accelerator, lambda: balance_classes(train, settings, workers))
@@ -189,6 +178,7 @@ class Trainer:
         groups, fused = paper_parameter_groups(model, settings), prefers_fused(self.device)
         optimizer = torch.optim.AdamW(groups, lr=settings.lr, fused=fused)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        in_first_process(self.accelerator, lambda: check_space(self.out, self.raw_model, self.ema is not None))
 
     def resume(self) -> None:
         """Load the checkpoint of an interrupted run, if there is one. The first process reads it for all."""
@@ -217,13 +207,18 @@ class Trainer:
         self.iteration, self.best_miou = state["iteration"], state["best"]
         self.losses, self.mious = state["losses"], state["mious"]
         self.balance.weights = state.get("class_weights")  # even if labels have changed
+        total, changed = self.settings.iterations, changed_settings(state["settings"], self.settings)
         if self.finished:
-            return
-        total = self.settings.iterations
-        self.accelerator.print(f"Resuming at iteration {self.iteration} of {total}, with the saved weights.")
-        if changed := changed_settings(state["settings"], self.settings):
-            self.accelerator.print(f"Changed since the checkpoint: {'; '.join(changed)}.")
-        if line := changed_rate(state, self.settings):
+            more = "early_stopping" if self.iteration < total else "iterations"
+            models = f"its models are {self.out / 'best'} and {self.out / 'last'}"
+            self.accelerator.print(f"The run is already finished: {models}. A larger --{more} continues it.")
+        else:
+            self.accelerator.print(f"Resuming at iteration {self.iteration} of {total}, with the saved weights.")
+        if changed:
+            title = "These settings were not used" if self.finished else "Changed since the checkpoint"
+            self.accelerator.print(f"{title}: {'; '.join(changed)}.")
+        line = changed_rate(state, self.settings)
+        if line and not self.finished:
             self.accelerator.print(line)
 
     @property
@@ -236,13 +231,13 @@ class Trainer:
         """Train from `iteration` until the run is finished, or a signal."""
         settings, best = self.settings, self.out / "best"
         if self.finished:
-            more = "early_stopping" if self.iteration < settings.iterations else "iterations"
-            models = f"its models are {best} and {self.out / 'last'}"
-            self.accelerator.print(f"The run is already finished: {models}. A larger --{more} continues it.")
             return
+        if self.accelerator.is_main_process:
+            on_cpu = build_loss(settings, self.train_split.ignore_index, self.balance.weights)
+            print(*memory_lines(self.raw_model, on_cpu, settings, self.device, self.processes), sep="\n")
         if self.accelerator.log_with:
             self.accelerator.init_trackers("log", config={k: str(v) for k, v in asdict(settings).items()})
-        batches, signals = iter(self.loader()), stop_on_signals()
+        batches, stop = iter(self.loader()), Stopping(self.accelerator)
         self.progress = tqdm(
             range(self.iteration, settings.iterations),
             desc="train",
@@ -257,7 +252,7 @@ class Trainer:
             self.prepare_iteration(iteration)
             self.update(self.accumulate_gradient(batches))
             self.iteration = iteration + 1
-            stopping = self.agree_to_stop(bool(signals))
+            stopping = stop.is_agreed()
             last = stopping or self.iteration == settings.iterations
             evaluating = self.iteration % settings.eval_every == 0 or self.iteration == settings.iterations
             saving = self.iteration % settings.save_every == 0 or evaluating or last
@@ -273,7 +268,7 @@ class Trainer:
                 self.accelerator.print(f"Stopped after iteration {self.iteration}: the same command resumes the run.")
                 end(self.accelerator)
                 if self.processes == 1:  # of several, the launcher gives the status
-                    sys.exit(128 + signals[0])
+                    sys.exit(128 + stop.signals[0])
                 return
             if self.finished and not last:
                 self.progress.close()
@@ -360,14 +355,6 @@ class Trainer:
             self.ema.update(self.raw_model, step=self.iteration + 1)
         self.optimizer.zero_grad()
         self.unread.append(torch.stack([loss, norm]))
-
-    def agree_to_stop(self, signaled: bool) -> bool:
-        """Whether to stop after this iteration. Several processes agree whenever they log, since that waits anyway."""
-        if self.processes == 1:
-            return signaled
-        if self.iteration % self.settings.log_every:
-            return False
-        return bool(self.accelerator.reduce(torch.tensor(float(signaled), device=self.device), "sum").item())
 
     def read_losses(self) -> None:
         """Read the losses of the iterations since the last call, which waits for the device.
@@ -457,8 +444,8 @@ class Trainer:
                 "data": self.data,
                 "images": asdict(self.train_split.form),
             }
-            with replace_when_complete(self.checkpoint) as new:
-                torch.save(state, new)
+            with replace_when_complete(self.checkpoint) as new, new.open("wb") as file:
+                torch.save(state, file)
 
 
 def main(argv: list[str]) -> None:
@@ -467,10 +454,7 @@ def main(argv: list[str]) -> None:
     try:
         Trainer(settings).run()
     except torch.OutOfMemoryError as error:
-        raise UserError(
-            "the GPU's memory is full: try --accumulate 2 (or more), --one_step_gradient or --grad_checkpointing, or "
-            f"--precision bf16. {str(error).splitlines()[0]}"
-        ) from None
+        raise UserError(f"the GPU's memory is full: {LESS_MEMORY}. {str(error).splitlines()[0]}") from None
 
 
 if __name__ == "__main__":

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from segnext_timm import SegNeXtError
 from segnext_timm.prediction.images import loses_values, read_values
 
 from .recipe import SettingsError, TrainSettings
+from .resuming import load_checkpoint
 from .transforms import MEAN, STD, Normalization
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def measure_form(split: "Split", settings: TrainSettings) -> tuple[ImageForm, st
 def find_form(split: "Split", settings: TrainSettings, checkpoint: Path) -> tuple[ImageForm, str | None]:
     """How the images of a run are read: as when it began, if it has a checkpoint, else by :func:`measure_form`."""
     if checkpoint.is_file() and settings.resume:
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True).get("images")
+        state = load_checkpoint(checkpoint, mmap=True).get("images")
         if state is not None:
             return ImageForm(**state), None
     return measure_form(split, settings)

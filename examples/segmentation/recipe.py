@@ -6,18 +6,19 @@ numbers are written `0.5 1 1.5` or `0.5,1,1.5`.
 """
 
 import difflib
+import math
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import numpy as np
 import tyro
 import yaml
 
 from segnext_timm import SegNeXtError
 from segnext_timm.label_sets import LABEL_SETS
+from segnext_timm.variants import MIN_SIDE
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Compile = Literal["off", "blocks", "model", "graphs"]
@@ -292,28 +293,59 @@ def parse(cls: type[S], argv: list[str], description: str, positionals: Mapping[
     recipe = tyro.cli(cls, args=_split_commas(told, lists), prog=usage, use_underscores=True)
     words = _split_commas(argv, lists)
     settings = tyro.cli(cls, args=words, default=recipe, description=description, prog=usage, use_underscores=True)
-    _check_ranges(settings)
+    _check(settings)
     return settings
 
 
-# Least values of settings
-LEAST = {"accumulate": 1, "batch_size": 1, "crop_size": 32, "eval_every": 1, "iterations": 1, "log_every": 1}
-LEAST |= {"save_every": 1, "early_stopping": 1, "warmup": 0, "workers": 0, "bands": 1, "in_channels": 1, "rotate": 0}
-POSITIVE = ("base_scale", "fit_in", "lr", "poly_power", "resize_factors")
+# What every number of these settings must be: in words, as a test, and the settings
+RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
+    ("at least 1", lambda x: x >= 1, ("accumulate", "base_scale", "batch_size", "iterations", "bands", "in_channels")),
+    ("at least 1", lambda x: x >= 1, ("decoder_rank", "fit_in", "eval_divisor", "eval_stride")),
+    ("at least 1", lambda x: x >= 1, ("eval_every", "save_every", "log_every", "early_stopping")),
+    ("a multiple of 32, such as 256", lambda x: x > 0 and x % 32 == 0, ("decoder_channels",)),  # for its group norms
+    (f"at least {MIN_SIDE}", lambda x: x >= MIN_SIDE, ("crop_size", "eval_window")),
+    ("at least 0", lambda x: x >= 0, ("warmup", "workers")),
+    ("a positive number", lambda x: 0 < x < math.inf, ("lr", "clip_grad", "resize_factors", "scales")),
+    ("a positive number", lambda x: 0 < x < math.inf, ("poly_power", "rare_class_sampling")),
+    ("a number, at least 0", lambda x: 0 <= x < math.inf, ("weight_decay", "decoder_lr_factor", "rotate")),
+    ("a number", math.isfinite, ("range",)),
+    ("above 0 and at most 1", lambda x: 0 < x <= 1, ("max_class_share",)),
+    ("above 0 and below 1", lambda x: 0 < x < 1, ("ema_decay",)),
+    ("at least 0 and below 1", lambda x: 0 <= x < 1, ("drop_path_rate", "label_smoothing")),
+    ("from 0 to 4294967295", lambda x: 0 <= x < 2**32, ("seed",)),  # 2**64 divided by the largest factor of the seed
+    ("of 32 bits, such as 255", lambda x: -(2**31) <= x < 2**31, ("ignore_index",)),  # as labels are
+)
 
 
-def _check_ranges(settings: Any) -> None:
-    """Raise a SettingsError for a number that is out of its range."""
-    for name, least in LEAST.items():
-        value = getattr(settings, name, None)
-        if value is not None and not np.all(np.asarray(value) >= least):
-            raise SettingsError(f"{name} must be at least {least}, got {value}.")
-    for name in POSITIVE:
-        value = getattr(settings, name, None)
-        if value not in (None, "auto") and not np.all(np.asarray(value) > 0):
-            raise SettingsError(f"{name} must be positive, got {value}.")
-    if not 0 < (getattr(settings, "ema_decay", None) or 0.5) < 1:
-        raise SettingsError(f"ema_decay must be between 0 and 1, got {settings.ema_decay}.")
+def _check(settings: Any) -> None:
+    """Raise a SettingsError for a number that is out of its range, or for settings that make no sense together."""
+    values = {name: value for name, value in vars(settings).items() if not (value is None or isinstance(value, str))}
+    for words, fits, names in RANGES:
+        for name in names:
+            value = values.get(name, 1)
+            numbers = value if isinstance(value, tuple) else (value,)
+            if name in values and not (numbers and all(map(fits, numbers))):
+                raise SettingsError(f"--{name} must be {words}, got {_words(value)}.")
+    low, high = values.get("resize_factors", (1, 1))
+    if low > high:
+        raise SettingsError(f"--resize_factors must be the lower one first, got {_words((low, high))}.")
+    for name in ("base_scale", "fit_in"):
+        long, short = values.get(name, (1, 1))
+        if long < short:
+            raise SettingsError(f"--{name} must be the long side first, got {_words((long, short))}.")
+    if settings.eval_mode == "slide" and settings.eval_stride > settings.eval_window:
+        raise SettingsError(
+            f"--eval_stride must be at most --eval_window, or pixels between the windows would be left out, got "
+            f"{settings.eval_stride} and {settings.eval_window}."
+        )
+    repository = getattr(settings, "push_to_hub", None)
+    if repository and repository.count("/") != 1:
+        raise SettingsError(f"--push_to_hub {repository} is not a repository on the Hub: give user/name.")
+
+
+def _words(value: Any) -> str:
+    """Value as it is written on a command line."""
+    return " ".join(map(str, value)) or "none" if isinstance(value, tuple) else str(value)
 
 
 def _split_commas(words: list[str], lists: list[str]) -> list[str]:

@@ -36,6 +36,30 @@ def changed_rate(state: dict[str, Any], settings: TrainSettings) -> str | None:
     return f"The schedule ends at iteration {settings.iterations}, not {before}: the learning rate goes from {rates}."
 
 
+def load_checkpoint(file: Path, **options: Any) -> dict[str, Any]:
+    """Load the checkpoint of a run.
+
+    Args:
+        file: The checkpoint.
+        options: Others of `torch.load`.
+
+    Raises:
+        SettingsError: If it is damaged, or is something else.
+    """
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True, **options)
+        is_whole = "settings" in state
+    except OSError:
+        raise
+    except Exception:  # torch's readers of archives and pickles raise anything on damaged files
+        is_whole = False
+    if is_whole:
+        return state
+    last = file.parent / "last"
+    hint = f", or train further from its weights with --init_from {last} and another --out" if last.is_dir() else ""
+    raise SettingsError(f"{file} is damaged, or no checkpoint of train.py: remove it to start anew{hint}.")
+
+
 def read_checkpoint(file: Path, settings: TrainSettings, data: str) -> dict[str, Any]:
     """Read the checkpoint of a run.
 
@@ -45,11 +69,11 @@ def read_checkpoint(file: Path, settings: TrainSettings, data: str) -> dict[str,
         data: Description of its training data.
 
     Raises:
-        SettingsError: If the checkpoint belongs to a run with other settings or data, or is further than the settings.
+        SettingsError: If the checkpoint is damaged, of a run with other settings or data, or further than the settings.
     """
     if not settings.resume:
         raise SettingsError(f"{file} belongs to another run: choose another --out, or remove it.")
-    state = torch.load(file, map_location="cpu", weights_only=True)
+    state = load_checkpoint(file)
     changed = changed_settings(state["settings"], settings, MUST_MATCH, "not")
     if state["data"] != data:
         changed.append(f"{state['data']}, not {data}")

@@ -7,7 +7,6 @@ import pytest
 import torch
 from PIL import Image
 
-import draw_scenes
 import miniatures
 import show_data
 from segmentation import data, layouts
@@ -483,12 +482,3 @@ def test_no_more_processes_read_images_than_there_are_cores():
     assert data.worker_count(TrainSettings(workers=0)) == 0
     assert data.worker_count(TrainSettings(workers=1)) == 1
     assert 1 <= data.worker_count(TrainSettings(workers=100_000)) <= os.cpu_count()
-
-
-def test_drawing_scenes_keeps_data_of_others(tmp_path):
-    size = ("--train", "1", "--val", "1", "--size", "32")
-    draw_scenes.main([str(tmp_path / "new"), *size, "--binary", "road"])
-    draw_scenes.main([str(tmp_path / "new"), *size, "--binary", "road"])
-    with pytest.raises(SettingsError, match="holds other data: choose another folder"):
-        draw_scenes.main([str(tmp_path / "new"), *size])
-    assert (tmp_path / "new" / "classes.txt").read_text(encoding="utf-8") == "background\nroad\n"

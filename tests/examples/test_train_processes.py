@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import segmentation_models_pytorch as smp
 import torch
@@ -180,6 +181,34 @@ def test_two_processes_stop_early_together(folder, tmp_path):
     assert done.stdout.count("Stopped early: no better mIoU in 2 evaluations.") == 1
     assert training.checkpoint(tmp_path / "run")["iteration"] == 6
     assert "A larger --early_stopping continues it" in launch(training.EXAMPLES / "train.py", *arguments).stdout
+
+
+@pytest.mark.slow
+def test_two_processes_notice_a_signal_to_one_within_seconds(folder, tmp_path):
+    options = ("--data_root", folder, "--out", tmp_path / "run", "--batch_size", 4, "--iterations", 100_000)
+    options = (*options, *("--log_every", 100_000, "--save_every", 100_000, "--eval_every", 100_000))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", 2, "--standalone"]
+    command += [training.EXAMPLES / "train.py", *training.arguments("folder", *options)]
+    process = subprocess.Popen(
+        list(map(str, command)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"},
+    )
+    shown = b""
+    while not re.search(rb"\| [1-9]\d+/100000", shown):
+        shown += process.stderr.read(50)
+        assert process.poll() is None
+    time.sleep(5)  # the processes now ask each other every three seconds
+    ranks = psutil.Process(process.pid).children()
+    start = time.monotonic()
+    ranks[1].terminate()
+    output, _ = process.communicate(timeout=60)
+    assert time.monotonic() - start < 20
+    assert process.returncode == 0
+    assert b"Stopped after iteration" in output
+    state = training.checkpoint(tmp_path / "run")
+    assert 10 <= state["iteration"] == len(state["losses"]) < 100_000
 
 
 @pytest.mark.slow

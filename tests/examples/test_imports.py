@@ -13,8 +13,8 @@ SCRIPTS = sorted(
     for folder in (".", "segmentation", "deployment", "deployment/browser")
     for path in (EXAMPLES / folder).glob("*.py")
 )
-# `prediction.images` is for files of any bands and values, the last two are for converters to other formats
-PUBLIC_MODULES = {"errors", "label_sets", "variants", "models.mscan", "prediction.images"}
+# `prediction.images` and `prediction.rasters` are for files of any bands and values, the others are for converters to other formats
+PUBLIC_MODULES = {"errors", "label_sets", "variants", "models.mscan", "prediction.images", "prediction.rasters"}
 PUBLIC_MODULES |= {"exporting.exporters", "exporting.labels"}
 
 

@@ -103,7 +103,7 @@ def test_a_finished_run_says_which_settings_were_not_used(finished_run, capsys):
     training.run("folder", *finished_run.options, "--lr", "1e-2")
     run = finished_run.out
     assert capsys.readouterr().out.splitlines()[-2:] == [
-        f"The run is already finished: its models are {run / 'best'} and {run / 'last'}.",
+        f"The run is already finished: its models are {run / 'best'} and {run / 'last'}. A larger --iterations continues it.",
         "These settings were not used: lr 0.0001, now 0.01.",
     ]
 

@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import re
+import shutil
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from . import __version__
+from ._atomic import fill_when_complete
 from ._cli_info import describe_model, list_models, model_text, models_text
 from .checkpoints.catalog import ORIGINS
 from .checkpoints.hub import check_segmenter, is_hub_id
@@ -299,6 +301,30 @@ def predict_command(
         click.echo(json.dumps({"model": model, "out": str(out), "images": done, "failures": failures}, indent=1))
     if found.failures:
         sys.exit(1)
+
+
+@main.command("examples", epilog=_examples("examples examples"))
+@click.argument("folder", metavar="DIR", type=_PATH)
+def examples_command(folder: Path) -> None:
+    """Copy scripts that train, evaluate and deploy, their recipes and guides to DIR, a new or empty folder.
+
+    They are those of the installed version. With `examples` as DIR, the commands of the guides run as they are.
+    """
+    package = Path(__file__).parent
+    source = package / "_examples"  # of an installed wheel
+    source = source if source.is_dir() else package.parent / "examples"
+    if not source.is_dir():
+        raise OptionError(f"{package} was installed without its examples: install a wheel, or clone the repository.")
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise OptionError(f"{folder} is not a new or empty folder: choose another.")
+    with fill_when_complete(folder) as new:
+        shutil.copytree(source, new, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
+    click.echo(
+        f"Wrote the examples of segnext-timm {__version__} to {folder}; {folder / 'README.md'} lists them. To begin:"
+    )
+    click.echo('  pip install "segnext-timm[train]"')
+    click.echo(f"  python {folder / 'draw_scenes.py'} data/streets")
+    click.echo(f"  python {folder / 'train.py'} {folder / 'recipes' / 'folder.yaml'} --data_root data/streets")
 
 
 def _predict(

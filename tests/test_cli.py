@@ -370,3 +370,23 @@ def test_predict_tells_a_slow_precision_once_before_it_starts(folder, image, tmp
     assert done.exit_code == 0
     assert done.stderr.startswith("On most CPUs, bf16 is about ten times slower than fp32.\n")
     assert done.stderr.count("times slower") == 1
+
+
+def test_examples_are_copied_to_a_new_or_empty_folder_alone(tmp_path):
+    (tmp_path / "empty").mkdir()
+    for folder in (tmp_path / "new", tmp_path / "empty"):
+        done = run("examples", folder)
+        assert done.exit_code == 0, done.output
+        assert f"Wrote the examples of segnext-timm {__version__} to {folder}" in done.output
+        assert (folder / "recipes" / "folder.yaml").is_file()
+        assert not list(folder.rglob("__pycache__"))
+    before = (tmp_path / "new" / "train.py").read_bytes()
+    for folder in (tmp_path / "new", tmp_path / "new" / "train.py"):
+        done = run("examples", folder)
+        assert done.exit_code == 1
+        assert last_line(done) == f"Error: {folder} is not a new or empty folder: choose another."
+    assert (tmp_path / "new" / "train.py").read_bytes() == before
+
+
+def test_copying_examples_imports_nothing_heavy(tmp_path):
+    assert imported([COMMAND, "examples", str(tmp_path / "examples")])[0] & HEAVY == set()

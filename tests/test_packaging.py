@@ -2,6 +2,7 @@
 
 import ast
 import email
+import os
 import re
 import subprocess
 import sys
@@ -110,6 +111,54 @@ def test_the_long_description_has_no_relative_link_or_picture(metadata):
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert code.findall(text) == code.findall(readme)
     assert re.findall(r"^#+ .*", text, re.M) == re.findall(r"^#+ .*", readme, re.M)
+
+
+@pytest.fixture(scope="module")
+def unpacked(archives, tmp_path_factory):
+    """Folder of the wheel's files, as an installer unpacks them."""
+    folder = tmp_path_factory.mktemp("unpacked")
+    with zipfile.ZipFile(next(archives.glob("*.whl"))) as wheel:
+        wheel.extractall(folder)
+    return folder
+
+
+def test_the_wheel_copies_its_examples_which_run(unpacked, tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(unpacked)}
+
+    def run(*command):
+        done = subprocess.run([sys.executable, *command], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    said = run("-m", "segnext_timm", "examples", "examples")
+    assert "python examples/train.py examples/recipes/folder.yaml --data_root data/streets" in said
+    source, copied = ROOT / "examples", tmp_path / "examples"
+    for name in (
+        "train.py",
+        "recipes/folder.yaml",
+        "your_own_data.md",
+        "segmentation/sources/coco.py",
+        "images/bases.png",
+    ):
+        assert (copied / name).read_bytes() == (source / name).read_bytes()
+    run("examples/draw_scenes.py", "data/streets", "--train", "2", "--val", "1", "--size", "32")
+    assert (tmp_path / "data" / "streets" / "classes.txt").is_file()
+    assert "--crop_size" in run("examples/train.py", "--help")
+
+
+def test_examples_of_the_wheel_name_no_file_of_the_project_that_is_left_out(unpacked):
+    copied, source = unpacked / "segnext_timm" / "_examples", ROOT / "examples"
+    own = {path.stem for path in source.iterdir() if path.is_dir() or path.suffix == ".py"}
+    for file in copied.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            module = node.module if isinstance(node, ast.ImportFrom) and not node.level else ""
+            top = (module or "").split(".")[0]
+            if top in own:
+                place = copied / top
+                assert place.is_dir() or place.with_suffix(".py").is_file(), f"{file.name} imports {module}"
+    for guide in copied.rglob("*.md"):
+        for picture in re.findall(r"!\[[^\]]*\]\((?!https?://)([^)]+)\)", guide.read_text(encoding="utf-8")):
+            assert (guide.parent / picture).is_file(), f"{guide.name} shows {picture}"
 
 
 @pytest.mark.slow

@@ -253,7 +253,8 @@ class App:
         areas = class_areas(labels, names)
         height, width = labels.shape
         device = next(model.parameters()).device.type
-        said = note(f"{width} × {height} pixels in {seconds:.1f} s on {device}, {name}")
+        scale = "at the model's scale, {} × {}, ".format(*facts["fit_in"]) if facts.get("fit_in") else ""
+        said = note(f"{width} × {height} pixels {scale}in {seconds:.1f} s on {device}, {name}")
         url = str(facts.get("origin_url"))
         origin = f'<div class="note">Weights: {link(url, url)}</div>' if url.startswith("https://") else ""
         picture, drawn = (overlay(file, labels, names, palette, alpha, legend=False) for alpha in (0, 0.6))

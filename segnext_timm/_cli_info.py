@@ -118,7 +118,7 @@ def _described(name: str, config: dict[str, Any], parameters: int | None, weight
         "classes": config.get("classes" if segmenter else "num_classes"),
         "parameters": parameters,
         "input_size": size and size[1:],
-        **{key: info.get(key) for key in ("mean", "std", "dataset", "sha256", "url", "license_note")},
+        **{key: info.get(key) for key in ("mean", "std", "fit_in", "dataset", "sha256", "url", "license_note")},
         "license": info.get("license"),
         "terms": list(info.get("dataset_terms") or ()),
         "results": list(info.get("results") or ()),

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 _PATH = click.Path(path_type=Path)
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 _FUSE_HELP = "Fold norms and layer scales into convolutions first: faster, same output."
+_FIT_HELP = "Resize images to fit: as the model states (auto), not at all (own), long side or LONGxSHORT."
 _DECIDING = ("mode", "window", "stride", "scales", "flip", "fit_in")  # options of predict that decide the labels
 
 
@@ -57,13 +58,16 @@ class _Size(click.ParamType):
 
     name = "size"
 
-    def __init__(self, least: int = 1) -> None:
-        self._side = click.IntRange(least)
+    def __init__(self, least: int = 1, **words: Any) -> None:
+        self._side, self._words = click.IntRange(least), words  # words that stand for another value
 
-    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value in self._words:
+            return self._words[value]
         found = re.fullmatch("([0-9]+)(?:[xX×]([0-9]+))?", value)
         if found is None:
-            self.fail(f"{value!r} is not a size: give pixels, such as 512, or two sides, such as 512x1024.", param, ctx)
+            sizes = ", or ".join(["pixels, such as 512", "two sides, such as 512x1024", *self._words])
+            self.fail(f"{value!r} is not a size: give {sizes}.", param, ctx)
         return self._side(found[1], param, ctx), self._side(found[2] or found[1], param, ctx)
 
 
@@ -246,7 +250,7 @@ def export_command(model: str, file: Path, size: tuple[int, int] | None, batch: 
 @click.option("--stride", type=_Size(), help="Distance of the windows.  [default: 3/4 of their size]")
 @click.option("--scales", metavar="NUMBERS", callback=_read_scales, default="1", help="Average over scales: 0.5,1,1.5")
 @click.option("--flip", is_flag=True, help="Average over mirrored images too.")
-@click.option("--fit", "fit_in", type=_Size(), help="First resize images to fit: long side, or LONGxSHORT.")
+@click.option("--fit", "fit_in", type=_Size(auto="auto", own=None), default="auto", help=_FIT_HELP)
 @click.option("--device", help="cpu, cuda, cuda:1, mps, ...  [default: a GPU if there is one]")
 @click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32", help="16 bits by autocast.")
 @click.option("--batch", type=click.IntRange(1), help="Windows per batch.  [default: by their size on a GPU; else 1]")
@@ -335,15 +339,23 @@ def _predict(
 
     from .checkpoints.loading import load_segmenter
     from .models.fusion import fuse
+    from .models.model_info import ModelInfo
     from .prediction.files import predict_files
     from .prediction.pipeline import is_out_of_memory
 
-    words = [f"{option} {options[option]}" for option in _DECIDING if options[option]]
-    origin = ", ".join([str(Path(name)), *words])
     position = {file: number for number, file in enumerate(places)}
     try:
         with redirect_stdout(sys.stderr):  # libraries print warnings
             model = load_segmenter(name)
+        deciding = options
+        if options["fit_in"] == "auto":
+            sides = ModelInfo(model).fit_in
+            deciding = options | {"fit_in": sides and f"auto {sides}"}  # not these sides for every image
+            if sides:
+                scale = "{}x{}, the model's scale, unless they are georeferenced".format(*sides)
+                click.echo(f"Images are resized to fit {scale}; --fit own keeps their size.", err=True)
+        words = [f"{option} {deciding[option]}" for option in _DECIDING if deciding[option]]
+        origin = ", ".join([str(Path(name)), *words])
         model = fuse(model, inplace=True) if fused else model
         model = model.to(device).to(memory_format=torch.channels_last)
         with click.progressbar(length=100 * len(places), label="Predicting", file=sys.stderr) as bar:

@@ -301,7 +301,7 @@ def test_mistakes_end_in_one_line(checkpoint, tmp_path):
         (("--device", "cuda:99"), "There is no device 'cuda:99' here. This machine has cpu"),
         (("--window", "64 64"), "'64 64' is not a size: give pixels, such as 512, or two sides, such as 512x1024."),
         (("--stride", "-8"), "'-8' is not a size: give pixels"),
-        (("--fit", "2048x"), "'2048x' is not a size: give pixels"),
+        (("--fit", "2048x"), "give pixels, such as 512, or two sides, such as 512x1024, or auto, or own."),
         (("--window", "16x64"), "16 is not in the range x>=32."),
         (("--window", "64", "--stride", "99"), "stride must be from 1 to the window's side, got (99, 99)"),
         (("--scales", "1,0"), "1,0 are not positive numbers, such as 0.5,1,1.5."),

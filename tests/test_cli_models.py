@@ -145,7 +145,7 @@ def test_info_describes_published_segmenters_without_their_weights(empty_cache):
         "weights": None,
     }
     assert info["class_names"][:2] == ["wall", "building"]
-    assert (info["input_size"], info["mean"]) == ([512, 512], [0.485, 0.456, 0.406])
+    assert (info["input_size"], info["mean"], info["fit_in"]) == ([512, 512], [0.485, 0.456, 0.406], [2048, 512])
     assert [result["value"] for result in info["results"]] == [48.03, 49.68]
     assert not empty_cache.exists()
     file = empty_cache / "hub" / "checkpoints" / info["url"].rpartition("/")[2]

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+LEAST = 33  # pixels: the shortest side of a graph of any size
+
 
 def run(main: Callable[[str, str, str], None], description: str) -> None:
     """Run a script on the files that the command line names; a mistake ends it with one line.
@@ -90,25 +92,41 @@ def read_bands(path: str | Path, metadata: Mapping[str, Any]) -> np.ndarray:
     return np.nan_to_num(((array - low) / (high - low)).clip(0, 1)).astype(np.float32)
 
 
+def resized(size: tuple[int, int], metadata: Mapping[str, Any]) -> tuple[int, int]:
+    """Width and height to which an image of some width and height is resized.
+
+    They are those of the graph. A graph of any size gets the image at the model's scale: resized until it reaches one
+    of the sides of `fit_in`, if the model states them.
+    """
+    if not (metadata.get("dynamic") and metadata.get("fit_in")):
+        height, width = metadata["input_size"][2:]
+        return width, height
+    long, short = metadata["fit_in"]
+    scale, step = min(long / max(size), short / min(size)), metadata["size_divisor"]
+    width, height = (-(-max(round(side * scale), LEAST) // step) * step for side in size)
+    return width, height
+
+
 def read_image(path: str | Path, metadata: Mapping[str, Any]) -> tuple[np.ndarray, tuple[int, int]]:
     """Read an image, resize it to the graph's input, and normalize it.
 
     Args:
         path: The file.
-        metadata: Metadata of the graph: `input_size` (B, C, H, W), `mean` and `std` of values from 0 to 1, and for
-            others than photos `range` and `bands`.
+        metadata: Metadata of the graph: `input_size` (B, C, H, W), `mean` and `std` of values from 0 to 1; for others
+            than photos `range` and `bands`; for graphs of any size `dynamic`, `fit_in` and `size_divisor`.
 
     Returns:
         The input of shape (1, C, H, W) in float32, and the image's width and height.
     """
-    channels, height, width = metadata["input_size"][1:]
-    if channels == 3 and not (metadata.get("range") or metadata.get("bands")):
+    if metadata["input_size"][1] == 3 and not (metadata.get("range") or metadata.get("bands")):
         image = Image.open(path).convert("RGB")
         size = image.size
+        width, height = resized(size, metadata)
         pixels = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR), np.float32) / 255
     else:
         array = read_bands(path, metadata)
         size = array.shape[1], array.shape[0]
+        width, height = resized(size, metadata)
         bands = [Image.fromarray(np.ascontiguousarray(band)) for band in array.transpose(2, 0, 1)]
         pixels = np.stack([np.asarray(band.resize((width, height), Image.Resampling.BILINEAR)) for band in bands], -1)
     if abs(size[0] * height / (size[1] * width) - 1) > 0.1:

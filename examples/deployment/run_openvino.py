@@ -12,7 +12,8 @@ from preprocessing import labels_of, parse_metadata, read_image, run, save_label
 def main(file: str, image: str, result: str) -> None:
     core = openvino.Core()
     model = core.read_model(file)
-    keys = ("input_size", "mean", "std", "label_names", "palette")
+    keys = ["input_size", "mean", "std", "range", "bands", "label_names", "palette"]
+    keys += ["dynamic", "fit_in", "size_divisor"]
     found = {key: ["framework", key] for key in keys if model.has_rt_info(["framework", key])}
     metadata = parse_metadata({key: model.get_rt_info(path).astype(str) for key, path in found.items()})
     images, size = read_image(image, metadata)

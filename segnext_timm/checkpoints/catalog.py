@@ -92,6 +92,7 @@ class SegmenterCfg:
             "tag": tag,
             "url": self.url,
             "input_size": list(self.input_size),
+            "fit_in": self.evaluation.fit_in and list(self.evaluation.fit_in),
             "mean": list(IMAGENET_MEAN),
             "std": list(IMAGENET_STD),
             "dataset": self.dataset,

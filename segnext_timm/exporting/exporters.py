@@ -97,6 +97,7 @@ def export(
             Segmenter(model)(images)  # raises unless the model gives scores of each pixel
     names = ["labels"] if argmax else _output_names(output)
     metadata = describe_graph(model, input_size, names) | {"dynamic": dynamic, "precision": precision}
+    metadata["size_divisor"] = info.size_divisor
     half = half_copy(model) if precision == "fp16" else model
     graph, traced = (LabelGraph(part, portable) if argmax else part for part in (model, half))
     program = _trace(traced, images, info.size_divisor if dynamic else None)
@@ -130,7 +131,7 @@ def describe_graph(model: nn.Module, input_size: Sequence[int], names: Sequence[
     except OptionError as error:
         _logger.warning(f"Mean and std are left out of the metadata: {error}")
         statistics = {}
-    stated = ("range", "bands", "label_names", "palette", "dataset", "license")
+    stated = ("fit_in", "range", "bands", "label_names", "palette", "dataset", "license")
     known = {name: cfg[name] for name in stated if cfg.get(name)}
     return {"input_size": list(input_size), "output": ", ".join(names), **statistics, **known}
 

@@ -32,8 +32,9 @@ class SegNeXtHubMixin(SegmentationModel):
         """Facts about the weights, saved with the configuration, as in timm.
 
         `label_names` and `palette` (red, green, blue) of each class; `mean` and `std` of images scaled to 0..1;
-        `dataset`, `license`, `description` and `results` for the model card. `results_digest` identifies the weights
-        that have these results: a model that was trained on is saved without them.
+        `fit_in`, the long and the short side that :func:`.predict` resizes images to fit; `dataset`, `license`,
+        `description` and `results` for the model card. `results_digest` identifies the weights that have these results:
+        a model that was trained on is saved without them.
 
         Raises:
             OptionError: If a new value has names, colors, mean or std for another number of classes or channels.

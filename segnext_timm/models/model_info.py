@@ -158,6 +158,25 @@ class ModelInfo:
         return tuple(stated)
 
     @functools.cached_property
+    def fit_in(self) -> tuple[int, int] | None:
+        """The long and the short side in pixels that images are resized to fit, as when the model was evaluated.
+
+        `pretrained_cfg["fit_in"]`; None for images of their own size, and if it is not stated.
+
+        Raises:
+            OptionError: If it is something else.
+        """
+        stated = self._cfg.get("fit_in")
+        if stated is None:
+            return None
+        if isinstance(stated, list) and [type(side) for side in stated] == [int, int] and min(stated) > 0:
+            return stated[0], stated[1]
+        raise OptionError(
+            f'pretrained_cfg["fit_in"] is the long and the short side in pixels, such as [2048, 512], or None, for '
+            f"images of their own size, got {stated!r}."
+        )
+
+    @functools.cached_property
     def threshold(self) -> float:
         """Output above which a binary model predicts its class.
 

@@ -10,9 +10,11 @@ alone, so that its labels do too.
 
 import functools
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from numbers import Integral
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -23,9 +25,11 @@ from ..errors import OptionError
 from ..models.losses import resized_argmax
 from ..models.segmenter import Segmenter, evaluation_mode
 from .images import ImageLike, read_image
+from .rasters import is_raster
 from .windows import PRECISIONS, Pixels, Precision, WindowedMaps
 
 Mode = Literal["auto", "whole", "slide"]
+FitIn = int | tuple[int, int] | Literal["auto"] | None
 
 _WHOLE_BYTES = 2 << 30  # memory that mode "auto" allows a whole image, and a batch of windows on a GPU
 _PIXEL_BYTES = 600  # memory per pixel of an image, without full-size maps of all classes
@@ -195,7 +199,7 @@ def predict(
     stride: int | tuple[int, int] | None = None,
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
-    fit_in: int | tuple[int, int] | None = None,
+    fit_in: FitIn = "auto",
     probabilities: bool | Callable[[tuple[int, ...]], np.ndarray] = False,
     precision: Precision = "fp32",
     batch: int | None = None,
@@ -224,7 +228,9 @@ def predict(
         scales: Factors of the image's size, one pass each; the probabilities are averaged.
         flip: Add a pass on the mirrored image for each scale.
         fit_in: Maximum side lengths, a pair in any order or one number for both: the image is first resized, up or
-            down, until it reaches one of them, keeping its aspect ratio.
+            down, until it reaches one of them, keeping its aspect ratio. None: its own size. "auto": as the model's
+            `pretrained_cfg["fit_in"]` states, if it does; a georeferenced file, whose pixels have a size on the ground,
+            keeps its own.
         probabilities: Also return probabilities, 4 bytes per class and pixel. Or a function that returns, for a shape
             (classes, H, W), the array to write them to, which may be a memory-mapped file.
         precision: "bf16" and "fp16" run the model under autocast; "fp32" leaves it as it is.
@@ -253,7 +259,7 @@ def predict(
     info = segmenter.info
     stated = (None, None) if scaled else (info.value_range, info.bands)
     options: dict[str, Any] = {"mode": mode, "window": window, "stride": stride, "scales": scales, "flip": flip}
-    options |= {"fit_in": fit_in, "precision": precision, "batch": batch, "divisor": divisor}
+    options |= {"precision": precision, "batch": batch, "divisor": divisor}
     shares: Any = functools.partial(np.empty, dtype=np.float32) if probabilities is True else probabilities or None
 
     def predict_one(image: ImageLike) -> Any:
@@ -262,7 +268,10 @@ def predict(
         def create(classes: int) -> np.ndarray:
             return np.empty(pixels.shape[1:], np.uint8 if classes <= 256 else np.int32)
 
-        found = predict_pixels(segmenter, pixels, create, shares, tile, progress, **options)
+        sides = info.fit_in if fit_in == "auto" else fit_in
+        if sides and fit_in == "auto" and isinstance(image, str | os.PathLike) and is_raster(Path(image)):
+            sides = None
+        found = predict_pixels(segmenter, pixels, create, shares, tile, progress, fit_in=sides, **options)
         return found if shares else found[0]
 
     with evaluation_mode(model):

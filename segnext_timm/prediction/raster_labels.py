@@ -18,7 +18,7 @@ from ..models.model_info import ModelInfo
 from ..models.segmenter import Segmenter, evaluation_mode
 from .drawing import add_legend, list_areas, overlay
 from .images import Values, bands_to_read, read_image, read_region, to_input
-from .pipeline import fit, predict_pixels
+from .pipeline import FitIn, fit, predict_pixels
 from .rasters import LARGE, Raster, import_rasterio, named, open_dataset, open_raster
 from .windows import Pixels
 
@@ -84,12 +84,14 @@ def predict_raster(
     picture: Path | None = None,
     probabilities: Callable[[tuple[int, ...]], np.ndarray] | None = None,
     origin: str = "",
+    fit_in: FitIn = "auto",
     **options: Any,
 ) -> dict[str, Any]:
     """Predict a raster, and write a GeoTIFF of labels, and an overlay of at most 2048 pixels a side: `picture`.
 
     Returns what :func:`raster_areas` does. The others are as for :func:`.pipeline.predict` and `.files.predict_file`.
     """
+    options["fit_in"] = None if fit_in == "auto" else fit_in  # its pixels have a size on the ground
     segmenter, environment = Segmenter(model), import_rasterio(file).Env
     info = segmenter.info
     with open_raster(file) as raster, environment(GDAL_CACHEMAX=_CACHE_BYTES):

@@ -339,7 +339,8 @@ def test_an_unknown_parameter_inside_the_network_is_an_unknown_parameter(tmp_pat
 
 # Folders of other than the original's settings
 
-FACTS = {"mean": [0.1] * 3, "std": [0.3] * 3, "license": "cc-by-4.0", "dataset": "scenes", "label_names": list("abc")}
+FACTS = {"mean": [0.1] * 3, "std": [0.3] * 3, "license": "cc-by-4.0", "dataset": "scenes", "fit_in": [96, 64]}
+FACTS |= {"label_names": list("abc")}
 SETTINGS = {
     "facts": {"pretrained_cfg": FACTS},
     "activation": {"activation": "softmax2d"},
@@ -384,6 +385,7 @@ def test_a_model_goes_to_mmsegmentation_and_back_and_its_normalization_is_told(t
     back = smp.from_pretrained(tmp_path / "back")
     assert torch.equal(masks(back), masks(model))
     assert back.pretrained_cfg["label_names"] == list("abc")
+    assert "fit_in" not in back.pretrained_cfg  # the file does not say
 
 
 def test_names_given_for_a_folder_change_nothing_else(tmp_path):

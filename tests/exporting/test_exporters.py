@@ -29,7 +29,8 @@ def run_onnx(path, x):
     ],
 )
 def test_a_program_runs_and_knows_its_preprocessing(tmp_path, argmax, sizes):
-    model = tiny(pretrained_cfg={"label_names": list("abcde"), "mean": [0.5] * 3, "std": [0.25] * 3})
+    cfg = {"label_names": list("abcde"), "mean": [0.5] * 3, "std": [0.25] * 3, "fit_in": [128, 96]}
+    model = tiny(pretrained_cfg=cfg)
     path = export(model, tmp_path / "new" / "model.pt2", (1, 3, 64, 96), dynamic=bool(sizes), argmax=argmax)
     metadata = {"metadata.json": ""}
     program = torch.export.load(path, extra_files=metadata).module()
@@ -41,6 +42,8 @@ def test_a_program_runs_and_knows_its_preprocessing(tmp_path, argmax, sizes):
         "mean": [0.5] * 3,
         "std": [0.25] * 3,
         "label_names": list("abcde"),
+        "fit_in": [128, 96],
+        "size_divisor": 1,
     }
     for shape in ((1, 3, 64, 96), *sizes):
         x = images(*shape)

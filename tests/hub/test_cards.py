@@ -32,7 +32,8 @@ def save(model, folder, **facts):
 
 
 def test_cards_hold_what_the_next_user_needs():
-    model = narrow(pretrained_cfg={"mean": [0.5] * 3, "std": [0.5] * 3, "dataset": "scenes", "input_size": [3, 64, 96]})
+    cfg = {"mean": [0.5] * 3, "std": [0.5] * 3, "dataset": "scenes", "input_size": [3, 64, 96], "fit_in": [128, 96]}
+    model = narrow(pretrained_cfg=cfg)
     card = model.generate_model_card(metrics={"mIoU": 0.5})
     assert isinstance(card, ModelCard)
     for text in (
@@ -44,6 +45,7 @@ def test_cards_hold_what_the_next_user_needs():
         "| decoder channels | 32 |",
         "| mean | 0.5 0.5 0.5 |",
         "| image size | 64×96 |",
+        "| resized to fit | 128×96 |",
         "|  |  | mIoU |  | 0.5 | the publisher of this model |",
         "trained on crops of 64×96 pixels",
         "@inproceedings{guo2022segnext",
@@ -51,7 +53,7 @@ def test_cards_hold_what_the_next_user_needs():
         assert text in card.text, text
     assert card.data.datasets == ["scenes"]
     assert card.data.eval_results is None  # nobody said on which data
-    assert model.pretrained_cfg.keys() == {"mean", "std", "dataset", "input_size"}  # a card alone adds no facts
+    assert model.pretrained_cfg.keys() == cfg.keys()  # a card alone adds no facts
 
 
 OF_SEGNEXT = ("segnext", "mscan", "commercial users", "2209.08575", "guo2022", "32×32")

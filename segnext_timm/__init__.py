@@ -37,18 +37,10 @@ __all__ = [
 ]
 
 
-def _is_the_command() -> bool:
-    """Whether this process is `segnext-timm ...` or `python -m segnext_timm ...`."""
-    program = sys.argv[0] if sys.argv else ""
-    if program == "-m":  # while Python looks for the module; its name stands before the module's own arguments
-        return sys.orig_argv[-len(sys.argv)].split(".")[0] == __name__
-    return Path(program).stem == "segnext-timm"
-
-
 # The imports below load torch, timm and smp, which takes seconds. Python imports this file before the command's module,
 # and `segnext-timm --help` needs no models, so the command's own process leaves them out: each command imports what it
 # needs, and the modules of the models register them.
-if TYPE_CHECKING or not _is_the_command():
+if TYPE_CHECKING or Path(*sys.argv[:1]).stem != "segnext-timm":
     from .checkpoints.catalog import list_segmenters
     from .checkpoints.conversion import convert
     from .checkpoints.loading import create_segmenter, load_segmenter

@@ -29,8 +29,7 @@ def program(tmp_path_factory):
     model, images = narrow().eval(), torch.randn(3, 3, 70, 90)
     model.save_pretrained(folder / "model")
     torch.save(images, folder / "images.pt")
-    # -m and an argument of the package's name, since the import looks for the command among these
-    command = [sys.executable, "-W", "error::UserWarning", "-m", "program", "segnext_timm"]
+    command = [sys.executable, "-W", "error::UserWarning", "program.py", "segnext-timm"]  # not the command itself
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1]), done.stderr, model, images, torch.load(folder / "logits.pt")

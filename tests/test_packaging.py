@@ -181,7 +181,7 @@ def test_addresses_and_python_versions_are_stated(metadata):
 def test_the_archives_hold_the_package_and_the_sources_what_the_readme_names(archives):
     with zipfile.ZipFile(next(archives.glob("*.whl"))) as wheel:
         tops = {name.split("/")[0].split("-")[0] for name in wheel.namelist()}
-        data = {"checkpoints/catalog.json", "hub/card.md.jinja", "hub_ids.json"}
+        data = {"checkpoints/catalog.json", "hub/card.md.jinja", "hub_ids.json", "label_sets.json"}
         assert {f"segnext_timm/{name}" for name in data} <= set(wheel.namelist())
     assert tops == {"segnext_timm"}
     with tarfile.open(next(archives.glob("*.tar.gz"))) as sources:

@@ -13,7 +13,7 @@ SCRIPTS = sorted(
     for folder in (".", "segmentation", "deployment", "deployment/browser")
     for path in (EXAMPLES / folder).glob("*.py")
 )
-# `prediction.images` and `prediction.rasters` are for files of any bands and values, the others are for converters to other formats
+# those of `prediction` are for files of any bands and values, those of `exporting` for converters to other formats
 PUBLIC_MODULES = {"errors", "label_sets", "variants", "models.mscan", "prediction.images", "prediction.rasters"}
 PUBLIC_MODULES |= {"exporting.exporters", "exporting.labels"}
 

@@ -2,6 +2,7 @@
 
 Trains a narrow model on each data set in miniature by both checkouts, 50 iterations with the settings of the recipe but
 smaller crops and batches, on a CPU, and prints whether losses and mIoU are equal to the bit.
+Of the recipe for folders, the scale of the images is given, and may be another one in evaluations.
 """
 
 import argparse
@@ -48,9 +49,9 @@ def main() -> None:
             data = root / "data"
             miniatures.make(recipe, data, VALUES.get(recipe, [1, 2, 3, 20]), sizes=[(96, 128)] * 4)
             before, after = train(other, recipe, data, root / "before"), train(own, recipe, data, root / "after")
-        verdict = "equal to the bit" if before == after else "DIFFERENT"
+        verdicts = [f"{name} {'equal to the bit' if before[name] == after[name] else 'DIFFERENT'}" for name in before]
         first, last = after["losses"][0], after["losses"][-1]
-        print(f"{recipe}: {len(after['losses'])} losses from {first:.4f} to {last:.4f}, {verdict}")
+        print(f"{recipe}: {len(after['losses'])} losses from {first:.4f} to {last:.4f}; {', '.join(verdicts)}")
 
 
 if __name__ == "__main__":

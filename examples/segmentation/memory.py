@@ -120,7 +120,7 @@ def memory_lines(
     try:
         needed = estimate_step(model, loss_fn, settings, processes)
     except Exception as error:  # a model or a loss whose sizes depend on data; the training itself may work
-        return [f"Memory: not estimated ({type(error).__name__})."]
+        return [f"Memory: not estimated, since model or loss do not run without data ({type(error).__name__})."]
     free, each = free_bytes(device), " for each process" if processes > 1 else ""
     known = "" if free is None else f" of {free / 1e9:.1f} GB free"
     lines = [f"Memory: about {max(needed / 1e9, 0.1):.1f} GB (estimated){known}{each}."]

@@ -131,4 +131,6 @@ def test_a_loss_that_cannot_be_estimated_is_said_to_be_so():
         training.narrow_settings(),
         torch.device("cpu"),
     )
-    assert lines == ["Memory: not estimated (DataDependentOutputException)."]
+    assert lines == [
+        "Memory: not estimated, since model or loss do not run without data (DataDependentOutputException)."
+    ]

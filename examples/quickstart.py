@@ -35,7 +35,7 @@ from segmentation import scenes
 from segmentation.checks import check_splits
 from segmentation.data import Split, TrainSamples, worker_count
 from segmentation.evaluation import evaluate, some_predictions
-from segmentation.files import fill_when_complete
+from segmentation.files import check_writable, fill_when_complete
 from segmentation.layouts import open_folder
 from segmentation.metrics import Scores
 from segmentation.models import describe, note_results
@@ -132,6 +132,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
+    check_writable("out", args.out)
     torch.manual_seed(args.seed)
     start = time.monotonic()
     on_gpu = torch.cuda.is_available() and not args.cpu

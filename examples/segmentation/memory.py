@@ -120,12 +120,10 @@ def memory_lines(
     try:
         needed = estimate_step(model, loss_fn, settings, processes)
     except Exception as error:  # a model or a loss whose sizes depend on data; the training itself may work
-        return [f"Memory: not estimated ({type(error).__name__})."]
-    free = free_bytes(device)
-    each = " for each process" if processes > 1 else ""
-    if free is None:
-        return [f"Memory: about {needed / 1e9:.1f} GB (estimated){each}."]
-    lines = [f"Memory: about {needed / 1e9:.1f} GB (estimated) of {free / 1e9:.1f} GB free{each}."]
-    if needed > free:
+        return [f"Memory: not estimated, since model or loss do not run without data ({type(error).__name__})."]
+    free, each = free_bytes(device), " for each process" if processes > 1 else ""
+    known = "" if free is None else f" of {free / 1e9:.1f} GB free"
+    lines = [f"Memory: about {max(needed / 1e9, 0.1):.1f} GB (estimated){known}{each}."]
+    if free is not None and needed > free:
         lines.append(f"Warning: the memory may not suffice: {LESS_MEMORY}.")
     return lines

@@ -49,7 +49,7 @@ def load_checkpoint(file: Path, **options: Any) -> dict[str, Any]:
     try:
         state = torch.load(file, map_location="cpu", weights_only=True, **options)
         is_whole = "settings" in state
-    except OSError:
+    except PermissionError:
         raise
     except Exception:  # torch's readers of archives and pickles raise anything on damaged files
         is_whole = False

@@ -2,6 +2,8 @@
 
 import glob
 import json
+import logging
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -25,6 +27,7 @@ from .polygons import check_polygons, write_polygons
 from .raster_labels import ORIGIN, predict_raster, raster_areas
 from .rasters import SUFFIXES, copy_place, is_raster, open_raster
 
+_logger = logging.getLogger(__name__)
 _LABELS, _RASTER_LABELS, _POLYGONS, _PROBABILITIES = ".png", ".tif", ".geojson", "_probabilities.npy"
 _OVERLAYS = ("_overlay.jpg", "_overlay.png")
 _JPEG_SIDE = 65_500  # the longest that JPEG's library writes
@@ -64,6 +67,11 @@ def find_images(paths: Sequence[str | Path], out: str | Path) -> dict[Path, Path
             files = sorted(Path(f) for f in glob.glob(str(path), recursive=True) if Path(f).is_file())  # noqa: PTH207
             root = Path(*path.parts[: next(i for i, part in enumerate(path.parts) if glob.has_magic(part))])
         places |= {file: file.relative_to(root) for file in files}
+    named = {*map(Path, paths)}  # predicted in any case
+    if earlier := [file for file in places if file not in named and _is_result(file)]:
+        _logger.info(f"Left out {len(earlier)} results of earlier predictions, such as {earlier[0]}.")
+        for file in earlier:
+            del places[file]
     if not places:
         raise FileNotFoundError(f"no images in {', '.join(map(str, paths))}.")
     for file in places:
@@ -188,6 +196,16 @@ def _read_origin(labels: Path) -> str | None:
             return raster.dataset.tags().get(ORIGIN)
     with Image.open(labels) as picture:
         return picture.info.get(ORIGIN)
+
+
+def _is_result(file: Path) -> bool:
+    """Whether a file is labels with the mark of :func:`predict_files`, or the overlay beside them."""
+    stems = [file.name.removesuffix(end) for end in _OVERLAYS if file.name.endswith(end)]
+    labels = [file, *(file.with_name(stem + end) for stem in stems for end in (_LABELS, _RASTER_LABELS))]
+    with suppress(Exception), warnings.catch_warnings():  # readers raise anything on damaged files
+        warnings.simplefilter("ignore")  # of Pillow, on large ones
+        return any(_read_origin(each) for each in labels if each.suffix in (_LABELS, _RASTER_LABELS) and each.is_file())
+    return False
 
 
 @dataclass

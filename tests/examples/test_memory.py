@@ -117,7 +117,7 @@ def test_the_estimate_is_what_a_step_on_a_cpu_allocates(tmp_path):
 def test_the_estimate_is_said_before_the_first_step(folder, tmp_path, capsys, monkeypatch):
     options = ("--data_root", folder, "--out", tmp_path / "run", "--iterations", 1)
     training.run("folder", *options)
-    assert "\nMemory: about 0.0 GB (estimated) of " in capsys.readouterr().out
+    assert "\nMemory: about 0.1 GB (estimated) of " in capsys.readouterr().out
     (tmp_path / "run" / "checkpoint.pt").unlink()
     monkeypatch.setattr(memory, "free_bytes", lambda device: 1000)
     training.run("folder", *options)
@@ -131,4 +131,6 @@ def test_a_loss_that_cannot_be_estimated_is_said_to_be_so():
         training.narrow_settings(),
         torch.device("cpu"),
     )
-    assert lines == ["Memory: not estimated (DataDependentOutputException)."]
+    assert lines == [
+        "Memory: not estimated, since model or loss do not run without data (DataDependentOutputException)."
+    ]

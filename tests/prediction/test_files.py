@@ -376,3 +376,17 @@ def test_a_folder_of_all_kinds_and_a_hundred_megapixels_take_little_memory(model
     with Image.open(tmp_path / "out" / "large.png") as picture:
         assert picture.size == (12_000, 9_000)
     assert int(done.stdout.split("KiB")[1]) < 4 << 20
+
+
+def test_results_of_earlier_predictions_are_no_images(model, tmp_path):
+    write(tmp_path / "in", "a.jpg", "b.png", "own_overlay.jpg")
+    images, earlier = sorted((tmp_path / "in").iterdir()), tmp_path / "in" / "out"
+    run(model, tmp_path / "in", "-o", earlier)
+    assert len(list(earlier.iterdir())) == 6
+    done = run(model, tmp_path / "in", "-o", tmp_path / "again")
+    assert f"Left out 6 results of earlier predictions, such as {earlier / 'a.png'}." in done.output
+    assert "Predicted 3 of 3 images" in done.output
+    assert list(find_images([str(tmp_path / "in" / "**" / "*.jpg")], tmp_path / "more")) == [images[0], images[2]]
+    assert list(find_images([earlier / "a.png"], tmp_path / "more")) == [earlier / "a.png"]  # named
+    with pytest.raises(FileNotFoundError, match="no images in"):
+        find_images([earlier], tmp_path / "more")

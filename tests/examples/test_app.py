@@ -384,3 +384,17 @@ def test_examples_are_larger_than_the_scenes_to_train_on(app):
     sizes = [Image.open(path).size for path in page.scenes.values()]
     assert len(sizes) >= 3
     assert all(min(size) >= 512 for size in sizes)
+
+
+def test_a_result_says_the_scale_of_the_model(app, model, tmp_path):
+    loaded = smp.from_pretrained(model)
+    loaded.pretrained_cfg["fit_in"] = [96, 80]
+    loaded.save_pretrained(tmp_path / "model")
+    page = app.App([str(tmp_path / "model")])
+    path = str(picture(tmp_path / "a.png", 60, 80, seed=0))
+    _, legend, *_ = page.segment(path, page.models[0], "whole image", "1", False)
+    assert "80 × 60 pixels at the model&#x27;s scale, 96 × 80, in" in legend
+    with Image.open(page.newest[-1] / "labels.png") as labels:
+        assert np.array_equal(
+            labels, segnext_timm.predict(app.load(page.models[0]), path, mode="whole", fit_in=(96, 80))
+        )

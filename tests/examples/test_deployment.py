@@ -60,6 +60,22 @@ def test_the_script_gives_the_model_s_labels(script, file, needs, options, tmp_p
     assert {line.split(":")[0] for line in done.stdout.splitlines() if "%" in line} <= {"sky", "road", "car"}
 
 
+def test_a_graph_of_any_size_labels_a_photo_at_the_model_s_scale(tmp_path):
+    pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    model = narrow(pretrained_cfg={"mean": [0.5] * 3, "std": [0.25] * 3, "fit_in": [160, 120]}).eval()
+    torch.nn.init.normal_(model.segmentation_head[0].weight)
+    export(model, tmp_path / "model.onnx", (1, 3, 64, 96), dynamic=True, argmax=True)
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 80, 3), np.uint8))
+    photo.save(tmp_path / "photo.png")
+    command = [sys.executable, FOLDER / "run_onnxruntime.py", "model.onnx", "photo.png", "labels.png"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    larger = photo.resize((160, 96), Image.Resampling.BILINEAR)
+    expected = Image.fromarray(predict(model, larger, fit_in=None)).resize((80, 48), Image.Resampling.NEAREST)
+    assert (np.asarray(Image.open(tmp_path / "labels.png")) == np.asarray(expected)).mean() > 0.999
+
+
 def test_a_mistake_is_one_line(tmp_path):
     pytest.importorskip("onnxruntime")
     model = narrow(pretrained_cfg={"mean": [0.5] * 3, "std": [0.25] * 3}).eval()

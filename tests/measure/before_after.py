@@ -38,10 +38,10 @@ def logits():
         model(x)
 
 def whole():
-    predict(model, image)
+    predict(model, image, fit_in=None)
 
 def windows():
-    predict(model, image, mode="slide")
+    predict(model, image, mode="slide", fit_in=None)
 
 def step():
     model.train()

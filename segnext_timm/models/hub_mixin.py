@@ -78,7 +78,7 @@ class SegNeXtHubMixin(SegmentationModel):
         """
         from .. import hub  # above the models: smp asks a model for its card
 
-        stated = {name: kwargs.pop(name) for name in ("dataset", "metrics") if name in kwargs}
+        stated: dict[str, Any] = {name: kwargs.pop(name) for name in ("dataset", "metrics") if name in kwargs}
         self._update_config({**(model_card_kwargs or {}), **stated})  # before anything is written, or removed
         folder = Path(save_directory)
         with fill_when_complete(folder, last="config.json") as new:

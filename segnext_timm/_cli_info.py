@@ -8,7 +8,7 @@ from typing import Any
 
 from .checkpoints import catalog
 from .checkpoints.folder import CONFIG, WEIGHTS, read_config, read_facts
-from .checkpoints.hub import find_published, hub_config, names_repository, unknown_model
+from .checkpoints.lookup import find_published, hub_config, names_repository, unknown_model
 from .errors import CheckpointError
 
 _CAVEATS = ("origin_url", "license", "license_note", "terms")  # below the table of models

@@ -20,9 +20,9 @@ from . import __version__
 from ._atomic import fill_when_complete
 from ._cli_info import describe_model, list_models, model_text, models_text
 from .checkpoints.catalog import ORIGINS
-from .checkpoints.hub import check_segmenter, is_hub_id
+from .checkpoints.lookup import check_segmenter, is_hub_id
 from .errors import OptionError, SegNeXtError
-from .exporting.formats import FORMATS, check_export
+from .exporting.options import FORMATS, check_export
 from .label_sets import LABEL_SETS
 from .variants import MIN_SIDE
 

@@ -18,7 +18,7 @@ FLOORS = {
     "kernels": ("kernels",),
     "models": ("models",),
     "checkpoints": ("checkpoints",),
-    "prediction": ("checkpoints.hub", "checkpoints.loading", "prediction"),
+    "prediction": ("checkpoints.lookup", "checkpoints.loading", "prediction"),
     "sharing": ("checkpoints.conversion", "exporting", "hub", "prediction.files"),
     "command and face": ("", "__main__", "_cli_info", "cli"),
 }

@@ -17,7 +17,7 @@ import torch
 from segnext_timm import fuse, load_segmenter
 from segnext_timm.errors import ExportError, OptionError, SegNeXtError
 from segnext_timm.exporting.exporters import describe_graph
-from segnext_timm.exporting.labels import LabelGraph
+from segnext_timm.exporting.label_graph import LabelGraph
 
 Convert = Callable[[torch.nn.Module, torch.Tensor, Path, dict[str, Any]], None]
 Execute = Callable[[Path, np.ndarray], np.ndarray | None]

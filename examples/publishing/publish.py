@@ -25,7 +25,7 @@ from segmentation.recipe import UserError, run
 from segnext_timm import add_results, push_to_hub, variants
 from segnext_timm.checkpoints.catalog import ORIGINS, find_backbone
 from segnext_timm.checkpoints.folder import MODEL_FILES, WEIGHTS
-from segnext_timm.checkpoints.hub import hub_errors
+from segnext_timm.checkpoints.lookup import hub_errors
 from segnext_timm.downloads import fetch
 from segnext_timm.hub.cards import save_backbone, write_card
 from segnext_timm.models.facts import weights_digest

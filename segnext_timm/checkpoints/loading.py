@@ -20,7 +20,7 @@ from .catalog import SegmenterCfg, get_segmenter_cfg
 from .dialects import load_checkpoint
 from .folder import CONFIG, WEIGHTS, info_key, not_a_segmenter, read_config
 from .formats import read_checkpoint
-from .hub import check_segmenter, find_published, hub_config, hub_errors
+from .lookup import check_segmenter, find_published, hub_config, hub_errors
 
 _logger = logging.getLogger(__name__)
 

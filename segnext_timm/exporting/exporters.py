@@ -22,8 +22,8 @@ from ..models.model_info import ModelInfo
 from ..models.segmenter import Segmenter
 from .calibration import Image, read_calibration
 from .float16 import half_copy
-from .formats import check_export
-from .labels import LabelGraph
+from .label_graph import LabelGraph
+from .options import check_export
 
 _logger = logging.getLogger(__name__)
 

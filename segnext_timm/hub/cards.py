@@ -19,7 +19,7 @@ from timm.models import is_model_in_modules, save_for_hf
 
 from .._atomic import fill_when_complete
 from ..checkpoints.folder import CARD, CONFIG, WEIGHTS, info_key, read_facts, read_model_config
-from ..checkpoints.hub import is_hub_id
+from ..checkpoints.lookup import is_hub_id
 from ..errors import OptionError
 from ..label_sets import LABEL_SETS
 from ..models.facts import update_facts

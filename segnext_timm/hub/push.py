@@ -13,7 +13,7 @@ from segmentation_models_pytorch.base import SegmentationModel
 from timm.models import FeatureInfo
 
 from ..checkpoints.folder import CARD, MODEL_FILES, PICKLE_SUFFIXES, info_key, read_model_config
-from ..checkpoints.hub import hub_errors
+from ..checkpoints.lookup import hub_errors
 from ..errors import OptionError
 from ..models.facts import plain_values
 from ..models.fusion import check_not_fused

@@ -27,7 +27,7 @@ def _rows_at_once(width: int, classes: int) -> int:
 
 
 def argmax(logits: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """See :func:`resizing.argmax`; compares only the channels that can be the largest in a band of rows."""
+    """See :func:`upsampling.argmax`; compares only the channels that can be the largest in a band of rows."""
     logits = widen(logits)
     batch, classes, height, _ = logits.shape
     above = [min(row, max(height - 2, 0)) for row in _first_pixels(height, size[0])]
@@ -63,7 +63,7 @@ def cross_entropy(
     smoothing: float,
     needs_gradient: bool,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """See :func:`resizing.cross_entropy`; computes the gradient while the maps of a band are held."""
+    """See :func:`upsampling.cross_entropy`; computes the gradient while the maps of a band are held."""
     logits_nhwc = widen(logits).permute(0, 2, 3, 1)  # (B, h, w, classes)
     batch, height, width, classes = logits_nhwc.shape
     rows = resizing_matrix(height, target.shape[1], logits_nhwc)

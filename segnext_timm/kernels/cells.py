@@ -201,7 +201,7 @@ def cross_entropy(
     smoothing: float,
     needs_gradient: bool,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """See :func:`resizing.cross_entropy`; up to 1024 classes. Labels beyond the classes make the loss NaN."""
+    """See :func:`upsampling.cross_entropy`; up to 1024 classes. Labels beyond the classes make the loss NaN."""
     source, target = _nhwc(logits), target.contiguous()
     weight = None if weight is None else weight.to(source.device, torch.float32).contiguous()
     batch, height, width, classes = source.shape
@@ -235,7 +235,7 @@ def cross_entropy(
 
 
 def argmax(logits: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """See :func:`resizing.argmax`; up to 1024 classes."""
+    """See :func:`upsampling.argmax`; up to 1024 classes."""
     source = _nhwc(logits)
     batch, height, width, classes = source.shape
     labels = source.new_empty((batch, *size), dtype=torch.long)

@@ -2,7 +2,7 @@
 
 A segmenter computes logits at a fraction of the image's size and resizes them. For 150 classes at 1024×2048 pixels, the
 resized logits take 1.3 GB in float32, and as much time as a small network. This module has the plain forms of argmax
-and cross-entropy; :mod:`segnext_timm.kernels.resizing` has faster ones, which need few rows of them at a time.
+and cross-entropy; :mod:`segnext_timm.kernels.upsampling` has faster ones, which need few rows of them at a time.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import OptionError
-from ..kernels import resizing
+from ..kernels import upsampling
 from .resizing import check_sizes, resize, widen
 
 
@@ -22,8 +22,8 @@ def resized_argmax(logits: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
 
     Ties, up to rounding, are broken arbitrarily.
     """
-    if resizing.applies(logits):
-        return resizing.argmax(logits, size)
+    if upsampling.applies(logits):
+        return upsampling.argmax(logits, size)
     # one image at a time, to save memory; max is faster than argmax
     return torch.cat([resize(widen(image), list(size)).max(1).indices for image in logits.split(1)])
 
@@ -97,9 +97,9 @@ class UpsampledCrossEntropyLoss(nn.Module):
             check_sizes(logits, target)
         if self.reduction == "none":
             return self._compute_plainly(logits, target, weight)
-        if resizing.applies(logits):
+        if upsampling.applies(logits):
             needs_gradient = logits.requires_grad and torch.is_grad_enabled()
-            loss, _ = resizing.cross_entropy(
+            loss, _ = upsampling.cross_entropy(
                 logits, target, weight, self.ignore_index, self.label_smoothing, needs_gradient
             )
         else:  # the backward pass computes the maps again

@@ -15,7 +15,7 @@ SCRIPTS = sorted(
 )
 # those of `prediction` are for files of any bands and values, those of `exporting` for converters to other formats
 PUBLIC_MODULES = {"errors", "label_sets", "variants", "models.mscan", "prediction.images", "prediction.rasters"}
-PUBLIC_MODULES |= {"exporting.exporters", "exporting.labels"}
+PUBLIC_MODULES |= {"exporting.exporters", "exporting.label_graph"}
 
 
 def private_imports(source):
@@ -45,7 +45,7 @@ def test_examples_import_public_names_only(path):
         "from segnext_timm.prediction.pipeline import predict",
         "from segnext_timm import hub",
         "from segnext_timm.models.mscan import _create_mscan",
-        "import segnext_timm.checkpoints.hub",
+        "import segnext_timm.checkpoints.lookup",
     ],
 )
 def test_private_imports_are_found(line):

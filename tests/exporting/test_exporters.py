@@ -10,7 +10,7 @@ from lively_models import assert_same, backbone, images, lively, tiny
 from random_checkpoints import VARIANTS
 from segnext_timm import create_segmenter, export
 from segnext_timm.errors import ExportError, OptionError
-from segnext_timm.exporting import exporters, labels
+from segnext_timm.exporting import exporters, label_graph
 from segnext_timm.models.fusion import is_fused
 
 
@@ -213,8 +213,8 @@ def test_exported_labels_are_the_model_s_whatever_its_activation(architecture, a
 @pytest.mark.slow
 def test_a_graph_of_wrong_labels_is_refused(tmp_path, monkeypatch):
     pytest.importorskip("onnxruntime")
-    graph = labels.argmax_graph
-    monkeypatch.setattr(labels, "argmax_graph", lambda *args, **kwargs: graph(*args, **kwargs).roll(8, 1))
+    graph = label_graph.argmax_graph
+    monkeypatch.setattr(label_graph, "argmax_graph", lambda *args, **kwargs: graph(*args, **kwargs).roll(8, 1))
     with pytest.raises(ExportError, match="differ"):
         export(tiny(), tmp_path / "model.onnx", (1, 3, 64, 96), argmax=True)
     assert not list(tmp_path.iterdir())

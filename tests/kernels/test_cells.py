@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch._dynamo.testing import EagerAndRecordGraphs
 
 from segnext_timm import UpsampledCrossEntropyLoss
-from segnext_timm.kernels import resizing
+from segnext_timm.kernels import upsampling
 from segnext_timm.models.losses import resized_argmax
 
 pytest.importorskip("triton")
@@ -37,7 +37,7 @@ CASES = [  # classes, size, resized, smoothing, whether classes have weights
 
 @pytest.fixture
 def use_kernels(monkeypatch):
-    monkeypatch.setattr(resizing, "_kernels", lambda logits: cells)
+    monkeypatch.setattr(upsampling, "_kernels", lambda logits: cells)
 
 
 def inputs(classes, size, resized):
@@ -110,8 +110,8 @@ def test_operators_have_fake_implementations(use_kernels):
     checks = ("test_schema", "test_faketensor")
     for smoothing, needs_gradient in ((0.1, True), (0.0, False)):
         arguments = (logits, labels, None, 255, smoothing, needs_gradient)
-        torch.library.opcheck(resizing.cross_entropy, arguments, test_utils=checks)
-    torch.library.opcheck(resizing.argmax, (logits, (6, 6)), test_utils=checks)
+        torch.library.opcheck(upsampling.cross_entropy, arguments, test_utils=checks)
+    torch.library.opcheck(upsampling.argmax, (logits, (6, 6)), test_utils=checks)
 
 
 def test_the_compiled_loss_is_that_of_the_kernels(use_kernels):
@@ -130,15 +130,17 @@ def test_the_compiled_loss_is_that_of_the_kernels(use_kernels):
 
 def test_the_compiler_does_not_trace_the_trial_of_triton(monkeypatch):
     torch._dynamo.reset()
-    resizing._try_triton.cache_clear()
+    upsampling._try_triton.cache_clear()
     # a GPU for the trial alone: the compiler would initialize one
-    monkeypatch.setattr("torch.cuda.is_available", lambda: sys._getframe(1).f_globals["__name__"] == resizing.__name__)
+    monkeypatch.setattr(
+        "torch.cuda.is_available", lambda: sys._getframe(1).f_globals["__name__"] == upsampling.__name__
+    )
     monkeypatch.setattr("torch.cuda.is_current_stream_capturing", lambda: False)
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (9, 0))
     graphs = EagerAndRecordGraphs()
-    compiled = torch.compile(lambda x: x + resizing._triton_runs(x.device), fullgraph=True, backend=graphs)
+    compiled = torch.compile(lambda x: x + upsampling._triton_runs(x.device), fullgraph=True, backend=graphs)
     assert compiled(torch.zeros(1)) == 1
-    assert resizing._try_triton.cache_info().misses == 1
+    assert upsampling._try_triton.cache_info().misses == 1
     assert len([node for node in graphs.graphs[0].graph.nodes if node.op == "call_function"]) == 1
 
 

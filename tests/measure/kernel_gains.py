@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from segnext_timm import UpsampledCrossEntropyLoss, create_segmenter, fuse
-from segnext_timm.kernels import bands, resizing
+from segnext_timm.kernels import bands, upsampling
 
 # kernel, variant, height, width, classes, batch
 CASES = [
@@ -51,7 +51,7 @@ def work(kernel: str, variant: str, height: int, width: int, classes: int, batch
     return step
 
 
-RULES = {"MLP rows": (bands, "applies_to_mlp"), "labels": (resizing, "applies"), "loss": (resizing, "applies")}
+RULES = {"MLP rows": (bands, "applies_to_mlp"), "labels": (upsampling, "applies"), "loss": (upsampling, "applies")}
 OWN_RULES = {kernel: getattr(*rule) for kernel, rule in RULES.items()}
 
 

@@ -12,8 +12,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import label_memory
 from segnext_timm import UpsampledCrossEntropyLoss, kernels
-from segnext_timm.exporting.labels import argmax_graph
-from segnext_timm.kernels import bands, resizing
+from segnext_timm.exporting.label_graph import argmax_graph
+from segnext_timm.kernels import bands, upsampling
 from segnext_timm.models.losses import resized_argmax
 from segnext_timm.models.mscan import ConvMlp
 
@@ -358,7 +358,7 @@ def test_an_environment_variable_turns_kernels_off(monkeypatch, value, expected)
     importlib.reload(kernels)  # which reads the variable
     x = torch.zeros(1, 64, 64, 2048).permute(0, 3, 1, 2)
     mlp = ConvMlp(2048, 4096, 1, torch.nn.GELU, device="meta").eval()
-    assert (kernels.ENABLED, resizing.applies(x), bands.applies_to_mlp(x, mlp)) == (expected,) * 3
+    assert (kernels.ENABLED, upsampling.applies(x), bands.applies_to_mlp(x, mlp)) == (expected,) * 3
 
 
 @pytest.mark.parametrize("form", ["plain"], indirect=True)

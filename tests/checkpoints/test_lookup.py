@@ -9,7 +9,7 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 import hub_server
 from segnext_timm import load_segmenter
-from segnext_timm.checkpoints.hub import hub_errors, is_hub_id
+from segnext_timm.checkpoints.lookup import hub_errors, is_hub_id
 from segnext_timm.errors import HubError
 
 

@@ -42,10 +42,10 @@ def main(argv: list[str]) -> None:
     reports = check_splits(*splits, settings.data_root, worker_count(settings))
     for name, report in zip(("train", "val"), reports):
         print("\n".join([*report.table(name), *report.split.notes, *report.warnings]))
-    base_scale, fit_in, lines = find_scale(splits[0], settings)
-    print("\n".join(filter(None, (note, *lines))))
-    settings = replace(settings, base_scale=base_scale, fit_in=fit_in)
-    samples = training_samples(splits[0], settings, form.normalization)
+    base_scale, _, lines = find_scale(splits[0], settings)
+    for line in filter(None, (note, *lines)):
+        print(line)
+    samples = training_samples(splits[0], replace(settings, base_scale=base_scale), form.normalization)
     mean, std = map(torch.tensor, form.normalization)
     shown = []
     for k in range(16):

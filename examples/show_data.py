@@ -44,9 +44,10 @@ def main(argv: list[str]) -> None:
     for name, report in zip(("train", "val"), reports):
         print("\n".join([*report.table(name), *report.split.notes, *report.warnings]))
     balance = balance_classes(splits[0], settings, worker_count(settings))
-    base_scale, fit_in, lines = find_scale(splits[0], settings)
-    print("\n".join(filter(None, (note, *lines))))
-    settings = replace(settings, base_scale=base_scale, fit_in=fit_in)
+    base_scale, _, lines = find_scale(splits[0], settings)
+    for line in filter(None, (note, *lines, *balance.notes)):
+        print(line)
+    settings = replace(settings, base_scale=base_scale)
     samples = training_samples(splits[0], settings, form.normalization, balance.sampler)
     mean, std = map(torch.tensor, form.normalization)
     shown = []

@@ -79,15 +79,19 @@ def test_images_with_a_world_file_keep_their_own_size(tmp_path):
     assert "images of 64×48 (1) have a place on the ground: they keep their own size" in lines
 
 
-@pytest.mark.parametrize("big", ["NO", "YES"])  # Pillow reads no BigTIFF of these
-def test_geotiffs_of_8_bits_keep_their_own_size(tmp_path, big):
+@pytest.mark.filterwarnings("ignore:Dataset has no geotransform")
+@pytest.mark.parametrize("photometric", ["RGB", "MINISBLACK"])  # Pillow does not read the second
+@pytest.mark.parametrize("placed", [True, False])
+def test_geotiffs_of_8_bits_keep_their_own_size(tmp_path, photometric, placed):
     rasterio = pytest.importorskip("rasterio")
-    profile = {"width": 64, "height": 48, "count": 3, "dtype": "uint8", "crs": "EPSG:32632", "BIGTIFF": big}
-    place = rasterio.Affine(10, 0, 500, 0, -10, 640)
-    with rasterio.open(tmp_path / "a.tif", "w", driver="GTiff", transform=place, interleave="band", **profile) as file:
+    place = {"crs": "EPSG:32632", "transform": rasterio.Affine(10, 0, 500, 0, -10, 640)} if placed else {}
+    shape = {"width": 64, "height": 48, "count": 3, "dtype": "uint8", "photometric": photometric}
+    with rasterio.open(tmp_path / "a.tif", "w", driver="GTiff", **shape, **place) as file:
         file.write(np.zeros((3, 48, 64), np.uint8))
     split = layouts.Split("x", [tmp_path / "a.tif"], [], ("a",), ((0, 0, 0),))
-    assert "images of 64×48 (1) have a place on the ground" in found(split, tmp_path)[2]
+    base, _, lines = found(split, tmp_path)
+    assert base == (None if placed else (64, 48))
+    assert ("images of 64×48 (1) have a place on the ground" in lines) == placed
 
 
 def test_images_that_cannot_be_read_do_not_count(tmp_path):

@@ -37,6 +37,9 @@ LOSSES: dict[str, tuple[str, ...]] = {
     "ohem": (),
 }
 
+# Label of ignored pixels in a loss of one's own, whatever it is in the data: the default of torch's losses
+OWN_IGNORE_INDEX = -100
+
 # mmsegmentation's OHEMPixelSampler: thresh=0.7, and min_kept=100000 of a crop of 512×1024, which is a fifth
 _SURE, _LEAST_SHARE = 0.7, 0.2
 
@@ -105,7 +108,9 @@ def build_loss(
     }
     if settings.loss not in losses:
         own = load_function("loss", settings.loss)
-        losses[settings.loss] = lambda logits, labels: own(full_size(logits, labels), labels)
+        losses[settings.loss] = lambda logits, labels: own(
+            full_size(logits, labels), labels.where(labels != ignore_index, OWN_IGNORE_INDEX)
+        )
 
     def loss_of(output: torch.Tensor | tuple[torch.Tensor, ...], labels: torch.Tensor) -> torch.Tensor:
         logits = output[0] if isinstance(output, tuple) else output

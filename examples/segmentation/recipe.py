@@ -145,7 +145,7 @@ class TrainSettings(DataSettings):
     # Loss
     loss: str = "ce"
     """ce (cross-entropy), ce+dice (their sum), dice, focal, lovasz, ohem (cross-entropy of the hardest pixels), or your
-    own as module:function, which takes logits (B, classes, H, W) and labels (B, H, W) and returns a scalar."""
+    own as module:function, of logits (B, classes, H, W) and labels (B, H, W), with -100 for ignored pixels."""
     class_weights: Literal["none", "auto"] | tuple[float, ...] = "none"
     """Weight of each class, in their order. auto: the median of the classes' frequencies over its own, from 0.1 to 10,
     where a class's frequency is its share of the pixels in images that hold it. For ce, ce+dice, dice and focal."""

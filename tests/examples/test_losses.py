@@ -198,7 +198,7 @@ def own_code(tmp_path, monkeypatch):
     """A module of the user's with losses."""
     (tmp_path / "own_losses.py").write_text(
         "import segmentation_models_pytorch as smp\n\n"
-        "jaccard = smp.losses.JaccardLoss('multiclass', ignore_index=255)\n\n"
+        "jaccard = smp.losses.JaccardLoss('multiclass', ignore_index=-100)\n\n"
         "def wrong(logits, labels):\n"
         "    batch, classes = logits.shape  # of four dimensions\n"
     )

@@ -2,7 +2,7 @@
 
 Blocks of `bash` run in bash, those of `bash fails` have to fail, those of `python` share one namespace. Blocks after
 a comment `<!-- needs: ... -->` are not run. Commands that install packages are left out, and trainings are shortened:
-numbers of iterations are at most those of SHORTENED.
+numbers of iterations are at most those of SHORTENED. A block of `python` that begins with `# NAME.py` is that file too.
 """
 
 import re
@@ -52,6 +52,8 @@ def main(page: Path) -> None:
             continue
         print(f"--- {where}", flush=True)
         if block.language == "python":
+            if name := re.match(r"# (\w+\.py)\n", block.text):
+                Path(name[1]).write_text(block.text, encoding="utf-8")
             exec(compile(block.text, where, "exec"), namespace)
             continue
         done = subprocess.run(["bash", "-ec", block.shortened()], check=False)

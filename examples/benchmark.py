@@ -43,13 +43,13 @@ from typing import Literal
 
 import torch
 import tyro
-from tqdm import tqdm
 
 from benchmarking.cases import WAYS, Case, NotApplicableError
 from benchmarking.ceilings import ceilings, clock, count, machine
 from benchmarking.charts import draw_bars, draw_growth
 from benchmarking.memory import child, measure_memory
 from benchmarking.runtimes import RUNTIMES, missing, prepare
+from segmentation.progress import progress_bar
 from segmentation.recipe import UserError, run
 
 
@@ -127,14 +127,14 @@ def measure(cases: list[Case], settings: Settings) -> list[Result]:
     times = {case: [] for case in calls}
     first = cases[0]
     title = f"{first.task} {first.batch}×{first.height}×{first.width}"
-    for i in tqdm(range(settings.warmup + settings.rounds), desc=title, unit="round", leave=False):
+    for i in progress_bar(range(settings.warmup + settings.rounds), desc=title, unit="round", leave=False):
         for case, call in calls.items():
             taken = clock(call, "cpu" if case.way in RUNTIMES else settings.device)  # runtimes return when done
             if i >= settings.warmup:
                 times[case].append(taken)
     calls.clear()
     results = []
-    for case in tqdm(times, desc=f"{title}: counts, memory", unit="contender", leave=False):
+    for case in progress_bar(times, desc=f"{title}: counts, memory", unit="contender", leave=False):
         result = Result(case.contender, case.task, case.height, case.width, case.batch, times[case])
         result.gflops, result.gigabytes = count(case)
         if settings.memory:

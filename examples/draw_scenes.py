@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import tyro
 from PIL import Image
-from tqdm import tqdm
 
 from segmentation import scenes
+from segmentation.progress import progress_bar
 from segmentation.recipe import SettingsError, run
 
 MARK = ".drawn_scenes"  # in the folder: size in bytes and path of each picture that was drawn there
@@ -81,7 +81,7 @@ def main(argv: list[str]) -> None:
     for seed, (split, count) in enumerate((("train", settings.train), ("val", settings.val))):
         for kind in ("images", "labels"):
             (settings.folder / kind / split).mkdir(parents=True, exist_ok=True)
-        for index in tqdm(range(count), desc=split, leave=False):
+        for index in progress_bar(range(count), desc=split, leave=False):
             image, labels = scenes.draw(seed, index, settings.size)
             file = settings.folder / "images" / split / f"{index:03d}.jpg"
             if settings.geotiff:

@@ -1,7 +1,7 @@
 """Evaluate a segmentation model as the paper does: mIoU over the whole set, at full label size.
 
     python examples/evaluate.py segnext_b.mmseg_ade20k examples/recipes/ade20k.yaml --data_root DIR
-    python examples/evaluate.py runs/mine/best examples/recipes/folder.yaml --data_root DIR --json scores.json
+    python examples/evaluate.py runs/mine/best examples/recipes/folder.yaml --data_root DIR --json a.json --csv a.csv
     python examples/evaluate.py MODEL RECIPE.yaml --scales 0.5,0.75,1,1.25,1.5,1.75 --flip       # multi-scale tables
     accelerate launch --num_processes 4 examples/evaluate.py MODEL RECIPE.yaml                   # on four GPUs
 
@@ -10,6 +10,9 @@ Images are read as the model states: its bands, the range of their values, and, 
 otherwise, the size that they are fitted in; labels are compared at their own size.
 The recipe decides whether images are processed whole or in sliding windows. Each image counts once with any number of
 processes. `--write_card` writes the results to the card and configuration of a model folder.
+
+Each class has IoU, Dice (which is F1), precision and recall (mmsegmentation's accuracy), counted over the pixels of all
+images; a class without such pixels is absent and not in the mean. `--boundary_iou` adds the IoU near outlines.
 """
 
 import json
@@ -53,7 +56,11 @@ def main(argv: list[str]) -> Scores:
     settings = parse(EvalSettings, argv, __doc__.split("\n")[0], MODEL | RECIPE)
     if settings.write_card and not Path(name).is_dir():
         raise SettingsError(f"--write_card needs a model folder, which {name} is not.")
-    check_writable("json", Path(settings.json or "").parent)
+    for option in ("json", "csv"):
+        file = Path(getattr(settings, option) or "")
+        if file.name and file.is_dir():
+            raise SettingsError(f"--{option} {file} is a folder: name a file.")
+        check_writable(option, file.parent)
     check_writable("plots", Path(settings.plots or ""))
     accelerator = Accelerator(mixed_precision=mixed_precision(settings.precision), kwargs_handlers=[PATIENT])
     if slow := slow_precision(accelerator.device, settings.precision):
@@ -70,13 +77,16 @@ def main(argv: list[str]) -> Scores:
             accelerator.print(line)
     model = model.to(accelerator.device, memory_format=torch.channels_last)
     views = {"scales": settings.scales, "flip": settings.flip}
-    scores = evaluate(model, split, settings, accelerator, settings.by_position, **views)
+    scores = evaluate(model, split, settings, accelerator, settings.by_position, settings.boundary_iou, **views)
     if accelerator.is_main_process:
         print(scores.table())
         if settings.json:
             content = {"model": name, "images": len(split), "fit_in": fit_in, **views}
             Path(settings.json).parent.mkdir(parents=True, exist_ok=True)
             Path(settings.json).write_text(json.dumps({**content, **scores.as_dict()}, indent=2), encoding="utf-8")
+        if settings.csv:
+            Path(settings.csv).parent.mkdir(parents=True, exist_ok=True)
+            scores.write_csv(Path(settings.csv))
         if settings.plots:
             folder = Path(settings.plots)
             folder.mkdir(parents=True, exist_ok=True)

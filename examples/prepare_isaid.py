@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import tyro
 from PIL import Image
-from tqdm import tqdm
 
 from segmentation.files import replace_when_complete
+from segmentation.progress import progress_bar
 from segmentation.recipe import UserError, run
 from segnext_timm.label_sets import LABEL_SETS
 
@@ -129,7 +129,7 @@ def main(argv: list[str]) -> None:
         with ProcessPoolExecutor(settings.workers) as pool:
             try:
                 jobs = [pool.submit(cut, *pair, *folders, settings) for pair in pairs]
-                done = tqdm(as_completed(jobs), total=len(jobs), desc=f"cut {name}", unit="image")
+                done = progress_bar(as_completed(jobs), total=len(jobs), desc=f"cut {name}", unit="image")
                 count = sum(job.result() for job in done)
             except BaseException:
                 pool.shutdown(wait=True, cancel_futures=True)

@@ -29,7 +29,6 @@ from typing import Annotated as Named
 
 import numpy as np
 import tyro
-from tqdm import tqdm
 
 from segmentation.check_messages import named, values_of, written
 from segmentation.class_list import color_codes, color_name, read_classes
@@ -38,6 +37,7 @@ from segmentation.mask_labels import IGNORED, UnusableError, check_palettes, mas
 from segmentation.pairs import pair
 from segmentation.prepared import Record, digest, find_in_other_splits, move
 from segmentation.preparing import Job, Plan, Result, make
+from segmentation.progress import progress_bar
 from segmentation.recipe import UserError, run
 from segmentation.sources import SOURCES
 from segmentation.sources.reading import Output, Painted, class_order, is_background
@@ -274,7 +274,7 @@ def work(
     with ProcessPoolExecutor(workers, initializer=_start, initargs=(plan,)) as pool:
         try:
             waiting = {pool.submit(_make, job): job for job in jobs}
-            for done in tqdm(as_completed(waiting), total=len(jobs), desc="make labels", unit="image"):
+            for done in progress_bar(as_completed(waiting), total=len(jobs), desc="make labels", unit="image"):
                 job = waiting[done]
                 try:
                     result = done.result()

@@ -29,7 +29,6 @@ from accelerate import Accelerator
 from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
-from tqdm import tqdm
 
 from segmentation import scenes
 from segmentation.checks import check_splits
@@ -40,6 +39,7 @@ from segmentation.layouts import open_folder
 from segmentation.metrics import Scores
 from segmentation.models import describe, note_results
 from segmentation.pictures import draw_predictions, draw_training
+from segmentation.progress import progress_bar, report
 from segmentation.recipe import DataSettings, UserError
 from segmentation.transforms import RandomResizedCrop, TrainTransform
 from segnext_timm import SegNeXtError, predict
@@ -52,7 +52,9 @@ class Scenes(Split):
     def __init__(self, seed: int, count: int, size: int = 128) -> None:
         names = [Path(f"scene {index}") for index in range(count)]
         super().__init__("street scenes", names, names, scenes.CLASSES, scenes.PALETTE)
-        self.drawn = [scenes.draw(seed, index, size) for index in tqdm(range(count), desc="draw scenes", leave=False)]
+        self.drawn = [
+            scenes.draw(seed, index, size) for index in progress_bar(range(count), desc="draw scenes", leave=False)
+        ]
 
     def open(self, index: int) -> tuple[Image.Image, np.ndarray]:
         image, labels = self.drawn[index]
@@ -70,7 +72,7 @@ def train(model: torch.nn.Module, loader: DataLoader, val_split: Split, accelera
     dice = smp.losses.DiceLoss("multiclass", ignore_index=val_split.ignore_index)
     history = {"loss": [], "miou": []}
     evaluate_every = max(args.steps // 5, 1)
-    progress = tqdm(loader, desc="train", unit="step")
+    progress = progress_bar(loader, desc="train", unit="step")
     model.train()
     try:
         for step, (images, labels) in enumerate(progress, start=1):
@@ -90,7 +92,8 @@ def train(model: torch.nn.Module, loader: DataLoader, val_split: Split, accelera
             if step % evaluate_every == 0 and step < args.steps:
                 history["miou"].append((step, evaluate(model, val_split, DataSettings(workers=0), accelerator).miou))
             shown = {"loss": f"{np.mean(history['loss'][-20:]):.3f}"}
-            progress.set_postfix(shown | ({"mIoU": f"{history['miou'][-1][1]:.3f}"} if history["miou"] else {}))
+            shown |= {"mIoU": f"{history['miou'][-1][1]:.3f}"} if history["miou"] else {}
+            report(progress, "step", step, 1, shown)
     except KeyboardInterrupt:
         progress.close()
         print(f"Stopped after {len(history['loss'])} of {args.steps} steps; keeping the model so far.")

@@ -33,14 +33,13 @@ from accelerate.utils import broadcast_object_list
 from huggingface_hub import get_token
 from timm.utils import ModelEmaV3
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from segmentation.autocasting import reduce_casts, slow_precision
 from segmentation.balancing import balance_classes
 from segmentation.bands import find_form
 from segmentation.checks import PATIENT, check_lines, in_first_process
 from segmentation.data import ignore_interrupts, training_samples, worker_count
-from segmentation.evaluation import end, evaluate, quiet_unless_main, some_predictions
+from segmentation.evaluation import end, evaluate, some_predictions
 from segmentation.files import check_space, check_writable, fill_when_complete, replace_when_complete
 from segmentation.layouts import open_split
 from segmentation.losses import build_loss, check_loss
@@ -54,12 +53,14 @@ from segmentation.models import (
     with_synced_norms,
 )
 from segmentation.pictures import draw_predictions, draw_training
+from segmentation.progress import progress_bar, report
 from segmentation.recipe import SettingsError, TrainSettings, UserError, mixed_precision, parse, run
 from segmentation.resuming import changed_rate, changed_settings, read_checkpoint
 from segmentation.scale import find_scale
 from segmentation.schedule import check_schedule, lr_at, stops_early
 from segmentation.stepping import RunningStatistics, compile_model, gradient_norm, prefers_fused, step_if
 from segmentation.stopping import Stopping
+from segmentation.tracking import Tracking
 from segnext_timm import SegNeXt, SegNeXtError, push_to_hub
 
 MAX_SKIPPED = 10  # updates in a row
@@ -89,7 +90,7 @@ class Trainer:
         self.settings = settings
         self.out = Path(settings.out)
         self.checkpoint = self.out / "checkpoint.pt"
-        log_with = None if settings.tracker == "none" else settings.tracker
+        self.tracking = Tracking(settings)
         precision = mixed_precision(settings.precision)
         if settings.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
@@ -104,7 +105,7 @@ class Trainer:
             find_unused_parameters=settings.accumulate > 1,
         )
         self.accelerator = Accelerator(
-            mixed_precision=precision, log_with=log_with, project_dir=self.out, kwargs_handlers=[ddp, PATIENT]
+            mixed_precision=precision, log_with=self.tracking.name, project_dir=self.out, kwargs_handlers=[ddp, PATIENT]
         )
         self.device, self.processes = self.accelerator.device, self.accelerator.num_processes
         if settings.batch_size % (shares := self.processes * settings.accumulate):
@@ -207,6 +208,7 @@ class Trainer:
         self.iteration, self.best_miou = state["iteration"], state["best"]
         self.losses, self.mious = state["losses"], state["mious"]
         self.balance.weights = state.get("class_weights")  # even if labels have changed
+        self.tracking.state = state.get("tracking", self.tracking.state)  # of a run that an older version began
         total, changed = self.settings.iterations, changed_settings(state["settings"], self.settings)
         if self.finished:
             more = "early_stopping" if self.iteration < total else "iterations"
@@ -235,16 +237,15 @@ class Trainer:
         if self.accelerator.is_main_process:
             on_cpu = build_loss(settings, self.train_split.ignore_index, self.balance.weights)
             print(*memory_lines(self.raw_model, on_cpu, settings, self.device, self.processes), sep="\n")
-        if self.accelerator.log_with:
-            self.accelerator.init_trackers("log", config={k: str(v) for k, v in asdict(settings).items()})
+        self.tracking.start(self.accelerator, self.iteration)
         batches, stop = iter(self.loader()), Stopping(self.accelerator)
-        self.progress = tqdm(
+        self.progress = progress_bar(
             range(self.iteration, settings.iterations),
             desc="train",
             unit="it",
             initial=self.iteration,
             total=settings.iterations,
-            **quiet_unless_main(self.accelerator),
+            hidden=not self.accelerator.is_main_process,
         )
         self.clock, self.waited = time.monotonic(), 0.0
         torch.backends.cudnn.benchmark = not settings.deterministic  # all images have one size
@@ -385,9 +386,8 @@ class Trainer:
         self.clock, self.waited = time.monotonic(), 0.0
         lr = lr_at(self.iteration - 1, settings)
         mean = np.mean(self.losses[-50:])
-        self.progress.set_postfix(
-            loss=f"{mean:.3f}", lr=f"{lr:.1e}", images_per_s=f"{speed:.1f}", wait=f"{waiting:.0%}"
-        )
+        shown = {"loss": f"{mean:.3f}", "lr": f"{lr:.1e}", "images_per_s": f"{speed:.1f}", "wait": f"{waiting:.0%}"}
+        report(self.progress, "iteration", self.iteration, settings.log_every, shown, self.accelerator.print)
         values = {"loss": self.losses[-1], "lr": lr, "images_per_second": speed, "waiting_for_data": waiting}
         self.accelerator.log(values, step=self.iteration)
 
@@ -401,10 +401,10 @@ class Trainer:
         self.mious.append((self.iteration, scores.miou))
         best_before, self.best_miou = self.best_miou, max(self.best_miou, scores.miou)
         if self.accelerator.is_main_process:
-            tqdm.write(f"iteration {self.iteration}: mIoU {scores.miou:.4f}, best before {max(best_before, 0):.4f}")
-            by_class = {f"iou/{name}": v for name, v in zip(scores.classes, scores.iou.tolist()) if not math.isnan(v)}
-            values = {"miou": scores.miou, "macc": scores.macc, "aacc": scores.aacc, **by_class}
-            self.accelerator.log(values, step=self.iteration)
+            before = "first" if best_before < 0 else f"best before {best_before:.4f}"
+            self.progress.write(f"iteration {self.iteration}: mIoU {scores.miou:.4f}, {before}")
+            loss, lr = np.mean(self.losses[-50:]).item(), lr_at(self.iteration - 1, self.settings)
+            self.tracking.log_evaluation(self.iteration, loss, lr, scores)
             if isinstance(model, SegNeXt):
                 note_results(model, split, scores)
                 model.pretrained_cfg["training"] = training_facts(self.settings, self.iteration)
@@ -414,7 +414,9 @@ class Trainer:
             pictures = self.out / "predictions"
             pictures.mkdir(exist_ok=True)
             shown = some_predictions(model, split, 4, self.settings.fit_in)
-            draw_predictions(shown, split.classes, split.palette, pictures / f"{self.iteration:06d}.png")
+            picture = pictures / f"{self.iteration:06d}.png"
+            draw_predictions(shown, split.classes, split.palette, picture)
+            self.tracking.log_picture(self.iteration, picture)
             draw_training(self.losses, self.mious, self.out / "training.png", self.settings.loss)
         torch.backends.cudnn.benchmark = benchmark
         self.clock, self.waited = time.monotonic(), 0.0
@@ -440,6 +442,7 @@ class Trainer:
                 "losses": self.losses,
                 "mious": self.mious,
                 "class_weights": self.balance.weights,
+                "tracking": self.tracking.state,
                 "settings": asdict(self.settings),
                 "data": self.data,
                 "images": asdict(self.train_split.form),

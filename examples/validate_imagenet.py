@@ -17,11 +17,11 @@ import tyro
 from accelerate import Accelerator
 from torch.utils.data import DataLoader, Subset
 from torchvision.datasets import ImageFolder
-from tqdm import tqdm
 
 import segnext_timm  # noqa: F401  (registers MSCAN with timm)
 from segmentation.data import ignore_interrupts
-from segmentation.evaluation import end, quiet_unless_main
+from segmentation.evaluation import end
+from segmentation.progress import progress_bar
 from segmentation.recipe import Precision, UserError, mixed_precision, run
 
 
@@ -63,7 +63,7 @@ def main(argv: list[str]) -> dict[str, float]:
         mine, settings.batch_size, num_workers=settings.workers, worker_init_fn=ignore_interrupts, pin_memory=True
     )
     counts = torch.zeros(3, dtype=torch.int64, device=accelerator.device)  # right at first, among five, all
-    for x, labels in tqdm(loader, desc=settings.model, unit="batch", **quiet_unless_main(accelerator)):
+    for x, labels in progress_bar(loader, desc=settings.model, unit="batch", hidden=not accelerator.is_main_process):
         with accelerator.autocast():
             logits = model(x.to(accelerator.device))
         right = logits.topk(min(5, logits.shape[1])).indices == labels.to(accelerator.device)[:, None]

@@ -8,14 +8,14 @@ import torch
 import torch.nn as nn
 from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from segnext_timm import predict, read_image
 from segnext_timm.label_sets import name_list
 
 from .bands import form_of_model, in_color
 from .data import Split, ignore_interrupts, worker_count
-from .metrics import Scores, add_to_confusion
+from .metrics import Scores, add_to_boundary, add_to_confusion
+from .progress import progress_bar
 from .recipe import DataError, DataSettings, Scale
 from .scale import evaluation_scale
 
@@ -33,11 +33,6 @@ class Samples(Dataset):
     def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
         image, labels = self.split.open(self.indices[i])
         return read_image(image, np.asarray(image).shape[2]), torch.from_numpy(labels.astype("int32"))
-
-
-def quiet_unless_main(accelerator: Accelerator) -> dict[str, bool]:
-    """Arguments of tqdm that show the first process's bar only, and that one unless TQDM_DISABLE is set."""
-    return {} if accelerator.is_main_process else {"disable": True}
 
 
 def end(accelerator: Accelerator) -> None:
@@ -109,7 +104,13 @@ def _as_read_for(model: nn.Module, split: Split) -> Split:
 
 
 def evaluate(
-    model: nn.Module, split: Split, settings: DataSettings, accelerator: Accelerator, by_position: bool = False, **views
+    model: nn.Module,
+    split: Split,
+    settings: DataSettings,
+    accelerator: Accelerator,
+    by_position: bool = False,
+    boundary_iou: bool = False,
+    **views,
 ) -> Scores:
     """Evaluate a model on a split, divided among the processes.
 
@@ -119,6 +120,7 @@ def evaluate(
         settings: The scale, mode and windows: `fit_in` and the `eval_` fields.
         accelerator: The processes.
         by_position: Compare classes by number, not by name.
+        boundary_iou: Also count what boundary IoU needs.
         views: `scales` and `flip` of :func:`segnext_timm.predict`.
 
     Raises:
@@ -134,8 +136,9 @@ def evaluate(
     loader = DataLoader(
         Samples(split, mine), batch_size=None, num_workers=worker_count(settings), worker_init_fn=ignore_interrupts
     )
-    confusion = torch.zeros(classes, classes, dtype=torch.int64)
-    progress = tqdm(loader, desc="evaluate", unit="image", leave=False, **quiet_unless_main(accelerator))
+    counts = torch.zeros(classes + 3, classes, dtype=torch.int64)
+    confusion, boundary = counts[:classes], counts[classes:]
+    progress = progress_bar(loader, desc="evaluate", unit="image", leave=False, hidden=not accelerator.is_main_process)
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -157,10 +160,13 @@ def evaluate(
             predicted = predicted if table is None else table[predicted.long()]
             for truth, guess in zip(labels.split(512), predicted.split(512)):  # rows, to save memory
                 add_to_confusion(confusion, truth.long(), guess.long(), split.ignore_index)
+            if boundary_iou:
+                add_to_boundary(boundary, labels, predicted, split.ignore_index)
     finally:
         for module in training:
             module.training = True
-    return Scores(split.classes, accelerator.reduce(confusion.to(accelerator.device), "sum").cpu())
+    counts = accelerator.reduce(counts.to(accelerator.device), "sum").cpu()
+    return Scores(split.classes, counts[:classes], counts[classes:] if boundary_iou else None)
 
 
 def some_predictions(

@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 import PIL
 from PIL import Image, UnidentifiedImageError
-from tqdm import tqdm
 
 from segnext_timm import SegNeXtError
 from segnext_timm.prediction.images import loses_values, read_values
 
 from .files import replace_when_complete
 from .label_files import open_label_file, pages, why_unreadable
+from .progress import progress_bar
 from .recipe import DataError
 
 CACHE = ".checked.json"  # in the data folder
@@ -245,7 +245,7 @@ def gather(files: Iterable[File], root: Path | str | None, workers: int, title: 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's, of notes in files that it cannot read
             results = zip(unread.items(), pool.map(read, unread))
-            for (file, (key, stamp)), facts in tqdm(results, title, len(unread), leave=False, unit="file"):
+            for (file, (key, stamp)), facts in progress_bar(results, title, len(unread), leave=False, unit="file"):
                 found[file] = facts
                 if isinstance(facts, Facts):  # a file that cannot be read may be, later
                     known[key] = stamp, facts

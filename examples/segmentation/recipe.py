@@ -74,8 +74,12 @@ class EvalSettings(DataSettings):
     """Compare the classes of model and data set by number, whatever their names."""
     precision: Precision = "fp32"
     """fp32, or autocast to bf16 or fp16."""
+    boundary_iou: bool = False
+    """Also compute boundary IoU, the IoU of each class within 2% of the image's diagonal inside its outlines."""
     json: str | None = None
     """File for the results."""
+    csv: str | None = None
+    """File for a table of the results, a row for each class."""
     plots: str | None = None
     """Folder for pictures of the IoU of each class and of the confusion matrix."""
     write_card: bool = False
@@ -208,8 +212,13 @@ class TrainSettings(DataSettings):
     """Iterations between checkpoints; each evaluation writes one too."""
     log_every: int = 50
     """Iterations between log entries."""
-    tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
-    """Where the log goes."""
+    tracker: str = "tensorboard"
+    """Where the log goes: tensorboard, wandb, mlflow, comet_ml, trackio, none, or your own accelerate.GeneralTracker as
+    module:Class."""
+    project: str = "segnext"
+    """Project, or experiment, of the tracker."""
+    run_name: str | None = None
+    """Name of the run in the tracker; the last part of `out` if not given. TensorBoard has the folder's."""
     push_to_hub: str | None = None
     """Repository on the Hugging Face Hub for the best model, in the end."""
 
@@ -367,6 +376,7 @@ def _split_commas(words: list[str], lists: list[str]) -> list[str]:
 
 def run(main: Callable[[list[str]], None]) -> None:
     """Run a program; a user's mistake ends it with one line, and a bug shows its traceback."""
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # so that a log file is up to date
     try:
         main(sys.argv[1:])
     except (UserError, SegNeXtError, OSError) as error:

@@ -1,3 +1,4 @@
+import csv
 import json
 import math
 import os
@@ -45,7 +46,7 @@ def test_scores_are_what_their_definitions_say():
     assert scores.iou.tolist()[:3] == [3 / 5, 1 / 2, 0]
     assert math.isnan(scores.iou[3])  # in neither: left out of the mean
     assert scores.miou == pytest.approx((3 / 5 + 1 / 2) / 3)
-    assert scores.accuracy.tolist()[:2] == [3 / 4, 1 / 2]
+    assert scores.recall.tolist()[:2] == [3 / 4, 1 / 2]
     assert scores.macc == pytest.approx(5 / 8)  # classes in the truth
     assert scores.aacc == pytest.approx(4 / 6)
     assert scores.most_common_class_miou == pytest.approx(4 / 6 / 2)
@@ -73,12 +74,36 @@ def test_every_pixel_of_every_image_is_counted_once(root, tmp_path, capsys):
     assert "class 1" in capsys.readouterr().out
 
 
+def test_all_metrics_of_each_class_go_into_table_json_and_csv(root, tmp_path, capsys):
+    folder, model = root
+    files = ("--json", tmp_path / "new" / "scores.json", "--csv", tmp_path / "scores.csv")
+    scores = run(model, FOLDER, "--data_root", folder, "--workers", 0, "--boundary_iou", *files)
+    content = json.loads((tmp_path / "new" / "scores.json").read_text())
+    metrics = ("iou", "dice", "precision", "recall", "boundary_iou")
+    for metric in metrics:
+        values = [None if value.isnan() else round(100 * value.item(), 6) for value in getattr(scores, metric)]
+        assert [*content[metric].values()] == values
+        assert f"m{metric}" in content
+    with (tmp_path / "scores.csv").open(newline="", encoding="utf-8") as opened:
+        rows = [*csv.DictReader(opened)]
+    assert [row["class"] for row in rows] == ["class 0", "class 1", "class 2"]
+    assert [float(row["iou"]) for row in rows] == [*content["iou"].values()]
+    assert "boundary IoU" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("option", ["--json", "--csv"])
+def test_a_folder_in_place_of_a_results_file_is_refused_before_the_work(root, tmp_path, option):
+    with pytest.raises(SettingsError, match=rf"{option} {tmp_path} is a folder: name a file"):
+        run(root[1], FOLDER, "--data_root", "no data", option, tmp_path)
+
+
 @pytest.mark.slow
 def test_two_processes_give_the_figures_of_one(root, tmp_path):
     folder, model = root
-    run(model, FOLDER, "--data_root", folder, "--workers", 0, "--json", tmp_path / "one.json", "--flip")
+    common = ("--data_root", folder, "--flip", "--boundary_iou")
+    run(model, FOLDER, *common, "--workers", 0, "--json", tmp_path / "one.json")
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    options = ["--data_root", folder, "--workers", "1", "--json", tmp_path / "two.json", "--flip"]
+    options = [*common, "--workers", "1", "--json", tmp_path / "two.json"]
     env = {**os.environ, "ACCELERATE_USE_CPU": "1"}
     command = [*command, EXAMPLES / "evaluate.py", model, FOLDER, *options]
     subprocess.run(command, check=True, capture_output=True, env=env)
@@ -290,15 +315,6 @@ def test_titles_name_the_best_result_and_ties(tmp_path, monkeypatch):
         "mIoU 11.1: from 0.0 for 2 classes to 33.3 for a",
         "Most frequent confusion: 100.0% of b is taken for a",
     ]
-
-
-@pytest.mark.slow
-def test_bars_are_of_the_first_process_and_can_be_turned_off(root):
-    folder, model = root
-    command = [sys.executable, EXAMPLES / "evaluate.py", model, FOLDER, "--data_root", folder, "--workers", "0"]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "TQDM_DISABLE": "1"})
-    assert done.returncode == 0, done.stderr
-    assert "evaluate:" not in done.stderr
 
 
 def test_a_data_set_of_ones_own_class_is_evaluated(root):

@@ -3,6 +3,7 @@ import runpy
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 
 import quickstart
+import terminal
 from segmentation import scenes
 from segmentation.recipe import DataError
 from segnext_timm import predict
@@ -70,23 +72,21 @@ def test_a_run_leaves_a_model_that_loads_and_two_pictures(folder, monkeypatch, c
 @pytest.mark.slow
 def test_ctrl_c_keeps_the_model_so_far(folder):
     out = folder.parent / "out"
-    process = subprocess.Popen(
+    process, shown = terminal.start(
         command(folder, out, "--steps", 100_000),
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background jobs ignore it
     )
-    shown = ""
-    while not re.search(r"train: .* [3-9]/100000", shown):
-        shown += process.stderr.read(1)
+    while not re.search(rb"train: .* [3-9]/100000", shown):
         assert process.poll() is None, shown
+        time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=120)
-    assert process.returncode == 0, stderr
+    stdout, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, shown
     assert "keeping the model so far" in stdout
     assert (out / "model.safetensors").is_file()
-    assert "Traceback" not in stderr
+    assert b"Traceback" not in shown
 
 
 def break_label(root, values):

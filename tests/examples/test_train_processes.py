@@ -18,6 +18,7 @@ from huggingface_hub import ModelCard
 
 import hub_server
 import miniatures
+import terminal
 import train
 import training
 from segmentation import data, layouts
@@ -55,11 +56,10 @@ def test_a_run_killed_ten_times_ends_as_one_that_was_not(folder, tmp_path):
     command = training.command("folder", *options, "--out", tmp_path / "parts")
     rng, kills = np.random.default_rng(0), 0
     while kills < 10:
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
-        shown = b""
+        process, shown = terminal.start(command, stdout=subprocess.DEVNULL)
         while b"train" not in shown:
-            shown += process.stderr.read(20)
             assert process.poll() is None
+            time.sleep(0.01)
         time.sleep(rng.uniform(0, 0.3))
         assert process.poll() is None, "the run ended before it was killed ten times"
         process.kill()
@@ -78,17 +78,15 @@ def test_a_run_killed_ten_times_ends_as_one_that_was_not(folder, tmp_path):
 def test_ctrl_c_saves_and_the_same_command_goes_on(folder, tmp_path):
     options = ("--data_root", folder, "--out", tmp_path / "run", "--workers", 1)
     options = (*options, "--iterations", 2000, "--save_every", 2000, "--eval_every", 2000)
-    process = subprocess.Popen(
+    process, shown = terminal.start(
         training.command("folder", *options),
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         start_new_session=True,
     )
-    shown = b""
     while not re.search(rb"\| [1-9]\d+/2000", shown):  # the bar leaves out numbers
-        shown += process.stderr.read(50)
         assert process.poll() is None
+        time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130

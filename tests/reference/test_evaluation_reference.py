@@ -35,7 +35,7 @@ def test_miou_macc_and_aacc_equal_iou_metric():
         areas.append(IoUMetric.intersect_and_union(guess, labels, 7, 255))
     expected = IoUMetric.total_area_to_metrics(*map(sum, zip(*areas)), metrics=["mIoU"])
     scores = Scores([str(i) for i in range(7)], confusion)
-    for ours, theirs in ((scores.iou, expected["IoU"]), (scores.accuracy, expected["Acc"])):
+    for ours, theirs in ((scores.iou, expected["IoU"]), (scores.recall, expected["Acc"])):
         torch.testing.assert_close(ours, torch.as_tensor(theirs).double(), equal_nan=True, rtol=0, atol=1e-6)
     assert scores.aacc == pytest.approx(float(expected["aAcc"]), abs=1e-6)
     assert scores.miou == pytest.approx(torch.as_tensor(expected["IoU"]).nanmean().item(), abs=1e-6)

@@ -8,9 +8,9 @@ from typing import Any
 
 import tyro
 from PIL import Image
-from tqdm import tqdm
 
 from ..pairs import MASK_WORDS
+from ..progress import progress_bar
 from ..recipe import UserError
 from .reading import FAULTS, Target
 from .unpacking import Unpacked, write_mask
@@ -46,7 +46,7 @@ class HubDatasets(Unpacked):
             if isinstance(rows.features[column], datasets.Image):
                 rows = rows.cast_column(column, datasets.Image(decode=False))
         faults = 0
-        for number, row in enumerate(tqdm(rows, desc="unpack", unit="row", leave=False)):
+        for number, row in enumerate(progress_bar(rows, desc="unpack", unit="row", leave=False)):
             try:
                 content = _file(row[image])
                 ending = Image.open(io.BytesIO(content)).format.lower().replace("jpeg", "jpg")

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import tyro
 from PIL import Image
-from tqdm import tqdm
 
 from ..mask_labels import UnusableError
+from ..progress import progress_bar
 from ..recipe import UserError
 from .reading import FAULTS, ImageFolder, Painted, Reading, Target, near, read_json
 from .regions import IGNORE, POINT_RADIUS, Annotated, Region, box, ellipse, has_area, outline, square_around, stroke
@@ -42,7 +42,7 @@ class LabelMe(Painted):
         if not files:
             raise UserError(f"{self.source} holds no JSON files of LabelMe.")
         folder, reading = ImageFolder(self.images or self.source, self.target), Reading()
-        for path in tqdm(files, desc="read annotations", unit="file", leave=False):
+        for path in progress_bar(files, desc="read annotations", unit="file", leave=False):
             name = path.relative_to(self.source).as_posix()
             try:
                 _read_file(path, name, folder, reading)

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import tyro
-from tqdm import tqdm
 
+from ..progress import progress_bar
 from ..recipe import UserError
 from .reading import FAULTS, Images, Target
 from .unpacking import Unpacked, write_mask
@@ -37,7 +37,7 @@ class Mat(Unpacked):
         if not files:
             raise UserError(f"{self.maps} holds no .mat files.")
         faults = []
-        for path in tqdm(files, desc="unpack", unit="file", leave=False):
+        for path in progress_bar(files, desc="unpack", unit="file", leave=False):
             try:
                 write_mask(_label_map(path, self.field), work / path.relative_to(self.maps).with_suffix(".png"))
             except FAULTS as error:

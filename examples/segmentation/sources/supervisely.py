@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import tyro
 from PIL import Image
-from tqdm import tqdm
 
 from ..mask_labels import UnusableError
+from ..progress import progress_bar
 from ..recipe import UserError
 from .reading import FAULTS, Painted, Reading, Target, read_json
 from .regions import POINT_RADIUS, Annotated, Region, box, fill_polygon, has_area, outline, square_around, stroke
@@ -40,7 +40,7 @@ class Supervisely(Painted):
         except FAULTS as error:
             raise UserError(f"{self.source / 'meta.json'} has no classes: {error!r}") from None
         reading = Reading(names=names)
-        for path in tqdm(files, desc="read annotations", unit="file", leave=False):
+        for path in progress_bar(files, desc="read annotations", unit="file", leave=False):
             image = path.parent.parent / "img" / path.stem  # a.jpg.json
             item = Annotated((path.parent.parent / path.stem).relative_to(self.source).as_posix(), image)
             reading.items.append(item)

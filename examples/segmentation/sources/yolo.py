@@ -8,11 +8,11 @@ import numpy as np
 import tyro
 import yaml
 from PIL import Image, UnidentifiedImageError
-from tqdm import tqdm
 
 from segnext_timm.prediction.images import read_values
 
 from ..pairs import pictures
+from ..progress import progress_bar
 from ..recipe import UserError
 from .reading import FAULTS, ImageFolder, Images, Painted, Reading, Target
 from .regions import Annotated, Region, box, has_area, outline, square_around, stroke
@@ -52,7 +52,7 @@ class Yolo(Painted):
             reading.notes.append(f"{missing} images have no text file: nothing is in them, as YOLO reads it.")
         if unused:
             reading.notes.append(f"{unused} text files have no image.")
-        for path in tqdm(images, desc="read annotations", unit="file", leave=False):
+        for path in progress_bar(images, desc="read annotations", unit="file", leave=False):
             size = _upright_size(path)
             item = Annotated(folder.short_name(path), path, size)
             reading.items.append(item)

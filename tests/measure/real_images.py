@@ -24,6 +24,7 @@ import segmentation_models_pytorch as smp
 import torch
 from accelerate import Accelerator
 
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 from segmentation.balancing import balance_classes, count_pixels
 from segmentation.data import Split, training_samples
 from segmentation.evaluation import evaluate
@@ -35,7 +36,7 @@ from segnext_timm import SegNeXt, parameter_groups
 RARE = 0.02  # share of the training pixels
 LR, WARMUP, HEAD_LR_SCALE = 1e-3, 0.05, 2.0  # warm-up as a share of the time
 SETTINGS = TrainSettings(
-    base_scale=(240, 180), fit_in=(240, 180), crop_size=176, batch_size=8, ignore_index=11, eval_mode="whole", workers=0
+    base_scale=(240, 180), fit_in=(240, 180), crop_size=160, batch_size=8, ignore_index=11, eval_mode="whole", workers=0
 )
 
 
@@ -73,9 +74,9 @@ class Run:
     rare: float = 0.0
 
 
-def train(run: Run, splits: list[Split], seconds: float) -> Run:
+def train(run: Run, data: Path, splits: list[Split], seconds: float) -> Run:
     """Train for a time, evaluate, and return the run with its results."""
-    settings = replace(SETTINGS, seed=run.seed, data_root=str(splits[0].images[0]), **VARIATIONS[run.variation])
+    settings = replace(SETTINGS, seed=run.seed, data_root=str(data), **VARIATIONS[run.variation])
     classes = len(splits[0].classes)
     torch.manual_seed(run.seed)
     model = MODELS[run.model](classes)
@@ -123,7 +124,7 @@ def main() -> None:
         for model, variation in names:
             if any((run.model, run.variation, run.seed) == (model, variation, seed) for run in done):
                 continue
-            done.append(train(Run(model, variation, seed), splits, args.seconds))
+            done.append(train(Run(model, variation, seed), args.data, splits, args.seconds))
             with args.results.open("a", newline="", encoding="utf-8") as file:
                 csv.DictWriter(file, columns).writerow(asdict(done[-1]))
             print(done[-1], file=sys.stderr)

@@ -171,9 +171,7 @@ class Trainer:
             reduce_casts(model)
         compile_model(model, settings.compile)
         self.raw_model = model  # not wrapped by DistributedDataParallel
-        # the power that timm advises for less than a million iterations
-        average = {"decay": settings.ema_decay, "use_warmup": True, "warmup_power": 3 / 4}
-        self.ema = ModelEmaV3(model, **average) if settings.ema_decay else None
+        self.ema = ModelEmaV3(model, decay=settings.ema_decay, use_warmup=True) if settings.ema_decay else None
         self.eval_model = self.ema.module if self.ema else model  # evaluated and saved
         self.statistics = [RunningStatistics(m) for m in (model, self.ema.module if self.ema else None) if m]
         groups, fused = paper_parameter_groups(model, settings), prefers_fused(self.device)

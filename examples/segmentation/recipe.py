@@ -180,7 +180,7 @@ class TrainSettings(DataSettings):
     """Largest norm of the gradient."""
     ema_decay: float | None = None
     """Keep a moving average of the weights, such as 0.9998; it is what is evaluated and saved. The average of the first
-    iterations is shorter: at iteration k the decay is at most 1 - k ** -0.75."""
+    iterations is shorter: at iteration k the decay is at most 1 - k ** (-2 / 3)."""
 
     # Machine
     precision: Precision = "fp32"

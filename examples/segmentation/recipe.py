@@ -309,7 +309,7 @@ def _split_commas(words: list[str], lists: list[str]) -> list[str]:
 
 def run(main: Callable[[list[str]], None]) -> None:
     """Run a program; a user's mistake ends it with one line, and a bug shows its traceback."""
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # so that a log file is up to date
+    sys.stdout.reconfigure(line_buffering=True)  # so that a log file is up to date
     try:
         main(sys.argv[1:])
     except (UserError, SegNeXtError, OSError) as error:

@@ -10,7 +10,7 @@ import torch
 
 from .checks import Report
 from .file_facts import gather
-from .recipe import DataError, SettingsError, TrainSettings
+from .recipe import DataError, TrainSettings
 
 if TYPE_CHECKING:
     from .data import Split
@@ -42,12 +42,9 @@ def balance_classes(split: "Split", settings: TrainSettings, workers: int = 1) -
         workers: Number of threads that count pixels.
 
     Raises:
-        SettingsError: If the temperature is not positive.
         DataError: If a label file cannot be read.
     """
     weights, temperature = settings.class_weights, settings.rare_class_sampling
-    if temperature is not None and not temperature > 0:
-        raise SettingsError(f"--rare_class_sampling must be a positive number, got {temperature}.")
     sampler, notes = None, []
     if weights == "auto" or temperature is not None:
         pixels = count_pixels(split, settings.data_root, workers)

@@ -21,6 +21,7 @@ from PIL import Image, UnidentifiedImageError
 
 from segnext_timm import SegNeXtError
 from segnext_timm.prediction.images import loses_values, read_values
+from segnext_timm.prediction.rasters import open_dataset
 
 from .files import replace_when_complete
 from .label_files import open_label_file, pages, why_unreadable
@@ -197,15 +198,12 @@ def has_place(path: Path) -> bool:
     kind = path.suffix[1:]
     if any(path.with_suffix(f".{world}").is_file() for world in (f"{kind[:1]}{kind[-1:]}w", f"{kind}w", "wld")):
         return True
-    with suppress(ImportError, OSError), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # rasterio's, of files without a place
+    with suppress(SegNeXtError, OSError):
         try:
             with Image.open(path) as image:
                 return bool(_place(image))
         except UnidentifiedImageError:  # a TIFF that Pillow does not read
-            import rasterio
-
-            with rasterio.open(path) as raster:
+            with open_dataset(path) as raster:
                 return bool(raster.crs or not raster.transform.is_identity)
     return False
 

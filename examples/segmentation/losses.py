@@ -59,18 +59,14 @@ def check_loss(settings: TrainSettings, classes: Sequence[str]) -> None:
         if given and option not in LOSSES.get(loss, ()):
             able = ", ".join(name for name, options in LOSSES.items() if option in options)
             raise SettingsError(f"--{option} and --loss {loss} cannot be combined: --{option} works with {able}.")
-    if not 0 <= settings.label_smoothing < 1:
-        raise SettingsError(f"--label_smoothing must be at least 0 and below 1, got {settings.label_smoothing}.")
     if isinstance(weights, tuple):
         if len(weights) != len(classes):
             raise SettingsError(
                 f"--class_weights needs a number for each of the {len(classes)} classes, in their order "
                 f"({', '.join(classes[:8])}{', ...' if len(classes) > 8 else ''}), got {len(weights)}."
             )
-        if not (all(0 <= weight < math.inf for weight in weights) and any(weights)):
-            raise SettingsError(
-                f"--class_weights must be at least 0, and not all 0, got {' '.join(map(str, weights))}."
-            )
+        if not any(weights):
+            raise SettingsError("--class_weights must not all be 0.")
 
 
 def build_loss(

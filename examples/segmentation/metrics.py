@@ -184,7 +184,7 @@ class Scores:
         width = max(map(len, [*self.classes, "all pixels"])) + 2
 
         def line(name: str, cells: Iterable[str]) -> str:
-            return name.ljust(width) + "".join(f"{cell:>14}" for cell in cells)
+            return (name.ljust(width) + "".join(f"{cell:>14}" for cell in cells)).rstrip()
 
         def text(value: float) -> str:
             return "absent" if math.isnan(value) else f"{100 * value:.2f}"

@@ -317,6 +317,7 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
     ("a positive number", lambda x: 0 < x < math.inf, ("lr", "clip_grad", "resize_factors", "scales")),
     ("a positive number", lambda x: 0 < x < math.inf, ("poly_power", "rare_class_sampling")),
     ("a number, at least 0", lambda x: 0 <= x < math.inf, ("weight_decay", "decoder_lr_factor", "rotate")),
+    ("a number, at least 0", lambda x: 0 <= x < math.inf, ("class_weights",)),
     ("a number", math.isfinite, ("range",)),
     ("above 0 and at most 1", lambda x: 0 < x <= 1, ("max_class_share",)),
     ("above 0 and below 1", lambda x: 0 < x < 1, ("ema_decay",)),
@@ -376,7 +377,7 @@ def _split_commas(words: list[str], lists: list[str]) -> list[str]:
 
 def run(main: Callable[[list[str]], None]) -> None:
     """Run a program; a user's mistake ends it with one line, and a bug shows its traceback."""
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # so that a log file is up to date
+    sys.stdout.reconfigure(line_buffering=True)  # so that a log file is up to date
     try:
         main(sys.argv[1:])
     except (UserError, SegNeXtError, OSError) as error:

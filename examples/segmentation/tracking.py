@@ -17,7 +17,7 @@ from .hooks import load_function
 from .metrics import Scores
 from .recipe import SettingsError, TrainSettings
 
-# where each tracker's run has its name for resuming; TensorBoard resumes the folder
+# what each tracker knows a run by, to resume it; for TensorBoard, that there is a folder
 RUN_IDS = {
     "tensorboard": lambda writer: writer.log_dir,
     "wandb": lambda run: run.id,
@@ -66,7 +66,7 @@ class Tracking:
             iteration: The first one.
         """
         self.accelerator, settings = accelerator, self.settings
-        if self.own:
+        if self.own and accelerator.is_main_process:
             folder = [accelerator.logging_dir] if self.own.requires_logging_directory else []
             accelerator.log_with = [self.own(settings.project, *folder)]
         name, run_id = settings.run_name or Path(settings.out).resolve().name, self.state["runs"].get(self.name)

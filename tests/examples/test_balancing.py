@@ -115,11 +115,6 @@ def test_without_rare_class_sampling_each_epoch_is_a_permutation(tmp_path):
         assert [samples.locate(3 * epoch + place) for place in range(3)] == order
 
 
-def test_a_temperature_that_is_not_positive_is_refused(folder, tmp_path):
-    with pytest.raises(SettingsError, match=r"--rare_class_sampling must be a positive number, got 0\.0"):
-        training.run("folder", "--data_root", folder, "--out", tmp_path / "run", "--rare_class_sampling", 0)
-
-
 def test_weights_and_probabilities_are_said_and_the_weights_saved(folder, tmp_path, capsys):
     training.run("folder", "--data_root", folder, "--out", tmp_path / "run", "--iterations", 2, *BOTH)
     said = capsys.readouterr().out

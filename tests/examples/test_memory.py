@@ -2,7 +2,6 @@
 
 import copy
 import json
-from functools import partial
 
 import pytest
 import segmentation_models_pytorch as smp
@@ -11,13 +10,13 @@ import torch.nn as nn
 from timm.layers import convert_sync_batchnorm
 from torch.profiler import ProfilerActivity, profile
 
-import train
 import training
 from segmentation import memory
 from segmentation.autocasting import reduce_casts
-from segnext_timm import UpsampledCrossEntropyLoss
+from segmentation.losses import build_loss
+from segmentation.recipe import TrainSettings
 
-LOSS = partial(train.mean_over_pixels, UpsampledCrossEntropyLoss(reduction="sum"))
+LOSS = build_loss(TrainSettings(), ignore_index=255)
 
 
 def narrow(**options):

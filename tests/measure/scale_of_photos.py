@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--enlarge", type=int, default=1)
     parser.add_argument("--ignore_index", type=int, default=255)
-    parser.add_argument("--iterations", type=int, default=200)
+    parser.add_argument("--iterations", type=int, default=400)
     parser.add_argument("--batch_size", type=int, default=2)
     parser.add_argument("--crop_size", type=int, default=256)
     parser.add_argument("--seeds", type=int, default=3)

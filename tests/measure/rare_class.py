@@ -1,9 +1,8 @@
-"""Train on scenes with a rare class, by several losses: `python tests/measure/rare_class.py [--seeds 0 1 2]`.
+"""Train on scenes with a rare class, with several losses: `python tests/measure/rare_class.py [--seeds 0 1 2]`.
 
-Draws street scenes of 128² pixels in which every other one has one or two signs, discs with a red rim, in
-all 0.5% of the pixels.
-Trains a narrow model from random weights by each loss and seed, and prints the IoU of the signs and the mIoU on scenes
-that were held out.
+Draws street scenes of 128² pixels, every other one with one or two signs: discs with a red rim, 0.5% of all pixels.
+Trains a narrow model from random weights with each of OPTIONS and each seed, and prints the IoU of the signs and the
+mIoU on scenes that were held out.
 """
 
 import argparse
@@ -78,7 +77,7 @@ def train(settings: TrainSettings) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Train and print a row for each loss."""
+    """Train and print a row for each of OPTIONS."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--iterations", type=int, default=700)

@@ -69,18 +69,13 @@ def test_the_package_imports_what_it_declares():
 
 
 def test_the_extras_declare_what_the_examples_import():
-    known = {"trackio"}  # a tracker is installed by who chooses it
-    known |= declared(
-        "train", "export", "integrations", "app", "benchmark", "litert", "ncnn", "coreml", "labels", "geo"
-    )
+    known = declared("train", "export", "integrations", "app", "benchmark", "litert", "ncnn", "coreml", "labels", "geo")
     assert {name: files for name, files in imported(ROOT / "examples").items() if name not in known} == {}
 
 
 def test_scripts_that_train_need_the_train_extra_only():
     scripts = ("evaluate.py", "quickstart.py", "segmentation/", "show_data.py", "train.py")
     for name, files in imported(ROOT / "examples").items():
-        if name == "trackio":
-            continue
         if name in declared("labels") - declared("train"):  # imported where a file of that kind is read
             assert all(file.startswith("segmentation/sources/") for file in files)
             continue

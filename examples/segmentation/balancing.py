@@ -52,15 +52,15 @@ def balance_classes(split: "Split", settings: TrainSettings, workers: int = 1) -
         weights = tuple(median_frequency_weights(pixels).tolist())
     if temperature is not None:
         sampler = RareClassSampler(pixels, temperature)
-        shares = 100 * sampler.probabilities.numpy()
-        notes.append(f"Samples drawn for each class: {_by_class(split.classes, shares, '%')}")
+        shares = sampler.probabilities.tolist()
+        notes.append(f"Samples drawn for each class: {_by_class(split.classes, shares, '.1%')}")
     if weights == "none":
         return Balance(None, sampler, notes)
     return Balance(weights, sampler, [f"Class weights: {_by_class(split.classes, weights)}", *notes])
 
 
-def _by_class(classes: Sequence[str], values: Sequence[float], unit: str = "") -> str:
-    return ", ".join(f"{name} {value:.3g}{unit}" for name, value in zip(classes, values))
+def _by_class(classes: Sequence[str], values: Sequence[float], form: str = ".3g") -> str:
+    return ", ".join(f"{name} {value:{form}}" for name, value in zip(classes, values))
 
 
 def count_pixels(split: "Split", root: Path | str | None = None, workers: int = 1) -> np.ndarray:

@@ -334,12 +334,18 @@ def summarize(found: dict[str, Counts], plan: Plan) -> None:
 def warn_of_old(jobs: list[Job], record: Record, skipped: Iterable[str], settings: Output) -> None:
     """Print which files of an earlier run stay although what they were made of cannot be used any more, or is gone."""
     now = {job.key for job in jobs if record.made.get(job.key) is not job.made}
+    planned, folders = {job.key for job in jobs}, {job.source.absolute().parent for job in jobs}
     lost = {_key(name, settings).split("/", 1)[1] for name in skipped}
-    old = [key for key in record.made if key not in now and (key.split("/", 1)[1] in lost or record.is_gone(key))]
-    if old:
+
+    def is_old(key: str) -> bool:
+        unlabeled = key not in planned and Path(record.made[key].source).parent in folders
+        return key not in now and (unlabeled or key.split("/", 1)[1] in lost or record.is_gone(key))
+
+    if old := [key for key in record.made if is_old(key)]:
+        images = f"{len(old)} image{'s' * (len(old) > 1)} of an earlier run (the first: {old[0]})"
         print(
-            f"Warning: {len(old)} images of an earlier run stay in {record.target}, though what they were made of was "
-            f"skipped now or is gone (the first: {old[0]}): remove them and their labels unless they are wanted."
+            f"Warning: {record.target} keeps {images}, though what they were made of was skipped or is gone: remove "
+            f"images and labels unless they are wanted."
         )
 
 

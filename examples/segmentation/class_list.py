@@ -73,7 +73,10 @@ def read_classes(path: Path, ignore_index: int = IGNORED) -> ClassList:
             classes, or gives one the value that is left out.
     """
     if not path.is_file():
-        raise DataError(f"{path} does not exist: it names the classes, one per line, in the order of their labels.")
+        raise DataError(
+            f"{path} does not exist: it names the classes, one per line, in the order of their labels. "
+            f"examples/prepare_labels.py makes such a folder of the files of a label tool, or of masks."
+        )
     form, entries = read_entries(path)
     _check_unique(path, form, entries)
     kept = [entry for entry in entries if entry.name != LEFT_OUT]

@@ -2,6 +2,7 @@ import base64
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -104,7 +105,7 @@ def test_coco_objects_become_labels_with_small_ones_on_top(images, tmp_path, cap
     assert (tmp_path / "data" / "classes.txt").read_text() == "0 background\n1 3 doors\n2 square\n"
     assert (tmp_path / "data/images/train/2.jpg").read_bytes() == (images / "2.jpg").read_bytes()
     said = capsys.readouterr().out
-    assert "1 objects of 3 doors have a box, but no outline: their pixels are left out" in said
+    assert "1 objects of 3 doors have a box, but no outline (the first: 1.jpg): their pixels are left out" in said
     assert "train: 3 images" in said
     assert "1 3 doors                    0.53%  in 1 images" in said
 
@@ -281,7 +282,25 @@ def test_images_made_now_are_not_of_an_earlier_run(tmp_path, capsys):
     for known, warns in ((None, False), (made, True)):
         job.made = known
         prepare_labels.warn_of_old([job], Record(tmp_path, made={"train/0": made}), ["0.jpg"], settings)
-        assert ("1 images of an earlier run stay" in capsys.readouterr().out) == warns
+        assert ("keeps 1 image of an earlier run (the first: train/0)" in capsys.readouterr().out) == warns
+
+
+def test_an_image_without_its_labels_of_an_earlier_run_is_named(images, tmp_path, capsys):
+    for number in (0, 1):
+        write_labelme(images / f"{number}.json", [("a", "polygon", SQUARE)])
+    run("labelme", images, tmp_path / "data")
+    (images / "1.json").unlink()
+    capsys.readouterr()
+    run("labelme", images, tmp_path / "data")
+    said = capsys.readouterr().out
+    assert re.search(r"keeps 1 image of an earlier run \(the first: (train|val)/1\)", said)
+    run("labelme", images, tmp_path / "other")
+    assert "earlier run" not in capsys.readouterr().out
+
+
+def test_a_folder_that_does_not_exist_is_said_to_be_none(tmp_path):
+    with pytest.raises(UserError, match="fotos is not a folder: name the one of LabelMe's JSON files"):
+        run("labelme", tmp_path / "fotos", tmp_path / "data")
 
 
 def test_images_inside_labelme_files_are_taken(images, tmp_path):

@@ -36,8 +36,9 @@ class LabelMe(Painted):
     """Folder of the images, if they are not where the files say."""
 
     def read(self) -> Reading:
-        hidden = self.target.absolute()
-        files = sorted(self.source.rglob("*.json")) if self.source.is_dir() else []
+        if not self.source.is_dir():
+            raise UserError(f"{self.source} is not a folder: name the one of LabelMe's JSON files.")
+        hidden, files = self.target.absolute(), sorted(self.source.rglob("*.json"))
         files = [path for path in files if path.name[0] != "." and not path.absolute().is_relative_to(hidden)]
         if not files:
             raise UserError(f"{self.source} holds no JSON files of LabelMe.")

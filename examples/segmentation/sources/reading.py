@@ -73,6 +73,7 @@ class Reading:
         notes: Lines to print.
         skipped: Why images cannot be used, by their names.
         left_out: Number of objects whose pixels are left out of training, by what they are.
+        first: The first image that has an object of a kind in `left_out`.
         faults: Annotations that cannot be read, one line each.
     """
 
@@ -81,11 +82,13 @@ class Reading:
     notes: list[str] = field(default_factory=list)
     skipped: dict[str, UnusableError] = field(default_factory=dict)
     left_out: Counter[str] = field(default_factory=Counter)
+    first: dict[str, str] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
 
     def leave_out(self, item: Annotated, kind: str, outlines: list[np.ndarray]) -> None:
         """Leave the pixels of an object without a class or an area out of training, and count it."""
         self.left_out[kind] += 1
+        self.first.setdefault(kind, item.name)
         item.regions.append(Region(IGNORE, outlines))
 
     def fault(self, item: Annotated, what: str, error: Exception, around: list[np.ndarray]) -> None:
@@ -126,7 +129,9 @@ class Reading:
                 self.skipped[item.name] = UnusableError("images have several names", reason)
         self._merge()
         self.items = [item for item in self.items if item.name not in self.skipped]
-        self.notes += [f"{count} {kind}: their pixels are left out." for kind, count in self.left_out.items()]
+        for kind, count in self.left_out.items():
+            place = f" (the first: {self.first[kind]})" if kind in self.first else ""
+            self.notes.append(f"{count} {kind}{place}: their pixels are left out.")
         if self.faults:
             self.notes.append(f"{len(self.faults)} annotations cannot be read:")
             self.notes += [f"  {line}" for line in self.faults[:10]]

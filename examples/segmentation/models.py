@@ -77,6 +77,8 @@ def build_model(
     if isinstance(model, SegNeXt):
         model.upsampling = 1  # the loss resizes the logits
     model.encoder.requires_grad_(not settings.freeze_encoder)
+    if settings.freeze_encoder and settings.init_from == "none":
+        log("Warning: --freeze_encoder keeps the random weights of --init_from none.")
     if settings.grad_checkpointing:
         (model if isinstance(model, SegNeXt) else model.encoder.model).set_grad_checkpointing(True)
     return model

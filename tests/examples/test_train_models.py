@@ -301,3 +301,10 @@ def test_the_terms_of_the_data_behind_the_first_weights_stay_with_a_model(folder
     assert "- The terms of Streets, by [this source](https://example.org): for science." in str(
         model.generate_model_card()
     )
+
+
+def test_a_frozen_encoder_of_random_weights_is_pointed_out(folder):
+    said = []
+    settings = training.narrow_settings(data_root=str(folder), freeze_encoder=True)
+    models.build_model(settings, layouts.open_split("folder", folder, "train"), said.append)
+    assert "Warning: --freeze_encoder keeps the random weights of --init_from none." in said

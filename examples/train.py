@@ -55,7 +55,7 @@ from segmentation.models import (
 from segmentation.pictures import draw_predictions, draw_training
 from segmentation.progress import progress_bar, report
 from segmentation.recipe import SettingsError, TrainSettings, UserError, mixed_precision, parse, run
-from segmentation.resuming import changed_rate, changed_settings, read_checkpoint
+from segmentation.resuming import changed_rate, changed_settings, load_optimizer, read_checkpoint
 from segmentation.scale import find_scale
 from segmentation.schedule import check_schedule, lr_at, stops_early
 from segmentation.stepping import RunningStatistics, compile_model, gradient_norm, prefers_fused, step_if
@@ -196,9 +196,7 @@ class Trainer:
                 self.accelerator.print(f"Warning: {self.out} holds a model but no checkpoint: the run starts anew.")
             return
         self.raw_model.load_state_dict(state["model"])
-        for group in state["optimizer"]["param_groups"]:
-            group["fused"] = prefers_fused(self.device)  # the run may have begun on another device
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(self.optimizer, state["optimizer"])
         if self.ema:
             self.ema.module.load_state_dict(state["average"])
         if self.accelerator.scaler:

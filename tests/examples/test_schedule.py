@@ -167,3 +167,13 @@ def test_settings_that_an_older_checkpoint_lacks_had_their_defaults(finished_run
     training.run("folder", *finished_run.options, "--out", tmp_path / "run", "--schedule", "cosine")
     changed = f"schedule poly, now cosine; out {finished_run.out}, now {tmp_path / 'run'}"
     assert f"Changed since the checkpoint: {changed}.\n" in capsys.readouterr().out
+
+
+def test_a_resumed_run_has_the_weight_decay_and_the_rates_of_its_own_settings(finished_run, tmp_path):
+    (tmp_path / "run").mkdir()
+    torch.save(training.checkpoint(finished_run.out) | {"iteration": 1}, tmp_path / "run/checkpoint.pt")
+    changed = ("--weight_decay", 0.05, "--decoder_lr_factor", 2)
+    training.run("folder", *finished_run.options, "--out", tmp_path / "run", *changed)
+    groups = training.checkpoint(tmp_path / "run")["optimizer"]["param_groups"]
+    assert {group["weight_decay"] for group in groups} == {0, 0.05}
+    assert {(group["lr_factor"], group["lr"]) for group in groups} == {(1, 1e-4), (2, 2e-4)}

@@ -24,12 +24,10 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import broadcast_object_list
 from huggingface_hub import get_token
 from timm.utils import ModelEmaV3
 from torch.utils.data import DataLoader
@@ -181,16 +179,10 @@ class Trainer:
 
     def resume(self) -> None:
         """Load the checkpoint of an interrupted run, if there is one. The first process reads it for all."""
-        found: list[Any] = [None, None]  # error, checkpoint
-        if self.accelerator.is_main_process and self.checkpoint.is_file():
-            try:
-                found[1] = read_checkpoint(self.checkpoint, self.settings, self.data)
-            except SettingsError as error:
-                found[0] = str(error)
-        broadcast_object_list(found)  # other nodes may not have the file
-        error, state = found
-        if error:
-            raise SettingsError(error)
+        file = self.checkpoint  # other nodes may not have it
+        state = in_first_process(
+            self.accelerator, lambda: read_checkpoint(file, self.settings, self.data) if file.is_file() else None
+        )
         if state is None:
             if (self.out / "last").is_dir():
                 self.accelerator.print(f"Warning: {self.out} holds a model but no checkpoint: the run starts anew.")

@@ -120,7 +120,6 @@ class Trainer:
         self.unread: list[torch.Tensor] = []  # loss and gradient's norm of iterations since they were last read
         self.mious: list[tuple[int, float]] = []
         self.skipped = 0  # updates in a row
-        self.clock, self.waited = 0.0, 0.0  # since the last log entry, in seconds: its time, waiting for data
         self.set_up_data()
         self.set_up_model()
         self.resume()
@@ -235,7 +234,7 @@ class Trainer:
             total=settings.iterations,
             hidden=not self.accelerator.is_main_process,
         )
-        self.clock, self.waited = time.monotonic(), 0.0
+        self.restart_clock()
         torch.backends.cudnn.benchmark = not settings.deterministic  # all images have one size
         for iteration in self.progress:
             self.prepare_iteration(iteration)
@@ -364,16 +363,25 @@ class Trainer:
                 raise SettingsError(f"the loss was not finite {MAX_SKIPPED} times in a row: try a smaller --lr.")
         self.unread.clear()
 
+    @property
+    def mean_loss(self) -> float:
+        """Mean of the last 50 losses, without those that are not finite; NaN if none is."""
+        return float(np.mean([loss for loss in self.losses[-50:] if math.isfinite(loss)] or [math.nan]))
+
+    def restart_clock(self) -> None:
+        """Measure speed from here on: not over an evaluation."""
+        self.clock, self.waited = time.monotonic(), 0.0  # in seconds; the time waited for data
+        self.timed_from = self.iteration
+
     def log(self) -> None:
         """4. Log loss, rate, speed, and the share of time that was spent waiting for data."""
         settings = self.settings
         if self.iteration % settings.log_every:
             return
-        taken = time.monotonic() - self.clock
-        speed, waiting = settings.log_every * settings.batch_size / taken, self.waited / taken
-        self.clock, self.waited = time.monotonic(), 0.0
-        lr = lr_at(self.iteration - 1, settings)
-        mean = np.mean(self.losses[-50:])
+        taken, iterations = time.monotonic() - self.clock, self.iteration - self.timed_from
+        speed, waiting = iterations * settings.batch_size / taken, self.waited / taken
+        self.restart_clock()
+        lr, mean = lr_at(self.iteration - 1, settings), self.mean_loss
         shown = {"loss": f"{mean:.3f}", "lr": f"{lr:.1e}", "images_per_s": f"{speed:.1f}", "wait": f"{waiting:.0%}"}
         report(self.progress, "iteration", self.iteration, settings.log_every, shown, self.accelerator.print)
         values = {"loss": self.losses[-1], "lr": lr, "images_per_second": speed, "waiting_for_data": waiting}
@@ -391,8 +399,8 @@ class Trainer:
         if self.accelerator.is_main_process:
             before = "first" if best_before < 0 else f"best before {best_before:.4f}"
             self.progress.write(f"iteration {self.iteration}: mIoU {scores.miou:.4f}, {before}")
-            loss, lr = np.mean(self.losses[-50:]).item(), lr_at(self.iteration - 1, self.settings)
-            self.tracking.log_evaluation(self.iteration, loss, lr, scores)
+            lr = lr_at(self.iteration - 1, self.settings)
+            self.tracking.log_evaluation(self.iteration, self.mean_loss, lr, scores)
             if isinstance(model, SegNeXt):
                 note_results(model, split, scores)
                 model.pretrained_cfg["training"] = training_facts(self.settings, self.iteration)
@@ -407,7 +415,7 @@ class Trainer:
             self.tracking.log_picture(self.iteration, picture)
             draw_training(self.losses, self.mious, self.out / "training.png", self.settings.loss)
         torch.backends.cudnn.benchmark = benchmark
-        self.clock, self.waited = time.monotonic(), 0.0
+        self.restart_clock()
 
     def share_statistics(self) -> None:
         """Give all processes the batch norms' statistics of the first one."""

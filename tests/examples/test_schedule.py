@@ -18,7 +18,9 @@ def own(tmp_path, monkeypatch):
     name = f"own_{tmp_path.name}"
     code = "def steps(iteration, iterations):\n    return 0.1 if iteration >= iterations // 2 else 1\n\n"
     code += "def falls(iteration, iterations):\n    return 1 - iteration / 4\n\n"
-    code += "def odd(iteration, iterations):\n    return float('nan')\n"
+    code += "def odd(iteration, iterations):\n    return float('nan')\n\n"
+    code += "def nothing(iteration, iterations):\n    pass\n\n"
+    code += "def word(iteration, iterations):\n    return 'half'\n"
     (tmp_path / f"{name}.py").write_text(code, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     return name
@@ -48,8 +50,10 @@ def test_an_own_schedule_gives_the_factor_after_the_warm_up(own):
     ("schedule", "message"),
     [
         ("cosin", "--schedule cosin: choose from poly, cosine, or name your own as module:function"),
-        ("{}:falls", r"--schedule .*:falls returned -0\.25 at iteration 5: return 0 or more"),
-        ("{}:odd", r"--schedule .*:odd returned nan at iteration 2: return 0 or more"),
+        ("{}:falls", r"--schedule .*:falls returned -0\.25 at iteration 5: return a number, 0 or more"),
+        ("{}:odd", r"--schedule .*:odd returned nan at iteration 2: return a number, 0 or more"),
+        ("{}:nothing", "--schedule .*:nothing returned None at iteration 2: return a number, 0 or more"),
+        ("{}:word", "--schedule .*:word returned half at iteration 2: return a number, 0 or more"),
     ],
 )
 def test_a_schedule_that_cannot_be_followed_ends_the_run_before_it_begins(folder, tmp_path, own, schedule, message):

@@ -409,7 +409,7 @@ class Trainer:
                     model.save_pretrained(folder)
             pictures = self.out / "predictions"
             pictures.mkdir(exist_ok=True)
-            shown = some_predictions(model, split, 4, self.settings.fit_in)
+            shown = some_predictions(model, split, 4, self.settings)
             picture = pictures / f"{self.iteration:06d}.png"
             draw_predictions(shown, split.classes, split.palette, picture)
             self.tracking.log_picture(self.iteration, picture)

@@ -54,10 +54,10 @@ class DataSettings:
     eval_mode: Literal["auto", "whole", "slide"] = "whole"
     """Process images whole, or in sliding windows. auto: whole unless that takes more than about 2 GB, else in windows
     of the size of the training's crops, as `predict` does."""
-    eval_window: int = 512
-    """With slide, side of the windows in pixels."""
-    eval_stride: int = 384
-    """With slide, distance of the windows in pixels."""
+    eval_window: int | None = None
+    """Side of the windows in pixels; that of the training's crops if not given, as `predict` does."""
+    eval_stride: int | None = None
+    """Distance of the windows in pixels; three quarters of their side if not given."""
 
 
 @dataclass
@@ -343,10 +343,11 @@ def _check(settings: Any) -> None:
         long, short = values.get(name, (1, 1))
         if long < short:
             raise SettingsError(f"--{name} must be the long side first, got {_words((long, short))}.")
-    if settings.eval_mode == "slide" and settings.eval_stride > settings.eval_window:
+    stride, window = values.get("eval_stride", 1), values.get("eval_window", values.get("crop_size", math.inf))
+    if stride > window:
         raise SettingsError(
             f"--eval_stride must be at most --eval_window, or pixels between the windows would be left out, got "
-            f"{settings.eval_stride} and {settings.eval_window}."
+            f"{stride} and {window}."
         )
     repository = getattr(settings, "push_to_hub", None)
     if repository and repository.count("/") != 1:

@@ -39,6 +39,11 @@ from segmentation.recipe import EvalSettings, SettingsError, TrainSettings
             "--eval_stride must be at most --eval_window, or pixels between the windows would be left out, got 600 "
             "and 512.",
         ),
+        (
+            "--crop_size 256 --eval_stride 300",
+            "--eval_stride must be at most --eval_window, or pixels between the windows would be left out, got 300 "
+            "and 256.",
+        ),
     ],
 )
 def test_a_number_out_of_its_range_is_refused_by_the_name_of_its_option(words, message):

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import tyro
 import yaml
@@ -298,9 +298,8 @@ def parse(cls: type[S], argv: list[str], description: str, positionals: Mapping[
     elif not helping:
         raise SettingsError(f"RECIPE is missing: it is {RECIPE['RECIPE']}. Usage: {usage} [--name value ...]")
     description = "\n\n".join([description, *(f"{name} is {meaning}." for name, meaning in positionals.items())])
-    lists = [f.name for f in fields(cls) if "tuple" in str(f.type)]
-    recipe = tyro.cli(cls, args=_split_commas(told, lists), prog=usage, use_underscores=True)
-    words = _split_commas(argv, lists)
+    recipe = tyro.cli(cls, args=_as_tyro(cls, told), prog=usage, use_underscores=True)
+    words = _as_tyro(cls, argv)
     settings = tyro.cli(cls, args=words, default=recipe, description=description, prog=usage, use_underscores=True)
     _check(settings)
     return settings
@@ -359,20 +358,16 @@ def _words(value: Any) -> str:
     return " ".join(map(str, value)) or "none" if isinstance(value, tuple) else str(value)
 
 
-def _split_commas(words: list[str], lists: list[str]) -> list[str]:
-    """Words of a command line, with `--name 1,2` and `--name=1,2` as `--name 1 2` for names of lists, none as None."""
-    result, inside = [], False
-    for word in words:
-        name, equals, value = word.partition("=")
+def _as_tyro(cls: type, words: list[str]) -> list[str]:
+    """Words of a command line as tyro takes them: `1,2` of lists as `1 2`; `none` of settings that may be as `None`."""
+    types, name, result = {f.name: f.type for f in fields(cls)}, "", []
+    apart = [part for word in words for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    for word in apart:
         if word.startswith("--"):
-            inside = name[2:].replace("-", "_") in lists
-            result.append(name if inside else word)
-            word = value if equals else ""
-        if inside:
-            parts = [part.strip() for part in word.split(",") if part.strip()]
-            result += ["None" if part == "none" else part for part in parts]
-        elif not name.startswith("--"):
-            result.append(word)
+            name = word[2:].replace("-", "_")
+        values = word.replace(",", " ").split() if "tuple" in str(types.get(name)) else [word]
+        optional = type(None) in get_args(types.get(name))
+        result += ["None" if value == "none" and optional else value for value in values]
     return result
 
 

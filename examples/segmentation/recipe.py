@@ -2,7 +2,7 @@
 
 A recipe is a YAML file of the names below. Whatever it leaves out has the value given here; whatever the command line
 says (`--lr 1e-4`, `--variant b`, `--flip`) goes before both. `python examples/train.py --help` lists all. Lists of
-numbers are written `0.5 1 1.5` or `0.5,1,1.5`.
+numbers are written `0.5 1 1.5` or `0.5,1,1.5`; `none` undoes a setting that need not be given.
 """
 
 import difflib

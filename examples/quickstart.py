@@ -103,7 +103,7 @@ def train(model: torch.nn.Module, loader: DataLoader, val_split: Split, accelera
 def save(model: torch.nn.Module, split: Split, scores: Scores, history: dict, folder: Path) -> None:
     """Write the model, its card and pictures of its predictions and training."""
     model.save_pretrained(folder)
-    shown = some_predictions(model, split, 6)
+    shown = some_predictions(model, split, 6, DataSettings())
     draw_predictions(shown, split.classes, split.palette, folder / "predictions.png")
     mious = [*history["miou"], (len(history["loss"]), scores.miou)]
     draw_training(history["loss"], mious, folder / "training.png", "cross-entropy + Dice")

@@ -24,12 +24,10 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import broadcast_object_list
 from huggingface_hub import get_token
 from timm.utils import ModelEmaV3
 from torch.utils.data import DataLoader
@@ -55,7 +53,7 @@ from segmentation.models import (
 from segmentation.pictures import draw_predictions, draw_training
 from segmentation.progress import progress_bar, report
 from segmentation.recipe import SettingsError, TrainSettings, UserError, mixed_precision, parse, run
-from segmentation.resuming import changed_rate, changed_settings, read_checkpoint
+from segmentation.resuming import changed_rate, changed_settings, load_optimizer, read_checkpoint
 from segmentation.scale import find_scale
 from segmentation.schedule import check_schedule, lr_at, stops_early
 from segmentation.stepping import RunningStatistics, compile_model, gradient_norm, prefers_fused, step_if
@@ -122,7 +120,6 @@ class Trainer:
         self.unread: list[torch.Tensor] = []  # loss and gradient's norm of iterations since they were last read
         self.mious: list[tuple[int, float]] = []
         self.skipped = 0  # updates in a row
-        self.clock, self.waited = 0.0, 0.0  # since the last log entry, in seconds: its time, waiting for data
         self.set_up_data()
         self.set_up_model()
         self.resume()
@@ -181,24 +178,16 @@ class Trainer:
 
     def resume(self) -> None:
         """Load the checkpoint of an interrupted run, if there is one. The first process reads it for all."""
-        found: list[Any] = [None, None]  # error, checkpoint
-        if self.accelerator.is_main_process and self.checkpoint.is_file():
-            try:
-                found[1] = read_checkpoint(self.checkpoint, self.settings, self.data)
-            except SettingsError as error:
-                found[0] = str(error)
-        broadcast_object_list(found)  # other nodes may not have the file
-        error, state = found
-        if error:
-            raise SettingsError(error)
+        file = self.checkpoint  # other nodes may not have it
+        state = in_first_process(
+            self.accelerator, lambda: read_checkpoint(file, self.settings, self.data) if file.is_file() else None
+        )
         if state is None:
             if (self.out / "last").is_dir():
                 self.accelerator.print(f"Warning: {self.out} holds a model but no checkpoint: the run starts anew.")
             return
         self.raw_model.load_state_dict(state["model"])
-        for group in state["optimizer"]["param_groups"]:
-            group["fused"] = prefers_fused(self.device)  # the run may have begun on another device
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(self.optimizer, state["optimizer"])
         if self.ema:
             self.ema.module.load_state_dict(state["average"])
         if self.accelerator.scaler:
@@ -245,7 +234,7 @@ class Trainer:
             total=settings.iterations,
             hidden=not self.accelerator.is_main_process,
         )
-        self.clock, self.waited = time.monotonic(), 0.0
+        self.restart_clock()
         torch.backends.cudnn.benchmark = not settings.deterministic  # all images have one size
         for iteration in self.progress:
             self.prepare_iteration(iteration)
@@ -374,16 +363,25 @@ class Trainer:
                 raise SettingsError(f"the loss was not finite {MAX_SKIPPED} times in a row: try a smaller --lr.")
         self.unread.clear()
 
+    @property
+    def mean_loss(self) -> float:
+        """Mean of the last 50 losses, without those that are not finite; NaN if none is."""
+        return float(np.mean([loss for loss in self.losses[-50:] if math.isfinite(loss)] or [math.nan]))
+
+    def restart_clock(self) -> None:
+        """Measure speed from here on: not over an evaluation."""
+        self.clock, self.waited = time.monotonic(), 0.0  # in seconds; the time waited for data
+        self.timed_from = self.iteration
+
     def log(self) -> None:
         """4. Log loss, rate, speed, and the share of time that was spent waiting for data."""
         settings = self.settings
         if self.iteration % settings.log_every:
             return
-        taken = time.monotonic() - self.clock
-        speed, waiting = settings.log_every * settings.batch_size / taken, self.waited / taken
-        self.clock, self.waited = time.monotonic(), 0.0
-        lr = lr_at(self.iteration - 1, settings)
-        mean = np.mean(self.losses[-50:])
+        taken, iterations = time.monotonic() - self.clock, self.iteration - self.timed_from
+        speed, waiting = iterations * settings.batch_size / taken, self.waited / taken
+        self.restart_clock()
+        lr, mean = lr_at(self.iteration - 1, settings), self.mean_loss
         shown = {"loss": f"{mean:.3f}", "lr": f"{lr:.1e}", "images_per_s": f"{speed:.1f}", "wait": f"{waiting:.0%}"}
         report(self.progress, "iteration", self.iteration, settings.log_every, shown, self.accelerator.print)
         values = {"loss": self.losses[-1], "lr": lr, "images_per_second": speed, "waiting_for_data": waiting}
@@ -401,8 +399,8 @@ class Trainer:
         if self.accelerator.is_main_process:
             before = "first" if best_before < 0 else f"best before {best_before:.4f}"
             self.progress.write(f"iteration {self.iteration}: mIoU {scores.miou:.4f}, {before}")
-            loss, lr = np.mean(self.losses[-50:]).item(), lr_at(self.iteration - 1, self.settings)
-            self.tracking.log_evaluation(self.iteration, loss, lr, scores)
+            lr = lr_at(self.iteration - 1, self.settings)
+            self.tracking.log_evaluation(self.iteration, self.mean_loss, lr, scores)
             if isinstance(model, SegNeXt):
                 note_results(model, split, scores)
                 model.pretrained_cfg["training"] = training_facts(self.settings, self.iteration)
@@ -411,13 +409,13 @@ class Trainer:
                     model.save_pretrained(folder)
             pictures = self.out / "predictions"
             pictures.mkdir(exist_ok=True)
-            shown = some_predictions(model, split, 4, self.settings.fit_in)
+            shown = some_predictions(model, split, 4, self.settings)
             picture = pictures / f"{self.iteration:06d}.png"
             draw_predictions(shown, split.classes, split.palette, picture)
             self.tracking.log_picture(self.iteration, picture)
             draw_training(self.losses, self.mious, self.out / "training.png", self.settings.loss)
         torch.backends.cudnn.benchmark = benchmark
-        self.clock, self.waited = time.monotonic(), 0.0
+        self.restart_clock()
 
     def share_statistics(self) -> None:
         """Give all processes the batch norms' statistics of the first one."""

@@ -33,7 +33,7 @@ from .check_messages import (
 )
 from .file_facts import Facts, gather
 from .label_files import ColorError
-from .recipe import DataError, UserError
+from .recipe import DataError
 
 if TYPE_CHECKING:
     from .data import Split
@@ -238,12 +238,12 @@ def check_lines(train: "Split", val: "Split", root: Path | str | None = None, wo
 
 
 def in_first_process(accelerator: Accelerator, check: Callable[[], T]) -> T:
-    """Run a check in the first process, and give all processes its result, or the error that it raised."""
+    """Run a check in the first process, and give all processes its result, or raise its error in all of them."""
     found: list = [None, None]
     if accelerator.is_main_process:
         try:
             found[1] = check()
-        except UserError as error:
+        except Exception as error:  # a bug too: the others would wait for the result
             found[0] = error
     broadcast_object_list(found)
     if found[0]:

@@ -2,6 +2,7 @@
 
 import copy
 import unicodedata
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from .bands import form_of_model, in_color
 from .data import Split, ignore_interrupts, worker_count
 from .metrics import Scores, add_to_boundary, add_to_confusion
 from .progress import progress_bar
-from .recipe import DataError, DataSettings, Scale
+from .recipe import DataError, DataSettings
 from .scale import evaluation_scale
 
 
@@ -103,6 +104,18 @@ def _as_read_for(model: nn.Module, split: Split) -> Split:
     return split
 
 
+def _options(model: nn.Module, settings: DataSettings) -> dict[str, Any]:
+    """Options of :func:`segnext_timm.predict` for the images of a split, which :func:`read_image` has scaled."""
+    return {
+        "mode": settings.eval_mode,
+        "window": settings.eval_window,
+        "stride": settings.eval_stride,
+        "fit_in": evaluation_scale(model, settings.fit_in)[0],
+        "divisor": settings.eval_divisor,
+        "scaled": True,
+    }
+
+
 def evaluate(
     model: nn.Module,
     split: Split,
@@ -124,13 +137,12 @@ def evaluate(
         views: `scales` and `flip` of :func:`segnext_timm.predict`.
 
     Raises:
-        DataError: If the model has other classes, or a file cannot be read.
+        DataError: If the model has other classes, a file cannot be read, or all pixels are left out.
     """
     classes = len(split.classes)
     label_of, _ = match_classes(model, split, by_position)
     table = None if label_of == [*range(classes)] else torch.tensor(label_of)
-    windows = {} if settings.eval_mode == "auto" else {"window": settings.eval_window, "stride": settings.eval_stride}
-    fit_in, _ = evaluation_scale(model, settings.fit_in)
+    options = _options(model, settings)
     split = _as_read_for(model, split)
     mine = range(accelerator.process_index, len(split), accelerator.num_processes)
     loader = DataLoader(
@@ -144,16 +156,7 @@ def evaluate(
     try:
         for image, labels in progress:
             with accelerator.autocast():
-                predicted = predict(
-                    model,
-                    image,
-                    mode=settings.eval_mode,
-                    fit_in=fit_in,
-                    divisor=settings.eval_divisor,
-                    scaled=True,
-                    **windows,
-                    **views,
-                )
+                predicted = predict(model, image, **options, **views)
             if predicted.max() >= len(label_of):
                 raise DataError(f"the model predicts {predicted.max()}, but the data set has {classes} classes.")
             predicted = torch.from_numpy(predicted)
@@ -166,20 +169,25 @@ def evaluate(
         for module in training:
             module.training = True
     counts = accelerator.reduce(counts.to(accelerator.device), "sum").cpu()
+    if not counts[:classes].any():
+        raise DataError(
+            f"The {len(split)} label files in {split.labels[0].parent} hold no pixel of any class, but only such as "
+            f"are left out: give their value a class in classes.txt, or change --ignore_index."
+        )
     return Scores(split.classes, counts[:classes], counts[classes:] if boundary_iou else None)
 
 
 def some_predictions(
-    model: torch.nn.Module, split: Split, count: int, fit_in: Scale = "auto"
+    model: nn.Module, split: Split, count: int, settings: DataSettings
 ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Predict some images of a split: image (H, W, 3), true labels and predicted labels (H, W) of each.
 
-    Images are fitted in `fit_in` as :func:`evaluate` does. Ignored pixels get the number of classes as their label,
+    Images are predicted as :func:`evaluate` does. Ignored pixels get the number of classes as their label,
     which pictures draw black.
     """
-    samples, split, (fit_in, _) = [], _as_read_for(model, split), evaluation_scale(model, fit_in)
+    samples, split, options = [], _as_read_for(model, split), _options(model, settings)
     for index in np.linspace(0, len(split) - 1, min(count, len(split))).round().astype(int):
         image, labels = split.open(int(index))
         labels = np.where(labels == split.ignore_index, len(split.classes), labels)
-        samples.append((in_color(image), labels, predict(model, image, fit_in=fit_in, scaled=True)))
+        samples.append((in_color(image), labels, predict(model, image, **options)))
     return samples

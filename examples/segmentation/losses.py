@@ -55,6 +55,8 @@ def check_loss(settings: TrainSettings, classes: Sequence[str]) -> None:
         load_function("loss", loss)
     elif loss not in LOSSES:
         raise SettingsError(f"--loss {loss}: choose from {', '.join(LOSSES)}, or name your own as module:function.")
+    if loss == "lovasz" and settings.deterministic and torch.cuda.is_available():
+        raise SettingsError("--loss lovasz and --deterministic cannot be combined on a GPU: torch lacks its kernels.")
     for option, given in (("class_weights", weights != "none"), ("label_smoothing", settings.label_smoothing != 0)):
         if given and option not in LOSSES.get(loss, ()):
             able = ", ".join(name for name, options in LOSSES.items() if option in options)

@@ -2,7 +2,7 @@
 
 A recipe is a YAML file of the names below. Whatever it leaves out has the value given here; whatever the command line
 says (`--lr 1e-4`, `--variant b`, `--flip`) goes before both. `python examples/train.py --help` lists all. Lists of
-numbers are written `0.5 1 1.5` or `0.5,1,1.5`.
+numbers are written `0.5 1 1.5` or `0.5,1,1.5`; `none` undoes a setting that need not be given.
 """
 
 import difflib
@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import tyro
 import yaml
@@ -54,10 +54,10 @@ class DataSettings:
     eval_mode: Literal["auto", "whole", "slide"] = "whole"
     """Process images whole, or in sliding windows. auto: whole unless that takes more than about 2 GB, else in windows
     of the size of the training's crops, as `predict` does."""
-    eval_window: int = 512
-    """With slide, side of the windows in pixels."""
-    eval_stride: int = 384
-    """With slide, distance of the windows in pixels."""
+    eval_window: int | None = None
+    """Side of the windows in pixels; that of the training's crops if not given, as `predict` does."""
+    eval_stride: int | None = None
+    """Distance of the windows in pixels; three quarters of their side if not given."""
 
 
 @dataclass
@@ -298,9 +298,8 @@ def parse(cls: type[S], argv: list[str], description: str, positionals: Mapping[
     elif not helping:
         raise SettingsError(f"RECIPE is missing: it is {RECIPE['RECIPE']}. Usage: {usage} [--name value ...]")
     description = "\n\n".join([description, *(f"{name} is {meaning}." for name, meaning in positionals.items())])
-    lists = [f.name for f in fields(cls) if "tuple" in str(f.type)]
-    recipe = tyro.cli(cls, args=_split_commas(told, lists), prog=usage, use_underscores=True)
-    words = _split_commas(argv, lists)
+    recipe = tyro.cli(cls, args=_as_tyro(cls, told), prog=usage, use_underscores=True)
+    words = _as_tyro(cls, argv)
     settings = tyro.cli(cls, args=words, default=recipe, description=description, prog=usage, use_underscores=True)
     _check(settings)
     return settings
@@ -343,10 +342,11 @@ def _check(settings: Any) -> None:
         long, short = values.get(name, (1, 1))
         if long < short:
             raise SettingsError(f"--{name} must be the long side first, got {_words((long, short))}.")
-    if settings.eval_mode == "slide" and settings.eval_stride > settings.eval_window:
+    stride, window = values.get("eval_stride", 1), values.get("eval_window", values.get("crop_size", math.inf))
+    if stride > window:
         raise SettingsError(
             f"--eval_stride must be at most --eval_window, or pixels between the windows would be left out, got "
-            f"{settings.eval_stride} and {settings.eval_window}."
+            f"{stride} and {window}."
         )
     repository = getattr(settings, "push_to_hub", None)
     if repository and repository.count("/") != 1:
@@ -358,20 +358,16 @@ def _words(value: Any) -> str:
     return " ".join(map(str, value)) or "none" if isinstance(value, tuple) else str(value)
 
 
-def _split_commas(words: list[str], lists: list[str]) -> list[str]:
-    """Words of a command line, with `--name 1,2` and `--name=1,2` as `--name 1 2` for names of lists, none as None."""
-    result, inside = [], False
-    for word in words:
-        name, equals, value = word.partition("=")
+def _as_tyro(cls: type, words: list[str]) -> list[str]:
+    """Words of a command line as tyro takes them: `1,2` of lists as `1 2`; `none` of settings that may be as `None`."""
+    types, name, result = {f.name: f.type for f in fields(cls)}, "", []
+    apart = [part for word in words for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    for word in apart:
         if word.startswith("--"):
-            inside = name[2:].replace("-", "_") in lists
-            result.append(name if inside else word)
-            word = value if equals else ""
-        if inside:
-            parts = [part.strip() for part in word.split(",") if part.strip()]
-            result += ["None" if part == "none" else part for part in parts]
-        elif not name.startswith("--"):
-            result.append(word)
+            name = word[2:].replace("-", "_")
+        values = word.replace(",", " ").split() if "tuple" in str(types.get(name)) else [word]
+        optional = type(None) in get_args(types.get(name))
+        result += ["None" if value == "none" and optional else value for value in values]
     return result
 
 

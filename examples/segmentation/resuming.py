@@ -36,6 +36,20 @@ def changed_rate(state: dict[str, Any], settings: TrainSettings) -> str | None:
     return f"The schedule ends at iteration {settings.iterations}, not {before}: the learning rate goes from {rates}."
 
 
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load the state of an optimizer; what settings and device of now decide stays as it is.
+
+    Args:
+        optimizer: Its groups have a `lr_factor`.
+        state: Of an optimizer of the same parameters, perhaps on another device.
+    """
+    groups = [
+        {**before, **{name: now[name] for name in ("lr_factor", "weight_decay", "fused")}}
+        for before, now in zip(state["param_groups"], optimizer.param_groups)
+    ]
+    optimizer.load_state_dict({**state, "param_groups": groups})
+
+
 def load_checkpoint(file: Path, **options: Any) -> dict[str, Any]:
     """Load the checkpoint of a run.
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 
 from .hooks import load_function
 from .recipe import SettingsError, TrainSettings
@@ -21,18 +22,22 @@ def lr_at(iteration: int, settings: TrainSettings) -> float:
 
 
 def check_schedule(settings: TrainSettings) -> None:
-    """Compute all rates of a run before it begins.
+    """Compute all factors of a user's own schedule before the run begins.
 
     Raises:
-        SettingsError: If there is no such schedule, or a user's function returns a factor below 0, or none.
+        SettingsError: If there is no such schedule, or its function returns no number, or one below 0.
     """
     name = settings.schedule
-    if name not in ("poly", "cosine") and ":" not in name:
+    if name in ("poly", "cosine"):
+        return
+    if ":" not in name:
         raise SettingsError(f"--schedule {name}: choose from poly, cosine, or name your own as module:function.")
-    for iteration in range(settings.iterations):
-        factor = lr_at(iteration, settings) / settings.lr
-        if not 0 <= factor < math.inf:
-            raise SettingsError(f"--schedule {name} returned {factor:g} at iteration {iteration}: return 0 or more.")
+    own = load_function("schedule", name)
+    for iteration in range(settings.warmup, settings.iterations):
+        factor = own(iteration, settings.iterations)
+        if not (isinstance(factor, Real) and 0 <= factor < math.inf):
+            got = f"--schedule {name} returned {factor} at iteration {iteration}"
+            raise SettingsError(f"{got}: return a number, 0 or more.")
 
 
 def stops_early(mious: Sequence[tuple[int, float]], patience: int | None) -> bool:

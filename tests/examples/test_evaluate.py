@@ -20,8 +20,9 @@ import miniatures
 import show_data
 import train
 from segmentation import data, evaluation, layouts, pictures
-from segmentation.metrics import Scores
+from segmentation.metrics import Scores, add_to_confusion
 from segmentation.recipe import DataError, EvalSettings, SettingsError, TrainSettings, parse
+from segnext_timm import predict
 
 EXAMPLES = Path(data.__file__).parents[1]
 FOLDER = str(EXAMPLES / "recipes" / "folder.yaml")
@@ -328,4 +329,32 @@ def test_a_data_set_of_ones_own_class_is_evaluated(root):
 
     model = smp.from_pretrained(root[1])
     assert evaluation.evaluate(model, Drawn(), EvalSettings(workers=0), Accelerator()).confusion.sum() == 2 * 32 * 40
-    assert len(evaluation.some_predictions(model, Drawn(), 2)) == 2
+    assert len(evaluation.some_predictions(model, Drawn(), 2, EvalSettings())) == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "window", "stride"),
+    [({}, 32, 24), ({"eval_window": 40}, 40, 30), ({"eval_window": 40, "eval_stride": 8}, 40, 8)],
+)
+def test_windows_are_those_of_predict_in_scores_and_pictures(root, given, window, stride):
+    model = smp.from_pretrained(root[1])
+    model.pretrained_cfg["input_size"] = [3, 32, 32]
+    split = layouts.open_split("folder", root[0], "val")
+    settings = EvalSettings(workers=0, eval_mode="slide", **given)
+    shown = evaluation.some_predictions(model, split, len(split), settings)
+    confusion, differ = torch.zeros(3, 3, dtype=torch.int64), False
+    for i, (_, _, predicted) in enumerate(shown):
+        image, labels = split.open(i)
+        np.testing.assert_array_equal(predicted, predict(model, image, mode="slide", window=window, stride=stride))
+        differ |= bool((predicted != predict(model, image, mode="whole")).any())
+        add_to_confusion(confusion, *(torch.from_numpy(x.astype("int64")) for x in (labels, predicted)), 255)
+    assert differ
+    assert torch.equal(evaluation.evaluate(model, split, settings, Accelerator()).confusion, confusion)
+
+
+def test_a_split_whose_pixels_are_all_left_out_is_refused_even_without_the_check(root):
+    for file in (root[0] / "labels/val").iterdir():
+        with Image.open(file) as opened:
+            miniatures.labels(file, np.full(opened.size[::-1], 255, np.uint8))
+    with pytest.raises(DataError, match=r"The 5 label files in .*val hold no pixel of any class"):
+        run(root[1], FOLDER, "--data_root", root[0], "--workers", 0, "--no-check_data")

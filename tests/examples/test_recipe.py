@@ -4,6 +4,7 @@ import re
 from dataclasses import fields
 
 import pytest
+import yaml
 
 import training
 from segmentation import recipe
@@ -39,6 +40,11 @@ from segmentation.recipe import EvalSettings, SettingsError, TrainSettings
             "--eval_stride must be at most --eval_window, or pixels between the windows would be left out, got 600 "
             "and 512.",
         ),
+        (
+            "--crop_size 256 --eval_stride 300",
+            "--eval_stride must be at most --eval_window, or pixels between the windows would be left out, got 300 "
+            "and 256.",
+        ),
     ],
 )
 def test_a_number_out_of_its_range_is_refused_by_the_name_of_its_option(words, message):
@@ -64,3 +70,21 @@ def test_the_settings_of_all_recipes_are_in_their_ranges():
     for file in training.RECIPES.glob("*.yaml"):
         for cls in (TrainSettings, EvalSettings):
             recipe.parse(cls, [str(file)], "")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "none"),
+    [
+        ("class_weights", "auto", "none"),
+        ("ema_decay", 0.9, None),
+        ("early_stopping", 3, None),
+        ("augment", "my_code:augment", None),
+        ("base_scale", "96 64", None),
+        ("tracker", "wandb", "none"),
+    ],
+)
+def test_none_undoes_a_recipe_s_setting(tmp_path, name, value, none):
+    value = value.split() if name == "base_scale" else value
+    for content, words in ((value, [f"--{name}", "none"]), (value, [f"--{name}=none"]), ("none", [])):
+        (tmp_path / "mine.yaml").write_text(yaml.safe_dump({name: content}), encoding="utf-8")
+        assert getattr(recipe.parse(TrainSettings, [str(tmp_path / "mine.yaml"), *words], ""), name) == none

@@ -18,7 +18,9 @@ def own(tmp_path, monkeypatch):
     name = f"own_{tmp_path.name}"
     code = "def steps(iteration, iterations):\n    return 0.1 if iteration >= iterations // 2 else 1\n\n"
     code += "def falls(iteration, iterations):\n    return 1 - iteration / 4\n\n"
-    code += "def odd(iteration, iterations):\n    return float('nan')\n"
+    code += "def odd(iteration, iterations):\n    return float('nan')\n\n"
+    code += "def nothing(iteration, iterations):\n    pass\n\n"
+    code += "def word(iteration, iterations):\n    return 'half'\n"
     (tmp_path / f"{name}.py").write_text(code, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     return name
@@ -48,8 +50,10 @@ def test_an_own_schedule_gives_the_factor_after_the_warm_up(own):
     ("schedule", "message"),
     [
         ("cosin", "--schedule cosin: choose from poly, cosine, or name your own as module:function"),
-        ("{}:falls", r"--schedule .*:falls returned -0\.25 at iteration 5: return 0 or more"),
-        ("{}:odd", r"--schedule .*:odd returned nan at iteration 2: return 0 or more"),
+        ("{}:falls", r"--schedule .*:falls returned -0\.25 at iteration 5: return a number, 0 or more"),
+        ("{}:odd", r"--schedule .*:odd returned nan at iteration 2: return a number, 0 or more"),
+        ("{}:nothing", "--schedule .*:nothing returned None at iteration 2: return a number, 0 or more"),
+        ("{}:word", "--schedule .*:word returned half at iteration 2: return a number, 0 or more"),
     ],
 )
 def test_a_schedule_that_cannot_be_followed_ends_the_run_before_it_begins(folder, tmp_path, own, schedule, message):
@@ -167,3 +171,13 @@ def test_settings_that_an_older_checkpoint_lacks_had_their_defaults(finished_run
     training.run("folder", *finished_run.options, "--out", tmp_path / "run", "--schedule", "cosine")
     changed = f"schedule poly, now cosine; out {finished_run.out}, now {tmp_path / 'run'}"
     assert f"Changed since the checkpoint: {changed}.\n" in capsys.readouterr().out
+
+
+def test_a_resumed_run_has_the_weight_decay_and_the_rates_of_its_own_settings(finished_run, tmp_path):
+    (tmp_path / "run").mkdir()
+    torch.save(training.checkpoint(finished_run.out) | {"iteration": 1}, tmp_path / "run/checkpoint.pt")
+    changed = ("--weight_decay", 0.05, "--decoder_lr_factor", 2)
+    training.run("folder", *finished_run.options, "--out", tmp_path / "run", *changed)
+    groups = training.checkpoint(tmp_path / "run")["optimizer"]["param_groups"]
+    assert {group["weight_decay"] for group in groups} == {0, 0.05}
+    assert {(group["lr_factor"], group["lr"]) for group in groups} == {(1, 1e-4), (2, 2e-4)}

@@ -11,6 +11,7 @@ import pytest
 from accelerate.state import AcceleratorState
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import terminal
 import train
@@ -171,3 +172,27 @@ def test_bars_are_shown_in_a_terminal_alone_and_can_be_turned_off(folder, tmp_pa
             out, _ = process.communicate(timeout=120)
         assert (b"train:" in shown, b"evaluate:" in shown) == ((place == "terminal",) * 2)
         assert out.count(" of 20: loss") == (0 if place == "terminal" else 10)
+
+
+def test_speed_is_that_of_the_iterations_since_an_evaluation_or_the_start(folder, tmp_path, monkeypatch, capsys):
+    steps = []
+    hook = register_optimizer_step_post_hook(lambda *_: steps.append(1))
+    monkeypatch.setattr(train.time, "monotonic", lambda: float(len(steps)))  # an iteration takes a second
+    try:
+        run(folder, tmp_path / "run", "--eval_every", 3, "--log_every", 2)
+        said = re.findall(r"^iteration (\d) of 6: .* images_per_s (\S+),", capsys.readouterr().out, re.MULTILINE)
+        assert said == [("2", "2.0"), ("4", "2.0"), ("6", "2.0")]
+    finally:
+        hook.remove()
+
+
+def test_a_loss_that_is_not_a_number_is_left_out_of_the_mean(folder, tmp_path, monkeypatch):
+    code = "calls = []\n\ndef loss(logits, labels):\n    calls.append(1)\n"
+    code += "    return logits.mean() * (float('nan') if len(calls) == 4 else 1)\n"
+    (tmp_path / "own_nan.py").write_text(code, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    run(folder, tmp_path / "run", "--loss", "own_nan:loss", "--eval_every", 6)
+    losses = np.array(training.checkpoint(tmp_path / "run")["losses"])
+    assert np.isnan(losses).sum() == 1
+    (row,) = csv.DictReader((tmp_path / "run/metrics.csv").read_text(encoding="utf-8").splitlines())
+    assert float(row["loss"]) == pytest.approx(np.nanmean(losses))

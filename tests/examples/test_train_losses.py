@@ -239,3 +239,12 @@ def test_each_loss_trains(folder, tmp_path, name):
     options = ("--data_root", folder, "--out", tmp_path / "run", "--iterations", 2, "--base_scale", 64, 64)
     training.run("folder", *options, "--loss", name)
     assert all(0 < loss < 10 for loss in training.checkpoint(tmp_path / "run")["losses"])
+
+
+def test_lovasz_is_refused_with_deterministic_kernels_on_a_gpu(monkeypatch):
+    settings = TrainSettings(loss="lovasz", deterministic=True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    check_loss(settings, ["a", "b"])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(SettingsError, match="--loss lovasz and --deterministic cannot be combined on a GPU"):
+        check_loss(settings, ["a", "b"])

@@ -157,6 +157,18 @@ def test_two_processes_have_the_gradients_of_one_with_the_joined_batch(tmp_path,
 
 
 @pytest.mark.slow
+def test_any_error_of_the_first_process_is_raised_in_all(tmp_path):
+    code = "import sys\n\nsys.path.insert(0, sys.argv[1])\nfrom accelerate import Accelerator\n\n"
+    code += "from segmentation.checks import in_first_process\n\naccelerator = Accelerator()\ntry:\n"
+    code += "    in_first_process(accelerator, lambda: {}['no such key'])\nexcept KeyError as error:\n"
+    code += "    print(accelerator.process_index, error)\naccelerator.end_training()\n"
+    (tmp_path / "fails.py").write_text(code, encoding="utf-8")
+    done = launch(tmp_path / "fails.py", training.EXAMPLES)
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.splitlines()) == ["0 'no such key'", "1 'no such key'"]
+
+
+@pytest.mark.slow
 def test_two_processes_train_and_go_on(folder, tmp_path):
     options = ("--data_root", folder, "--out", tmp_path / "run", "--batch_size", 4)
     arguments = training.arguments("folder", *options)

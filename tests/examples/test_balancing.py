@@ -75,6 +75,25 @@ def test_a_crop_for_a_class_holds_it(factor):
     assert sum((crop(image, labels)[1] == 1).any() for _ in range(30)) < 25
 
 
+@pytest.mark.parametrize("degrees", [45, 180])
+def test_a_rotated_crop_for_a_class_holds_it(degrees):
+    labels = np.zeros((200, 300), np.uint8)
+    labels[100:103, 140:143] = 1
+    labels[197:, 297:] = 2  # in the corner of the image
+    image = np.random.default_rng(0).random((200, 300, 1)).astype(np.float32)
+    crop, plain = (RandomResizedCrop(96, (300, 200), (0.8, 1.5), degrees=d) for d in (degrees, 0))
+    for label in (1, 2):
+        rotated = 0
+        for seed in range(60):
+            torch.manual_seed(seed)
+            _, values = crop(image, labels, label)
+            assert values.shape == (96, 96)
+            assert (values == label).any()
+            torch.manual_seed(seed)
+            rotated += not np.array_equal(values, plain(image, labels, label)[1])
+        assert label == 2 or rotated > 50
+
+
 def test_samples_of_rare_classes_depend_on_seed_and_number_alone(tmp_path):
     miniatures.make("folder", tmp_path, [0, 1, 2])
     split = open_split("folder", tmp_path, "train")

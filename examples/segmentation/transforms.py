@@ -88,8 +88,8 @@ class RandomResizedCrop:
         size: Side of the crop in pixels; images that are smaller after resizing are not enlarged to it.
         base_scale: Longest sides, (long, short), that an image is fitted in, keeping its aspect; None for its own size.
         factors: Range of the factor by which it is resized further.
-        max_share: A crop is drawn again, up to ten times, while one class fills more than this share of it, before it is
-            rotated.
+        max_share: A crop is drawn again, up to ten times, while one class fills more than this share of it; that is
+            before it is rotated.
         ignore_index: Label that does not count.
         degrees: Largest angle, either way, by which a crop is rotated about its center.
         color: Values from 0 to 1 of what a rotated crop shows beyond the image; its label is `ignore_index`.
@@ -301,7 +301,8 @@ class TrainTransform:
             A normalized image (C, size, size) and int64 labels (size, size).
 
         Raises:
-            SettingsError: If the user's own transform does not return an image and a mask like those it got.
+            SettingsError: If the user's own transform does not return an image and a mask like those it got, or a label
+                that was not in the mask.
         """
         image, labels = self.crop(image, labels, label)
         # a label outside a byte, such as -1, fills the padding
@@ -332,6 +333,13 @@ class TrainTransform:
             raise SettingsError(
                 f"--augment {self.augment}: the transform must return an image and a mask of the types and shapes that "
                 f"it got, {forms[0]}, but returned {forms[1]}."
+            )
+        ignored = self.crop.ignore_index
+        if added := {*np.unique(found[1]).tolist()} - {*np.unique(mask).tolist(), ignored}:
+            raise SettingsError(
+                f"--augment {self.augment}: the transform added the labels {', '.join(map(str, sorted(added)))} to a "
+                f"mask without them: if it fills in pixels, give it fill={{tv_tensors.Image: 0, tv_tensors.Mask: "
+                f"{ignored}}}, since {ignored} does not count here."
             )
         return found[0].permute(1, 2, 0).numpy(), tv_tensors.Mask(found[1])
 

@@ -122,6 +122,32 @@ def test_samples_of_rare_classes_depend_on_seed_and_number_alone(tmp_path):
     assert set(images) == {0, 1, 2}
 
 
+@pytest.mark.parametrize("options", [{"rare_class_sampling": 0.01}, {"class_weights": "auto"}])
+def test_labels_without_any_class_are_refused(tmp_path, options):
+    miniatures.make("folder", tmp_path, [0, 1])
+    split = open_split("folder", tmp_path, "train")
+    for path in split.labels:
+        miniatures.labels(path, np.full((48, 64), 255, np.uint8))
+    with pytest.raises(DataError, match="no pixel of the training labels has a class"):
+        balance_classes(split, TrainSettings(data_root=str(tmp_path), **options))
+
+
+@pytest.mark.parametrize(("temperature", "warned"), [(0.01, True), (0.2, False)])
+def test_a_class_that_is_hardly_drawn_is_named(tmp_path, temperature, warned):
+    miniatures.make("folder", tmp_path, [0, 1])
+    split = open_split("folder", tmp_path, "train")
+    split.classes = ("ground", "pole")
+    for path in split.labels:
+        labels = np.zeros((48, 64), np.uint8)
+        labels[:3, :10] = 1
+        miniatures.labels(path, labels)
+    settings = TrainSettings(data_root=str(tmp_path), rare_class_sampling=temperature, iterations=1000, batch_size=8)
+    notes = balance_classes(split, settings).notes
+    assert notes[0].startswith("Samples drawn for each class: ground 0.")
+    warning = "Warning: of 8000 samples, none may be drawn for ground: images without other classes are not seen."
+    assert [note.startswith(warning) for note in notes[1:]] == [True] * warned
+
+
 def test_without_rare_class_sampling_each_epoch_is_a_permutation(tmp_path):
     miniatures.make("folder", tmp_path, [0, 1, 2])
     split = open_split("folder", tmp_path, "train")

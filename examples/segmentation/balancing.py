@@ -42,18 +42,27 @@ def balance_classes(split: "Split", settings: TrainSettings, workers: int = 1) -
         workers: Number of threads that count pixels.
 
     Raises:
-        DataError: If a label file cannot be read.
+        DataError: If a label file cannot be read, or none holds a class.
     """
     weights, temperature = settings.class_weights, settings.rare_class_sampling
     sampler, notes = None, []
     if weights == "auto" or temperature is not None:
         pixels = count_pixels(split, settings.data_root, workers)
+        if not pixels.any():
+            raise DataError("no pixel of the training labels has a class: all are left out.")
     if weights == "auto":
         weights = tuple(median_frequency_weights(pixels).tolist())
     if temperature is not None:
         sampler = RareClassSampler(pixels, temperature)
         shares = sampler.probabilities.tolist()
         notes.append(f"Samples drawn for each class: {_by_class(split.classes, shares, '.1%')}")
+        samples = settings.iterations * settings.batch_size
+        seldom = [name for name, share in zip(split.classes, shares) if 0 < share * samples < 1]
+        if seldom:
+            notes.append(
+                f"Warning: of {samples} samples, none may be drawn for {', '.join(seldom)}: images without other "
+                f"classes are not seen. A higher --rare_class_sampling draws classes more evenly."
+            )
     if weights == "none":
         return Balance(None, sampler, notes)
     return Balance(weights, sampler, [f"Class weights: {_by_class(split.classes, weights)}", *notes])

@@ -35,6 +35,8 @@ from .transforms import (
 
 __all__ = ["Split", "TrainSamples", "check_files", "check_labels", "read_colors", "read_labels", "training_samples"]
 
+_TRIED = 20  # samples that are augmented before anything is trained: a transform may do something in a few only
+
 Image.MAX_IMAGE_PIXELS = None  # aerial images are large, and training data are one's own
 
 
@@ -188,7 +190,9 @@ class TrainSamples(Dataset):
         return self._epoch[1][place], None
 
     def _seed(self, k: int) -> int:
-        return self.seed * 7_919 + k
+        # torch's generators on the CPU take 32 bits; the golden ratio of them keeps seeds apart: 0 to 99 share
+        # no sample within their first 21 million
+        return (self.seed * 2_654_435_769 + k) % 2**32
 
     def __getitem__(self, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         index, label = self._draw(k)
@@ -208,7 +212,7 @@ def training_samples(
     `settings.base_scale` is the one that :func:`segmentation.scale.find_scale` returned, not "auto".
 
     Raises:
-        SettingsError: If `--augment` names no transform that fits the first sample.
+        SettingsError: If `--augment` names no transform that fits the first samples.
     """
     crop = RandomResizedCrop(
         settings.crop_size,
@@ -225,7 +229,8 @@ def training_samples(
     )
     samples = TrainSamples(split, transform, settings.seed, sampler)
     if settings.augment:
-        samples[0]  # tried before anything is trained
+        for k in range(_TRIED):
+            samples[k]
     return samples
 
 

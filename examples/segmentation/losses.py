@@ -8,8 +8,8 @@ How they are averaged:
 - `ce`, `focal` and `ohem` are summed over the pixels and divided by the number of all pixels, as in the published code:
   ignored pixels count as 0.
 - `dice` and `lovasz` compare the pixels of a whole batch that are not ignored, class by class, and average over the
-  classes: of each process, and of each accumulated part of a batch, by itself. Classes that are absent from these
-  labels add 0.
+  classes that its labels hold, `dice` by the class weights: of each process, and of each accumulated part of a batch,
+  by itself.
 """
 
 import math
@@ -42,6 +42,8 @@ OWN_IGNORE_INDEX = -100
 
 # mmsegmentation's OHEMPixelSampler: thresh=0.7, and min_kept=100000 of a crop of 512×1024, which is a fifth
 _SURE, _LEAST_SHARE = 0.7, 0.2
+
+_LEAST_WEIGHT = 1e-9  # a divisor in place of 0, if all pixels are ignored
 
 
 def check_loss(settings: TrainSettings, classes: Sequence[str]) -> None:
@@ -91,14 +93,24 @@ def build_loss(
     weights = None if class_weights is None else torch.tensor(class_weights, device=device)
     cross_entropy = UpsampledCrossEntropyLoss(weights, ignore_index, "sum", settings.label_smoothing)
     by_pixel = UpsampledCrossEntropyLoss(ignore_index=ignore_index, reduction="none")
-    dice = DiceLoss("multiclass", ignore_index=ignore_index, class_weights=weights)
+    dice_of_all = DiceLoss("multiclass", ignore_index=ignore_index, class_weights=weights)
     # smp's is of each class against all others; a sum over no pixel is 0, but a mean is not a number
     focal = FocalLoss("multiclass", ignore_index=ignore_index, class_weights=weights, reduction="sum")
     lovasz = LovaszLoss("multiclass", ignore_index=ignore_index)
+
+    def dice(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        # smp's mean is over all classes, of which those that are absent from the labels add 0
+        classes = logits.shape[1]
+        each = logits.new_ones(classes, dtype=torch.float32) if weights is None else weights
+        places = labels.where(labels != ignore_index, classes).flatten()
+        present = each.new_zeros(classes + 1).scatter_(0, places, 1.0)[:classes]
+        share = (each * present).sum() / each.sum()
+        return dice_of_all(full_size(logits, labels), labels) / share.clamp(min=_LEAST_WEIGHT)
+
     losses: dict[str, Loss] = {
         "ce": lambda logits, labels: cross_entropy(logits, labels) / labels.numel(),
         "ce+dice": lambda logits, labels: losses["ce"](logits, labels) + losses["dice"](logits, labels),
-        "dice": lambda logits, labels: dice(full_size(logits, labels), labels),
+        "dice": dice,
         "focal": lambda logits, labels: focal(full_size(logits, labels), labels) / labels.numel(),
         # smp gives an empty tensor if all pixels are ignored; the sum of a scalar is itself
         "lovasz": lambda logits, labels: lovasz(full_size(logits, labels), labels).sum(),

@@ -3,6 +3,7 @@
 import copy
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import psutil
@@ -13,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from .losses import build_loss
 from .models import first_layer
 from .recipe import TrainSettings
 
@@ -21,6 +23,8 @@ LossFunction = Callable[[Any, torch.Tensor], torch.Tensor]  # the model's output
 # Peak on an H200 (torch 2.11, 16 images of 512², bf16) over what is counted: 4892 MiB of 4555 for SegNeXt-T, 11930 of
 # 11096 for B
 MARGIN = 1.075
+
+SIZED_BY_DATA = ("focal", "lovasz")  # losses whose tensors have sizes that depend on the labels
 
 LESS_MEMORY = (
     "try a higher --accumulate, --grad_checkpointing, --one_step_gradient, --precision bf16, or a smaller --crop_size"
@@ -116,12 +120,20 @@ def free_bytes(device: torch.device) -> int | None:
 def memory_lines(
     model: nn.Module, loss_fn: LossFunction, settings: TrainSettings, device: torch.device, processes: int = 1
 ) -> list[str]:
-    """State the estimate of :func:`estimate_step` and the free memory of the device, with a warning if it is less."""
+    """State the estimate of :func:`estimate_step` and the free memory of the device, with a warning if it is less.
+
+    For losses whose sizes depend on the labels, it is that of `ce+dice`, which needs about as much. On CPUs, the
+    processes share the memory.
+    """
+    if settings.loss in SIZED_BY_DATA:
+        loss_fn = build_loss(replace(settings, loss="ce+dice"), ignore_index=255)
     try:
         needed = estimate_step(model, loss_fn, settings, processes)
     except Exception as error:  # a model or a loss whose sizes depend on data; the training itself may work
         return [f"Memory: not estimated, since model or loss do not run without data ({type(error).__name__})."]
     free, each = free_bytes(device), " for each process" if processes > 1 else ""
+    if free is not None and device.type == "cpu":
+        free //= processes
     known = "" if free is None else f" of {free / 1e9:.1f} GB free"
     lines = [f"Memory: about {max(needed / 1e9, 0.1):.1f} GB (estimated){known}{each}."]
     if free is not None and needed > free:

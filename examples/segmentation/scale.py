@@ -46,14 +46,18 @@ def find_scale(split: "Split", settings: TrainSettings) -> tuple[Sides | None, S
         lines.append(line)
     base = _long_first(base)
     fit_in = base if fit_in == "auto" else _long_first(fit_in)
-    longest = base[0] if base else max((long for long, _ in sizes), default=crop)
-    if crop > longest:
-        size = f"are fitted in {_written(base)}" if base else f"have sides of up to {longest}"
+    if fit_in != base and settings.base_scale != "auto":
+        lines.append(f"Scale: {_in_words(base)} in training, but {_in_words(fit_in)} in evaluation and prediction.")
+    shorter = base[1] if base else max((short for _, short in sizes), default=crop)
+    # images may reach the short side of a given size first, and their long sides are then not known
+    name, shown = ("long", base[0]) if base and sizes else ("short", shorter)
+    if crop > shorter:
+        size = f"are fitted in {_written(base)}" if base else f"have short sides of up to {shorter}"
         hint = "set a smaller --crop_size, or a larger --base_scale"
         lines.append(f"Warning: crops of {crop} are larger than the images, which {size}: {hint}.")
-    elif base and sizes and crop < _LITTLE * longest:
+    elif base and crop < _LITTLE * shown:
         lines.append(
-            f"  crops of {crop} show {crop / longest:.0%} of the long side: a larger --crop_size, or a smaller "
+            f"  crops of {crop} show {crop / shown:.0%} of the {name} side: a larger --crop_size, or a smaller "
             f"--base_scale, shows more around each pixel"
         )
     return base, fit_in, lines

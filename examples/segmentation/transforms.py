@@ -88,7 +88,8 @@ class RandomResizedCrop:
         size: Side of the crop in pixels; images that are smaller after resizing are not enlarged to it.
         base_scale: Longest sides, (long, short), that an image is fitted in, keeping its aspect; None for its own size.
         factors: Range of the factor by which it is resized further.
-        max_share: A crop is drawn again, up to ten times, while one class fills more than this share of it.
+        max_share: A crop is drawn again, up to ten times, while one class fills more than this share of it; that is
+            before it is rotated.
         ignore_index: Label that does not count.
         degrees: Largest angle, either way, by which a crop is rotated about its center.
         color: Values from 0 to 1 of what a rotated crop shows beyond the image; its label is `ignore_index`.
@@ -113,7 +114,11 @@ class RandomResizedCrop:
         self.color = color
 
     def __call__(self, image: Picture, labels: np.ndarray, label: int | None = None) -> tuple[Picture, np.ndarray]:
-        """An image and its labels (H, W) to a crop of both, around a random pixel of `label` if it is given."""
+        """An image and its labels (H, W) to a crop of both, around a random pixel of `label` if it is given.
+
+        The pixel of a crop to rotate lies where no rotation loses it. At the image's edge there may be no such place: a
+        crop that loses the label is then not rotated.
+        """
         factor = uniform(*self.factors)
         size = size_of(image)
         long, short = (side * factor for side in self.base_scale or (max(size), min(size)))
@@ -122,12 +127,15 @@ class RandomResizedCrop:
         crop = [min(side, self.size) for side in resized]
         values = Image.fromarray(labels if labels.dtype == np.uint8 else labels.astype(np.int32))
         pixels = None if label is None else np.flatnonzero(labels == label)
+        # from the sides of a crop to those of the square within its inscribed circle
+        insets = [math.floor((side - min(crop) / math.sqrt(2)) / 2) if self.degrees else 0 for side in crop]
         for _ in range(10):
             corners = [(0, full - side) for full, side in zip(resized, crop)]  # the first and the last
             if pixels is not None:
                 row, column = divmod(pixels[math.floor(uniform(0, len(pixels)))], size[0])
                 place = [math.floor((p + 0.5) * full / own) for p, full, own in zip((column, row), resized, size)]
-                corners = [(max(p - side + 1, 0), min(p, last)) for p, side, (_, last) in zip(place, crop, corners)]
+                ranges = [(p - side + 1 + inset, p - inset) for p, side, inset in zip(place, crop, insets)]
+                corners = [tuple(min(max(c, 0), last) for c in ends) for ends, (_, last) in zip(ranges, corners)]
             corner = [math.floor(uniform(first, last + 1)) for first, last in corners]
             # the crop in the pixels of the image as it is
             own, full = size, resized
@@ -136,7 +144,9 @@ class RandomResizedCrop:
             if not self._one_class_fills(cropped):
                 break
         if self.degrees:
-            return self._rotated(image, values, corner, crop, resized)
+            rotated = self._rotated(image, values, corner, crop, resized)
+            if label is None or (rotated[1] == label).any():
+                return rotated
         return resize(image, crop, box), cropped
 
     def _rotated(
@@ -291,7 +301,8 @@ class TrainTransform:
             A normalized image (C, size, size) and int64 labels (size, size).
 
         Raises:
-            SettingsError: If the user's own transform does not return an image and a mask like those it got.
+            SettingsError: If the user's own transform does not return an image and a mask like those it got, or a label
+                that was not in the mask.
         """
         image, labels = self.crop(image, labels, label)
         # a label outside a byte, such as -1, fills the padding
@@ -322,6 +333,13 @@ class TrainTransform:
             raise SettingsError(
                 f"--augment {self.augment}: the transform must return an image and a mask of the types and shapes that "
                 f"it got, {forms[0]}, but returned {forms[1]}."
+            )
+        ignored = self.crop.ignore_index
+        if added := {*np.unique(found[1]).tolist()} - {*np.unique(mask).tolist(), ignored}:
+            raise SettingsError(
+                f"--augment {self.augment}: the transform added the labels {', '.join(map(str, sorted(added)))} to a "
+                f"mask without them: if it fills in pixels, give it fill={{tv_tensors.Image: 0, tv_tensors.Mask: "
+                f"{ignored}}}, since {ignored} does not count here."
             )
         return found[0].permute(1, 2, 0).numpy(), tv_tensors.Mask(found[1])
 

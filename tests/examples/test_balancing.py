@@ -75,6 +75,25 @@ def test_a_crop_for_a_class_holds_it(factor):
     assert sum((crop(image, labels)[1] == 1).any() for _ in range(30)) < 25
 
 
+@pytest.mark.parametrize("degrees", [45, 180])
+def test_a_rotated_crop_for_a_class_holds_it(degrees):
+    labels = np.zeros((200, 300), np.uint8)
+    labels[100:103, 140:143] = 1
+    labels[197:, 297:] = 2  # in the corner of the image
+    image = np.random.default_rng(0).random((200, 300, 1)).astype(np.float32)
+    crop, plain = (RandomResizedCrop(96, (300, 200), (0.8, 1.5), degrees=d) for d in (degrees, 0))
+    for label in (1, 2):
+        rotated = 0
+        for seed in range(60):
+            torch.manual_seed(seed)
+            _, values = crop(image, labels, label)
+            assert values.shape == (96, 96)
+            assert (values == label).any()
+            torch.manual_seed(seed)
+            rotated += not np.array_equal(values, plain(image, labels, label)[1])
+        assert label == 2 or rotated > 50
+
+
 def test_samples_of_rare_classes_depend_on_seed_and_number_alone(tmp_path):
     miniatures.make("folder", tmp_path, [0, 1, 2])
     split = open_split("folder", tmp_path, "train")
@@ -101,6 +120,32 @@ def test_samples_of_rare_classes_depend_on_seed_and_number_alone(tmp_path):
     assert {samples(0.001).locate(k) for k in range(200)} == {1}
     images = [samples(1.0).locate(k) for k in range(200)]
     assert set(images) == {0, 1, 2}
+
+
+@pytest.mark.parametrize("options", [{"rare_class_sampling": 0.01}, {"class_weights": "auto"}])
+def test_labels_without_any_class_are_refused(tmp_path, options):
+    miniatures.make("folder", tmp_path, [0, 1])
+    split = open_split("folder", tmp_path, "train")
+    for path in split.labels:
+        miniatures.labels(path, np.full((48, 64), 255, np.uint8))
+    with pytest.raises(DataError, match="no pixel of the training labels has a class"):
+        balance_classes(split, TrainSettings(data_root=str(tmp_path), **options))
+
+
+@pytest.mark.parametrize(("temperature", "warned"), [(0.01, True), (0.2, False)])
+def test_a_class_that_is_hardly_drawn_is_named(tmp_path, temperature, warned):
+    miniatures.make("folder", tmp_path, [0, 1])
+    split = open_split("folder", tmp_path, "train")
+    split.classes = ("ground", "pole")
+    for path in split.labels:
+        labels = np.zeros((48, 64), np.uint8)
+        labels[:3, :10] = 1
+        miniatures.labels(path, labels)
+    settings = TrainSettings(data_root=str(tmp_path), rare_class_sampling=temperature, iterations=1000, batch_size=8)
+    notes = balance_classes(split, settings).notes
+    assert notes[0].startswith("Samples drawn for each class: ground 0.")
+    warning = "Warning: of 8000 samples, none may be drawn for ground: images without other classes are not seen."
+    assert [note.startswith(warning) for note in notes[1:]] == [True] * warned
 
 
 def test_without_rare_class_sampling_each_epoch_is_a_permutation(tmp_path):

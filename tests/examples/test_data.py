@@ -377,6 +377,14 @@ def test_samples_have_one_size_and_are_padded_with_nothing(tmp_path):
         assert image.abs().max() < 3
 
 
+def test_samples_of_one_seed_are_not_those_of_another_at_other_numbers(tmp_path):
+    miniatures.make("folder", tmp_path, [0, 1])
+    split = open_split("folder", tmp_path, "train")
+    runs = [TrainSamples(split, lambda image, labels, label: (torch.rand(()), torch.rand(())), seed) for seed in (0, 1)]
+    drawn = [{run[k][0].item() for k in (*range(30), *range(7_910, 7_940))} for run in runs]
+    assert len(drawn[0] | drawn[1]) == 120
+
+
 def test_a_sample_depends_on_seed_and_number_alone(tmp_path):
     miniatures.make("folder", tmp_path, [0, 1, 2])
     split = open_split("folder", tmp_path, "train")

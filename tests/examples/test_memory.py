@@ -123,6 +123,29 @@ def test_the_estimate_is_said_before_the_first_step(folder, tmp_path, capsys, mo
     assert "Warning: the memory may not suffice: try a higher --accumulate" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", memory.SIZED_BY_DATA)
+def test_losses_whose_sizes_depend_on_labels_need_about_what_is_said(name):
+    settings = training.narrow_settings(loss=name, batch_size=4, crop_size=128)
+    (line,) = memory.memory_lines(narrow(), build_loss(settings, 255), settings, torch.device("cpu"))
+    assert line.startswith("Memory: about 0.1 GB (estimated)")
+    peaks = []
+    for loss in (name, "ce+dice"):
+        with memory._Tally() as tally:
+            logits, labels = torch.randn(4, 7, 16, 16, requires_grad=True), torch.randint(7, (4, 128, 128))
+            build_loss(TrainSettings(loss=loss), 255)(logits, labels).backward()
+        peaks.append(tally.peak)
+    assert peaks[0] == pytest.approx(peaks[1], rel=0.15)
+
+
+def test_processes_share_the_memory_of_a_cpu(monkeypatch):
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 4e9)
+    settings = training.narrow_settings(batch_size=4, crop_size=32)
+    (line,) = memory.memory_lines(narrow(), LOSS, settings, torch.device("cpu"), processes=2)
+    assert line == "Memory: about 0.1 GB (estimated) of 2.0 GB free for each process."
+    (line,) = memory.memory_lines(narrow(), LOSS, settings, torch.device("cuda"), processes=2)
+    assert line == "Memory: about 0.1 GB (estimated) of 4.0 GB free for each process."
+
+
 def test_a_loss_that_cannot_be_estimated_is_said_to_be_so():
     lines = memory.memory_lines(
         narrow(),

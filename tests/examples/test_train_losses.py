@@ -111,6 +111,16 @@ def test_dice_is_that_of_the_whole_batch_at_full_size():
     torch.testing.assert_close(gradient("dice", logits, labels, [1.0, 2.0, 5.0])[0], weighted.detach())
 
 
+@pytest.mark.parametrize("weights", [None, [1.0, 2.0, 3.0]])
+def test_dice_is_the_mean_over_the_classes_that_are_present(weights):
+    logits, labels = batch(3)
+    others = torch.full((2, 147, *logits.shape[2:]), -1e4)  # no probability
+    expected, of_three = gradient("dice", logits, labels, weights)
+    loss, found = gradient("dice", torch.cat([logits, others], 1), labels, weights and [*weights, *[9.0] * 147])
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(found[:, :3], of_three)
+
+
 def test_cross_entropy_and_dice_are_summed():
     logits, labels = batch(4)
     options = {"weights": [1.0, 2.0, 3.0, 4.0]}

@@ -130,8 +130,10 @@ def test_sizes_that_are_given_need_no_images_and_may_differ_in_evaluation(tmp_pa
     split = layouts.Split("x", [tmp_path / "none.png"], [], ("a",), ((0, 0, 0),))
     assert found(split, tmp_path, base_scale=(48, 64)) == ((64, 48), (64, 48), "")
     assert found(split, tmp_path, base_scale=None) == (None, None, "")
-    assert found(split, tmp_path, base_scale=(64, 48), fit_in=None) == ((64, 48), None, "")
-    assert found(split, tmp_path, base_scale=(64, 48), fit_in=(30, 40)) == ((64, 48), (40, 30), "")
+    differs = "Scale: images are fitted in 64×48 in training, but images {} in evaluation and prediction."
+    own, other = differs.format("keep their own size"), differs.format("are fitted in 40×30")
+    assert found(split, tmp_path, base_scale=(64, 48), fit_in=None) == ((64, 48), None, own)
+    assert found(split, tmp_path, base_scale=(64, 48), fit_in=(30, 40)) == ((64, 48), (40, 30), other)
     split = split_of(tmp_path / "images", [(640, 480)])
     base, fit_in, lines = found(split, tmp_path, fit_in=(40, 30), crop_size=256)
     assert (base, fit_in) == ((640, 480), (40, 30))
@@ -143,11 +145,15 @@ def test_sizes_that_are_given_need_no_images_and_may_differ_in_evaluation(tmp_pa
 @pytest.mark.parametrize(
     ("size", "settings", "said"),
     [
-        ((256, 256), {}, "Warning: crops of 384 are larger than the images, which have sides of up to 256: set a"),
+        ((256, 256), {}, "Warning: crops of 384 are larger than the images, which have short sides of up to 256: set"),
         ((320, 240), {}, "Warning: crops of 384 are larger than the images, which are fitted in 320×240: set a"),
         ((9, 9), {"base_scale": (320, 240)}, "Warning: crops of 384 are larger than the images, which are fitted in"),
         ((4032, 3024), {}, "  crops of 384 show 19% of the long side: a larger --crop_size, or a smaller --base_scale"),
         ((640, 480), {}, None),
+        ((4000, 300), {}, "Warning: crops of 384 are larger than the images, which are fitted in 2048×154: set a"),
+        ((9, 9), {"base_scale": (2048, 256)}, "Warning: crops of 384 are larger than the images, which are fitted in"),
+        ((9, 9), {"base_scale": (4096, 2048)}, "  crops of 384 show 19% of the short side: a larger --crop_size"),
+        ((9, 9), {"base_scale": (2048, 512)}, None),
     ],
 )
 def test_crops_that_do_not_fit_the_scale_are_pointed_out(tmp_path, size, settings, said):

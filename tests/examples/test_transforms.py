@@ -135,6 +135,7 @@ import random
 
 import numpy as np
 import torch
+from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 
@@ -164,6 +165,10 @@ smaller = lambda: v2.Resize((8, 8))
 scaled = lambda: v2.ToDtype(torch.float32)
 image_only = lambda: lambda image, mask: image
 nothing = lambda: None
+background = lambda: lambda image, mask: (image, mask.where(mask == 1, 7))
+wrong_fill = lambda: v2.RandomAffine((40, 40), fill=200)
+at_times = lambda: v2.RandomApply([v2.Resize((8, 8))], p=0.2)
+filled = lambda: v2.RandomAffine((40, 40), fill={tv_tensors.Image: 0, tv_tensors.Mask: 255})
 """
 
 
@@ -234,6 +239,9 @@ def test_an_own_transform_gets_bytes_of_photos_and_bands_of_arrays(folder, tmp_p
         ("smaller", r"must return an image and a mask .* but returned torch.uint8 \[3, 8, 8\], torch.uint8"),
         ("scaled", r"must return .* it got, torch.uint8 \[3, .*, torch.uint8 .*, but returned torch.float32"),
         ("image_only", r"but returned torch.uint8 \[3, \d+, \d+\]\.$"),
+        ("at_times", r"must return an image and a mask .* but returned torch.uint8 \[3, 8, 8\], torch.uint8"),
+        ("background", r"added the labels 7 to a mask without them: .*tv_tensors.Mask: 255}, since 255 does not count"),
+        ("wrong_fill", r"added the labels 200 to a mask without them"),
         ("nothing", r"the function must return a transform, but returned None\.$"),
         ("absent", r"has no function 'absent'"),
     ],
@@ -242,6 +250,12 @@ def test_an_own_transform_that_does_not_fit_ends_the_run_before_it_begins(folder
     with pytest.raises(SettingsError, match=rf"^--augment {own}:{name}: .*{message}"):
         training.run("folder", "--data_root", folder, "--out", tmp_path / "run", "--augment", f"{own}:{name}")
     assert not (tmp_path / "run").exists()
+
+
+def test_what_an_own_transform_fills_in_does_not_count(folder, own):
+    samples, plain = samples_of(folder, f"{own}:filled"), samples_of(folder, None)
+    more = [(samples[k][1] == 255).sum() - (plain[k][1] == 255).sum() for k in range(4)]
+    assert min(more) > 50
 
 
 @pytest.mark.slow

@@ -40,7 +40,7 @@ __all__ = [
 # The imports below load torch, timm and smp, which takes seconds. Python imports this file before the command's module,
 # and `segnext-timm --help` needs no models, so the command's own process leaves them out: each command imports what it
 # needs, and the modules of the models register them.
-if TYPE_CHECKING or Path(*sys.argv[:1]).stem != "segnext-timm":
+if TYPE_CHECKING or Path(*sys.argv[:1]).name not in ("segnext-timm", "segnext-timm.exe"):
     from .checkpoints.catalog import list_segmenters
     from .checkpoints.conversion import convert
     from .checkpoints.loading import create_segmenter, load_segmenter

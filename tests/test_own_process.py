@@ -24,12 +24,12 @@ print(json.dumps({"imported": imported, "bases": segnext_timm.NMF2d(16, rank=4).
 def program(tmp_path_factory):
     """What the program prints and its messages, its model, images and logits."""
     folder = tmp_path_factory.mktemp("program")
-    (folder / "program.py").write_text(PROGRAM, encoding="utf-8")
+    (folder / "segnext-timm.py").write_text(PROGRAM, encoding="utf-8")
     torch.manual_seed(0)
     model, images = narrow().eval(), torch.randn(3, 3, 70, 90)
     model.save_pretrained(folder / "model")
     torch.save(images, folder / "images.pt")
-    command = [sys.executable, "-W", "error::UserWarning", "program.py", "segnext-timm"]  # not the command itself
+    command = [sys.executable, "-W", "error::UserWarning", "segnext-timm.py", "segnext-timm"]  # not the command itself
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1]), done.stderr, model, images, torch.load(folder / "logits.pt")

@@ -41,7 +41,7 @@ class BackboneCfg:
     origin: str  # key in `ORIGINS`
     variant: Variant
     dataset: str
-    terms: list[dict[str, str]]  # what sources say of the data set's: `dataset`, `says`, `source` (an address)
+    terms: list[dict[str, str]]  # what sources say of the data set's terms: `dataset`, `says`, `source` (an address)
     parameters: int  # their number, with the classifier's
     top1: float  # the paper's, in percent
     result: dict[str, Any]  # the same, in the form that model cards need
@@ -67,7 +67,7 @@ class SegmenterCfg:
     labels: str  # key in `LABEL_SETS`
     dataset: str
     num_classes: int
-    terms: list[dict[str, str]]  # what sources say of the data set's: `dataset`, `says`, `source` (an address)
+    terms: list[dict[str, str]]  # what sources say of the data set's terms: `dataset`, `says`, `source` (an address)
     variant: Variant
     encoder_name: str  # in smp
     parameters: int  # their number

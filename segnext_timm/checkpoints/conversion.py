@@ -9,7 +9,7 @@ from typing import Any, Literal
 import timm
 import torch
 
-from .._atomic import replace_when_complete
+from .._atomic import fill_when_complete, replace_when_complete
 from ..errors import CheckpointError, OptionError
 from ..hub.cards import save_backbone
 from ..label_sets import LABEL_SETS
@@ -17,7 +17,7 @@ from ..models.hamburger import NMF2d
 from ..models.state_dicts import check_parameters
 from .catalog import IMAGENET_MEAN, IMAGENET_STD
 from .dialects import Checkpoint, load_checkpoint, native_to_mmseg
-from .folder import MODEL_FILES, PICKLE_SUFFIXES, WEIGHTS, read_facts, read_model_config
+from .folder import CONFIG, MODEL_FILES, PICKLE_SUFFIXES, WEIGHTS, read_facts, read_model_config
 from .loading import build_segmenter
 
 _logger = logging.getLogger(__name__)
@@ -39,8 +39,8 @@ def convert(
     """Convert an MSCAN or SegNeXt checkpoint for timm, smp or mmsegmentation.
 
     A backbone becomes a folder for `timm.create_model("local-dir:DST", pretrained=True)`, a segmenter one for
-    `smp.from_pretrained("DST")`: model.safetensors, config.json and a model card. The folder appears only when it is
-    complete.
+    `smp.from_pretrained("DST")`: model.safetensors, config.json and a model card. The files appear only when they
+    are complete.
 
     Args:
         src: A checkpoint of the paper's code, mmsegmentation, JSeg, PaddleSeg or this package (.pth, .pt, .pkl,
@@ -67,7 +67,8 @@ def convert(
     """
     src, dst = Path(src), Path(dst)
     _check_destination(dst, to, force)
-    with replace_when_complete(dst) as new:
+    # an existing folder may be the current one, or a disk's, which cannot be replaced
+    with fill_when_complete(dst, last=CONFIG) if dst.is_dir() else replace_when_complete(dst) as new:
         config = read_model_config(src) if src.is_dir() else {}
         checkpoint = load_checkpoint(src / WEIGHTS if config else src, rank=rank, ema=ema, num_classes=num_classes)
         if checkpoint.kind == "backbone" and "encoder_name" in config:

@@ -201,10 +201,6 @@ def recognize(content: Any, rank: int | None = None, ema: bool = False, num_clas
         state_dict = segmenter_to_native(tensors)
     elif state_dict is backbone and any(name.startswith(("decoder.", "decode_head.")) for name in tensors):
         _logger.warning("Takes only the backbone: the decoder is not SegNeXt's.")
-    for name, value in state_dict.items():
-        if value.is_floating_point() and not value.isfinite().all():
-            reason = "the training diverged, or the file is damaged"
-            raise CheckpointError(f"NaN or infinity in {name!r}: {reason}. Use another one.")
     for name in [name for name in state_dict if name.endswith(".running_mean")]:  # files of Jittor and Paddle lack them
         state_dict.setdefault(name.replace("running_mean", "num_batches_tracked"), torch.tensor(0))
     squeeze = state_dict.get(_NATIVE_SQUEEZE[0])  # a segmenter's alone

@@ -21,9 +21,11 @@ def read_config(folder: Path) -> dict[str, Any]:
         hint = f" Did you mean {str(models[0])!r}?" if models else ""  # a training run's folder
         raise FileNotFoundError(f"{folder}: not a model folder, it has no {CONFIG}.{hint}")
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        config = dict(json.loads(path.read_text(encoding="utf-8")))
+        read_facts(config)  # raises a TypeError if they are no object
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: not a JSON object ({error}). Save or convert the model again.") from None
+    return config
 
 
 def read_model_config(folder: Path) -> dict[str, Any]:

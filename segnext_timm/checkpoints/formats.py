@@ -117,8 +117,8 @@ def _load_torch(path: Path, zipped: bool) -> Any:
         if "constants.pkl" in names:
             hint = "Ask for the weights alone, which torch.save(module.state_dict(), 'weights.pth') saves."
             raise CheckpointError(f"{path}: a TorchScript program, not a checkpoint: it could execute code. {hint}")
-    # Memory-mapped, so that the optimizer state of a training checkpoint is never read. Others are given as bytes:
-    # torch takes some files for a tar, which it unpacks, and all of this name for safetensors.
+    # Memory-mapped, so that the optimizer state of a training checkpoint is never read. Others are given as bytes: from
+    # a path, torch would unpack what looks like a tar, and read as safetensors whatever is named so.
     mapped = zipped and not path.name.endswith(".safetensors")
     source: Any = path if mapped else io.BytesIO(path.read_bytes())
     forced = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "0").lower() in ("1", "y", "yes", "true")

@@ -13,7 +13,7 @@ from timm.models import adapt_input_conv
 
 from ..downloads import fetch
 from ..errors import CheckpointError, OptionError
-from ..models.facts import weights_digest
+from ..models.facts import check_facts, weights_digest
 from ..models.segnext import SegNeXt
 from ..models.state_dicts import check_parameters
 from .catalog import SegmenterCfg, get_segmenter_cfg
@@ -156,12 +156,12 @@ def load_segmenter(
         config[key] = {fact: value for fact, value in (config.get(key) or {}).items() if fact not in _OF_CLASSES}
     model = build_segmenter(folder, config, name)
     weights = read_checkpoint(folder / WEIGHTS)
-    if changed:
-        layer = {key: value for key, value in model.state_dict().items() if key.startswith("segmentation_head.")}
-        weights |= {key: value for key, value in layer.items() if key in weights and value.shape != weights[key].shape}
     try:
+        if changed:
+            layer = {key: value for key, value in model.state_dict().items() if key.startswith("segmentation_head.")}
+            weights |= {key: x for key, x in layer.items() if key in weights and x.shape != weights[key].shape}
         model.load_state_dict(weights)
-    except RuntimeError as error:
+    except (AttributeError, RuntimeError, TypeError) as error:  # the last of a file that holds no weights by name
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"{name}: the weights do not fit its config.json. {reason}") from None
     return model.eval()
@@ -175,10 +175,11 @@ def build_segmenter(folder: Path, config: Mapping[str, Any], name: str | Path) -
     arguments = {key: value for key, value in config.items() if not key.startswith("_")} | {"encoder_weights": None}
     try:
         model = architecture(**arguments)
-    except (KeyError, RuntimeError, TypeError, ValueError) as error:  # smp and timm raise these for unknown arguments
+        if facts := config.get("_pretrained_cfg"):  # other architectures than SegNeXt keep them there
+            check_facts(facts, config.get("classes", 1), config.get("in_channels", 3))
+            model.pretrained_cfg = facts
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:  # of smp and timm, for arguments
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"{folder / CONFIG}: {architecture.__name__} cannot be created. {reason}") from error
     model.config["encoder_weights"] = config.get("encoder_weights")  # what the training began with
-    if facts := config.get("_pretrained_cfg"):  # other architectures than SegNeXt keep them there
-        model.pretrained_cfg = facts
     return model

@@ -22,7 +22,7 @@ from ..checkpoints.folder import CARD, CONFIG, WEIGHTS, info_key, read_facts, re
 from ..checkpoints.lookup import is_hub_id
 from ..errors import OptionError
 from ..label_sets import LABEL_SETS
-from ..models.facts import update_facts
+from ..models.facts import check_facts, update_facts
 
 _logger = logging.getLogger(__name__)
 
@@ -117,9 +117,9 @@ def write_card(
     key = info_key(config)
     known = config.get(key) or {}
     info = update_facts(known, facts or {}, folder / WEIGHTS)
-    names, classes = info.get("label_names") or (), config.get("classes", config.get("num_classes"))
-    if names and len(names) != classes:
-        raise OptionError(f"label_names has {len(names)} names, the model {classes} classes.")
+    classes, channels = config.get("classes", config.get("num_classes", 1)), config.get("in_channels", 3)
+    if misfit := check_facts(info, classes, channels).get("label_names"):
+        raise OptionError(f"pretrained_cfg does not fit the model: {misfit}.")
     if info or known:
         config[key] = info
     card = model_card(config, repo)

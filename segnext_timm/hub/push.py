@@ -58,8 +58,8 @@ def push_to_hub(
             `dataset`, `license`, `description`, `label_names`, `training` (a dictionary: recipe, seed, ...),
             `base_model` (an id on the Hub), `metrics` (numbers by name), and `results` to add, a list of dictionaries
             with `dataset`, `metric` ("mIoU"), `value` (in percent) and, if known, `split`, `setting`, `command`,
-            `source` (a URL) and `source_name`. A timm model's own license is that of the weights that timm publishes:
-            the card says so, and no more.
+            `source` (a URL) and `source_name`. The license in timm's own configuration is that of the weights that
+            timm publishes: the card gives it as theirs, and a `license` stated here as that of these weights.
         extra_files: Push the folder's other files, too, but no pickles and no hidden files. What is left out is logged.
         token: Token of the Hub. Default: the token of `hf auth login` or HF_TOKEN.
         allow_patterns: Push only files that match one of these, as in `HfApi.upload_folder`.

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,53 @@ def plain_values(value: Any) -> Any:
     return value.tolist() if isinstance(value, np.ndarray | np.generic | torch.Tensor) else value
 
 
+def _numbers(values: Any) -> np.ndarray | None:
+    """Convert a list of finite numbers, or of lists of these, to an array; None for anything else."""
+    if not isinstance(values, list) or not {type(value) for value in np.array(values, object).flat} <= {int, float}:
+        return None
+    array = np.array(values)
+    return array if array.dtype.kind in "if" and np.isfinite(array).all() else None
+
+
+def check_facts(cfg: Any, classes: int, channels: int) -> dict[str, str]:
+    """Describe the lists in a `pretrained_cfg` that are not of the model's number of classes or channels, by name.
+
+    Raises:
+        OptionError: If an entry that predictions need has another form. None and empty lists state nothing.
+    """
+    if not isinstance(cfg, Mapping):
+        raise OptionError(f"pretrained_cfg is facts by their names, got {cfg!r}.")
+    stated = {name: value for name, value in cfg.items() if value not in (None, [])}
+    if not isinstance(names := stated.get("label_names", []), list | Mapping):
+        raise OptionError(f'pretrained_cfg["label_names"] is a list of one name for each class, got {names!r}.')
+
+    def sizes(x: np.ndarray, *shape: int) -> bool:
+        return x.shape == shape and x.dtype.kind == "i" and x.min() > 0
+
+    bands = f"names the {channels} bands of a file that the model takes, from 1, such as {[*range(1, channels + 1)]}"
+    pairs = f"is [low, high], or such a pair for each of the {channels} bands"
+    sides = "is the long and the short side in pixels, such as [2048, 512], or None, for images of their own size"
+    forms: dict[str, tuple[str, Callable[[np.ndarray], bool]]] = {
+        "palette": ("is [red, green, blue] by class", lambda x: x.shape[1:] == (3,) and set(x.flat) <= {*range(256)}),
+        "mean": ("is a list of one number for each channel", lambda x: x.ndim == 1),
+        "std": ("is a list of one positive number for each channel", lambda x: x.ndim == 1 and x.min() > 0),
+        "input_size": ("is channels, height and width", lambda x: sizes(x, 3)),
+        "range": (pairs, lambda x: x.shape in ((2,), (channels, 2)) and all(x[..., 0].ravel() < x[..., 1].ravel())),
+        "bands": (bands, lambda x: sizes(x, channels) or (channels == 3 and sizes(x, 1))),
+        "fit_in": (sides, lambda x: sizes(x, 2)),
+    }
+    for name, (form, fits) in forms.items():
+        if name in stated and ((array := _numbers(stated[name])) is None or not fits(array)):
+            raise OptionError(f'pretrained_cfg["{name}"] {form}, got {stated[name]!r}.')
+    lists = dict.fromkeys(("label_names", "palette"), ("classes", classes))
+    lists |= dict.fromkeys(("mean", "std"), ("channels", channels))
+    return {
+        name: f"{name} of {len(stated[name])} {what} (the model has {size})"
+        for name, (what, size) in lists.items()
+        if name in stated and len(stated[name]) != size
+    }
+
+
 def update_facts(info: Mapping[str, Any], facts: Mapping[str, Any], weights: nn.Module | Path) -> dict[str, Any]:
     """Merge `facts` into `info`, a `pretrained_cfg`, without results of other weights than `weights`.
 
@@ -70,9 +117,11 @@ def update_facts(info: Mapping[str, Any], facts: Mapping[str, Any], weights: nn.
     try:
         measured = [{"metric": name, "value": value} for name, value in stated.pop("metrics", {}).items()]
         if results := [*(known.get("results") or ()), *stated.pop("results", ()), *measured]:
-            if wrong := [r for r in results if not (isinstance(r, Mapping) and {"metric", "value"} <= r.keys())]:
-                raise OptionError(f'A result needs a "metric" and a "value", got {wrong[0]!r}.')
             keys = ("dataset", "split", "metric", "setting")
+            for result in results:
+                are_texts = all(isinstance(result.get(key), str | None) for key in keys)
+                if not are_texts or not result.get("metric") or type(result.get("value")) not in (int, float):
+                    raise OptionError(f'A result has texts, and needs a "metric" and a "value", a number: {result!r}.')
             stated["results"] = list({tuple(map(result.get, keys)): result for result in results}.values())
             stated["results_digest"] = known.get("results_digest") or weights_digest(weights)
         json.dumps(known | stated, allow_nan=False)

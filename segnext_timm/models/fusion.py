@@ -10,13 +10,14 @@ from timm.utils import reparameterize_model
 
 from ..errors import OptionError
 from ..kernels import bands
+from .resizing import widen
 
 
 def affine_of(norm: Any) -> tuple[torch.Tensor, torch.Tensor] | None:
     """Scale and shift (C,) that a norm applies in evaluation; None if it depends on the input or has an activation."""
     if getattr(norm, "running_mean", None) is None or hasattr(norm, "act"):
         return None
-    mean, var = _widen(norm.running_mean), _widen(norm.running_var)
+    mean, var = widen(norm.running_mean), widen(norm.running_var)
     scale = (var + norm.eps).rsqrt()
     scale = scale if norm.weight is None else scale * norm.weight
     shift = -mean * scale
@@ -25,13 +26,13 @@ def affine_of(norm: Any) -> tuple[torch.Tensor, torch.Tensor] | None:
 
 def _fold_before(conv: nn.Conv2d, scale: torch.Tensor, shift: torch.Tensor) -> nn.Conv2d:
     """Create the 1×1 convolution that maps x to conv(scale·x + shift)."""
-    weight = _widen(conv.weight)
+    weight = widen(conv.weight)
     return _replaced(conv, weight * scale[:, None, None], (weight[:, :, 0, 0] @ shift) + _bias(conv))
 
 
 def _fold_after(conv: nn.Conv2d, scale: torch.Tensor, shift: torch.Tensor | float = 0.0) -> nn.Conv2d:
     """Create the convolution that maps x to scale·conv(x) + shift."""
-    return _replaced(conv, _widen(conv.weight) * scale[:, None, None, None], _bias(conv) * scale + shift)
+    return _replaced(conv, widen(conv.weight) * scale[:, None, None, None], _bias(conv) * scale + shift)
 
 
 def fold_norm(conv: nn.Conv2d, norm: nn.Module) -> tuple[nn.Conv2d, nn.Module]:
@@ -40,12 +41,8 @@ def fold_norm(conv: nn.Conv2d, norm: nn.Module) -> tuple[nn.Conv2d, nn.Module]:
     return (conv, norm) if affine is None else (_fold_after(conv, *affine), nn.Identity())
 
 
-def _widen(x: torch.Tensor) -> torch.Tensor:
-    return x.detach().to(torch.promote_types(x.dtype, torch.float32))
-
-
 def _bias(conv: nn.Conv2d) -> torch.Tensor | float:
-    return 0.0 if conv.bias is None else _widen(conv.bias)
+    return 0.0 if conv.bias is None else widen(conv.bias)
 
 
 def _replaced(conv: nn.Conv2d, weight: torch.Tensor, bias: torch.Tensor) -> nn.Conv2d:
@@ -132,9 +129,9 @@ def fuse(model: nn.Module, inplace: bool = False) -> nn.Module:
         fused model is not changed.
 
     Raises:
-        OptionError: If the model is in training mode, where norms depend on the batch.
+        OptionError: If a norm is in training mode, where it depends on the batch.
     """
-    if model.training:
+    if any(module.training for module in model.modules() if hasattr(module, "running_mean")):
         raise OptionError("A model in training mode cannot be fused: its norms depend on the batch. Call model.eval().")
     if is_fused(model):
         return model if inplace else copy.deepcopy(model)

@@ -3,7 +3,7 @@
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from segmentation_models_pytorch.base.modules import Activation
 from .._atomic import fill_when_complete
 from ..errors import OptionError
 from ..label_sets import name_list
-from .facts import plain_values, update_facts
+from .facts import check_facts, plain_values, update_facts
 from .fusion import check_not_fused
 from .model_info import ModelInfo
 
@@ -37,7 +37,7 @@ class SegNeXtHubMixin(SegmentationModel):
         a model that was trained on is saved without them.
 
         Raises:
-            OptionError: If a new value has names, colors, mean or std for another number of classes or channels.
+            OptionError: If an entry has another form, or is for another number of classes or channels.
         """
         return self.config["pretrained_cfg"]
 
@@ -85,7 +85,7 @@ class SegNeXtHubMixin(SegmentationModel):
         with fill_when_complete(folder, last="config.json") as new:
             if (folder / "README.md").is_file():
                 shutil.copyfile(folder / "README.md", new / "README.md")
-            # a copy, in which smp's own name of the class does not come and go with other threads' saves
+            # a copy: smp adds its name of the class to what it saves and takes it away, which other threads would see
             super().save_pretrained(new, config={**(config or self.config), "_model_class": type(self).__name__})
             hub.write_card(new)
         return hub.push_to_hub(folder, repo_id or folder.name, revision=branch, **kwargs) if push_to_hub else None
@@ -148,22 +148,13 @@ def _describe_head(head: Any, activation: str | None) -> dict[str, Any]:
 
 def _fit_pretrained_cfg(cfg: Mapping[str, Any], classes: int, in_channels: int) -> tuple[dict[str, Any], str]:
     """Split a `pretrained_cfg` into the entries that fit a model and a description of those that do not."""
-    fitting, misfits = plain_values(cfg), []
-    if isinstance(names := fitting.get("label_names"), Iterable) and not isinstance(names, str):
+    fitting = plain_values(cfg)
+    misfits = check_facts(fitting, classes, in_channels)
+    # results belong to the classes
+    untrue = {*misfits, *(("dataset", "results", "results_digest") if "label_names" in misfits else ())}
+    fitting = {name: value for name, value in fitting.items() if name not in untrue}
+    if names := fitting.get("label_names"):
         fitting["label_names"] = name_list(names)
-    for key, size in (("label_names", classes), ("palette", classes), ("mean", in_channels), ("std", in_channels)):
-        what = "classes" if key in ("label_names", "palette") else "channels"
-        if fitting.get(key) and not isinstance(fitting[key], list):
-            raise OptionError(
-                f"pretrained_cfg: {key} must be a list of one for each of the {what}, got {fitting[key]!r}."
-            )
-        if fitting.get(key) and len(fitting[key]) != size:
-            misfits.append(f"{key} of {len(fitting.pop(key))} {what} (the model has {size})")
-    if "label_names" in cfg and "label_names" not in fitting:
-        for key in ("dataset", "results", "results_digest"):  # they belong to the other classes
-            fitting.pop(key, None)
     if input_size := fitting.get("input_size"):
-        if not isinstance(input_size, list) or len(input_size) != 3:
-            raise OptionError(f"pretrained_cfg: input_size must be channels, height and width, got {input_size!r}.")
-        fitting["input_size"] = [in_channels, *fitting["input_size"][1:]]
-    return fitting, ", ".join(misfits)
+        fitting["input_size"] = [in_channels, *input_size[1:]]
+    return fitting, ", ".join(misfits.values())

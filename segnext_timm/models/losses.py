@@ -2,7 +2,8 @@
 
 A segmenter computes logits at a fraction of the image's size and resizes them. For 150 classes at 1024×2048 pixels, the
 resized logits take 1.3 GB in float32, and as much time as a small network. This module has the plain forms of argmax
-and cross-entropy; :mod:`segnext_timm.kernels.upsampling` has faster ones, which need few rows of them at a time.
+and cross-entropy; :mod:`segnext_timm.kernels.upsampling` has faster ones, which hold only a few rows of the resized
+logits at a time.
 """
 
 from collections.abc import Sequence

@@ -5,7 +5,6 @@ import functools
 from collections.abc import Mapping
 from typing import Any, cast
 
-import numpy as np
 import torch
 import torch.nn as nn
 from segmentation_models_pytorch.base.modules import Activation, ArgMax
@@ -13,7 +12,7 @@ from segmentation_models_pytorch.encoders import get_preprocessing_params
 
 from ..errors import OptionError
 from ..label_sets import Color, name_list, voc_palette
-from .facts import plain_values
+from .facts import check_facts, plain_values
 
 # Per pixel, these keep the order of the logits; smp's argmax gives the largest of them
 _KEEPING_ORDER = (nn.Identity, nn.Sigmoid, nn.Softmax, nn.LogSoftmax, nn.Tanh, ArgMax)
@@ -45,7 +44,6 @@ class ModelInfo:
     Attributes:
         in_channels: Number of image channels; 3 for models that are not smp's.
         num_classes: Number of output channels; 150, an upper guess for memory, for models that are not smp's.
-        input_size: Height and width in pixels of the images that the model was trained on; 512 each if unknown.
         size_divisor: Number of pixels that the sides of the images must be multiples of.
         activation: Final activation of an smp model, Identity if it has none; None for other models.
         keeps_order: Whether the labels of activated logits are those of the logits, pixel by pixel.
@@ -57,11 +55,9 @@ class ModelInfo:
         plain: Any = unwrap(model)
         config, cfg = getattr(plain, "config", None), getattr(plain, "pretrained_cfg", None)
         self._config: Mapping[str, Any] = config if isinstance(config, Mapping) else {}
-        self._cfg: dict[str, Any] = plain_values(cfg) if isinstance(cfg, Mapping) else {}
+        self._stated = plain_values(cfg or {})
         self._encoder = getattr(plain, "encoder", None)
         self.in_channels: int = self._config.get("in_channels", 3)
-        height, width = (self._cfg.get("input_size") or (3, 512, 512))[1:]
-        self.input_size: tuple[int, int] = (height, width)
         divides = getattr(plain, "requires_divisible_input_shape", False)
         self.size_divisor: int = plain.encoder.output_stride if divides else 1
 
@@ -75,6 +71,18 @@ class ModelInfo:
         is_activation = type(last).__module__ == nn.Sigmoid.__module__
         self.activation = last.activation if isinstance(last, Activation) else last if is_activation else None
         self.keeps_order = isinstance(self.activation, _KEEPING_ORDER)
+
+    @functools.cached_property
+    def _cfg(self) -> dict[str, Any]:
+        """The `pretrained_cfg`; an OptionError if an entry has another form: see :func:`check_facts`."""
+        check_facts(self._stated, self.num_classes, self.in_channels)
+        return self._stated
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width in pixels of the images that the model was trained on; 512 each if unknown."""
+        _, height, width = self._cfg.get("input_size") or (3, 512, 512)
+        return height, width
 
     @property
     def label_names(self) -> list[str]:
@@ -115,66 +123,22 @@ class ModelInfo:
             f'{{"mean": [...], "std": [...]}}, of RGB values from 0 to 1, as it was trained.'
         )
 
-    @functools.cached_property
+    @property
     def value_range(self) -> tuple[float, float] | tuple[tuple[float, float], ...] | None:
-        """The values of an image that become 0 and 1: a pair (low, high) for all bands, or one for each.
-
-        `pretrained_cfg["range"]`, in the units of the model's files; None if it is not stated: see `scale_values`.
-
-        Raises:
-            OptionError: If it is something else.
-        """
+        """Values of an image that become 0 and 1, a pair or one for each band; None if unknown: see `scale_values`."""
         stated = self._cfg.get("range")
-        if stated is None:
-            return None
-        try:
-            pairs = np.array(stated, np.float64)
-            valid = pairs.shape in ((2,), (self.in_channels, 2)) and np.isfinite(pairs).all()
-            if valid and (pairs[..., 0] < pairs[..., 1]).all():
-                return tuple(pairs.tolist()) if pairs.ndim == 1 else tuple(map(tuple, pairs.tolist()))
-        except (TypeError, ValueError):
-            pass
-        raise OptionError(
-            f'pretrained_cfg["range"] is [low, high], or such a pair for each of the {self.in_channels} bands, got '
-            f"{stated!r}."
-        )
+        return tuple(tuple(pair) if isinstance(pair, list) else pair for pair in stated) if stated else None
 
-    @functools.cached_property
+    @property
     def bands(self) -> tuple[int, ...] | None:
-        """The bands of a file that the model takes, from 1, in this order: `pretrained_cfg["bands"]`; None for all.
+        """The bands of a file that the model takes, from 1, in this order: `pretrained_cfg["bands"]`; None for all."""
+        return tuple(self._cfg.get("bands") or ()) or None
 
-        Raises:
-            OptionError: If they are something else, or not as many as the model's channels (or one, for three).
-        """
-        stated = self._cfg.get("bands")
-        if stated is None:
-            return None
-        valid = isinstance(stated, list) and all(type(band) is int and band > 0 for band in stated)
-        if not valid or (len(stated) != self.in_channels and (len(stated), self.in_channels) != (1, 3)):
-            raise OptionError(
-                f'pretrained_cfg["bands"] names the {self.in_channels} bands of a file that the model takes, from 1, '
-                f"such as {[*range(1, self.in_channels + 1)]}, got {stated!r}."
-            )
-        return tuple(stated)
-
-    @functools.cached_property
+    @property
     def fit_in(self) -> tuple[int, int] | None:
-        """The long and the short side in pixels that images are resized to fit, as when the model was evaluated.
-
-        `pretrained_cfg["fit_in"]`; None for images of their own size, and if it is not stated.
-
-        Raises:
-            OptionError: If it is something else.
-        """
-        stated = self._cfg.get("fit_in")
-        if stated is None:
-            return None
-        if isinstance(stated, list) and [type(side) for side in stated] == [int, int] and min(stated) > 0:
-            return stated[0], stated[1]
-        raise OptionError(
-            f'pretrained_cfg["fit_in"] is the long and the short side in pixels, such as [2048, 512], or None, for '
-            f"images of their own size, got {stated!r}."
-        )
+        """Long and short side in pixels that images are resized to fit; None for images of their own size."""
+        long, short = self._cfg.get("fit_in") or (0, 0)
+        return (long, short) if long else None
 
     @functools.cached_property
     def threshold(self) -> float:

@@ -472,7 +472,7 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: MSCAN) -> dict[st
     check_parameters(found, expected)
     wanted = getattr(model, "pretrained_cfg", {}).get("num_classes")
     classifier = state_dict.get("head.fc.weight")
-    if classifier is not None and wanted == model.num_classes != len(classifier):
+    if classifier is not None and wanted == model.num_classes and wanted != len(classifier):
         state_dict = {name: value for name, value in state_dict.items() if not name.startswith("head.fc.")}
     if "head.fc.weight" not in state_dict and 0 < model.num_classes == wanted:
         _logger.warning("The checkpoint has no classifier: only the backbone is loaded, the classifier stays random.")

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch.nn as nn
 
+from ..errors import OptionError
 from .model_info import unwrap
 
 
@@ -23,11 +24,17 @@ def parameter_groups(
     Returns:
         At most four groups, each with its `params`, `lr` and `weight_decay`.
 
+    Raises:
+        OptionError: If the model has no `encoder`, as timm's models.
+
     Example:
         >>> optimizer = torch.optim.AdamW(segnext_timm.parameter_groups(model, lr=6e-5))
     """
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for name, parameter in unwrap(model).named_parameters():
+    named = dict(unwrap(model).named_parameters())
+    if not any(name.startswith("encoder.") for name in named):
+        raise OptionError("parameter_groups takes a segmentation model with an `encoder`. For others, use timm.optim.")
+    for name, parameter in named.items():
         if parameter.requires_grad:
             groups.setdefault((name.startswith("encoder."), parameter.ndim > 1), []).append(parameter)
     return [

@@ -1,4 +1,4 @@
-"""Bilinear resizing with `align_corners=False`, as in `torch.nn.functional.interpolate`: what its kernels share."""
+"""Bilinear resizing with `align_corners=False`, as in `torch.nn.functional.interpolate`, and what its kernels need."""
 
 import torch
 import torch.nn.functional as F

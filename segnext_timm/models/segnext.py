@@ -298,8 +298,10 @@ def _check_upsampling(upsampling: int) -> None:
 
 def _check_encoder_name(name: str) -> None:
     """Raise an OptionError that lists the nearest names unless `name` is an encoder of smp or timm."""
-    names = [*get_encoder_names(), *(f"tu-{model}" for model in timm.list_models())]
-    if name.split(".")[0] not in names and not name.startswith("timm-") and ":" not in name:  # an old name, a file
+    plain = name.split(".")[0]
+    known = timm.is_model(plain[3:]) if plain.startswith("tu-") else plain in get_encoder_names()
+    if not known and not name.startswith("timm-") and ":" not in name:  # an old name, a file
+        names = [*get_encoder_names(), *(f"tu-{model}" for model in timm.list_models())]
         near = difflib.get_close_matches(name, names, n=4) or ["tu-mscan_t"]
         raise OptionError(f"Unknown encoder {name!r}. Did you mean {' or '.join(map(repr, near))}?")
 

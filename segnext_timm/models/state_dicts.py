@@ -71,7 +71,7 @@ def take_network(checkpoint: Mapping[str, Any], ema: bool = False) -> dict[str, 
 
 
 def check_parameters(state_dict: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
-    """Raise a CheckpointError that says in one line how names or shapes differ from a model's."""
+    """Raise a CheckpointError that says how names or shapes differ from a model's, or which values are not finite."""
     differences = {
         "lacks": [name for name in expected if name not in state_dict],
         "has the unknown": [name for name in state_dict if name not in expected],
@@ -86,3 +86,6 @@ def check_parameters(state_dict: Mapping[str, torch.Tensor], expected: Mapping[s
         raise CheckpointError(
             f"{'; '.join(problems)}: incomplete, or of another network or size. Check where it came from."
         )
+    for name, x in state_dict.items():
+        if x.is_floating_point() and not x.isfinite().all():
+            raise CheckpointError(f"NaN or infinity in {name!r}: the training diverged, or the file is damaged.")

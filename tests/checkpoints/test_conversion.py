@@ -152,6 +152,18 @@ def test_nothing_is_overwritten_or_left_half_made(tmp_path):
     assert sorted(f.name for f in tmp_path.iterdir()) == ["bad.pth", "out", "x.pth"]
 
 
+def test_the_current_folder_is_filled_if_it_is_empty(tmp_path, monkeypatch):
+    torch.save(narrow().state_dict(), tmp_path / "x.pth")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    (tmp_path / "bad.pth").write_text("<html>", encoding="utf-8")
+    with pytest.raises(CheckpointError):
+        convert("../bad.pth", ".")
+    assert not [*(tmp_path / "empty").iterdir()]
+    convert("../x.pth", ".")
+    assert {path.name for path in (tmp_path / "empty").iterdir()} == {"README.md", "config.json", "model.safetensors"}
+
+
 def test_mistakes_in_converting_are_named(tmp_path, segmenter):
     torch.save(narrow().state_dict(), tmp_path / "x.pth")
     for arguments, message in (
@@ -168,6 +180,10 @@ def test_mistakes_in_converting_are_named(tmp_path, segmenter):
     with pytest.raises(CheckpointError, match=r"y\.pth: (an MSCAN of channels|lacks)") as error:
         convert(tmp_path / "y.pth", tmp_path / "out")
     assert "\n" not in str(error.value)
+    forged = {"stage.extra": torch.zeros(1).expand(1 << 45), "norm1.bias": torch.tensor([float("nan")] * 16)}
+    torch.save(narrow().state_dict() | forged, tmp_path / "z.pth")
+    with pytest.raises(CheckpointError, match=r"z\.pth: .*has the unknown .*stage\.extra"):
+        convert(tmp_path / "z.pth", tmp_path / "out")
     (tmp_path / "empty").mkdir()
     with pytest.raises(
         CheckpointError, match=r"empty: not a model folder, because it has no config\.json and no model\.saf"
@@ -192,7 +208,7 @@ def test_an_interrupted_conversion_leaves_nothing_under_the_name(tmp_path, stop)
     for _ in range(8):  # the file is there for a moment only, which a busy machine may miss
         process = subprocess.Popen(command, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
         # glob.glob passes over a folder that vanishes meanwhile; Path.glob raises
-        while not glob.glob(f"{tmp_path}/.out.*/out/.new.*/model.safetensors*") and process.poll() is None:  # noqa: PTH207
+        while not glob.glob(f"{tmp_path}/.new.*/out/.new.*/model.safetensors*") and process.poll() is None:  # noqa: PTH207
             time.sleep(0.001)
         process.send_signal(stop)
         if process.wait() != 0:

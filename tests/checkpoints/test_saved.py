@@ -98,6 +98,37 @@ def test_a_folder_of_another_architecture_than_smp_s_is_named(tmp_path):
         load_segmenter(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"encoder_name": 5},
+        {"encoder_name": None},
+        {"pretrained_cfg": "abc"},
+        {"pretrained_cfg": [1]},
+        {"pretrained_cfg": {"input_size": [3, "a", "b"]}},
+        {"pretrained_cfg": {"mean": ["a"] * 3}},
+        {"pretrained_cfg": {"palette": [[0, 0]] * 3}},
+        {"pretrained_cfg": {"std": [0, 0, 0]}},
+        {"_model_class": "Unet", "_pretrained_cfg": {"mean": 0.5}},
+        {"_model_class": "Unet", "_pretrained_cfg": {"input_size": [3]}},
+    ],
+)
+def test_a_configuration_that_creates_no_model_is_named(tmp_path, wrong):
+    narrow().save_pretrained(tmp_path)
+    settings = {"encoder_name": "tu-test_mscan", "in_channels": 3, "classes": 3, "_model_class": "SegNeXt"}
+    (tmp_path / "config.json").write_text(json.dumps(settings | wrong), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"config\.json: "):
+        load_segmenter(tmp_path)
+
+
+@pytest.mark.parametrize("classes", [None, 7])
+def test_weights_without_names_are_told(tmp_path, classes):
+    narrow().save_pretrained(tmp_path)
+    torch.save([torch.zeros(1)], tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"the weights do not fit its config\.json"):
+        load_segmenter(tmp_path, classes=classes)
+
+
 def test_revision_token_and_cache_folder_reach_the_hub(tmp_path):
     folders = []
     for seed in (0, 1):

@@ -477,7 +477,7 @@ def test_facts_that_do_not_fit_are_refused_before_a_repository_is_made(hub, tmp_
 try:
     segnext_timm.push_to_hub(folder / "run", "writer/misfit", card={"label_names": ["a"]})
 except segnext_timm.errors.OptionError as error:
-    assert "label_names has 1 names" in str(error)
+    assert "label_names of 1 classes (the model has 3)" in str(error)
 else:
     raise AssertionError
 """)

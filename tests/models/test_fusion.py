@@ -12,6 +12,13 @@ from segnext_timm.kernels import bands
 from segnext_timm.models.fusion import is_fused
 
 
+def test_a_model_with_a_part_in_training_mode_is_not_fused():
+    model = tiny().eval()
+    model.encoder.train()
+    with pytest.raises(ValueError, match="in training mode cannot be fused"):
+        fuse(model)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_fused_segmenter_gives_the_same_logits(variant):

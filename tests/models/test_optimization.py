@@ -2,6 +2,7 @@
 
 import pytest
 import segmentation_models_pytorch as smp
+import timm
 import torch
 
 from segnext_timm import parameter_groups
@@ -54,3 +55,8 @@ def test_a_frozen_encoder_leaves_the_head_s_groups():
     model = narrow()
     model.encoder.requires_grad_(False)
     assert [group["lr"] for group in parameter_groups(model, lr=1.0, head_lr_scale=3.0)] == [3.0, 3.0]
+
+
+def test_a_model_without_an_encoder_is_refused():
+    with pytest.raises(ValueError, match="a segmentation model with an `encoder`"):
+        parameter_groups(timm.create_model("test_mscan"), lr=1.0)

@@ -282,12 +282,15 @@ def test_pretrained_cfg_of_another_model_is_refused(cfg):
 @pytest.mark.parametrize(
     ("cfg", "message"),
     [
-        ({"input_size": [512, 1024]}, r"input_size must be channels, height and width, got \[512, 1024\]"),
-        ({"mean": 0.5}, r"mean must be a list of one for each of the channels, got 0\.5"),
-        ({"label_names": "road"}, "label_names must be a list of one for each of the classes, got 'road'"),
+        ({"input_size": [512, 1024]}, r"input_size\"\] is channels, height and width, got \[512, 1024\]"),
+        ({"mean": 0.5}, r"mean\"\] is a list of one number for each channel, got 0\.5"),
+        ({"std": [0.0] * 3}, "std.* is a list of one positive number for each channel"),
+        ({"mean": ["a"] * 3}, "mean.* is a list of one number for each channel"),
+        ({"palette": [[0, 0]] * 5}, r"palette.* is \[red, green, blue\] by class"),
+        ({"label_names": "road"}, "label_names.* is a list of one name for each class, got 'road'"),
     ],
 )
-def test_entries_of_pretrained_cfg_that_are_no_lists_of_their_length_are_refused(cfg, message):
+def test_entries_of_pretrained_cfg_of_another_form_are_refused(cfg, message):
     model = tiny()
     with pytest.raises(OptionError, match=message):
         model.pretrained_cfg = cfg
@@ -746,7 +749,9 @@ def test_metrics_may_be_scalars_of_numpy_and_torch(tmp_path, value):
 @pytest.mark.parametrize(
     ("facts", "message"),
     [
-        ({"results": [{"metric": "mIoU"}]}, "A result needs a \"metric\" and a \"value\", got {'metric': 'mIoU'}"),
+        ({"results": [{"metric": "mIoU"}]}, r'needs a "metric" and a "value", a number: {\'metric\': \'mIoU\'}'),
+        ({"results": [{"metric": "mIoU", "value": "x"}]}, 'needs a "metric" and a "value", a number: '),
+        ({"results": [{"metric": "mIoU", "value": 1, "dataset": 3}]}, "A result has texts, and"),
         ({"description": object()}, r"cannot be written to config\.json"),
     ],
 )

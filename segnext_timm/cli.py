@@ -215,7 +215,7 @@ def export_command(model: str, file: Path, size: tuple[int, int] | None, batch: 
     FILE runs without this package. It takes images normalized with the mean and standard deviation in its metadata.
     """
     check_segmenter(model)
-    check_export(file, **{name: options[name] for name in ("argmax", "portable", "precision", "calibration")})
+    check_export(file, size, **{name: value for name, value in options.items() if name != "fuse"})
     from .checkpoints.loading import load_segmenter
     from .exporting.exporters import export
     from .models.model_info import ModelInfo

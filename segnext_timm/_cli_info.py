@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoints import catalog
+from .checkpoints.catalog import MULTI_SCALE, SINGLE_SCALE
 from .checkpoints.folder import CONFIG, WEIGHTS, read_config, read_facts
 from .checkpoints.lookup import find_published, hub_config, names_repository, unknown_model
 from .errors import CheckpointError
@@ -19,30 +20,22 @@ _STATISTICS = ("running_mean", "running_var", "num_batches_tracked", "nmf.bases"
 def list_models(dataset: str | None = None, origin: str | None = None) -> dict[str, list[dict[str, Any]]]:
     """List published backbones and segmenters, of one data set or origin if given, with their accuracy in percent."""
     backbones = [
-        {"name": cfg.name, "parameters": cfg.parameters, "dataset": cfg.dataset, "top1": cfg.top1, **_origin_facts(cfg)}
+        _row(cfg, top1=cfg.top1)
         for cfg in filter(None, map(catalog.find_backbone, catalog.list_backbones()))
         if dataset is None and origin in (None, cfg.origin)
     ]
     segmenters = [
-        {
-            "name": cfg.name,
-            "parameters": cfg.parameters,
-            "dataset": cfg.dataset,
-            "miou": cfg.miou.get(catalog.SINGLE_SCALE),
-            "miou_multi_scale": cfg.miou.get(catalog.MULTI_SCALE),
-            "rank": cfg.decoder_rank,
-            **_origin_facts(cfg),
-        }
+        _row(cfg, miou=cfg.miou.get(SINGLE_SCALE), miou_multi_scale=cfg.miou.get(MULTI_SCALE), rank=cfg.decoder_rank)
         for cfg in map(catalog.get_segmenter_cfg, catalog.list_segmenters())
         if dataset in (None, cfg.labels) and origin in (None, cfg.origin)
     ]
     return {"backbones": backbones, "segmenters": segmenters}
 
 
-def _origin_facts(cfg: catalog.BackboneCfg | catalog.SegmenterCfg) -> dict[str, Any]:
-    origin = catalog.ORIGINS[cfg.origin]
+def _row(cfg: catalog.BackboneCfg | catalog.SegmenterCfg, **figures: Any) -> dict[str, Any]:
+    origin, row = catalog.ORIGINS[cfg.origin], {"name": cfg.name, "parameters": cfg.parameters, "dataset": cfg.dataset}
     caveats = {"license": origin.license, "license_note": origin.license_note, "terms": cfg.terms}
-    return {"origin": origin.name, "origin_url": origin.url, **caveats}
+    return {**row, **figures, "origin": origin.name, "origin_url": origin.url, **caveats}
 
 
 def models_text(models: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:

@@ -215,7 +215,7 @@ def export_command(model: str, file: Path, size: tuple[int, int] | None, batch: 
     FILE runs without this package. It takes images normalized with the mean and standard deviation in its metadata.
     """
     check_segmenter(model)
-    check_export(file, **{name: options[name] for name in ("argmax", "portable", "precision", "calibration")})
+    check_export(file, size, **{name: value for name, value in options.items() if name != "fuse"})
     from .checkpoints.loading import load_segmenter
     from .exporting.exporters import export
     from .models.model_info import ModelInfo
@@ -264,7 +264,7 @@ def export_command(model: str, file: Path, size: tuple[int, int] | None, batch: 
 @click.option("--resume", is_flag=True, help="Skip images whose labels are in OUT.")
 @click.option("--json", "as_json", is_flag=True, help="Print a summary as JSON; other output goes to standard error.")
 def predict_command(
-    model: str, images: tuple[str, ...], out: Path, device: str | None, fused: bool, as_json: bool, **options: Any
+    model: str, images: tuple[str, ...], out: Path, device: str | None, areas: bool, as_json: bool, **options: Any
 ) -> None:
     """Predict the class of every pixel of images with MODEL (a published name, a folder or a Hub repository).
 
@@ -287,7 +287,7 @@ def predict_command(
     if target.type == "cpu" and options["precision"] != "fp32":
         click.echo(f"On most CPUs, {options['precision']} is about ten times slower than fp32.", err=True)
     try:
-        found = _predict(model, places, out, target, fused, measure_all=as_json, **options)
+        found = _predict(model, places, target, out=out if areas else None, areas=areas or as_json, **options)
     except KeyboardInterrupt:
         kept = sum("labels" in outputs(result) for result in places.values())
         raise KeyboardInterrupt(
@@ -299,8 +299,7 @@ def predict_command(
     for file, reason in found.failures.items():
         click.echo(f"{file}: {reason}", err=True)
     if as_json:
-        entries = {Path(entry["file"]): entry for entry in found.images}
-        done = [{**entries[file], "outputs": outputs(places[file])} for file in places if file in entries]
+        done = [{**entry, "outputs": outputs(places[Path(entry["file"])])} for entry in found.images]
         failures = [{"file": str(file), "reason": reason} for file, reason in found.failures.items()]
         click.echo(json.dumps({"model": model, "out": str(out), "images": done, "failures": failures}, indent=1))
     if found.failures:
@@ -323,17 +322,13 @@ def examples_command(folder: Path) -> None:
         raise OptionError(f"{folder} is not a new or empty folder: choose another.")
     with fill_when_complete(folder) as new:
         shutil.copytree(source, new, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
-    click.echo(
-        f"Wrote the examples of segnext-timm {__version__} to {folder}; {folder / 'README.md'} lists them. To begin:"
-    )
+    click.echo(f"Wrote the examples of segnext-timm {__version__} to {folder}; its README.md lists them. To begin:")
     click.echo('  pip install "segnext-timm[train]"')
     click.echo(f"  python {folder / 'draw_scenes.py'} data/streets")
     click.echo(f"  python {folder / 'train.py'} {folder / 'recipes' / 'folder.yaml'} --data_root data/streets")
 
 
-def _predict(
-    name: str, places: dict[Path, Path], out: Path, device: "torch.device", fused: bool, **options: Any
-) -> "Predictions":
+def _predict(name: str, places: dict[Path, Path], device: "torch.device", fused: bool, **options: Any) -> "Predictions":
     """Load a model and predict images, with a bar on standard error."""
     import torch
 
@@ -363,12 +358,8 @@ def _predict(
             def report(file: Path, share: float) -> None:
                 bar.update(round(100 * (position[file] + share)) - bar.pos)
 
-            return predict_files(model, places, out, report=report, origin=origin, **options)
+            return predict_files(model, places, report=report, origin=origin, **options)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
         raise click.ClickException("Out of memory: try --mode slide, or a smaller --window or --tile.") from None
-
-
-if __name__ == "__main__":
-    main()

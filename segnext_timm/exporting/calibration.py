@@ -10,7 +10,7 @@ from torchvision.transforms.v2 import functional as TF
 
 from ..errors import OptionError
 from ..models.model_info import ModelInfo
-from ..prediction.images import read_image
+from ..prediction.images import list_images, read_image
 
 Image = str | Path | PIL.Image.Image | np.ndarray | torch.Tensor
 
@@ -48,8 +48,6 @@ def _find_images(folder: Path) -> list[Image]:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder of calibration images.")
     root = folder / "images" if (folder / "images").is_dir() else folder
-    known = {suffix for suffix, kind in PIL.Image.registered_extensions().items() if kind in PIL.Image.OPEN}
-    files = sorted(f for f in root.rglob("*") if f.suffix.lower() in known and f.is_file() and f.name[0] != ".")
-    if not files:
+    if not (files := list_images(root)):
         raise FileNotFoundError(f"{folder} holds no calibration images.")
     return [files[i] for i in np.linspace(0, len(files) - 1, min(len(files), _MAX_IMAGES)).round().astype(int)]

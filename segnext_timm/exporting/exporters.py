@@ -20,16 +20,17 @@ from ..models.facts import plain_values
 from ..models.fusion import fuse as fuse_model
 from ..models.model_info import ModelInfo
 from ..models.segmenter import Segmenter
+from ..prediction.pipeline import check_model
 from .calibration import Image, read_calibration
 from .float16 import half_copy
 from .label_graph import LabelGraph
-from .options import check_export
+from .options import MAX_SIDE, MIN_SIDE, check_export
 
 _logger = logging.getLogger(__name__)
 
 Precision = Literal["fp32", "fp16", "int8"]
 
-_MIN_SIDE, _MAX_SIDE, _MAX_BATCH = 33, 16384, 1024  # dynamic sizes; from 33 on, no feature map is a single pixel
+_MAX_BATCH = 1024  # of graphs of dynamic size
 # largest difference of an exported model's output, relative to the largest value; int8 is first written in float32
 _TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2, "int8": 1e-4}
 
@@ -77,14 +78,11 @@ def export(
         FileNotFoundError: If there are no calibration images.
         ImageError: If a calibration image cannot be read, or does not fit the model.
     """
-    path = Path(path)
-    check_export(path, argmax, portable, precision, calibration)
-    if not isinstance(model, nn.Module):
-        raise OptionError(
-            f"export takes a model, got a {type(model).__name__}: load one by segnext_timm.load_segmenter."
-        )
+    check_model(model, "export")
     if not isinstance(input_size, Sequence) or len(input_size) != 4 or min(input_size) < 1:
         raise OptionError(f"input_size is a shape (B, C, H, W), got {input_size}.")
+    path = Path(path)
+    check_export(path, input_size[2:], dynamic, argmax, portable, precision, calibration)
     info = ModelInfo(model)
     samples = None if calibration is None else read_calibration(calibration, info, input_size)
     model = copy.deepcopy(model).to("cpu", torch.float32).eval()
@@ -146,7 +144,7 @@ def _trace(graph: nn.Module, images: torch.Tensor, step: int | None) -> Exported
     """Trace a graph for sizes that are multiples of `step`, or for one size; an ExportError names the failing part."""
     shapes = None
     if step is not None:
-        least, most = -(-_MIN_SIDE // step), _MAX_SIDE // step
+        least, most = -(-MIN_SIDE // step), MAX_SIDE // step
         sides = [torch.export.Dim(name, min=least, max=most) for name in ("height", "width")]
         height, width = [step * side for side in sides] if step > 1 else sides
         shapes = ({0: torch.export.Dim("batch", max=_MAX_BATCH), 2: height, 3: width},)

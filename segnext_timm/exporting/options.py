@@ -6,11 +6,14 @@ from typing import Any
 
 from ..errors import ExportError, OptionError
 
+MIN_SIDE, MAX_SIDE = 33, 16384  # of dynamic sizes, in pixels; from 33 on, no feature map is a single pixel
 FORMATS = {".onnx": ("fp32", "fp16", "int8"), ".pt2": ("fp32",)}  # precisions by suffix
 
 
-def check_export(path: Path, argmax: bool, portable: bool, precision: str, calibration: Any) -> None:
-    """Check what :func:`export` is asked for, before a model is loaded.
+def check_export(
+    path: Path, size: Any, dynamic: bool, argmax: bool, portable: bool, precision: str, calibration: Any
+) -> None:
+    """Check what :func:`export` is asked for, before a model is loaded. `size` is that of the images, if stated.
 
     Raises:
         OptionError: If an option is invalid, or does not fit the others.
@@ -28,6 +31,8 @@ def check_export(path: Path, argmax: bool, portable: bool, precision: str, calib
         raise OptionError("portable applies to graphs of labels: set argmax (--argmax) too.")
     if (precision == "int8") != (calibration is not None):
         raise OptionError("int8 needs calibration images, and only int8 takes them: pass a folder (--calibration DIR).")
+    if dynamic and size and not MIN_SIDE <= min(size) <= max(size) <= MAX_SIDE:
+        raise OptionError(f"Dynamic sizes have sides from {MIN_SIDE} to {MAX_SIDE} pixels, got {size[0]}x{size[1]}.")
     needed = ("onnx", "onnxruntime", "onnxscript") if path.suffix == ".onnx" else ()
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:

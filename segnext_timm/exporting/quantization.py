@@ -94,7 +94,6 @@ def quantize_checked(
     _logger.info(f"int8 runs {ratio} here, {int8_ms:.1f} against {fp32_ms:.1f} ms.")
     facts = {"agreement": round(found, 5), "images": len(images), "held_out_images": len(held_out)}
     facts |= {"convolutions": len(convolutions), "float_convolutions": len(restored)}
-    facts |= {"fp32_ms": round(fp32_ms, 2), "int8_ms": round(int8_ms, 2)}
     metadata = {entry.key: entry.value for entry in original.metadata_props}
     onnx.helper.set_model_props(quantized, metadata | {"int8": json.dumps(facts)})
     onnx.save(quantized, path)

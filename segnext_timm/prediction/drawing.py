@@ -11,6 +11,10 @@ from ..errors import OptionError
 from ..label_sets import Color, voc_palette
 from .images import DARK, read_values, scale_values
 
+NAME = "segnext_timm"  # with which the metadata of results begin
+EXIF_SOFTWARE = 0x0131  # tag
+_JPEG_SIDE = 65_500  # the longest that JPEG's library writes
+
 
 def colored(labels: np.ndarray, palette: Sequence[Color]) -> np.ndarray:
     """Map labels (H, W) to colors (H, W, 3), uint8; black for labels beyond the palette."""
@@ -36,13 +40,15 @@ def class_areas(labels: np.ndarray, names: Sequence[str]) -> list[dict[str, int 
     """Measure how much of a picture each class covers, largest first.
 
     Args:
-        labels: Shape (H, W), from 0.
+        labels: Shape (H, W), whole numbers from 0. An OptionError is raised of others.
         names: Name of each label; of a model of one class, whose labels are 0 and 1, the background's first.
 
     Returns:
         `label`, `name`, `pixels` and `share`, from 0 to 1, of each class that occurs.
     """
     labels = np.asarray(labels)
+    if labels.ndim != 2 or not labels.size or labels.dtype.kind not in "biu" or labels.min() < 0:
+        raise OptionError(f"labels are whole numbers from 0, of shape (H, W), got {labels.dtype} {labels.shape}.")
     counts = np.zeros(int(labels.max()) + 1, np.int64)
     rows = max((1 << 24) // labels.shape[1], 1)  # at a time: bincount converts each label to 8 bytes
     for top in range(0, len(labels), rows):
@@ -107,6 +113,13 @@ def overlay(
         blended[part] = np.rint(pixels[part] * (1 - alpha) + colored(labels[part], palette) * alpha)
     drawn = Image.fromarray(blended)
     return add_legend(drawn, class_areas(labels, names or ()), palette) if legend else drawn
+
+
+def save_overlay(picture: Image.Image, file: Path) -> None:
+    """Write an overlay that states what it is: as JPEG or, if it is too long for it, as `.png` of that name."""
+    exif = Image.Exif()
+    exif[EXIF_SOFTWARE] = f"{NAME}: overlay"
+    picture.save(file if max(picture.size) <= _JPEG_SIDE else file.with_suffix(".png"), quality=90, exif=exif)
 
 
 def _picture(image: str | Path | Image.Image | np.ndarray | torch.Tensor) -> torch.Tensor:

@@ -20,17 +20,17 @@ from PIL.PngImagePlugin import PngInfo
 from .._atomic import fill_when_complete, replace_when_complete
 from ..errors import ImageError, OptionError
 from ..models.model_info import ModelInfo
-from .drawing import class_areas, label_picture, overlay
-from .images import read_image
+from .drawing import EXIF_SOFTWARE, NAME, class_areas, label_picture, overlay, save_overlay
+from .images import list_images, read_image
 from .pipeline import predict
 from .polygons import check_polygons, write_polygons
-from .raster_labels import ORIGIN, predict_raster, raster_areas
-from .rasters import SUFFIXES, copy_place, is_raster, open_raster
+from .raster_labels import ORIGIN, SOFTWARE, predict_raster, raster_areas
+from .rasters import copy_place, is_raster, open_raster
 
 _logger = logging.getLogger(__name__)
 _LABELS, _RASTER_LABELS, _POLYGONS, _PROBABILITIES = ".png", ".tif", ".geojson", "_probabilities.npy"
-_OVERLAYS = ("_overlay.jpg", "_overlay.png")
-_JPEG_SIDE = 65_500  # the longest that JPEG's library writes
+_KINDS = {_PROBABILITIES: "probabilities", "_overlay.jpg": "overlay", "_overlay.png": "overlay", _POLYGONS: "polygons"}
+_KINDS |= {_LABELS: "labels", _RASTER_LABELS: "labels"}  # last, since they tell whose the probabilities are
 
 
 def _named(result: Path, ending: str) -> Path:
@@ -40,8 +40,8 @@ def _named(result: Path, ending: str) -> Path:
 def find_images(paths: Sequence[str | Path], out: str | Path) -> dict[Path, Path]:
     """Map each image to the path of its results, without suffix: its path relative to the folder given, in `out`.
 
-    `paths` are files, folders, searched recursively, and patterns such as "photos/**/*.jpg". Files in `out` are left
-    out. The suffix stays if names differ only in it: `a.jpg`, `a.png`.
+    `paths` are files, folders, see :func:`.images.list_images`, and patterns such as "photos/**/*.jpg". Files in `out`
+    are left out. The suffix stays if names differ only in it: `a.jpg`, `a.png`.
 
     Raises:
         FileNotFoundError: If there is no such file or folder, or no image in them.
@@ -51,16 +51,13 @@ def find_images(paths: Sequence[str | Path], out: str | Path) -> dict[Path, Path
     lowest = next(path for path in (out, *out.parents) if path.exists())
     if not lowest.is_dir():
         raise OptionError(f"{lowest} is a file, but the results need a folder.")
-    known = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN} | {*SUFFIXES}
     places: dict[Path, Path] = {}
     for path in map(Path, paths):
         root, files = path.parent, [path]
         if path.is_dir():
             if path.resolve() == out.resolve():
                 raise OptionError(f"{out} is the folder of the images: choose another for the results.")
-            root, visible = path, sorted(path.rglob("[!.]*"))
-            files = [f for f in visible if f.suffix.lower() in known] or [f for f in visible if f.suffix == ".npy"]
-            files = [f for f in files if f.is_file() and out.resolve() not in f.resolve().parents]
+            root, files = path, [f for f in list_images(path) if out.resolve() not in f.resolve().parents]
         elif not path.exists():
             if not glob.has_magic(str(path)):
                 raise FileNotFoundError(f"{path}: no such file or folder.")
@@ -68,7 +65,7 @@ def find_images(paths: Sequence[str | Path], out: str | Path) -> dict[Path, Path
             root = Path(*path.parts[: next(i for i, part in enumerate(path.parts) if glob.has_magic(part))])
         places |= {file: file.relative_to(root) for file in files}
     named = {*map(Path, paths)}  # predicted in any case
-    if earlier := [file for file in places if file not in named and _is_result(file)]:
+    if earlier := [file for file in places if file not in named and _stated_kinds(file)]:
         _logger.info(f"Left out {len(earlier)} results of earlier predictions, such as {earlier[0]}.")
         for file in earlier:
             del places[file]
@@ -90,10 +87,14 @@ def find_images(paths: Sequence[str | Path], out: str | Path) -> dict[Path, Path
 
 
 def outputs(result: Path) -> dict[str, str]:
-    """Existing files of a result of :func:`find_images` by kind: `labels`, `overlay`, `probabilities`, `polygons`."""
-    kinds = {_LABELS: "labels", _RASTER_LABELS: "labels", _PROBABILITIES: "probabilities", _POLYGONS: "polygons"}
-    kinds |= dict.fromkeys(_OVERLAYS, "overlay")
-    return {kind: str(file) for ending, kind in kinds.items() if (file := _named(result, ending)).is_file()}
+    """Existing files of a result of :func:`find_images` by kind: `labels`, `overlay`, `probabilities`, `polygons`.
+
+    Files that no prediction wrote are left out; but labels, whose metadata an editor may drop, only beside others.
+    """
+    found = [ending for ending in _KINDS if _named(result, ending).is_file()]
+    labels = [ending for ending in found if _KINDS[ending] == "labels"]
+    written = [ending for ending in found if _is_written(result, ending)]
+    return {_KINDS[ending]: str(_named(result, ending)) for ending in (*labels, *written)}
 
 
 def predict_file(
@@ -112,7 +113,7 @@ def predict_file(
     Args:
         model: See :func:`predict`, which states what is raised, too.
         file: The image. A georeferenced one, or a TIFF larger than Pillow opens, is read region by region; it does not
-            have to fit memory. That takes rasterio. So do others, placed by files beside them, whose polygons are made.
+            have to fit memory. So is, with `save_as`, one placed by files beside it. Reading by regions takes rasterio.
         result: Path of the results without suffix. `.png` is added for the labels, an indexed picture with the palette
             (16-bit gray for more than 256 classes), with a world file `.pgw` if the image came with one; `.tif` for
             those of an image that is read by regions, a GeoTIFF that lies where the image lies, whose pixels without
@@ -136,46 +137,35 @@ def predict_file(
     # the labels come last: if they exist, so do the other results
     with fill_when_complete(result.parent, last=labels.name) as folder:
         work = folder / result.name
-        picture = _named(work, _OVERLAYS[0]) if overlays else None
-        create = partial(np.lib.format.open_memmap, _named(work, _PROBABILITIES), "w+", np.float16)
+        picture = _named(work, "_overlay.jpg") if overlays else None
+        tags = {SOFTWARE: f"{NAME}: labels, probabilities" if probabilities else f"{NAME}: labels"}
+        tags |= {ORIGIN: origin} if origin else {}
+        create = probabilities and partial(np.lib.format.open_memmap, _named(work, _PROBABILITIES), "w+", np.float16)
         predict_one = predict_raster if as_raster else _predict_picture
-        areas = predict_one(
-            model, file, folder / labels.name, picture, create if probabilities else None, origin, **options
-        )
-        for stale in (*_OVERLAYS, _PROBABILITIES, _POLYGONS):  # of earlier labels
-            if not _named(work, stale).exists():
-                _named(result, stale).unlink(missing_ok=True)
-        other = _named(result, _LABELS if as_raster else _RASTER_LABELS)
-        with suppress(ImageError, OSError):  # none, or unreadable
-            if _read_origin(other):  # labels, not a file of the user's
-                other.unlink()
+        areas = predict_one(model, file, folder / labels.name, picture, create, tags, **options)
+        for ending in _KINDS:  # results of an earlier prediction; others' files of these names stay
+            if not _named(work, ending).exists() and _is_written(result, ending):
+                _named(result, ending).unlink(missing_ok=True)
     if save_as:  # once the labels are complete: polygons of large images may need more memory than there is
         write_polygons(_named(result, _RASTER_LABELS), _named(result, _POLYGONS), info, simplify)
     return {"file": str(file)} | areas
 
 
 def _predict_picture(
-    model: nn.Module,
-    file: Path,
-    labels_file: Path,
-    picture: Path | None,
-    probabilities: Callable[[tuple[int, ...]], np.ndarray] | None,
-    origin: str,
-    **options: Any,
+    model: nn.Module, file: Path, target: Path, picture: Path | None, create: Any, tags: dict[str, str], **options: Any
 ) -> dict[str, Any]:
     """Predict an image in memory, as :func:`predict_raster` does a raster."""
     info = ModelInfo(model)
     image = read_image(file, info.in_channels, info.value_range, info.bands)
-    labels = predict(model, image, probabilities=probabilities or False, scaled=True, **options)
-    labels = labels[0] if probabilities else labels
+    labels = predict(model, image, probabilities=create or False, scaled=True, **options)
+    labels = labels[0] if create else labels
     if picture is not None:
-        drawn = overlay(image, labels, info.label_names, info.palette)
-        drawn.save(picture if max(drawn.size) <= _JPEG_SIDE else picture.with_suffix(".png"), quality=90)
-        del drawn
+        save_overlay(overlay(image, labels, info.label_names, info.palette), picture)
     metadata = PngInfo()
-    metadata.add_text(ORIGIN, origin)
-    label_picture(labels, info.palette).save(labels_file, pnginfo=metadata if origin else None)
-    copy_place(file, labels_file)
+    for key, value in tags.items():
+        metadata.add_text(key, value)
+    label_picture(labels, info.palette).save(target, pnginfo=metadata)
+    copy_place(file, target)
     return _areas(labels, info)
 
 
@@ -189,23 +179,31 @@ def _areas(labels: Path | np.ndarray, info: ModelInfo) -> dict[str, Any]:
     return {"height": labels.shape[0], "width": labels.shape[1], "classes": class_areas(labels, info.label_names)}
 
 
-def _read_origin(labels: Path) -> str | None:
-    """Read from a file of labels which model and options made it; None if it does not say."""
-    if labels.suffix == _RASTER_LABELS:
-        with open_raster(labels) as raster:
-            return raster.dataset.tags().get(ORIGIN)
-    with Image.open(labels) as picture:
-        return picture.info.get(ORIGIN)
+def _read_tags(file: Path) -> dict[str, Any]:
+    """Read the metadata of labels, an overlay or polygons."""
+    if file.suffix == _RASTER_LABELS:
+        with open_raster(file) as raster:
+            return raster.dataset.tags()
+    if file.suffix == _POLYGONS:
+        with file.open(encoding="utf-8") as written:
+            return json.loads(written.readline(1 << 16) + "]}")  # all but the features
+    with Image.open(file) as picture:
+        return {SOFTWARE: picture.getexif().get(EXIF_SOFTWARE)} | picture.info
 
 
-def _is_result(file: Path) -> bool:
-    """Whether a file is labels with the mark of :func:`predict_files`, or the overlay beside them."""
-    stems = [file.name.removesuffix(end) for end in _OVERLAYS if file.name.endswith(end)]
-    labels = [file, *(file.with_name(stem + end) for stem in stems for end in (_LABELS, _RASTER_LABELS))]
+def _stated_kinds(file: Path) -> list[str]:
+    """Read from a result which kinds of results it tells of: its own and, of labels, probabilities. Else nothing."""
     with suppress(Exception), warnings.catch_warnings():  # readers raise anything on damaged files
         warnings.simplefilter("ignore")  # of Pillow, on large ones
-        return any(_read_origin(each) for each in labels if each.suffix in (_LABELS, _RASTER_LABELS) and each.is_file())
-    return False
+        name, _, kinds = str(_read_tags(file).get(SOFTWARE)).partition(": ")
+        return kinds.split(", ") if name == NAME else []
+    return []
+
+
+def _is_written(result: Path, ending: str) -> bool:
+    """Whether a prediction wrote a file: its metadata say so or, of probabilities, those of the labels beside."""
+    endings = (_LABELS, _RASTER_LABELS) if ending == _PROBABILITIES else (ending,)
+    return any(_KINDS[ending] in _stated_kinds(_named(result, each)) for each in endings)
 
 
 @dataclass
@@ -220,11 +218,10 @@ class Predictions:
 def predict_files(
     model: nn.Module,
     places: dict[Path, Path],
-    out: str | Path,
+    out: str | Path | None = None,
     areas: bool = False,
     resume: bool = False,
     report: Callable[[Path, float], None] = lambda file, share: None,
-    measure_all: bool = False,
     origin: str = "",
     **options: Any,
 ) -> Predictions:
@@ -233,11 +230,10 @@ def predict_files(
     Args:
         model: See :func:`predict`.
         places: From :func:`find_images`.
-        out: Folder of the results.
-        areas: Write the area of each class in each image to `areas.json`, even if interrupted.
+        out: Folder to write the areas to, if they are asked for, as `areas.json`, even if interrupted.
+        areas: List the area of each class also of images skipped, by their labels.
         resume: Skip images whose labels exist, and probabilities if these are wanted. Polygons are made of labels.
         report: Called with an image and its completed fraction, from 0 to 1; with 1 exactly once per image.
-        measure_all: Also list the images skipped, with areas of their labels.
         origin: Model and options in words. An OptionError is raised if existing labels state another origin.
         options: Others of :func:`predict_file`.
     """
@@ -245,13 +241,12 @@ def predict_files(
     done: dict[Path, Path] = {}
     for file, result in places.items() if resume else ():
         kinds = outputs(result)
-        if "labels" not in kinds or (options.get("probabilities") and "probabilities" not in kinds):
-            continue
-        labels = Path(kinds["labels"])
-        if options.get("save_as") and labels.suffix != _RASTER_LABELS:
+        labels = Path(kinds.get("labels", ""))
+        needed = (_RASTER_LABELS,) if options.get("save_as") else (_LABELS, _RASTER_LABELS)
+        if labels.suffix not in needed or (options.get("probabilities") and "probabilities" not in kinds):
             continue
         try:
-            found = _read_origin(labels) or origin
+            found = _read_tags(labels).get(ORIGIN) or origin
         except (ImageError, OSError):  # damaged: predicted again
             continue
         done[file] = labels
@@ -274,13 +269,13 @@ def predict_files(
                     if options.get("save_as") and (simplify or "polygons" not in outputs(result)):
                         check_polygons(file, simplify)
                         write_polygons(done[file], _named(result, _POLYGONS), info, simplify)
-                    if areas or measure_all:
+                    if areas:
                         images.append({"file": str(file)} | _areas(done[file], info))
             except (FileNotFoundError, ImageError) as error:
                 predictions.failures[file] = " ".join(str(error).removeprefix(f"{file}").lstrip(": ").split())
             report(file, 1)
     finally:
-        if areas and images:
+        if out is not None and areas and images:
             with replace_when_complete(Path(out) / "areas.json") as new:
                 new.write_text(json.dumps({"images": images}, indent=1), encoding="utf-8")
     return predictions

@@ -53,17 +53,20 @@ def scale_values(
         uint8 from 0 to 255 where uint8 was given without a range; else float32 from 0 to 1.
 
     Raises:
-        ImageError: If the pairs are not as many as the bands, or without a range if values are out of these bounds.
+        ImageError: If the range, or its number of pairs, is invalid; without one, if values are out of these bounds.
     """
     if value_range is None and values.dtype == torch.uint8:
         return values if valid is None else values * valid
     largest = 1 if values.is_floating_point() else 65535
     scaled = values.float()
     if value_range is not None:
-        pairs = torch.tensor(value_range, dtype=torch.float32, device=values.device).view(-1, 2)
+        pairs = torch.tensor(value_range, dtype=torch.float32)
+        if pairs.numel() % 2 or not pairs.isfinite().all() or not (pairs.view(-1, 2).diff() > 0).all():
+            raise ImageError(f"A range is [low, high], or such a pair for each band, got {value_range}.")
+        pairs = pairs.view(-1, 2)
         if len(pairs) not in (1, len(values)):
             raise ImageError(f"The range has {len(pairs)} pairs of low and high, and the image {len(values)} bands.")
-        low, high = pairs[:, 0, None, None], pairs[:, 1, None, None]
+        low, high = pairs.to(values.device)[:, :, None, None].unbind(1)
         if values.dtype == torch.uint8 and low.min() >= 0 and high.min() > 255:
             raise ImageError(
                 f"The image has 8 bits, but its range is {value_range}: give the images in the units of the range."
@@ -84,29 +87,33 @@ def scale_values(
 # Files
 
 
+def list_images(folder: Path) -> list[Path]:
+    """List the images, or else the arrays (.npy), in a folder and folders in it, sorted, without hidden ones."""
+    known = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN} | {*SUFFIXES}
+    files = [f for f in sorted(folder.rglob("*")) if "/." not in f"/{f.relative_to(folder).as_posix()}" and f.is_file()]
+    return [f for f in files if f.suffix.lower() in known] or [f for f in files if f.suffix == ".npy"]
+
+
 def loses_values(image: Any, channels: int | None = 3) -> bool:
     """Whether Pillow drops or confuses bits or bands of a file when it decodes it; `image` is Pillow's, not loaded yet.
 
     The bands of an RGB TIFF beyond three are dropped on purpose, unless more `channels`, or all (None), are wanted.
     """
-    tags = getattr(image, "tag_v2", None)
+    tags, is_wide = getattr(image, "tag_v2", None), image.mode[0] in "IF"  # of more than 8 bits in memory
     if image.format == "JPEG2000":
         bits = _jpeg_2000_bits(image)
-        exact = bits <= 8 or (bits == 16 and image.mode[0] == "I")
+        exact = bits <= 8 or (bits == 16 and is_wide)
         return not exact or (channels is None and image.mode not in ("L", "RGB", "I;16"))
     if tags is None:
-        return image.format == "PNG" and any(";16" in str(tile[3]) for tile in image.tile) and image.mode[0] not in "IF"
+        return image.format == "PNG" and not is_wide and any(";16" in str(tile[3]) for tile in image.tile)
     bands = len(image.getbands())
-    samples = tags.get(_SAMPLES, bands)
-    if image.mode[0] in "IF":
-        is_uint32 = (tags.get(_BITS), tags.get(_SAMPLE_FORMAT, (1,))) == ((32,), (1,))  # signed, as Pillow takes it
-        return samples > 1 or tags.get(_PLANAR) == 2 or is_uint32
-    if max(tags.get(_BITS, (8,))) > 8 or {2, 3} & {*tags.get(_SAMPLE_FORMAT, ())}:  # signed, or floating point
+    samples, bits, kinds = tags.get(_SAMPLES, bands), tags.get(_BITS, (8,)), tags.get(_SAMPLE_FORMAT, (1,))
+    if is_wide:  # Pillow takes unsigned integers of 32 bits for signed ones
+        return samples > 1 or tags.get(_PLANAR) == 2 or (bits, kinds) == ((32,), (1,))
+    if max(bits) > 8 or {2, 3} & {*kinds}:  # signed, or floating point
         return True
-    if samples <= bands:
-        return False
-    without_alpha = bands - (image.mode == "RGBA")  # bands after alpha are read before it
-    return channels is None or channels > without_alpha or bands == 1  # Pillow takes the first of many for gray
+    # of more bands than it knows, Pillow takes the first for gray, and those after alpha before it
+    return samples > bands and (channels is None or bands == 1 or channels > bands - (image.mode == "RGBA"))
 
 
 def _jpeg_2000_bits(image: Any) -> int:
@@ -177,7 +184,7 @@ def bands_to_read(kinds: Sequence[str], bands: Sequence[int] | None, channels: i
     """
     count = len(kinds)
     if bands:
-        if max(bands) > count:
+        if not all(band in range(1, count + 1) for band in bands):
             some = f"{'band' if len(bands) == 1 else 'bands'} {', '.join(map(str, bands))}"
             raise ImageError(f'The image has {count} bands, and pretrained_cfg["bands"] names the {some}.')
         return list(bands)

@@ -95,6 +95,8 @@ def _plan(
     size = pixels.shape[1:]
     short, long = sorted(size if fit_in is None else _pair("fit_in", fit_in))
     sizes = [fit(size, long * scale, short * scale, divisor) for scale in scales]
+    if (1, 1) in sizes and size != (1, 1):
+        raise OptionError(f"scales or fit_in are too small: an image of {size} pixels would become a single one.")
     bytes_per_pixel = _PIXEL_BYTES + (0 if segmenter.gives_small_maps else 12 * info.num_classes)
     if mode == "auto":
         needed = bytes_per_pixel * max(height * width for height, width in sizes)
@@ -142,9 +144,8 @@ def predict_pixels(
 ) -> tuple[Any, Any]:
     """Predict an image tile by tile, and write to arrays as each is done. Returns these; None if no tile holds data.
 
-    `labels` returns, for a number of classes, the array (H, W) to write labels to, or what takes
-    `array[rows, columns] = labels` as an array does. The segmenter is in evaluation mode. For the others, see
-    :func:`predict`.
+    `labels` is called with the number of classes, and returns an array (H, W), or another object, whose
+    `[rows, columns]` labels are assigned to. The segmenter is in evaluation mode. For the others, see :func:`predict`.
     """
     if tile is not None and tile < 1:
         raise OptionError(f"tile must be at least 1, got {tile}")
@@ -251,10 +252,7 @@ def predict(
         OptionError: If an option or the model is invalid.
         MemoryError, RuntimeError: If there is too little memory, with a hint.
     """
-    if not isinstance(model, nn.Module):
-        raise OptionError(
-            f"predict takes a model, got a {type(model).__name__}: load one by segnext_timm.load_segmenter."
-        )
+    device = check_model(model)
     segmenter = Segmenter(model)
     info = segmenter.info
     stated = (None, None) if scaled else (info.value_range, info.bands)
@@ -263,7 +261,7 @@ def predict(
     shares: Any = functools.partial(np.empty, dtype=np.float32) if probabilities is True else probabilities or None
 
     def predict_one(image: ImageLike) -> Any:
-        pixels = Pixels(read_image(image, info.in_channels, *stated), next(model.parameters()).device)
+        pixels = Pixels(read_image(image, info.in_channels, *stated), device)
 
         def create(classes: int) -> np.ndarray:
             return np.empty(pixels.shape[1:], np.uint8 if classes <= 256 else np.int32)
@@ -278,6 +276,14 @@ def predict(
         if isinstance(image, list | tuple) or (isinstance(image, np.ndarray | torch.Tensor) and image.ndim == 4):
             return [predict_one(one) for one in image]
         return predict_one(image)  # type: ignore[arg-type]  # a sequence that is not a list is refused there
+
+
+def check_model(model: Any, task: str = "predict") -> torch.device:
+    """Return the device of a model's weights; raise an OptionError if it is none, or has none."""
+    if isinstance(model, nn.Module) and (weights := next(model.parameters(), None)) is not None:
+        return weights.device
+    kind = f"{type(model).__name__}{' without weights' if isinstance(model, nn.Module) else ''}"
+    raise OptionError(f"{task} takes a model, got a {kind}: load one by segnext_timm.load_segmenter.")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -12,6 +12,8 @@ import numpy as np
 from .._atomic import replace_when_complete
 from ..errors import ImageError, OptionError
 from ..models.model_info import ModelInfo
+from .drawing import NAME
+from .raster_labels import SOFTWARE
 from .rasters import Raster, import_rasterio, open_raster
 
 _EQUAL_AREA = "EPSG:6933"  # a projection of the whole Earth in which areas are true, in meters
@@ -60,7 +62,7 @@ def write_polygons(labels: Path, file: Path, info: ModelInfo, simplify: float = 
     may overlap, or leave gaps between them.
     """
     with open_raster(labels) as raster, replace_when_complete(file) as new, new.open("w", encoding="utf-8") as written:
-        written.write('{"type": "FeatureCollection", "features": [')
+        written.write(f'{{"type": "FeatureCollection", "{SOFTWARE}": "{NAME}: polygons", "features": [')
         separator = "\n"
         for feature in _features(raster, info, simplify):
             written.write(separator + json.dumps(feature, ensure_ascii=False))

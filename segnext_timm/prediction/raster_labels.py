@@ -4,7 +4,7 @@ Labels lie where the image lies. Pixels without data get none: they have the fil
 model.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,13 @@ import torch.nn as nn
 from ..errors import ImageError
 from ..models.model_info import ModelInfo
 from ..models.segmenter import Segmenter, evaluation_mode
-from .drawing import add_legend, list_areas, overlay
+from .drawing import add_legend, list_areas, overlay, save_overlay
 from .images import Values, bands_to_read, read_image, read_region, to_input
-from .pipeline import FitIn, fit, predict_pixels
+from .pipeline import check_model, fit, predict_pixels
 from .rasters import LARGE, Raster, import_rasterio, named, open_dataset, open_raster
 from .windows import Pixels
 
-ORIGIN = "Predicted with"  # key of the model and the options in the metadata of labels' files
+ORIGIN, SOFTWARE = "Predicted with", "Software"  # keys of metadata: model and options; this package and what it wrote
 _CACHE_BYTES = 1 << 29  # of GDAL's blocks: rows of files that consist of rows are read once for windows side by side
 _PICTURE_SIDE = 2048  # the longest of overlays
 _BLOCK = 512  # side of the blocks of labels' files
@@ -59,7 +59,7 @@ class RasterPixels(Pixels):
 class LabelRaster:
     """A GeoTIFF of labels that lies where an image lies, written part by part as an array (H, W)."""
 
-    def __init__(self, file: Path, raster: Raster, info: ModelInfo, classes: int, origin: str) -> None:
+    def __init__(self, file: Path, raster: Raster, info: ModelInfo, classes: int, tags: dict[str, str]) -> None:
         self._raster, self._nodata, (points, crs) = raster, 255 if classes <= 255 else 65535, raster.dataset.gcps
         shape = {"count": 1, "height": raster.shape[1], "width": raster.shape[2], "nodata": self._nodata}
         blocks = {"tiled": True, "blockxsize": _BLOCK, "blockysize": _BLOCK, "compress": "deflate"}
@@ -69,7 +69,7 @@ class LabelRaster:
         profile = {"driver": "GTiff", "dtype": dtype, "bigtiff": "if_safer", **shape, **blocks, **place}
         self.dataset = open_dataset(file, "w", **profile)
         self.dataset.write_colormap(1, dict(enumerate(info.palette[: self._nodata])))
-        self.dataset.update_tags(**{ORIGIN: origin} if origin else {})
+        self.dataset.update_tags(**tags)
         self.dataset.update_tags(1, **{f"LABEL_{label}": name for label, name in enumerate(info.label_names)})
 
     def __setitem__(self, region: tuple[slice, slice], labels: np.ndarray) -> None:
@@ -78,43 +78,36 @@ class LabelRaster:
 
 
 def predict_raster(
-    model: nn.Module,
-    file: Path,
-    labels: Path,
-    picture: Path | None = None,
-    probabilities: Callable[[tuple[int, ...]], np.ndarray] | None = None,
-    origin: str = "",
-    fit_in: FitIn = "auto",
-    **options: Any,
+    model: nn.Module, file: Path, labels: Path, picture: Path | None, create: Any, tags: dict[str, str], **options: Any
 ) -> dict[str, Any]:
     """Predict a raster, and write a GeoTIFF of labels, and an overlay of at most 2048 pixels a side: `picture`.
 
-    Returns what :func:`raster_areas` does. The others are as for :func:`.pipeline.predict` and `.files.predict_file`.
+    Returns what :func:`raster_areas` does. `create`, if wanted, makes the array of probabilities from its shape.
     """
-    options["fit_in"] = None if fit_in == "auto" else fit_in  # its pixels have a size on the ground
+    options["fit_in"] = None if (sides := options.get("fit_in")) == "auto" else sides  # pixels have sizes on the ground
     segmenter, environment = Segmenter(model), import_rasterio(file).Env
     info = segmenter.info
     with open_raster(file) as raster, environment(GDAL_CACHEMAX=_CACHE_BYTES):
-        pixels, shape = RasterPixels(raster, info, next(model.parameters()).device), raster.shape[1:]
+        pixels, shape = RasterPixels(raster, info, check_model(model)), raster.shape[1:]
         size = fit(shape, _PICTURE_SIDE, _PICTURE_SIDE) if max(shape) > _PICTURE_SIDE else shape
         if picture is not None:
             reduced = torch.from_numpy(np.where(raster.valid(size=size), raster.read(size=size), 0))
             read_image(Values(reduced), None, info.value_range)  # warns, before the work, of a nearly black image
         with ExitStack() as stack, evaluation_mode(model):
 
-            def create(classes: int) -> LabelRaster:
-                made = LabelRaster(labels, raster, info, classes, origin)
+            def create_labels(classes: int) -> LabelRaster:
+                made = LabelRaster(labels, raster, info, classes, tags)
                 stack.enter_context(made.dataset)  # its end writes what is left, and nodata where no labels were given
                 return made
 
-            written, _ = predict_pixels(segmenter, pixels, create, probabilities, **options)
+            written, _ = predict_pixels(segmenter, pixels, create_labels, create, **options)
             if written is None:  # no tile holds data
-                create(info.num_classes)
+                create_labels(info.num_classes)
     areas = raster_areas(labels, info.label_names)
     if picture is not None:
         with open_raster(labels) as found:
             drawn = overlay(reduced, found.dataset.read(1, out_shape=size), palette=info.palette, legend=False)
-        add_legend(drawn, areas["classes"], info.palette).save(picture, quality=90)
+        save_overlay(add_legend(drawn, areas["classes"], info.palette), picture)
     return areas
 
 

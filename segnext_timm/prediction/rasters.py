@@ -65,7 +65,7 @@ class Raster:
         self.placed = bool(not self.transform.is_identity or self.crs or dataset.gcps[0] or dataset.rpcs)
 
     def _read_colors(self) -> np.ndarray | None:
-        """Read which color each value of a file's only band stands for; None if it is what it says."""
+        """Read which color each value of a file's only band stands for; None if it is the gray."""
         if self.kinds == ["palette"]:
             palette = self.dataset.colormap(1)
             return np.array([palette.get(value, (0, 0, 0))[:3] for value in range(256)], np.uint8)

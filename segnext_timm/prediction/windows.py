@@ -51,7 +51,7 @@ def window_origins(full: int, side: int, stride: int) -> list[int]:
 
 
 class Taps(NamedTuple):
-    """Pixels that each of `n` pixels of an axis is a weighted sum of: on the host, which needs to know them first."""
+    """Pixels that each of `n` pixels of an axis is a weighted sum of; arrays, since slices are computed from them."""
 
     indices: np.ndarray  # (n, taps), int64
     weights: np.ndarray  # (n, taps), float32

@@ -204,7 +204,7 @@ def test_converting_the_large_segmenter_takes_little_memory():
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupted_conversion_leaves_nothing_under_the_name(tmp_path, stop):
     source = write(tmp_path / "b", random_state_dict(segmenter_shapes("b", 150)), "mmseg")
-    command = [sys.executable, "-m", "segnext_timm.cli", "convert", source, tmp_path / "out"]
+    command = [sys.executable, "-m", "segnext_timm", "convert", source, tmp_path / "out"]
     for _ in range(8):  # the file is there for a moment only, which a busy machine may miss
         process = subprocess.Popen(command, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
         # glob.glob passes over a folder that vanishes meanwhile; Path.glob raises

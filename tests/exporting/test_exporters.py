@@ -162,6 +162,7 @@ def test_the_part_that_cannot_be_exported_is_named(tmp_path):
         ({"input_size": (512, 512)}, r"input_size is a shape \(B, C, H, W\), got \(512, 512\)"),
         ({"input_size": 512}, r"input_size is a shape \(B, C, H, W\), got 512"),
         ({"model": lambda: "segnext_t"}, r"export takes a model, got a str: load one by segnext_timm\.load_segmenter"),
+        ({"input_size": (1, 3, 32, 64), "dynamic": True}, "sizes have sides from 33 to 16384 pixels, got 32x64"),
         ({"input_size": (1, 4, 64, 64)}, "takes images of 3 channels, got 4"),
         ({"model": backbone, "argmax": True}, r"float32 \(1, 1000\), not scores \(B, classes, H, W\) of each pixel"),
     ],

@@ -139,10 +139,11 @@ def test_int8_agrees_and_its_figures_are_in_the_metadata(model, photos, tmp_path
 def test_the_speed_of_int8_is_measured_beside_float32(model, photos, tmp_path, caplog):
     caplog.set_level(logging.INFO, "segnext_timm")
     path = export(model, tmp_path / "int8.onnx", SIZE, precision="int8", calibration=photos)
-    fp32_ms, int8_ms = (json.loads(metadata(path)["int8"])[key] for key in ("fp32_ms", "int8_ms"))
-    assert min(fp32_ms, int8_ms) > 0
     said = re.search(r"int8 runs (.*) times as fast as float32 here, (.*) against (.*) ms\.", caplog.text)
-    assert [float(x) for x in said.groups()] == pytest.approx([fp32_ms / int8_ms, int8_ms, fp32_ms], abs=0.11)
+    ratio, int8_ms, fp32_ms = map(float, said.groups())
+    assert min(fp32_ms, int8_ms) > 0
+    assert (fp32_ms - 0.05) / (int8_ms + 0.05) - 0.05 <= ratio <= (fp32_ms + 0.05) / (int8_ms - 0.05) + 0.05  # rounded
+    assert "ms" not in metadata(path)["int8"]  # of this machine alone
 
 
 def test_int8_keeps_the_other_metadata(model, photos, tmp_path):
@@ -238,6 +239,7 @@ def test_the_command_exports_int8(model, photos, tmp_path):
         ),
         (("x.onnx", "--precision", "int8", "--calibration", "none"), "Directory 'none' does not exist."),
         (("x.pt2", "--precision", "int8", "--calibration", "."), ".pt2 can be fp32, not 'int8'."),
+        (("x.pt2", "--dynamic", "--size", "32"), "Dynamic sizes have sides from 33 to 16384 pixels, got 32x32."),
         (("x.onnx", "--portable"), "portable applies to graphs of labels: set argmax (--argmax) too."),
     ],
 )

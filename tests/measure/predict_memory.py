@@ -25,7 +25,7 @@ def measure(folder: Path, classes: int) -> tuple[float, float]:
     create_segmenter("segnext_t", classes=classes).save_pretrained(folder / "model")
     noise = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)
     Image.fromarray(noise).resize(SIZE, Image.Resampling.BICUBIC).save(folder / "photo.jpg")
-    command = [sys.executable, "-m", "segnext_timm.cli", "predict", folder / "model", folder / "photo.jpg"]
+    command = [sys.executable, "-m", "segnext_timm", "predict", folder / "model", folder / "photo.jpg"]
     start = time.monotonic()
     subprocess.run([*command, "-o", folder / "out"], check=True)
     assert (folder / "out" / "photo.png").is_file()

@@ -17,7 +17,7 @@ import segnext_timm.prediction.files
 from segnext_timm import predict
 from segnext_timm.cli import main
 from segnext_timm.errors import OptionError
-from segnext_timm.prediction.files import find_images, predict_files
+from segnext_timm.prediction.files import find_images, outputs, predict_files
 
 NAMES, PALETTE = ["road", "car", "sky"], [[90, 90, 100], [200, 20, 20], [130, 190, 240]]
 
@@ -251,6 +251,37 @@ def test_hidden_files_are_not_images(model, tmp_path):
     assert run(model, tmp_path / "in", "-o", tmp_path / "out").exit_code == 0
 
 
+def test_images_in_hidden_folders_are_left_out(tmp_path):
+    root = tmp_path / ".hidden" / "in"  # above the folder given, this does not matter
+    write(root, "a.png", ".ipynb_checkpoints/b-checkpoint.png", "c/.cache/d/e.png", "c/f.png")
+    assert [*find_images([root], tmp_path / "out")] == [root / "a.png", root / "c" / "f.png"]
+
+
+@pytest.mark.parametrize("names", [("a_overlay.jpg", "a.jpg"), ("a.jpg", "a_overlay.jpg")])
+def test_labels_named_as_an_overlay_are_kept_and_listed_as_labels(model, tmp_path, names):
+    write(tmp_path / "in", *names)
+    done = run(model, *(tmp_path / "in" / name for name in names), "-o", tmp_path / "out", "--json", "--no-overlay")
+    results = [{"labels": str(tmp_path / "out" / name.replace("jpg", "png"))} for name in names]
+    assert [image["outputs"] for image in json.loads(done.stdout)["images"]] == results
+    assert {f.name for f in (tmp_path / "out").iterdir()} == {"a.png", "a_overlay.png"}
+
+
+def test_files_that_no_prediction_wrote_stay_however_often_is_predicted(model, tmp_path):
+    write(tmp_path / "in", "a.jpg")
+    write(tmp_path / "out", "a_overlay.png", "a_overlay.jpg")
+    (tmp_path / "out" / "a.geojson").write_text('{"type": "FeatureCollection", "features": []}', encoding="utf-8")
+    np.save(tmp_path / "out" / "a_probabilities.npy", np.zeros((3, 50, 70), np.float16))
+    (tmp_path / "out" / "a.tif").write_text("of the owner", encoding="utf-8")
+    before = {f: f.read_bytes() for f in (tmp_path / "out").iterdir()}
+    loaded = smp.from_pretrained(model).eval()
+    for _ in range(2):
+        segnext_timm.prediction.files.predict_file(
+            loaded, tmp_path / "in" / "a.jpg", tmp_path / "out" / "a", overlays=False
+        )
+    assert {f: f.read_bytes() for f in before} == before
+    assert outputs(tmp_path / "out" / "a") == {"labels": str(tmp_path / "out" / "a.png")}
+
+
 def test_json_sums_up_every_image_on_standard_output(model, tmp_path):
     write(tmp_path / "in", "a.png", "b.jpg")
     (tmp_path / "in" / "text.jpg").write_text("no image", encoding="utf-8")
@@ -353,7 +384,7 @@ def test_a_folder_of_all_kinds_and_a_hundred_megapixels_take_little_memory(model
     Image.fromarray(noise(90, 120)).resize((12_000, 9_000), Image.Resampling.NEAREST).save(
         tmp_path / "in" / "large.jpg"
     )
-    command = [sys.executable, "-m", "segnext_timm.cli", "predict", model, tmp_path / "in", "-o", tmp_path / "out"]
+    command = [sys.executable, "-m", "segnext_timm", "predict", model, tmp_path / "in", "-o", tmp_path / "out"]
     # in a process of its own, whose only child is the command
     measure = "import resource, subprocess, sys; code = subprocess.run(sys.argv[1:]).returncode; "
     measure += "print('KiB', resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss); sys.exit(code)"

@@ -176,6 +176,24 @@ def test_areas_are_shares_of_the_picture():
     assert [share_text(x) for x in (1, 0.304, 0.056, 0.0001)] == ["100%", "30%", "5.6%", "<0.1%"]
 
 
+@pytest.mark.parametrize("labels", [np.full((4, 5), -1), np.zeros((0, 5), int), np.zeros((4, 5)), np.zeros(4, int)])
+def test_areas_of_what_are_no_labels_are_refused(labels):
+    with pytest.raises(OptionError, match=r"labels are whole numbers from 0, of shape \(H, W\), got \w+ \("):
+        class_areas(labels, ["a"])
+
+
+@pytest.mark.parametrize("bands", [[0], [-1, 1, 2], [4, 1, 2], [1.5, 2, 3]])
+def test_bands_are_counted_from_1(bands):
+    with pytest.raises(ImageError, match=r'The image has 3 bands, and pretrained_cfg\["bands"\] names the band'):
+        read_image(np.zeros((4, 5, 3), np.uint8), bands=bands)
+
+
+@pytest.mark.parametrize("value_range", [[0, 0], [9, 1], 5, [0, float("nan")], [0, float("inf")], [0, 1, 2]])
+def test_a_range_without_a_low_and_a_high_is_refused(value_range):
+    with pytest.raises(ImageError, match=r"A range is \[low, high\], or such a pair for each band, got"):
+        read_image(np.zeros((4, 5, 3), np.uint8), value_range=value_range)
+
+
 def test_files_of_floating_point_hold_values_from_0_to_1(tmp_path):
     values = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)
     Image.fromarray(values).save(tmp_path / "a.tif")

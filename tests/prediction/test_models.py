@@ -9,10 +9,11 @@ import pytest
 import segmentation_models_pytorch as smp
 import timm
 import torch
+from PIL import Image
 from torch.nn import functional as F
 
 import stress
-from segnext_timm import predict
+from segnext_timm import predict, predict_file
 from segnext_timm.errors import OptionError
 from segnext_timm.models.segmenter import evaluation_mode
 from small_models import narrow
@@ -218,6 +219,13 @@ def test_labels_with_another_head_are_the_greatest_of_the_output(activation):
     torch.nn.init.normal_(model.segmentation_head[0].weight)
     labels, output = model.predict_labels(x), model(x)
     assert torch.equal(output.gather(1, labels[:, None])[:, 0], output.amax(1))
+
+
+def test_a_module_without_weights_is_no_model(tmp_path):
+    Image.fromarray(noise()).save(tmp_path / "a.png")
+    for predicted in (predict, functools.partial(predict_file, result=tmp_path / "out" / "a")):
+        with pytest.raises(OptionError, match="predict takes a model, got a Identity without weights: load one by"):
+            predicted(torch.nn.Identity(), tmp_path / "a.png")
 
 
 def test_a_model_that_does_not_segment_is_told():

@@ -379,6 +379,7 @@ def test_invalid_options_and_images_raise_errors_that_name_them(model):
         ({"scales": (0.0,)}, "scales must be positive"),
         ({"scales": 1.0}, "scales must be positive numbers, such as"),
         ({"scales": (float("nan"),)}, "scales must be positive"),
+        ({"scales": (1, 1e-9)}, "scales or fit_in are too small: an image of .* pixels would become a single one"),
         ({"window": 0}, "window must be a number of pixels from 1 on, or two of them, got 0"),
         ({"window": "64"}, "window must be a number of pixels"),
         ({"window": (64, 96, 3)}, "window must be a number of pixels"),

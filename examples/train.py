@@ -120,6 +120,7 @@ class Trainer:
         self.unread: list[torch.Tensor] = []  # loss and gradient's norm of iterations since they were last read
         self.mious: list[tuple[int, float]] = []
         self.skipped = 0  # updates in a row
+        self.restart_clock()
         self.set_up_data()
         self.set_up_model()
         self.resume()

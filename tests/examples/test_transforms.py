@@ -148,9 +148,9 @@ class Own(v2.Transform):
         gain = self.strength + torch.rand(()) + random.random() + np.random.rand()
         return {"gain": gain, "shift": random.randrange(9)}
 
-    def transform(self, inpt, params):
-        rolled = inpt.roll(params["shift"], -1)
-        return rolled if inpt.ndim == 2 else (rolled * (params["gain"] / 4)).to(inpt.dtype)
+    def transform(self, given, params):
+        rolled = given.roll(params["shift"], -1)
+        return rolled if given.ndim == 2 else (rolled * (params["gain"] / 4)).to(given.dtype)
 
 
 class Seen(v2.Transform):

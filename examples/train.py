@@ -55,9 +55,17 @@ from segmentation.progress import progress_bar, report
 from segmentation.recipe import SettingsError, TrainSettings, UserError, mixed_precision, parse, run
 from segmentation.resuming import changed_rate, changed_settings, load_optimizer, read_checkpoint
 from segmentation.scale import find_scale
-from segmentation.schedule import check_schedule, lr_at, stops_early
-from segmentation.stepping import RunningStatistics, compile_model, gradient_norm, prefers_fused, step_if
-from segmentation.stopping import Stopping
+from segmentation.stepping import (
+    RunningStatistics,
+    Stopping,
+    check_schedule,
+    compile_model,
+    gradient_norm,
+    lr_at,
+    prefers_fused,
+    step_if,
+    stops_early,
+)
 from segmentation.tracking import Tracking
 from segnext_timm import SegNeXt, SegNeXtError, push_to_hub
 
@@ -201,7 +209,9 @@ class Trainer:
         if self.finished:
             more = "early_stopping" if self.iteration < total else "iterations"
             models = f"its models are {self.out / 'best'} and {self.out / 'last'}"
-            self.accelerator.print(f"The run is already finished: {models}. A larger --{more} continues it.")
+            self.accelerator.print(
+                f"The run is already finished: {models}. A larger --{more} continues it, another --out starts anew."
+            )
         else:
             self.accelerator.print(f"Resuming at iteration {self.iteration} of {total}, with the saved weights.")
         if changed:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from .recipe import SettingsError, TrainSettings
-from .schedule import lr_at
+from .stepping import lr_at
 
 # settings of a run that a resumed one must have too; of others, such as those of the augmentation, it uses its own
 MUST_MATCH = (

@@ -1,17 +1,57 @@
-"""Parts of a training step that never wait for the GPU."""
+"""Parts of a training step: its learning rate, its update, which never waits for the GPU, and when to stop."""
 
-from collections.abc import Iterable
+import math
+import signal
+import time
+from collections.abc import Iterable, Sequence
+from numbers import Real
 from typing import Any
 
 import torch
 import torch.nn as nn
+from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import broadcast
 from torch.nn.modules.batchnorm import _NormBase
 
 from segnext_timm.models.mscan import MSCANBlock
 
-from .recipe import Compile
+from .hooks import load_function
+from .recipe import Compile, SettingsError, TrainSettings
+
+PAUSE = 3.0  # seconds after which several processes ask each other again
+
+
+def lr_at(iteration: int, settings: TrainSettings) -> float:
+    """Compute the encoder's learning rate at an iteration: linear warm-up from factor 1e-6, then the schedule."""
+    if iteration < settings.warmup:
+        share = iteration / max(settings.warmup - 1, 1)
+        return settings.lr * (1e-6 + (1 - 1e-6) * share)
+    left = max(1 - (iteration - settings.warmup) / max(settings.iterations - settings.warmup - 1, 1), 0.0)
+    if settings.schedule == "poly":
+        return settings.lr * left**settings.poly_power
+    if settings.schedule == "cosine":
+        return settings.lr * (1 - math.cos(math.pi * left)) / 2
+    return settings.lr * load_function("schedule", settings.schedule)(iteration, settings.iterations)
+
+
+def check_schedule(settings: TrainSettings) -> None:
+    """Compute all factors of a user's own schedule before the run begins.
+
+    Raises:
+        SettingsError: If there is no such schedule, or its function returns no number, or one below 0.
+    """
+    name = settings.schedule
+    if name in ("poly", "cosine"):
+        return
+    if ":" not in name:
+        raise SettingsError(f"--schedule {name}: choose from poly, cosine, or name your own as module:function.")
+    own = load_function("schedule", name)
+    for iteration in range(settings.warmup, settings.iterations):
+        factor = own(iteration, settings.iterations)
+        if not (isinstance(factor, Real) and 0 <= factor < math.inf):
+            got = f"--schedule {name} returned {factor} at iteration {iteration}"
+            raise SettingsError(f"{got}: return a number, 0 or more.")
 
 
 class RunningStatistics:
@@ -92,3 +132,54 @@ def compile_model(model: Any, how: Compile, **options: Any) -> None:
         blocks = [module for module in model.encoder.modules() if isinstance(module, MSCANBlock)]
         for part in [part for block in blocks for part in (block.attn, block.mlp)] or [model.encoder]:
             part.compile(**options)
+
+
+def stops_early(mious: Sequence[tuple[int, float]], patience: int | None) -> bool:
+    """Whether none of the last `patience` evaluations has a better mIoU than all before them.
+
+    Args:
+        mious: Iteration and mIoU of each evaluation.
+        patience: Number of evaluations; None never stops.
+    """
+    scores = [miou for _, miou in mious]
+    return patience is not None and len(scores) > patience and max(scores[-patience:]) <= max(scores[:-patience])
+
+
+class Stopping:
+    """Notes Ctrl-C and SIGTERM from now on; a second Ctrl-C interrupts at once.
+
+    Args:
+        accelerator: The processes.
+    """
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.accelerator = accelerator
+        self.signals: list[int] = []
+        self.pause = self.left = 1  # iterations between two exchanges, and until the next one
+        self.clock = time.monotonic()  # of the last exchange
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: object) -> None:
+        self.signals.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def is_agreed(self) -> bool:
+        """Whether to stop after this iteration; call it once in each.
+
+        An exchange in every iteration would wait for the GPU. Several processes ask each other about every `PAUSE`
+        seconds, and since that has to be in the same iteration, the first one's clock says after how many.
+        """
+        if self.accelerator.num_processes == 1:
+            return bool(self.signals)
+        self.left -= 1
+        if self.left:
+            return False
+        now = time.monotonic()
+        fitting = max(int(self.pause * PAUSE / max(now - self.clock, 1e-3)), 1)
+        own = [float(bool(self.signals)), fitting if self.accelerator.is_main_process else 0.0]
+        total = self.accelerator.reduce(torch.tensor(own, device=self.accelerator.device), "sum")
+        signaled, pause = total.tolist()
+        self.pause = self.left = int(pause)
+        self.clock = now
+        return signaled > 0

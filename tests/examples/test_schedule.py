@@ -9,7 +9,7 @@ from accelerate.state import AcceleratorState
 import train
 import training
 from segmentation.recipe import SettingsError, TrainSettings
-from segmentation.schedule import check_schedule, lr_at, stops_early
+from segmentation.stepping import check_schedule, lr_at, stops_early
 
 
 @pytest.fixture
@@ -91,8 +91,8 @@ def test_a_run_that_stopped_early_is_finished_until_it_may_wait_longer(folder, t
     AcceleratorState._reset_state(True)
     training.run("folder", *options, "--early_stopping", 2)
     models = f"its models are {out / 'best'} and {out / 'last'}"
-    said = f"The run is already finished: {models}. A larger --early_stopping continues it.\n"
-    assert capsys.readouterr().out == said
+    said = "A larger --early_stopping continues it, another --out starts anew."
+    assert capsys.readouterr().out == f"The run is already finished: {models}. {said}\n"
     AcceleratorState._reset_state(True)
     training.run("folder", *options, "--early_stopping", 3)
     assert "Changed since the checkpoint: early_stopping 2, now 3." in capsys.readouterr().out

@@ -102,9 +102,10 @@ def test_a_full_disk_ends_a_run_in_one_line_and_keeps_what_was_there(finished_ru
 def test_a_finished_run_says_which_settings_were_not_used(finished_run, capsys):
     training.run("folder", *finished_run.options, "--lr", "1e-2")
     run = finished_run.out
-    models = f"{run / 'best'} and {run / 'last'}"
+    models = f"its models are {run / 'best'} and {run / 'last'}"
+    more = "A larger --iterations continues it, another --out starts anew."
     assert capsys.readouterr().out.splitlines()[-2:] == [
-        f"The run is already finished: its models are {models}. A larger --iterations continues it.",
+        f"The run is already finished: {models}. {more}",
         "These settings were not used: lr 0.0001, now 0.01.",
     ]
 

@@ -6,7 +6,6 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-import train
 import training
 from segmentation.recipe import SettingsError, TrainSettings
 from segmentation.stepping import check_schedule, lr_at, stops_early
@@ -128,20 +127,11 @@ def test_an_interrupted_run_with_every_new_setting_ends_as_one_that_was_not(fold
     options = ("--data_root", folder, *steps, "--schedule", f"{own}:schedule", "--ema_decay", 0.9998)
     options = (*options, "--early_stopping", 9, *training.EXACT)
     training.run("folder", *options, "--out", tmp_path / "whole")
-    validate = train.Trainer.validate
-
-    def fail_at_the_end(trainer):
-        if trainer.iteration == 6:
-            raise RuntimeError("power failure")
-        validate(trainer)
-
     AcceleratorState._reset_state(True)
-    monkeypatch.setattr(train.Trainer, "validate", fail_at_the_end)
-    with pytest.raises(RuntimeError, match="power failure"):
+    with training.power_failure():
         training.run("folder", *options, "--out", tmp_path / "parts")
     assert training.checkpoint(tmp_path / "parts")["iteration"] == 4
     AcceleratorState._reset_state(True)
-    monkeypatch.setattr(train.Trainer, "validate", validate)
     training.run("folder", *options, "--out", tmp_path / "parts")
     one, other = (training.checkpoint(tmp_path / name) for name in ("whole", "parts"))
     for part in ("model", "average"):

@@ -1,8 +1,12 @@
 """Trainings of seconds: train.py with a narrow model, few iterations and a data folder in miniature."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
+import pytest
 import torch
 
 import train
@@ -24,6 +28,23 @@ def arguments(recipe: str, *options: object) -> list[str]:
 def run(recipe: str, *options: object) -> None:
     """Train in this process."""
     train.main(arguments(recipe, *options))
+
+
+@contextmanager
+def power_failure() -> Iterator[None]:
+    """Let the training in the block, of six iterations, end by an error as its last evaluation begins."""
+    validate = train.Trainer.validate
+
+    def fail_at_the_end(trainer: train.Trainer) -> None:
+        if trainer.iteration == 6:
+            raise RuntimeError("power failure")
+        validate(trainer)
+
+    with (
+        mock.patch.object(train.Trainer, "validate", fail_at_the_end),
+        pytest.raises(RuntimeError, match="power failure"),
+    ):
+        yield
 
 
 def command(recipe: str, *options: object) -> list[str]:

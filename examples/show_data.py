@@ -19,6 +19,7 @@ from segmentation.layouts import open_split
 from segmentation.pictures import draw_samples
 from segmentation.recipe import SettingsError, TrainSettings, parse, run
 from segmentation.scale import find_scale
+from segmentation.transforms import own_transform
 
 
 @dataclass
@@ -35,6 +36,8 @@ def main(argv: list[str]) -> None:
     picture = Path(settings.picture)
     if picture.is_dir() or picture.suffix.lower() != ".png":
         raise SettingsError(f"--picture {picture} is not the name of a PNG file, such as data.png.")
+    if settings.augment:
+        own_transform(settings.augment)  # refuses a wrong name before the data are read
     picture.parent.mkdir(parents=True, exist_ok=True)
     splits = [open_split(settings.dataset, settings.data_root, n, settings.ignore_index) for n in ("train", "val")]
     form, note = measure_form(splits[0], settings)

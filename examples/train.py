@@ -67,6 +67,7 @@ from segmentation.stepping import (
     stops_early,
 )
 from segmentation.tracking import Tracking
+from segmentation.transforms import own_transform
 from segnext_timm import SegNeXt, SegNeXtError, push_to_hub
 
 MAX_SKIPPED = 10  # updates in a row
@@ -122,6 +123,8 @@ class Trainer:
         if settings.push_to_hub and not get_token():
             raise SettingsError("there is no token for the Hub: log in with `hf auth login`, or set HF_TOKEN.")
         check_schedule(settings)
+        if settings.augment:
+            own_transform(settings.augment)  # refuses a wrong name before the data are read
         in_first_process(self.accelerator, lambda: check_writable("out", self.out))
         self.iteration, self.best_miou = 0, -1.0  # the next one, the highest so far
         self.losses: list[float] = []

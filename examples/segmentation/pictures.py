@@ -53,7 +53,7 @@ def save(figure: Figure, path: Path, smooth: bool = False, exact: Iterable[Color
         exact: Colors that have to be among the 256, such as a legend's.
     """
     drawn = io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=200)
+    figure.savefig(drawn, format="png", dpi=200, pil_kwargs={"compress_level": 0})  # read again at once
     with Image.open(drawn) as picture:
         full = picture.convert("RGB")
     # of some pixels, since it is slow; unlike other methods, this one keeps the colors of few, such as a legend's
@@ -65,7 +65,7 @@ def save(figure: Figure, path: Path, smooth: bool = False, exact: Iterable[Color
         colors[np.abs(colors - color).sum(1).argmin()] = color
     reduced.putpalette(colors.ravel().tolist())
     dither = Image.Dither.FLOYDSTEINBERG if smooth else Image.Dither.NONE
-    full.quantize(palette=reduced, dither=dither).save(path, format="PNG", optimize=True)
+    full.quantize(palette=reduced, dither=dither).save(path, format="PNG")
 
 
 def add_legend(figure: Figure, present: Iterable[int], classes: Sequence[str], palette: Sequence[Color]) -> None:

@@ -192,8 +192,8 @@ def test_a_resumed_run_with_balanced_classes_ends_as_one_that_was_not_stopped(fo
     # labels that have changed do not change the weights in the middle of a run
     label = open_split("folder", folder, "train").labels[0]
     miniatures.labels(label, np.zeros_like(read_labels(label)))
-    training.run("folder", *options, "--out", tmp_path / "other")
-    assert training.checkpoint(tmp_path / "other")["class_weights"] == one["class_weights"]
+    trainer = training.set_up("folder", *options, "--out", tmp_path / "other")
+    assert trainer.balance.weights == one["class_weights"]
 
 
 def test_a_run_from_before_there_were_other_losses_is_resumed(finished_run, tmp_path):

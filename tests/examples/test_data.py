@@ -1,6 +1,5 @@
 import os
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -478,9 +477,7 @@ def test_what_is_fed_is_shown(tmp_path, monkeypatch, capsys):
     assert "train: 3 images of Cityscapes, 3" in output
     assert "0 road                      5" in output
     assert Image.open(tmp_path / "data.png").width == 1600
-    show_data.main([recipe, "--data_root", str(tmp_path), "--crop_size", "64", "--picture", "new/crops.png"])
-    assert f"{Path('new/crops.png')}: 16 augmented crops" in capsys.readouterr().out
-    assert Image.open(tmp_path / "new" / "crops.png").width == 1600
+    (tmp_path / "new").mkdir()
     for name in ("new", "new/crops.jpg"):
         with pytest.raises(SettingsError, match=r"--picture new.* is not the name of a PNG file"):
             show_data.main([recipe, "--data_root", str(tmp_path), "--picture", name])

@@ -81,25 +81,25 @@ def test_a_run_that_stopped_early_is_finished_until_it_may_wait_longer(folder, t
     out = tmp_path / "run"
     still = ("--lr", 1e-30, "--freeze_encoder", "--decoder_lr_factor", 1)  # nothing gets better
     options = ("--data_root", folder, "--out", out, *still, "--iterations", 12, "--eval_every", 2)
-    training.run("folder", *options, "--early_stopping", 2)
+    training.run("folder", *options, "--early_stopping", 1)
     said = capsys.readouterr().out
-    assert "Stopped early: no better mIoU in 2 evaluations." in said
+    assert "Stopped early: no better mIoU in 1 evaluations." in said
     assert "Best mIoU" in said
     state = training.checkpoint(out)
-    assert (state["iteration"], [iteration for iteration, _ in state["mious"]]) == (6, [2, 4, 6])
+    assert (state["iteration"], [iteration for iteration, _ in state["mious"]]) == (4, [2, 4])
     AcceleratorState._reset_state(True)
-    training.run("folder", *options, "--early_stopping", 2)
+    training.run("folder", *options, "--early_stopping", 1)
     models = f"its models are {out / 'best'} and {out / 'last'}"
     said = "A larger --early_stopping continues it, another --out starts anew."
     assert capsys.readouterr().out == f"The run is already finished: {models}. {said}\n"
     AcceleratorState._reset_state(True)
-    training.run("folder", *options, "--early_stopping", 3)
-    assert "Changed since the checkpoint: early_stopping 2, now 3." in capsys.readouterr().out
-    assert training.checkpoint(out)["iteration"] == 8
+    training.run("folder", *options, "--early_stopping", 2)
+    assert "Changed since the checkpoint: early_stopping 1, now 2." in capsys.readouterr().out
+    assert training.checkpoint(out)["iteration"] == 6
 
 
 def test_a_finished_run_continues_with_more_iterations_and_is_never_cut_short(folder, tmp_path, capsys):
-    options = ("--data_root", folder, "--out", tmp_path / "run", "--lr", 1e-3)
+    options = ("--data_root", folder, "--out", tmp_path / "run", "--lr", 1e-3, "--eval_every", 6)
     training.run("folder", *options, "--iterations", 6)
     first = training.checkpoint(tmp_path / "run")
     capsys.readouterr()
@@ -114,7 +114,7 @@ def test_a_finished_run_continues_with_more_iterations_and_is_never_cut_short(fo
     assert "The schedule ends at iteration 12, not 6: the learning rate goes from 0 to 0.00056." in said
     state = training.checkpoint(tmp_path / "run")
     assert (state["iteration"], state["losses"][:6], len(state["losses"])) == (12, first["losses"], 12)
-    assert [iteration for iteration, _ in state["mious"]] == [3, 6, 9, 12]
+    assert [iteration for iteration, _ in state["mious"]] == [6, 12]
 
 
 def test_an_interrupted_run_with_every_new_setting_ends_as_one_that_was_not(folder, tmp_path, monkeypatch):
@@ -158,7 +158,7 @@ def test_settings_that_an_older_checkpoint_lacks_had_their_defaults(finished_run
         del state["settings"][name]
     (tmp_path / "run").mkdir()
     torch.save(state | {"iteration": 1}, tmp_path / "run/checkpoint.pt")
-    training.run("folder", *finished_run.options, "--out", tmp_path / "run", "--schedule", "cosine")
+    training.set_up("folder", *finished_run.options, "--out", tmp_path / "run", "--schedule", "cosine")
     changed = f"schedule poly, now cosine; out {finished_run.out}, now {tmp_path / 'run'}"
     assert f"Changed since the checkpoint: {changed}.\n" in capsys.readouterr().out
 

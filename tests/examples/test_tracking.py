@@ -13,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+import miniatures
 import terminal
 import train
 import training
@@ -93,14 +94,25 @@ def test_a_missing_package_is_named_before_the_data_is_read(tmp_path, monkeypatc
         run("no data", tmp_path / "run", "--tracker", "comet_ml")
 
 
-def test_tensorboard_gets_numbers_pictures_and_the_resumed_run(folder, tmp_path, monkeypatch):
-    (folder / "classes.txt").write_text("road; wet\nsky\ntree\n", encoding="utf-8")
-    out, options = tmp_path / "run", ("--tracker", "tensorboard", "--ema_decay", 0.5, "--resize_factors", 0.75, 1.5)
-    with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="power failure"):
+@pytest.fixture(scope="module")
+def resumed_run(tmp_path_factory):
+    """A run that failed between an evaluation and its checkpoint and was resumed: the data, its folder, its options."""
+    root = tmp_path_factory.mktemp("resumed")
+    miniatures.make("folder", root / "data", [0, 1, 2, 255])
+    (root / "data" / "classes.txt").write_text("road; wet\nsky\ntree, rare\nd\n", encoding="utf-8")
+    options = ("--tracker", "tensorboard", "--ema_decay", 0.5, "--resize_factors", 0.75, 1.5)
+    options = (*options, *training.EXACT, "--no-check_data")  # d never occurs
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(RuntimeError, match="power failure"):
         stop_before_the_checkpoint_of(6, patched)
-        run(folder, out, *options)
+        run(root / "data", root / "run", *options)
     AcceleratorState._reset_state(True)
-    run(folder, out, *options)
+    run(root / "data", root / "run", *options)
+    AcceleratorState._reset_state(True)
+    return root / "data", root / "run", options
+
+
+def test_tensorboard_gets_numbers_pictures_and_the_resumed_run(resumed_run):
+    _, out, _ = resumed_run
     log = EventAccumulator(str(out / "log"), size_guidance={"scalars": 0, "images": 0}).Reload()
     assert [event.step for event in log.Scalars("loss")] == [1, 2, 3, 4, 5, 6]  # 5 and 6 of the second start alone
     assert [event.step for event in log.Scalars("iou/road_ wet")] == [3, 6]
@@ -123,33 +135,26 @@ def test_ones_own_tracker_is_named_on_the_command_line(folder, tmp_path, own_cod
     assert values[3]["picture"][0] == 1 and values[3]["picture"][3] == 3  # one picture in color
 
 
-def test_metrics_csv_has_a_row_for_each_evaluation_of_a_resumed_run_too(folder, tmp_path, monkeypatch):
-    (folder / "classes.txt").write_text("a\nb\nc, rare\nd\n", encoding="utf-8")
-    options = (*training.EXACT, "--no-check_data")  # d never occurs
+def test_metrics_csv_has_a_row_for_each_evaluation_of_a_resumed_run_too(resumed_run, tmp_path):
+    folder, out, options = resumed_run
     run(folder, tmp_path / "whole", *options)
-    AcceleratorState._reset_state(True)
-    with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="power failure"):
-        stop_before_the_checkpoint_of(6, patched)
-        run(folder, tmp_path / "parts", *options)
-    AcceleratorState._reset_state(True)
-    run(folder, tmp_path / "parts", *options)
-    whole, parts = ((tmp_path / name / "metrics.csv").read_text(encoding="utf-8") for name in ("whole", "parts"))
+    whole, parts = ((root / "metrics.csv").read_text(encoding="utf-8") for root in (tmp_path / "whole", out))
     assert whole == parts
     rows = list(csv.DictReader(whole.splitlines()))
-    names = ["iteration", "loss", "lr", "miou", "macc", "aacc", "iou/a", "iou/b", "iou/c, rare", "iou/d"]
+    names = ["iteration", "loss", "lr", "miou", "macc", "aacc", "iou/road; wet", "iou/sky", "iou/tree, rare", "iou/d"]
     assert [*rows[0]] == names and [row["iteration"] for row in rows] == ["3", "6"]
-    state = training.checkpoint(tmp_path / "parts")
+    state = training.checkpoint(out)
     assert [(int(row["iteration"]), float(row["miou"])) for row in rows] == state["mious"]
     assert float(rows[1]["loss"]) == pytest.approx(np.mean(state["losses"]))
 
 
 def test_the_first_evaluation_is_called_so(folder, tmp_path, capsys):
-    run(folder, tmp_path / "run")
+    run(folder, tmp_path / "run", "--iterations", 2, "--eval_every", 1)
     said = re.findall(r"^iteration (\d): mIoU (\S+), (.*)$", capsys.readouterr().out, re.MULTILINE)
-    assert said == [("3", said[0][1], "first"), ("6", said[1][1], f"best before {said[0][1]}")]
+    assert said == [("1", said[0][1], "first"), ("2", said[1][1], f"best before {said[0][1]}")]
 
 
-@pytest.mark.parametrize(("iterations", "every", "lines"), [(40, 2, range(4, 41, 4)), (6, 4, [4])])
+@pytest.mark.parametrize(("iterations", "every", "lines"), [(20, 1, range(2, 21, 2)), (6, 4, [4])])
 def test_without_a_terminal_a_line_is_written_every_tenth(folder, tmp_path, capfd, iterations, every, lines):
     schedule = ("--iterations", iterations, "--log_every", every, "--eval_every", 100, "--save_every", 100)
     run(folder, tmp_path / "run", *schedule)

@@ -64,14 +64,13 @@ def test_binary_masks_of_0_and_255_are_refused_before_training(tmp_path):
         training.run("folder", *options)
     assert not (tmp_path / "run").exists()
     (tmp_path / "data" / "classes.txt").write_text("0 background\n255 person\n", encoding="utf-8")
-    training.run("folder", *options)
-    assert smp.from_pretrained(tmp_path / "run" / "last").pretrained_cfg["label_names"] == ["background", "person"]
+    trainer = training.set_up("folder", *options)
+    assert trainer.raw_model.pretrained_cfg["label_names"] == ["background", "person"]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_precision_that_is_slow_here_is_pointed_out(folder, tmp_path, capsys, precision):
-    options = ("--data_root", folder, "--out", tmp_path / "run", "--iterations", 1)
-    training.run("folder", *options, "--precision", precision)
+    training.set_up("folder", "--data_root", folder, "--out", tmp_path / "run", "--precision", precision)
     said = "On most CPUs, bf16 is about ten times slower than fp32."
     assert capsys.readouterr().out.count(said) == (precision == "bf16")
 
@@ -145,7 +144,7 @@ def test_an_evaluation_writes_a_checkpoint(folder, tmp_path, capsys):
     state = training.checkpoint(tmp_path / "run")
     assert (state["iteration"], len(state["mious"])) == (3, 1)
     (tmp_path / "run" / "checkpoint.pt").unlink()
-    training.run("folder", *options)
+    training.set_up("folder", *options)
     assert f"Warning: {tmp_path / 'run'} holds a model but no checkpoint" in capsys.readouterr().out
 
 
@@ -160,7 +159,7 @@ def test_labels_for_validation_are_checked_before_anything_is_trained(folder, tm
 
 
 def test_crops_larger_than_the_images_are_pointed_out(folder, tmp_path, capsys):
-    training.run("folder", "--data_root", folder, "--out", tmp_path / "run", "--iterations", 1, "--base_scale", 31, 31)
+    training.set_up("folder", "--data_root", folder, "--out", tmp_path / "run", "--base_scale", 31, 31)
     assert (
         "Warning: crops of 32 are larger than the images, which are fitted in 31×31: set a smaller --crop_size"
         in capsys.readouterr().out

@@ -111,5 +111,5 @@ def test_a_finished_run_says_which_settings_were_not_used(finished_run, capsys):
 
 
 def test_a_rate_that_never_falls_is_pointed_out(folder, tmp_path, capsys):
-    training.run("folder", "--data_root", folder, "--out", tmp_path / "run", "--iterations", 1)
+    training.set_up("folder", "--data_root", folder, "--out", tmp_path / "run", "--iterations", 1)
     assert "Warning: --warmup 2 is no less than --iterations: the rate only rises." in capsys.readouterr().out

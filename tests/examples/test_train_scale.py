@@ -295,9 +295,12 @@ def test_a_model_that_keeps_no_scale_is_said_to(folder):
     assert "scale" not in said[-1]
 
 
-def test_show_data_names_the_scale(folder, tmp_path, capsys):
-    show_data.main([FOLDER, "--data_root", str(folder), "--crop_size", "32", "--picture", str(tmp_path / "a.png")])
-    assert "are fitted in 64×48, by the median of their sides, 64×48, for training" in capsys.readouterr().out
+def test_show_data_names_the_scale_and_the_picture_in_a_new_folder(folder, tmp_path, capsys):
+    picture = tmp_path / "new" / "crops.png"
+    show_data.main([FOLDER, "--data_root", str(folder), "--crop_size", "32", "--picture", str(picture)])
+    said = capsys.readouterr().out
+    assert "are fitted in 64×48, by the median of their sides, 64×48, for training" in said
+    assert f"{picture}: 16 augmented crops" in said and Image.open(picture).width == 1600
 
 
 # Evaluation

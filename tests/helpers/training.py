@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import train
-from segmentation.recipe import TrainSettings
+from segmentation.recipe import TrainSettings, parse
 
 EXAMPLES = Path(train.__file__).parent
 RECIPES = EXAMPLES / "recipes"
@@ -28,6 +28,11 @@ def arguments(recipe: str, *options: object) -> list[str]:
 def run(recipe: str, *options: object) -> None:
     """Train in this process."""
     train.main(arguments(recipe, *options))
+
+
+def set_up(recipe: str, *options: object) -> train.Trainer:
+    """Do what comes before the first iteration of a training, in this process."""
+    return train.Trainer(parse(TrainSettings, arguments(recipe, *options), ""))
 
 
 @contextmanager

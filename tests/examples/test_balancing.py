@@ -179,7 +179,7 @@ def test_given_weights_are_used_in_the_order_of_the_classes(folder, tmp_path, ca
 
 
 def test_a_resumed_run_with_balanced_classes_ends_as_one_that_was_not_stopped(folder, tmp_path):
-    options = ("--data_root", folder, *BOTH, *training.EXACT)
+    options = ("--data_root", folder, *BOTH, *training.EXACT, "--eval_every", 6)
     training.run("folder", *options, "--out", tmp_path / "whole")
     with training.power_failure():
         training.run("folder", *options, "--out", tmp_path / "parts")

@@ -11,7 +11,6 @@ from PIL import Image
 import evaluate
 import miniatures
 import show_data
-import train
 import training
 from segmentation import checks, layouts, models
 from segmentation.bands import ImageForm
@@ -242,28 +241,15 @@ def test_a_model_states_the_scale_that_it_was_trained_and_evaluated_at(tmp_path,
     assert ("Scale: images are fitted in 100×60, as the model states." in capsys.readouterr().out) == bool(scale)
 
 
-def run_until(iteration, monkeypatch, *options):
-    """Train until an evaluation at `iteration` fails."""
-    validate = train.Trainer.validate
-
-    def fail(trainer):
-        if trainer.iteration == iteration:
-            raise RuntimeError("power failure")
-        validate(trainer)
-
-    with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="power failure"):
-        patched.setattr(train.Trainer, "validate", fail)
-        training.run("folder", *options)
-    AcceleratorState._reset_state(True)
-
-
 @pytest.mark.parametrize("sizes", [((48, 64), (96, 128), (100, 60)), ((64, 64),) * 3], ids=["photos", "tiles"])
-def test_a_resumed_run_goes_on_at_its_scale_to_the_same_weights(tmp_path, monkeypatch, capsys, sizes):
+def test_a_resumed_run_goes_on_at_its_scale_to_the_same_weights(tmp_path, capsys, sizes):
     miniatures.make("folder", tmp_path / "data", [0, 1, 2], sizes)
-    options = ("--data_root", tmp_path / "data", *training.EXACT, "--out")
+    options = ("--data_root", tmp_path / "data", *training.EXACT, "--eval_every", 6, "--out")
     training.run("folder", *options, tmp_path / "whole")
     AcceleratorState._reset_state(True)
-    run_until(6, monkeypatch, *options, tmp_path / "run")
+    with training.power_failure():
+        training.run("folder", *options, tmp_path / "run")
+    AcceleratorState._reset_state(True)
     capsys.readouterr()
     training.run("folder", *options, tmp_path / "run")
     said = capsys.readouterr().out

@@ -18,7 +18,7 @@ from segmentation_models_pytorch.base.hub_mixin import MODEL_CARD
 from timm.models import is_model_in_modules, save_for_hf
 
 from .._atomic import fill_when_complete
-from ..checkpoints.folder import CARD, CONFIG, WEIGHTS, info_key, read_facts, read_model_config
+from ..checkpoints.folder import CARD, CONFIG, info_key, read_facts, read_model_config
 from ..checkpoints.lookup import is_hub_id
 from ..errors import OptionError
 from ..label_sets import LABEL_SETS
@@ -116,7 +116,7 @@ def write_card(
     config = read_model_config(folder)
     key = info_key(config)
     known = config.get(key) or {}
-    info = update_facts(known, facts or {}, folder / WEIGHTS)
+    info = update_facts(known, facts or {})
     classes, channels = config.get("classes", config.get("num_classes", 1)), config.get("in_channels", 3)
     if misfit := check_facts(info, classes, channels).get("label_names"):
         raise OptionError(f"pretrained_cfg does not fit the model: {misfit}.")

@@ -74,7 +74,7 @@ def push_to_hub(
         OptionError: If the model is fused, or not timm's or smp's; if a fact does not fit it; if `private` is set and
             the repository is public; or if both `revision` and `create_pr` are given.
         FileNotFoundError: If there is no such folder.
-        CheckpointError: If the folder is not a model folder, or holds results and its weights are damaged.
+        CheckpointError: If the folder is not a model folder.
         ConnectionError: If the Hub cannot be reached.
         HubError: If the Hub refuses the request for another reason.
     """
@@ -152,15 +152,15 @@ def _copy_folder(source: Path, folder: Path, extra_files: bool) -> None:
 def add_results(folder: str | Path, results: Sequence[Mapping[str, Any]]) -> None:
     """Write evaluation results to the configuration and the card of a model folder.
 
-    Replaces results of the same data set, split, metric and setting, and leaves out results of other weights than those
-    in the folder. In a card that was edited by hand, only the front matter changes.
+    Replaces results of the same data set, split, metric and setting. In a card that was edited by hand, only the front
+    matter changes.
 
     Args:
         folder: A folder that `convert` or `save_pretrained` made.
         results: Results as in the `card` of :func:`push_to_hub`.
 
     Raises:
-        CheckpointError: If the folder is not a model folder, or its weights are damaged.
+        CheckpointError: If the folder is not a model folder.
         OptionError: If a result lacks its metric or value.
     """
     write_card(Path(folder), {"results": results})

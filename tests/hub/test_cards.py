@@ -1,7 +1,6 @@
 """Model cards: what they say is true of the model, and the code in them runs."""
 
 import re
-import shutil
 
 import numpy as np
 import pytest
@@ -268,24 +267,6 @@ def test_results_in_an_edited_card_change_in_the_front_matter_alone(tmp_path):
     new = (tmp_path / "README.md").read_bytes().decode()
     assert ModelCard(new).data.eval_results[0].metric_value == 1.5
     assert ModelCard(new).text == ModelCard(text).text
-
-
-@pytest.mark.parametrize("model", ["segmenter", "unet", "backbone"])
-def test_results_added_to_replaced_weights_do_not_keep_the_old_ones(tmp_path, caplog, model):
-    make = {
-        "segmenter": narrow,
-        "unet": lambda: smp.Unet("tu-test_mscan", encoder_weights=None),
-        "backbone": lambda: timm.create_model("test_mscan", num_classes=3),
-    }[model]
-    for name in ("one", "two"):
-        save(make(), tmp_path / name)
-    segnext_timm.add_results(tmp_path / "one", [RESULT])
-    shutil.copy(tmp_path / "two" / "model.safetensors", tmp_path / "one")
-    segnext_timm.add_results(tmp_path / "one", [RESULT | {"metric": "mAcc", "value": 1.5}])
-    text = (tmp_path / "one" / "README.md").read_text(encoding="utf-8")
-    assert "71.34" not in text + (tmp_path / "one" / "config.json").read_text()
-    assert "| 1.5 |" in text
-    assert "left out results of other weights" in caplog.text
 
 
 @pytest.mark.parametrize("mapping", [True, False])

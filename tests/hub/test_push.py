@@ -1,7 +1,6 @@
 """Folders and models on their way to the Hub and back."""
 
 import json
-import shutil
 
 import pytest
 import segmentation_models_pytorch as smp
@@ -314,34 +313,6 @@ def pushed(server, name):
     return json.loads(texts[0]), ModelCard(texts[1]), "".join(texts)
 
 
-@pytest.mark.parametrize("edited", [False, True])
-def test_results_of_replaced_weights_are_not_pushed(hub, tmp_path, edited):
-    server, run = hub
-    models = {
-        "segmenter": (narrow(), narrow()),
-        "backbone": (timm.create_model("test_mscan"), timm.create_model("test_mscan")),
-    }
-    for name, pair in models.items():
-        for number, model in enumerate(pair):
-            segnext_timm.hub.push._save_model(model, tmp_path / f"{name}{number}", {})
-        segnext_timm.add_results(tmp_path / f"{name}0", [{"dataset": "x", "metric": "mIoU", "value": 71.34}])
-        shutil.copy(tmp_path / f"{name}1" / "model.safetensors", tmp_path / f"{name}0")
-        if edited:
-            path = tmp_path / f"{name}0" / "README.md"
-            path.write_text(path.read_text().replace("71.34", "measured") + "My words.", encoding="utf-8")
-    before = {file: file.read_bytes() for file in tmp_path.glob("*0/*")}
-    done = run("""
-for name in ("segmenter", "backbone"):
-    segnext_timm.push_to_hub(folder / f"{name}0", f"writer/{name}")
-""")
-    assert done.stderr.count("left out results of other weights") == 2
-    for name in models:
-        config, card, text = pushed(server, f"writer/{name}")
-        assert "results" not in str(config) and card.data.eval_results is None and "71.34" not in text
-        assert card.text.endswith("My words.") == edited
-    assert {file: file.read_bytes() for file in tmp_path.glob("*0/*")} == before
-
-
 def test_a_model_pushed_over_another_does_not_keep_its_card(hub):
     server, run = hub
     run("""
@@ -363,16 +334,16 @@ for name in ("generated", "edited"):
     assert card.text == "My words." and card.data.eval_results is None
 
 
-def test_facts_given_for_a_card_stay_with_the_model_and_results_only_with_their_weights(hub):
+def test_facts_given_for_a_card_stay_with_the_model_and_results_with_the_repository(hub):
     server, run = hub
     run("""
 model = narrow()
 result = {"dataset": "x", "metric": "mIoU", "value": 71.34}
 segnext_timm.push_to_hub(model, "writer/x", card={"license": "mit", "dataset": "streets", "results": [result]})
 model = smp.from_pretrained("writer/x")
-segnext_timm.push_to_hub(model, "writer/same", card={"description": "A model that sees."})
-torch.nn.init.zeros_(model.encoder.model.stem.conv1.weight)
-model.push_to_hub("writer/other")
+facts = {"description": "A model that sees."}
+segnext_timm.push_to_hub(model, "writer/other", card=facts)
+segnext_timm.push_to_hub(Path(HfApi().snapshot_download("writer/x")), "writer/same", card=facts)
 """)
     for name in ("same", "other"):
         config, card, text = pushed(server, f"writer/{name}")
@@ -432,31 +403,6 @@ assert model.config["decoder_eval_steps"] == 7
     config, _, _ = pushed(server, "writer/x")
     assert config["decoder_eval_steps"] == 9
     assert sorted(server.repos["writer/x"].branches["main"]) == ["README.md", "config.json", "model.safetensors"]
-
-
-def test_a_unet_with_results_of_other_weights_is_pushed_without_them(hub):
-    server, run = hub
-    done = run("""
-model = smp.Unet("tu-test_mscan", encoder_weights=None)
-model.save_pretrained(folder / "unet")
-segnext_timm.add_results(folder / "unet", [{"dataset": "x", "metric": "mIoU", "value": 71.34}])
-import json
-model.pretrained_cfg = json.loads((folder / "unet" / "config.json").read_text())["_pretrained_cfg"]
-segnext_timm.push_to_hub(model, "writer/same")
-torch.nn.init.zeros_(model.encoder.model.stem.conv1.weight)
-segnext_timm.push_to_hub(model, "writer/other")
-""")
-    assert "| 71.34 |" in pushed(server, "writer/same")[2]
-    assert "71.34" not in pushed(server, "writer/other")[2]
-    assert done.stderr.count("left out results of other weights") == 1
-
-
-def test_damaged_weights_with_results_are_not_pushed(tmp_path):
-    narrow().save_pretrained(tmp_path)
-    segnext_timm.add_results(tmp_path, [{"dataset": "x", "metric": "mIoU", "value": 71.34}])
-    (tmp_path / "model.safetensors").write_bytes(b"x")
-    with pytest.raises(CheckpointError, match=r"model\.safetensors: the file is damaged"):
-        push_to_hub(tmp_path, "writer/x", token="hf_writer")
 
 
 def test_a_model_keeps_what_is_known_of_its_weights(tmp_path):

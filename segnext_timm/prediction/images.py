@@ -291,7 +291,7 @@ def read_image(
     """
     read = read_values(image, channels, bands, value_range is not None)
     is_file = isinstance(image, str | os.PathLike | Image.Image)
-    hint = "" if is_file or channels is None else _axes_hint(read.values, channels, isinstance(image, torch.Tensor))
+    hint = "" if is_file else "; an array is (H, W, C), a tensor (C, H, W)"
     with named(image, ImageError) if is_file else nullcontext():
         scaled = to_input(read, channels, value_range, hint)
     is_wide = not (read.values.dtype == torch.uint8 or read.values.is_floating_point())
@@ -304,17 +304,6 @@ def to_input(read: Values, channels: int | None, value_range: ValueRange | None 
     """Convert values to a number of channels, and scale them: see :func:`read_image`."""
     values = _to_channels(read.values, channels)
     if channels not in (None, len(values)):
-        if len(values) > channels:
-            hint = hint or ': state which bands it takes, from 1, in pretrained_cfg["bands"]'
-        raise ImageError(f"The model takes images of {channels} channels, got {len(values)}{hint}.")
+        bands = ': state which bands it takes, from 1, in pretrained_cfg["bands"]' if len(values) > channels else ""
+        raise ImageError(f"The model takes images of {channels} channels, got {len(values)}{bands}{hint}.")
     return scale_values(values, value_range, read.valid).contiguous()
-
-
-def _axes_hint(tensor: torch.Tensor, channels: int, given_as_tensor: bool) -> str:
-    """What to do if an image (C, H, W), given as an array or a tensor, has its channels on the other's axis."""
-    possible, count = {1, 3, 4, channels}, tensor.shape[2 if given_as_tensor else 1]
-    if tensor.shape[0] in possible or count not in possible or count > tensor.shape[0]:
-        return ""
-    if given_as_tensor:
-        return ": a tensor is (C, H, W), pass image.permute(2, 0, 1)"
-    return ": an array is (H, W, C), pass image.transpose(1, 2, 0)"

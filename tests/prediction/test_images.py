@@ -261,16 +261,10 @@ def test_arrays_that_are_no_image_are_named_with_the_shapes_allowed(image, found
         read_image(image)
 
 
-@pytest.mark.parametrize("count", [1, 3, 4])
-def test_a_tensor_with_its_channels_last_is_told_how_to_permute_it(count):
-    with pytest.raises(ImageError, match=r"a tensor is \(C, H, W\), pass image\.permute\(2, 0, 1\)\.$"):
-        read_image(torch.zeros(40, 60, count))
-
-
-@pytest.mark.parametrize("count", [1, 3, 4])
-def test_an_array_with_its_channels_first_is_told_how_to_transpose_it(count):
-    with pytest.raises(ImageError, match=r"an array is \(H, W, C\), pass image\.transpose\(1, 2, 0\)\.$"):
-        read_image(np.zeros((count, 40, 60), np.uint8))
+@pytest.mark.parametrize("image", [torch.zeros(40, 60, 3), np.zeros((3, 40, 60), np.uint8)])
+def test_an_image_with_its_channels_on_another_axis_is_told_where_they_belong(image):
+    with pytest.raises(ImageError, match=r"got [46]0: .*; an array is \(H, W, C\), a tensor \(C, H, W\)\.$"):
+        read_image(image)
 
 
 @pytest.mark.parametrize("image", [np.zeros((40, 60, 4), np.uint8), torch.zeros(6, 40, 60)])

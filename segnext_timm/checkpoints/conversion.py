@@ -71,7 +71,7 @@ def convert(
     with fill_when_complete(dst, last=CONFIG) if dst.is_dir() else replace_when_complete(dst) as new:
         config = read_model_config(src) if src.is_dir() else {}
         if num_classes is not None:
-            (config.get(info_key(config)) or {}).pop("results", None)  # of all classes
+            (config.get(info_key(config)) or {}).pop("results", None)  # measured with all classes
         checkpoint = load_checkpoint(src / WEIGHTS if config else src, rank=rank, ema=ema, num_classes=num_classes)
         if checkpoint.kind == "backbone" and "encoder_name" in config:
             config = {}  # the folder holds another segmenter, such as Unet: convert only its MSCAN

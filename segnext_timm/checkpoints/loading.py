@@ -152,7 +152,7 @@ def load_segmenter(
         config["classes"], key = classes, info_key(config)
         config[key] = {fact: value for fact, value in (config.get(key) or {}).items() if fact not in _OF_CLASSES}
     model = build_segmenter(folder, config, name)
-    getattr(model, "pretrained_cfg", {}).pop("results", None)  # of the folder: this model may be trained
+    getattr(model, "pretrained_cfg", {}).pop("results", None)  # they belong to the folder: see SegNeXt
     weights = read_checkpoint(folder / WEIGHTS)
     try:
         if changed:

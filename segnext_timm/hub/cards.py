@@ -59,7 +59,7 @@ def model_card(config: Mapping[str, Any], repo: str = ".") -> ModelCard:
         metrics=sorted({result.metric_type for result in results}) or None,
         eval_results=results or None,
     )
-    facts = {"config": config, "info": info, "name": data.model_name, "repo": repo}
+    facts: dict[str, Any] = {"config": config, "info": info, "name": data.model_name, "repo": repo}
     card = ModelCard.from_template(data, str(_TEMPLATE), **facts, has_mscan=has_mscan, started_from=started_from)
     return ModelCard(_signed(re.sub(r"\n{3,}", "\n\n", str(card))))
 

@@ -122,7 +122,7 @@ class SegNeXtHubMixin(SegmentationModel):
         started_from, kwargs["encoder_weights"] = kwargs.get("encoder_weights"), None
         model = super()._from_pretrained(**kwargs)
         model.config["encoder_weights"] = started_from  # for the card when the model is saved again
-        model.pretrained_cfg.pop("results", None)
+        model.pretrained_cfg.pop("results", None)  # see `pretrained_cfg`
         return model.eval()  # documented by the Hub's mixin, but some versions do not do it for safetensors
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:

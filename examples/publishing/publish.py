@@ -28,7 +28,6 @@ from segnext_timm.checkpoints.folder import MODEL_FILES, WEIGHTS
 from segnext_timm.checkpoints.lookup import hub_errors
 from segnext_timm.downloads import fetch
 from segnext_timm.hub.cards import save_backbone, write_card
-from segnext_timm.models.facts import weights_digest
 
 
 def write_folder(published: Published, folder: Path, entry: Mapping[str, Any]) -> None:
@@ -52,7 +51,7 @@ def write_folder(published: Published, folder: Path, entry: Mapping[str, Any]) -
         if cfg is None:
             write_backbone(model, published.name, new)
             return
-        model.pretrained_cfg = {**cfg.pretrained_cfg, "results_digest": weights_digest(model)}
+        model.pretrained_cfg = cfg.pretrained_cfg
         model.save_pretrained(new)
         if "miou" in entry:
             result = {"dataset": cfg.dataset, "split": "validation", "metric": "mIoU", "value": entry["miou"]}

@@ -266,7 +266,6 @@ def note_results(model: SegNeXt, split: Split, scores: Scores) -> None:
     """Store a split's mIoU in the model, which is saved with it if it is saved before it is trained further."""
     result = {"dataset": split.name, "split": "val", "metric": "mIoU", "value": round(100 * scores.miou, 2)}
     model.pretrained_cfg["results"] = [{**result, "setting": "single scale"}]
-    model.pretrained_cfg.pop("results_digest", None)  # of weights that were saved before
 
 
 def training_facts(settings: TrainSettings, iteration: int) -> dict[str, Any]:

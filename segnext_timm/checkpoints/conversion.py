@@ -17,7 +17,7 @@ from ..models.hamburger import NMF2d
 from ..models.state_dicts import check_parameters
 from .catalog import IMAGENET_MEAN, IMAGENET_STD
 from .dialects import Checkpoint, load_checkpoint, native_to_mmseg
-from .folder import CONFIG, MODEL_FILES, PICKLE_SUFFIXES, WEIGHTS, read_facts, read_model_config
+from .folder import CONFIG, MODEL_FILES, PICKLE_SUFFIXES, WEIGHTS, info_key, read_facts, read_model_config
 from .loading import build_segmenter
 
 _logger = logging.getLogger(__name__)
@@ -70,6 +70,8 @@ def convert(
     # an existing folder may be the current one, or a disk's, which cannot be replaced
     with fill_when_complete(dst, last=CONFIG) if dst.is_dir() else replace_when_complete(dst) as new:
         config = read_model_config(src) if src.is_dir() else {}
+        if num_classes is not None:
+            (config.get(info_key(config)) or {}).pop("results", None)  # measured with all classes
         checkpoint = load_checkpoint(src / WEIGHTS if config else src, rank=rank, ema=ema, num_classes=num_classes)
         if checkpoint.kind == "backbone" and "encoder_name" in config:
             config = {}  # the folder holds another segmenter, such as Unet: convert only its MSCAN

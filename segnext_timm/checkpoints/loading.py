@@ -13,7 +13,7 @@ from timm.models import adapt_input_conv
 
 from ..downloads import fetch
 from ..errors import CheckpointError, OptionError
-from ..models.facts import check_facts, weights_digest
+from ..models.facts import check_facts
 from ..models.segnext import SegNeXt
 from ..models.state_dicts import check_parameters
 from .catalog import SegmenterCfg, get_segmenter_cfg
@@ -25,8 +25,8 @@ from .lookup import check_segmenter, find_published, hub_config, hub_errors
 _logger = logging.getLogger(__name__)
 
 # Facts to drop when the classes change (_OF_CLASSES), or when the published weights are not loaded (_OF_WEIGHTS)
-_OF_CLASSES = {"label_names", "palette", "dataset", "results", "results_digest"}
-_OF_WEIGHTS = {"url", "origin_url", "license", "dataset_terms", "results"}
+_OF_CLASSES = {"label_names", "palette", "dataset"}
+_OF_WEIGHTS = {"url", "origin_url", "license", "dataset_terms"}
 
 
 def create_segmenter(name: str, pretrained: bool = False, classes: int | None = None, **overrides: Any) -> SegNeXt:
@@ -55,8 +55,7 @@ def _create_published(
 ) -> SegNeXt:
     """Create a published segmenter; `source` holds revision, token and cache_dir of :func:`load_segmenter`."""
     same_classes = classes in (None, cfg.num_classes)
-    untrue = (set() if same_classes else _OF_CLASSES) | (set() if pretrained else _OF_WEIGHTS)
-    untrue |= {"results"} if overrides else set()
+    untrue = {"results"} | (set() if same_classes else _OF_CLASSES) | (set() if pretrained else _OF_WEIGHTS)
     arguments = {
         "encoder_name": cfg.encoder_name,
         "encoder_weights": None,
@@ -76,8 +75,6 @@ def _create_published(
         load_published(model, cfg, path, same_classes)
         if not same_classes:
             _warn_of_classes(cfg.name, cfg.num_classes, classes)
-    if "results" in model.pretrained_cfg:
-        model.pretrained_cfg["results_digest"] = weights_digest(model)
     return model
 
 
@@ -155,6 +152,7 @@ def load_segmenter(
         config["classes"], key = classes, info_key(config)
         config[key] = {fact: value for fact, value in (config.get(key) or {}).items() if fact not in _OF_CLASSES}
     model = build_segmenter(folder, config, name)
+    getattr(model, "pretrained_cfg", {}).pop("results", None)  # they belong to the folder: see SegNeXt
     weights = read_checkpoint(folder / WEIGHTS)
     try:
         if changed:

@@ -12,13 +12,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import segmentation_models_pytorch as smp
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from segmentation_models_pytorch.base.hub_mixin import MODEL_CARD
 from timm.models import is_model_in_modules, save_for_hf
 
 from .._atomic import fill_when_complete
-from ..checkpoints.folder import CARD, CONFIG, WEIGHTS, info_key, read_facts, read_model_config
+from ..checkpoints.folder import CARD, CONFIG, info_key, read_facts, read_model_config
 from ..checkpoints.lookup import is_hub_id
 from ..errors import OptionError
 from ..label_sets import LABEL_SETS
@@ -60,25 +59,9 @@ def model_card(config: Mapping[str, Any], repo: str = ".") -> ModelCard:
         metrics=sorted({result.metric_type for result in results}) or None,
         eval_results=results or None,
     )
-    facts: dict[str, Any] = {
-        "config": config,
-        "info": info,
-        "has_mscan": has_mscan,
-        "divisor": _divisor(config, architecture),
-    }
-    facts |= {"name": data.model_name, "repo": repo, "started_from": started_from}
-    card = ModelCard.from_template(data, str(_TEMPLATE), **facts)
+    facts: dict[str, Any] = {"config": config, "info": info, "name": data.model_name, "repo": repo}
+    card = ModelCard.from_template(data, str(_TEMPLATE), **facts, has_mscan=has_mscan, started_from=started_from)
     return ModelCard(_signed(re.sub(r"\n{3,}", "\n\n", str(card))))
-
-
-def _divisor(config: Mapping[str, Any], architecture: str) -> int | None:
-    """Number that height and width must be multiples of: 1 for any size; None if unknown."""
-    if not getattr(getattr(smp, architecture, None), "requires_divisible_input_shape", True):
-        return 1
-    if architecture == "DPT" or "encoder_depth" not in config:
-        return None
-    stride = config.get("encoder_output_stride") or config.get("output_stride") or 32
-    return min(stride, 2 ** config["encoder_depth"])
 
 
 def _dataset_id(name: str) -> str:
@@ -110,32 +93,30 @@ def write_card(
 ) -> None:
     """Add facts to the configuration of a model folder, and write the card that follows from it.
 
-    Facts are those of :func:`update_facts`. A card that was edited by hand keeps its text, and only the results in its
-    front matter follow; `on_hub` is the repository's current card, used if that of the folder is generated.
+    Facts are those of :func:`update_facts`. A card that was edited by hand stays, but for the repository in its code;
+    `on_hub` is the repository's current card, used if that of the folder is generated.
     """
     config = read_model_config(folder)
     key = info_key(config)
     known = config.get(key) or {}
-    info = update_facts(known, facts or {}, folder / WEIGHTS)
+    info = update_facts(known, facts or {})
     classes, channels = config.get("classes", config.get("num_classes", 1)), config.get("in_channels", 3)
     if misfit := check_facts(info, classes, channels).get("label_names"):
         raise OptionError(f"pretrained_cfg does not fit the model: {misfit}.")
     if info or known:
         config[key] = info
-    card = model_card(config, repo)
-    text = str(card)
+    card = str(model_card(config, repo)).encode()
     for path in [path for path in (folder / CARD, on_hub) if path is not None and path.is_file()]:
-        old = path.read_bytes().decode("utf-8-sig", "surrogateescape")  # keeps line ends, and bytes that are no text
-        if not is_generated(old):
-            text = _with_results_of(card, old)
+        if not is_generated(path.read_text("utf-8-sig", "replace")):
+            card = path.read_bytes()
             if repo != ".":
-                text = text.replace('from_pretrained(".")', f'from_pretrained("{repo}")')
-                text = text.replace('local-dir:."', f'hf-hub:{repo}"')
-            if (facts or {}).keys() - {"results", "metrics"}:
-                _logger.warning(f"{CARD} was edited by hand: it keeps its text, and states no new facts but results.")
+                card = card.replace(b'from_pretrained(".")', f'from_pretrained("{repo}")'.encode())
+                card = card.replace(b'local-dir:."', f'hf-hub:{repo}"'.encode())
+            if facts:
+                _logger.warning(f"{CARD} was edited by hand: it stays as it is, and states no new facts.")
             break
     with fill_when_complete(folder, last=CONFIG) as new:
-        (new / CARD).write_bytes(text.encode("utf-8", "surrogateescape"))
+        (new / CARD).write_bytes(card)
         (new / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
 
 
@@ -153,7 +134,7 @@ def _signed(text: str) -> str:
     """Mark a card as generated, by a hash of its text in a comment at its end."""
     text = _SIGNATURE.sub("", text).rstrip()
     lines = "\n".join(line.rstrip() for line in text.splitlines()).strip()
-    digest = hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    digest = hashlib.sha256(lines.encode()).hexdigest()[:16]
     return f"{text}\n\n<!-- generated by segnext-timm: {digest} -->\n"
 
 
@@ -165,17 +146,3 @@ def is_generated(text: str) -> bool:
     states_nothing = text.count("[More Information Needed]") == 2 and "\nlicense: mit\n" in text
     is_smp_s = states_nothing and _SMP_CARD.fullmatch(text.strip()) is not None
     return is_smp_s or text.rstrip().endswith(_signed(text).splitlines()[-1])
-
-
-def _with_results_of(new: Any, old: str) -> str:
-    """Return the text of an edited card, with the results and metrics of a new one in its front matter."""
-    try:
-        card: Any = ModelCard(old, ignore_metadata_errors=True)
-    except Exception as error:  # whatever the parser of YAML raises
-        _logger.warning(f"The model card stays as it is, because its front matter cannot be read: {error}")
-        return old
-    if (card.data.eval_results or None, card.data.metrics) == (new.data.eval_results, new.data.metrics):
-        return old
-    card.data.model_name = card.data.model_name or new.data.model_name
-    card.data.eval_results, card.data.metrics = new.data.eval_results, new.data.metrics
-    return str(card)

@@ -33,8 +33,8 @@ class SegNeXtHubMixin(SegmentationModel):
 
         `label_names` and `palette` (red, green, blue) of each class; `mean` and `std` of images scaled to 0..1;
         `fit_in`, the long and the short side that :func:`.predict` resizes images to fit; `dataset`, `license`,
-        `description` and `results` for the model card. `results_digest` identifies the weights that have these results:
-        a model that was trained on is saved without them.
+        `description` and `results` for the model card. Results belong to a saved model: a loaded one, which may be
+        trained on, has none.
 
         Raises:
             OptionError: If an entry has another form, or is for another number of classes or channels.
@@ -61,14 +61,14 @@ class SegNeXtHubMixin(SegmentationModel):
     ) -> CommitInfo | None:
         """Save weights, configuration and a model card, and push them with `push_to_hub=True`. Takes smp's arguments.
 
-        A card that was edited by hand keeps its text: only the results in its front matter follow.
+        A card that was edited by hand stays as it is.
 
         Args:
             save_directory: Folder to write.
             config: Configuration to save in place of the model's.
             repo_id: "user/repo" to push to. Default: the name of the folder.
             push_to_hub: Push the folder, as :func:`segnext_timm.push_to_hub` does.
-            model_card_kwargs: Facts, which :attr:`pretrained_cfg` keeps, as in the `card` of that function.
+            model_card_kwargs: Facts, as in the `card` of that function; :attr:`pretrained_cfg` keeps all but results.
             branch: Branch to push to.
             kwargs: `dataset` and `metrics` are facts too; others are arguments of that function.
 
@@ -80,13 +80,14 @@ class SegNeXtHubMixin(SegmentationModel):
         from .. import hub  # above the models: smp asks a model for its card
 
         stated: dict[str, Any] = {name: kwargs.pop(name) for name in ("dataset", "metrics") if name in kwargs}
-        self._update_config({**(model_card_kwargs or {}), **stated})  # before anything is written, or removed
+        info = self._update_config({**(model_card_kwargs or {}), **stated})  # before anything is written, or removed
         folder = Path(save_directory)
         with fill_when_complete(folder, last="config.json") as new:
             if (folder / "README.md").is_file():
                 shutil.copyfile(folder / "README.md", new / "README.md")
             # a copy: smp adds its name of the class to what it saves and takes it away, which other threads would see
-            super().save_pretrained(new, config={**(config or self.config), "_model_class": type(self).__name__})
+            config = config or {**self.config, "pretrained_cfg": info}
+            super().save_pretrained(new, config={**config, "_model_class": type(self).__name__})
             hub.write_card(new)
         return hub.push_to_hub(folder, repo_id or folder.name, revision=branch, **kwargs) if push_to_hub else None
 
@@ -95,13 +96,18 @@ class SegNeXtHubMixin(SegmentationModel):
         with tempfile.TemporaryDirectory() as folder:
             return self.save_pretrained(folder, push_to_hub=True, repo_id=repo_id, **kwargs)
 
-    def _update_config(self, facts: Mapping[str, Any]) -> None:
-        """Make the configuration that of the model as it is, whose head and facts may have been changed in place."""
+    def _update_config(self, facts: Mapping[str, Any]) -> dict[str, Any]:
+        """Make the configuration that of the model as it is, whose head and facts may have been changed in place.
+
+        Returns all facts to save, of which the model keeps no results: it may be trained on.
+        """
         check_not_fused(self)
         head = _describe_head(self.segmentation_head, self.config.get("activation"))
         fitting = self._fitting_facts(self.pretrained_cfg, head["classes"])
-        self.pretrained_cfg = update_facts(fitting, facts, self)  # raises an error before anything is changed
+        info = update_facts(fitting, facts)  # raises an error before anything is changed
+        self.pretrained_cfg = update_facts(fitting, {**facts, "results": None, "metrics": None})
         self.config.update(head)
+        return info
 
     def _fitting_facts(self, cfg: Mapping[str, Any], classes: int) -> dict[str, Any]:
         """Leave out the entries of a `pretrained_cfg` for another number of classes or channels, with a warning."""
@@ -116,6 +122,7 @@ class SegNeXtHubMixin(SegmentationModel):
         started_from, kwargs["encoder_weights"] = kwargs.get("encoder_weights"), None
         model = super()._from_pretrained(**kwargs)
         model.config["encoder_weights"] = started_from  # for the card when the model is saved again
+        model.pretrained_cfg.pop("results", None)  # see `pretrained_cfg`
         return model.eval()  # documented by the Hub's mixin, but some versions do not do it for safetensors
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
@@ -129,7 +136,7 @@ class SegNeXtHubMixin(SegmentationModel):
         from ..hub import model_card
 
         repo = kwargs.pop("repo_id", None) or "."
-        info = update_facts(self.pretrained_cfg, kwargs, self)
+        info = update_facts(self.pretrained_cfg, kwargs)
         return model_card({**self.config, "_model_class": type(self).__name__, "pretrained_cfg": info}, repo)
 
 
@@ -151,7 +158,7 @@ def _fit_pretrained_cfg(cfg: Mapping[str, Any], classes: int, in_channels: int) 
     fitting = plain_values(cfg)
     misfits = check_facts(fitting, classes, in_channels)
     # results belong to the classes
-    untrue = {*misfits, *(("dataset", "results", "results_digest") if "label_names" in misfits else ())}
+    untrue = {*misfits, *(("dataset", "results") if "label_names" in misfits else ())}
     fitting = {name: value for name, value in fitting.items() if name not in untrue}
     if names := fitting.get("label_names"):
         fitting["label_names"] = name_list(names)

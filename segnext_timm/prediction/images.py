@@ -29,7 +29,6 @@ _DARK_WARNING = (
     f"in the units of the file: {_RANGE_HINT}."
 )
 _BITS, _SAMPLES, _PLANAR, _SAMPLE_FORMAT, _NODATA = 258, 277, 284, 339, 42113  # tags of TIFF, the last one GDAL's
-_JPEG_2000 = b"\xff\x4f\xff\x51"  # how its code begins
 logging.getLogger("PIL.TiffImagePlugin").addHandler(logging.NullHandler())  # else it prints, of many bands
 
 
@@ -100,10 +99,8 @@ def loses_values(image: Any, channels: int | None = 3) -> bool:
     The bands of an RGB TIFF beyond three are dropped on purpose, unless more `channels`, or all (None), are wanted.
     """
     tags, is_wide = getattr(image, "tag_v2", None), image.mode[0] in "IF"  # of more than 8 bits in memory
-    if image.format == "JPEG2000":
-        bits = _jpeg_2000_bits(image)
-        exact = bits <= 8 or (bits == 16 and is_wide)
-        return not exact or (channels is None and image.mode not in ("L", "RGB", "I;16"))
+    if image.format == "JPEG2000":  # depths other than 8 and 16 bits are not stated, and scaled
+        return True
     if tags is None:
         return image.format == "PNG" and not is_wide and any(";16" in str(tile[3]) for tile in image.tile)
     bands = len(image.getbands())
@@ -114,15 +111,6 @@ def loses_values(image: Any, channels: int | None = 3) -> bool:
         return True
     # of more bands than it knows, Pillow takes the first for gray, and those after alpha before it
     return samples > bands and (channels is None or bands == 1 or channels > bands - (image.mode == "RGBA"))
-
-
-def _jpeg_2000_bits(image: Any) -> int:
-    """Bits of the first component of a JPEG 2000."""
-    place = image.fp.tell()
-    image.fp.seek(0)
-    _, _, code = image.fp.read(1 << 20).partition(_JPEG_2000)
-    image.fp.seek(place)
-    return (code[38] & 127) + 1 if len(code) > 38 else 8
 
 
 def read_values(
@@ -143,7 +131,7 @@ def read_values(
         path = Path(image)
         if path.suffix.lower() == ".npy":
             array = np.load(path, allow_pickle=False, mmap_mode="r")
-            return Values(_select(_take(_bands_last(array), any_type=True), bands))
+            return Values(_select(_take(array, any_type=True), bands))
         try:
             with warnings.catch_warnings():  # Pillow warns from 89 megapixels on, and refuses from 179 on
                 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -222,31 +210,19 @@ def read_region(raster: Raster, rows: slice = slice(None), columns: slice = slic
     return Values(values, None if valid is None or valid.all() else valid)
 
 
-def _bands_last(array: np.ndarray) -> np.ndarray:
-    """Move the bands of a file's array to the end if they come first, which few of them before long sides show."""
-    first = array.ndim == 3 and array.shape[0] <= 20 and min(array.shape[1:]) >= 32
-    return array.transpose(1, 2, 0) if first else array
-
-
 # Arrays
 
 
 def _as_array(image: Any) -> np.ndarray:
     """Convert an array of any library to NumPy's; raise an ImageError for other objects."""
-    hint = ""
     if hasattr(image, "__array__"):
-        try:
-            return np.asarray(image)
-        except Exception as error:  # of any library
-            hint = f", which NumPy cannot convert: {error}"
-    raise ImageError(f"An image is a path, a Pillow image, {_ARRAYS}, got {type(image).__name__}{hint}.")
+        return np.asarray(image)
+    raise ImageError(f"An image is a path, a Pillow image, {_ARRAYS}, got {type(image).__name__}.")
 
 
 def _take(image: Any, any_type: bool) -> torch.Tensor:
     """Take the values (C, H, W) of an array or a tensor; without `any_type`, integers have to be uint8 or uint16."""
     given_as_tensor = isinstance(image, torch.Tensor)
-    if given_as_tensor and (image.layout != torch.strided or image.is_nested or image.is_meta):
-        raise ImageError(f"An image is {_ARRAYS}, got a sparse or nested tensor, or one on the meta device.")
     values: Any = image.detach() if given_as_tensor else _as_array(image)
     found = f"{str(values.dtype).removeprefix('torch.')} {tuple(values.shape)}"
     if not (values.ndim == 3 or (values.ndim == 2 and not given_as_tensor)) or 0 in values.shape:
@@ -273,10 +249,9 @@ def read_image(
     """Read an image as a tensor of shape (channels, H, W).
 
     Args:
-        image: A file that Pillow or rasterio reads, or a Pillow image: rotated by its EXIF data, without alpha. A file
-            `.npy` of an array (H, W), (H, W, C), or (C, H, W) with few bands. Or an array (H, W, C) or (H, W), also
-            another library's that NumPy converts, or a tensor (C, H, W): without a range, uint8 from 0 to 255, uint16
-            from 0 to 65535, or floating point from 0 to 1.
+        image: A file that Pillow or rasterio reads, or a Pillow image: rotated by its EXIF data, without alpha. Or an
+            array (H, W, C) or (H, W), also a file `.npy` and another library's that NumPy converts, or a tensor (C, H,
+            W): without a range, uint8 from 0 to 255, uint16 from 0 to 65535, or floating point from 0 to 1.
         channels: Number of channels to return. Gray is converted to color and color to gray; other numbers must match.
             None: three of gray images and of those in color with 8 bits, and all bands of others.
         value_range: The values, in the units of `image`, that become 0 and 1: see :func:`scale_values`.
@@ -291,7 +266,7 @@ def read_image(
     """
     read = read_values(image, channels, bands, value_range is not None)
     is_file = isinstance(image, str | os.PathLike | Image.Image)
-    hint = "" if is_file or channels is None else _axes_hint(read.values, channels, isinstance(image, torch.Tensor))
+    hint = "" if is_file else "; an array is (H, W, C), a tensor (C, H, W)"
     with named(image, ImageError) if is_file else nullcontext():
         scaled = to_input(read, channels, value_range, hint)
     is_wide = not (read.values.dtype == torch.uint8 or read.values.is_floating_point())
@@ -304,17 +279,6 @@ def to_input(read: Values, channels: int | None, value_range: ValueRange | None 
     """Convert values to a number of channels, and scale them: see :func:`read_image`."""
     values = _to_channels(read.values, channels)
     if channels not in (None, len(values)):
-        if len(values) > channels:
-            hint = hint or ': state which bands it takes, from 1, in pretrained_cfg["bands"]'
-        raise ImageError(f"The model takes images of {channels} channels, got {len(values)}{hint}.")
+        bands = ': state which bands it takes, from 1, in pretrained_cfg["bands"]' if len(values) > channels else ""
+        raise ImageError(f"The model takes images of {channels} channels, got {len(values)}{bands}{hint}.")
     return scale_values(values, value_range, read.valid).contiguous()
-
-
-def _axes_hint(tensor: torch.Tensor, channels: int, given_as_tensor: bool) -> str:
-    """What to do if an image (C, H, W), given as an array or a tensor, has its channels on the other's axis."""
-    possible, count = {1, 3, 4, channels}, tensor.shape[2 if given_as_tensor else 1]
-    if tensor.shape[0] in possible or count not in possible or count > tensor.shape[0]:
-        return ""
-    if given_as_tensor:
-        return ": a tensor is (C, H, W), pass image.permute(2, 0, 1)"
-    return ": an array is (H, W, C), pass image.transpose(1, 2, 0)"

@@ -1,7 +1,6 @@
 """Folders and models on their way to the Hub and back."""
 
 import json
-import shutil
 
 import pytest
 import segmentation_models_pytorch as smp
@@ -214,24 +213,14 @@ for attempt in tries:
     assert {file.name: file.read_bytes() for file in (tmp_path / "kept").iterdir()} == before
 
 
-def test_files_that_are_not_the_model_s_are_pushed_only_if_wanted_and_pickles_never(hub, tmp_path):
+def test_files_that_are_not_the_model_s_are_not_pushed(hub, tmp_path):
     server, run = hub
     narrow().save_pretrained(tmp_path / "run")
     (tmp_path / "run" / ".git").mkdir()
-    (tmp_path / "run" / "plots").mkdir()
-    for name in (".env", ".git/config", "best.pth.tar", "last.PTH", "plots/curve.png", "plots/data.pkl"):
+    for name in (".env", ".git/config", "best.pth.tar", "curve.png"):
         (tmp_path / "run" / name).write_bytes(b"x")
-    model = ["README.md", "config.json", "model.safetensors"]
-    done = run('segnext_timm.push_to_hub(folder / "run", "writer/x")')
-    assert sorted(server.repos["writer/x"].branches["main"]) == model
-    assert (
-        "Left out 4 files (best.pth.tar, last.PTH, plots/curve.png, plots/data.pkl): push them with --extra-files"
-        in done.stderr
-    )
-    done = run('segnext_timm.push_to_hub(folder / "run", "writer/x", extra_files=True)')
-    assert sorted(server.repos["writer/x"].branches["main"]) == [*model, "plots/curve.png"]
-    assert "Left out 3 files (best.pth.tar, last.PTH, plots/data.pkl): push them with --extra-files" in done.stderr
-    assert "pickles never are." in done.stderr
+    run('segnext_timm.push_to_hub(folder / "run", "writer/x")')
+    assert sorted(server.repos["writer/x"].branches["main"]) == ["README.md", "config.json", "model.safetensors"]
 
 
 LOG_IN = "Log in with `hf auth login`, or set HF_TOKEN, to a token that may do this."
@@ -314,34 +303,6 @@ def pushed(server, name):
     return json.loads(texts[0]), ModelCard(texts[1]), "".join(texts)
 
 
-@pytest.mark.parametrize("edited", [False, True])
-def test_results_of_replaced_weights_are_not_pushed(hub, tmp_path, edited):
-    server, run = hub
-    models = {
-        "segmenter": (narrow(), narrow()),
-        "backbone": (timm.create_model("test_mscan"), timm.create_model("test_mscan")),
-    }
-    for name, pair in models.items():
-        for number, model in enumerate(pair):
-            segnext_timm.hub.push._save_model(model, tmp_path / f"{name}{number}", {})
-        segnext_timm.add_results(tmp_path / f"{name}0", [{"dataset": "x", "metric": "mIoU", "value": 71.34}])
-        shutil.copy(tmp_path / f"{name}1" / "model.safetensors", tmp_path / f"{name}0")
-        if edited:
-            path = tmp_path / f"{name}0" / "README.md"
-            path.write_text(path.read_text().replace("71.34", "measured") + "My words.", encoding="utf-8")
-    before = {file: file.read_bytes() for file in tmp_path.glob("*0/*")}
-    done = run("""
-for name in ("segmenter", "backbone"):
-    segnext_timm.push_to_hub(folder / f"{name}0", f"writer/{name}")
-""")
-    assert done.stderr.count("left out results of other weights") == 2
-    for name in models:
-        config, card, text = pushed(server, f"writer/{name}")
-        assert "results" not in str(config) and card.data.eval_results is None and "71.34" not in text
-        assert card.text.endswith("My words.") == edited
-    assert {file: file.read_bytes() for file in tmp_path.glob("*0/*")} == before
-
-
 def test_a_model_pushed_over_another_does_not_keep_its_card(hub):
     server, run = hub
     run("""
@@ -360,19 +321,19 @@ for name in ("generated", "edited"):
     assert "0 d, 1 e, 2 f" in text and "0 a" not in text and "71.34" not in text
     assert 'smp.from_pretrained("writer/generated")' in text
     _, card, text = pushed(server, "writer/edited")
-    assert card.text == "My words." and card.data.eval_results is None
+    assert card.text == "My words."
 
 
-def test_facts_given_for_a_card_stay_with_the_model_and_results_only_with_their_weights(hub):
+def test_facts_given_for_a_card_stay_with_the_model_and_results_with_the_repository(hub):
     server, run = hub
     run("""
 model = narrow()
 result = {"dataset": "x", "metric": "mIoU", "value": 71.34}
 segnext_timm.push_to_hub(model, "writer/x", card={"license": "mit", "dataset": "streets", "results": [result]})
 model = smp.from_pretrained("writer/x")
-segnext_timm.push_to_hub(model, "writer/same", card={"description": "A model that sees."})
-torch.nn.init.zeros_(model.encoder.model.stem.conv1.weight)
-model.push_to_hub("writer/other")
+facts = {"description": "A model that sees."}
+segnext_timm.push_to_hub(model, "writer/other", card=facts)
+segnext_timm.push_to_hub(Path(HfApi().snapshot_download("writer/x")), "writer/same", card=facts)
 """)
     for name in ("same", "other"):
         config, card, text = pushed(server, f"writer/{name}")
@@ -406,7 +367,7 @@ def test_a_card_edited_on_the_hub_keeps_its_text_whatever_is_pushed(hub, tmp_pat
     server.repos["writer/x"].branches["main"]["README.md"] = b"---\nlicense: other\n---\nMy words.\n"
     result = {"dataset": "x", "metric": "mIoU", "value": 71.34}
     done = run(f"facts = {{'results': [{result}], 'license': 'mit'}}\n" + "\n".join(ways))
-    assert done.stderr.count("README.md was edited by hand: it keeps its text") == 2  # once for each `card`
+    assert done.stderr.count("README.md was edited by hand: it stays as it is") == 2  # once for each `card`
     _, card, _ = pushed(server, "writer/x")
     assert card.text == "My words.\n" and card.data.license == "other"
 
@@ -432,31 +393,6 @@ assert model.config["decoder_eval_steps"] == 7
     config, _, _ = pushed(server, "writer/x")
     assert config["decoder_eval_steps"] == 9
     assert sorted(server.repos["writer/x"].branches["main"]) == ["README.md", "config.json", "model.safetensors"]
-
-
-def test_a_unet_with_results_of_other_weights_is_pushed_without_them(hub):
-    server, run = hub
-    done = run("""
-model = smp.Unet("tu-test_mscan", encoder_weights=None)
-model.save_pretrained(folder / "unet")
-segnext_timm.add_results(folder / "unet", [{"dataset": "x", "metric": "mIoU", "value": 71.34}])
-import json
-model.pretrained_cfg = json.loads((folder / "unet" / "config.json").read_text())["_pretrained_cfg"]
-segnext_timm.push_to_hub(model, "writer/same")
-torch.nn.init.zeros_(model.encoder.model.stem.conv1.weight)
-segnext_timm.push_to_hub(model, "writer/other")
-""")
-    assert "| 71.34 |" in pushed(server, "writer/same")[2]
-    assert "71.34" not in pushed(server, "writer/other")[2]
-    assert done.stderr.count("left out results of other weights") == 1
-
-
-def test_damaged_weights_with_results_are_not_pushed(tmp_path):
-    narrow().save_pretrained(tmp_path)
-    segnext_timm.add_results(tmp_path, [{"dataset": "x", "metric": "mIoU", "value": 71.34}])
-    (tmp_path / "model.safetensors").write_bytes(b"x")
-    with pytest.raises(CheckpointError, match=r"model\.safetensors: the file is damaged"):
-        push_to_hub(tmp_path, "writer/x", token="hf_writer")
 
 
 def test_a_model_keeps_what_is_known_of_its_weights(tmp_path):

@@ -102,7 +102,7 @@ def _cross_entropy_kernel(
     class_weight = tl.load(weight + index, mask=valid, other=0.0) if WEIGHTED else tl.where(valid, 1.0, 0.0)
     smoothing_weight = class_weight * (smoothing / classes)  # each class's share in every target
     smoothing_sum = tl.sum(smoothing_weight)
-    normalizers, linear = tl.zeros((PIXELS,), tl.float32), 0.0
+    loss = 0.0
     gradient00, gradient01 = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32)
     gradient10, gradient11 = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32)
     for line in range(0, down):
@@ -114,6 +114,7 @@ def _cross_entropy_kernel(
         targets, softmaxes = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32)
         targets_right, softmaxes_right = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32)
         counted, counted_right = tl.zeros((PIXELS,), tl.float32), tl.zeros((PIXELS,), tl.float32)
+        normalizers = tl.zeros((PIXELS,), tl.float32)
         for pixel in range(0, across, PIXELS):
             x = pixel + tl.arange(0, PIXELS)
             label = tl.load(labels + x, mask=x < across, other=0)
@@ -141,7 +142,7 @@ def _cross_entropy_kernel(
                 softmaxes_right += tl.sum((right * scale)[:, None] * exponentials, 0)
         targets += smoothing_weight * tl.sum(counted)
         targets_right += smoothing_weight * tl.sum(counted_right)
-        linear += tl.sum(first * targets + slope * targets_right)
+        loss += (tl.sum(normalizers) - tl.sum(first * targets + slope * targets_right)) / LOG2E
         if NEEDS_GRADIENT:
             gradient_right = softmaxes_right - targets_right
             gradient_left = softmaxes - targets - gradient_right
@@ -149,7 +150,7 @@ def _cross_entropy_kernel(
             gradient01 += (1 - low) * gradient_right
             gradient10 += low * gradient_left
             gradient11 += low * gradient_right
-    tl.store(losses + tl.program_id(0), (tl.sum(normalizers) - linear) / LOG2E)
+    tl.store(losses + tl.program_id(0), loss)
     if NEEDS_GRADIENT:
         _write_corners(corner_gradients, gradient00, gradient01, gradient10, gradient11, classes, index)
 

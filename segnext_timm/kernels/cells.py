@@ -15,11 +15,14 @@ import torch
 import triton
 import triton.language as tl
 
+LOG2E = tl.constexpr(1.4426950408889634)  # 1 / log 2: GPUs have an instruction for exp2
+_CORNER_BYTES = 512 << 20  # size of the gradients of cells' corners, which take four times as much as logits in float32
+
 
 @triton.jit
 def _first_pixel(cell, cells, size, resized):
     """Find the first pixel of a cell on an axis of `size` logits and `resized` pixels, in integer arithmetic."""
-    first = ((2 * cell + 1) * resized + size - 1) // (2 * size)
+    first = (((2 * cell + 1).to(tl.int64) * resized + size - 1) // (2 * size)).to(tl.int32)
     return tl.where(cell <= 0, 0, tl.where(cell >= cells, resized, first))
 
 
@@ -34,8 +37,8 @@ def _second_share(pixel, cell, size, resized):
 def _locate(height, width, target_height, target_width):
     """Find this program's cell: image, row, column, its first pixel's row and column, and its height and width."""
     rows, columns = tl.maximum(height - 1, 1), tl.maximum(width - 1, 1)
-    cell = tl.program_id(0).to(tl.int64)
-    column, row, image = cell % columns, (cell // columns) % rows, cell // (columns * rows)
+    cell = tl.program_id(0)
+    column, row, image = cell % columns, (cell // columns) % rows, (cell // columns // rows).to(tl.int64)
     top, left = _first_pixel(row, rows, height, target_height), _first_pixel(column, columns, width, target_width)
     down = _first_pixel(row + 1, rows, height, target_height) - top
     across = _first_pixel(column + 1, columns, width, target_width) - left
@@ -54,14 +57,6 @@ def _read_corners(logits, image, row, column, height, width, classes, index):
     corner10 = tl.load(logits + (bottom + column) * classes + index, mask=valid, other=0.0).to(tl.float32)
     corner11 = tl.load(logits + (bottom + right) * classes + index, mask=valid, other=0.0).to(tl.float32)
     return corner00, corner01, corner10, corner11
-
-
-@triton.jit
-def _shares(y, x, row, column, height, width, target_height, target_width):
-    """Compute the weights of a cell's corners in its pixels, each of shape (pixels, 1)."""
-    low = _second_share(y, row, height, target_height)[:, None]
-    right = _second_share(x, column, width, target_width)[:, None]
-    return (1 - low) * (1 - right), (1 - low) * right, low * (1 - right), low * right
 
 
 @triton.jit
@@ -93,7 +88,13 @@ def _cross_entropy_kernel(
     BLOCK: tl.constexpr,
     PIXELS: tl.constexpr,
 ):
-    """Sum the loss over a cell's pixels, and compute the gradients of its corners."""
+    """Sum the loss over a cell's pixels, and compute the gradients of its corners.
+
+    With maps m and the target t of a pixel, which label smoothing spreads over the classes, its loss is
+    Σt · log Σexp(m) - Σt·m, and its gradient Σt · softmax(m) - t. In a row, m is linear in the pixel's distance from
+    the cell's left side, and so is what reaches the corners: a row needs the sums of t and of Σt · softmax(m), each by
+    itself and times the distance.
+    """
     image, row, column, top, left, down, across = _locate(height, width, target_height, target_width)
     index = tl.arange(0, BLOCK)
     valid = index < classes
@@ -101,38 +102,55 @@ def _cross_entropy_kernel(
     class_weight = tl.load(weight + index, mask=valid, other=0.0) if WEIGHTED else tl.where(valid, 1.0, 0.0)
     smoothing_weight = class_weight * (smoothing / classes)  # each class's share in every target
     smoothing_sum = tl.sum(smoothing_weight)
-    loss = tl.zeros((PIXELS,), tl.float32)
+    loss = 0.0
     gradient00, gradient01 = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32)
     gradient10, gradient11 = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32)
-    for start in range(0, down * across, PIXELS):
-        pixel = start + tl.arange(0, PIXELS)
-        y, x = top + pixel // across, left + pixel % across
-        place = (image * target_height + y) * target_width + x
-        label = tl.load(target + place, mask=pixel < down * across, other=ignore_index)
-        counts = (pixel < down * across) & (label != ignore_index)
-        share00, share01, share10, share11 = _shares(y, x, row, column, height, width, target_height, target_width)
-        maps = share00 * corner00 + share01 * corner01 + share10 * corner10 + share11 * corner11  # (PIXELS, BLOCK)
-        smoothed = tl.sum(smoothing_weight * maps, 1)
-        maps = tl.where(valid, maps, float("-inf"))
-        largest = tl.max(maps, 1)
-        exponentials = tl.exp(maps - largest[:, None])
-        total = tl.sum(exponentials, 1)
-        normalizer = largest + tl.log(total)
-        is_label = (index == label[:, None]) & counts[:, None]
-        target_weight = tl.sum(tl.where(is_label, class_weight, 0.0), 1) * (1 - smoothing)
-        pixel_loss = target_weight * (normalizer - tl.sum(tl.where(is_label, maps, 0.0), 1))
-        pixel_loss += tl.where(smoothing > 0, smoothing_sum * normalizer - smoothed, 0.0)
-        no_class = (label < 0) | (label >= classes)
-        loss += tl.where(counts, tl.where(no_class, float("nan"), pixel_loss), 0.0)
+    for line in range(0, down):
+        low = _second_share(top + line, row, height, target_height)
+        first = (corner00 + low * (corner10 - corner00)) * LOG2E
+        slope = (corner01 + low * (corner11 - corner01)) * LOG2E - first
+        start = tl.where(valid, first, float("-inf"))
+        labels = target + (image * target_height + top + line) * target_width + left
+        targets, softmaxes = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32)
+        targets_right, softmaxes_right = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32)
+        counted, counted_right = tl.zeros((PIXELS,), tl.float32), tl.zeros((PIXELS,), tl.float32)
+        normalizers = tl.zeros((PIXELS,), tl.float32)
+        for pixel in range(0, across, PIXELS):
+            x = pixel + tl.arange(0, PIXELS)
+            label = tl.load(labels + x, mask=x < across, other=0)
+            counts = (x < across) & (label != ignore_index)
+            known = counts & (label >= 0) & (label < classes)
+            label = tl.where(known, label, 0).to(tl.int32)
+            label_weight = (tl.load(weight + label) if WEIGHTED else 1.0) * (1 - smoothing)
+            label_weight = tl.where(known, label_weight, 0.0)
+            target_weight = tl.where(counts, label_weight + smoothing_sum, 0.0)
+            right = _second_share(left + x, column, width, target_width)
+            maps = start + right[:, None] * slope  # (PIXELS, BLOCK)
+            largest = tl.max(maps, 1)
+            exponentials = tl.exp2(maps - largest[:, None])
+            total = tl.sum(exponentials, 1)
+            normalizer = tl.where(known, target_weight * (largest + tl.log2(total)), float("nan"))
+            normalizers += tl.where(counts, normalizer, 0.0)
+            label_target = tl.where(index == label[:, None], label_weight[:, None], 0.0)
+            targets += tl.sum(label_target, 0)
+            targets_right += tl.sum(right[:, None] * label_target, 0)
+            counted += tl.where(counts, 1.0, 0.0)
+            counted_right += tl.where(counts, right, 0.0)
+            if NEEDS_GRADIENT:
+                scale = target_weight / total
+                softmaxes += tl.sum(scale[:, None] * exponentials, 0)
+                softmaxes_right += tl.sum((right * scale)[:, None] * exponentials, 0)
+        targets += smoothing_weight * tl.sum(counted)
+        targets_right += smoothing_weight * tl.sum(counted_right)
+        loss += (tl.sum(normalizers) - tl.sum(first * targets + slope * targets_right)) / LOG2E
         if NEEDS_GRADIENT:
-            gradient = exponentials * ((target_weight + smoothing_sum) / total)[:, None]
-            gradient -= tl.where(is_label, target_weight[:, None], 0.0) + smoothing_weight
-            gradient = tl.where(counts[:, None], gradient, 0.0)
-            gradient00 += tl.sum(share00 * gradient, 0)
-            gradient01 += tl.sum(share01 * gradient, 0)
-            gradient10 += tl.sum(share10 * gradient, 0)
-            gradient11 += tl.sum(share11 * gradient, 0)
-    tl.store(losses + tl.program_id(0), tl.sum(loss))
+            gradient_right = softmaxes_right - targets_right
+            gradient_left = softmaxes - targets - gradient_right
+            gradient00 += (1 - low) * gradient_left
+            gradient01 += (1 - low) * gradient_right
+            gradient10 += low * gradient_left
+            gradient11 += low * gradient_right
+    tl.store(losses + tl.program_id(0), loss)
     if NEEDS_GRADIENT:
         _write_corners(corner_gradients, gradient00, gradient01, gradient10, gradient11, classes, index)
 
@@ -167,15 +185,18 @@ def _argmax_kernel(
     image, row, column, top, left, down, across = _locate(height, width, target_height, target_width)
     index = tl.arange(0, BLOCK)
     corner00, corner01, corner10, corner11 = _read_corners(logits, image, row, column, height, width, classes, index)
-    for start in range(0, down * across, PIXELS):
-        pixel = start + tl.arange(0, PIXELS)
-        y, x = top + pixel // across, left + pixel % across
-        share00, share01, share10, share11 = _shares(y, x, row, column, height, width, target_height, target_width)
-        maps = share00 * corner00 + share01 * corner01 + share10 * corner10 + share11 * corner11
-        maps = tl.where(maps == maps, maps, float("inf"))
-        maps = tl.where(index < classes, maps, float("-inf"))
-        place = (image * target_height + y) * target_width + x
-        tl.store(labels + place, tl.argmax(maps, 1).to(tl.int64), mask=pixel < down * across)
+    for line in range(0, down):
+        low = _second_share(top + line, row, height, target_height)
+        first = (1 - low) * corner00 + low * corner10
+        second = (1 - low) * corner01 + low * corner11
+        place = labels + (image * target_height + top + line) * target_width + left
+        for pixel in range(0, across, PIXELS):
+            x = pixel + tl.arange(0, PIXELS)
+            right = _second_share(left + x, column, width, target_width)[:, None]
+            maps = (1 - right) * first + right * second  # (PIXELS, BLOCK)
+            maps = tl.where(maps == maps, maps, float("inf"))
+            maps = tl.where(index < classes, maps, float("-inf"))
+            tl.store(place + x, tl.argmax(maps, 1).to(tl.int64), mask=x < across)
 
 
 def _cells(height: int, width: int) -> int:
@@ -183,9 +204,9 @@ def _cells(height: int, width: int) -> int:
 
 
 def _launch(classes: int) -> dict[str, int]:
-    """Choose the block of classes, pixels at once and warps: what fits the registers of compute capability 8 and 9."""
+    """Choose the block of classes, pixels at once and warps: what fits the registers of a thread, without a stack."""
     block = triton.next_power_of_2(classes)
-    return {"BLOCK": block, "PIXELS": max(min(2048 // block, 16), 1), "num_warps": 4 if block <= 256 else 8}
+    return {"BLOCK": block, "PIXELS": 4, "num_warps": max(block // 256, 1)}
 
 
 def _nhwc(logits: torch.Tensor) -> torch.Tensor:
@@ -205,32 +226,36 @@ def cross_entropy(
     source, target = _nhwc(logits), target.contiguous()
     weight = None if weight is None else weight.to(source.device, torch.float32).contiguous()
     batch, height, width, classes = source.shape
-    cells = batch * _cells(height, width)
-    losses = source.new_empty(cells, dtype=torch.float32)
-    corners = source.new_empty((cells, 4, classes) if needs_gradient else (0,), dtype=torch.float32)
+    cells = _cells(height, width)
+    losses = source.new_empty((batch, cells), dtype=torch.float32)
+    gradient = losses.new_empty(source.shape) if needs_gradient else None
+    step = max(_CORNER_BYTES // (16 * cells * classes), 1)  # images at once
+    corners = losses.new_empty((min(step, batch), cells, 4, classes) if needs_gradient else (0,))
+    launch = _launch(classes)
     with torch.cuda.device_of(source):
-        _cross_entropy_kernel[(cells,)](
-            source,
-            target,
-            losses if weight is None else weight,
-            losses,
-            corners,
-            height,
-            width,
-            classes,
-            target.shape[1],
-            target.shape[2],
-            ignore_index,
-            smoothing,
-            WEIGHTED=weight is not None,
-            NEEDS_GRADIENT=needs_gradient,
-            **_launch(classes),
-        )
-        if not needs_gradient:
-            return losses.sum(), None
-        gradient = corners.new_empty(source.shape)
-        block = triton.next_power_of_2(classes)
-        _gather_kernel[(batch * height * width,)](corners, gradient, height, width, classes, BLOCK=block)
+        for start in range(0, batch, step):
+            images = slice(start, start + step)
+            count = min(step, batch - start)
+            _cross_entropy_kernel[(count * cells,)](
+                source[images],
+                target[images],
+                losses if weight is None else weight,
+                losses[images],
+                corners,
+                height,
+                width,
+                classes,
+                target.shape[1],
+                target.shape[2],
+                ignore_index,
+                smoothing,
+                WEIGHTED=weight is not None,
+                NEEDS_GRADIENT=needs_gradient,
+                **launch,
+            )
+            if gradient is not None:
+                grid = (count * height * width,)
+                _gather_kernel[grid](corners, gradient[images], height, width, classes, BLOCK=launch["BLOCK"])
     return losses.sum(), gradient
 
 

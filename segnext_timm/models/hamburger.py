@@ -27,7 +27,8 @@ class NMF2d(nn.Module):
     draws new bases at every call.
 
     The factorization runs in float32 (float64 for float64 inputs), also under autocast: it divides small numbers by
-    small numbers, which overflows in half precision.
+    small numbers, which overflows in half precision. On CUDA, its matrix products are in TF32 if the process allows it
+    by `torch.backends.cuda.matmul.allow_tf32`, which torch leaves off.
 
     Args:
         channels: Number of channels D.

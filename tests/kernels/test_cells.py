@@ -1,7 +1,6 @@
-"""The Triton kernels, in Triton's interpreter on the CPU, against torch in float64; and compiled for GPUs."""
+"""The Triton kernels against torch in float64: on CUDA, else in Triton's interpreter; and compiled for GPUs."""
 
-import os
-import subprocess
+import logging
 import sys
 
 import pytest
@@ -9,35 +8,59 @@ import torch
 import torch.nn.functional as F
 from torch._dynamo.testing import EagerAndRecordGraphs
 
-from segnext_timm import UpsampledCrossEntropyLoss
+from compiled_kernels import CAPABILITIES, Kernel, compile_kernels
+from segnext_timm import UpsampledCrossEntropyLoss, kernels
 from segnext_timm.kernels import upsampling
 from segnext_timm.models.losses import resized_argmax
 
 pytest.importorskip("triton")
 from segnext_timm.kernels import cells
 
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter is for machines without CUDA")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CASES = [  # classes, size, resized, smoothing, whether classes have weights
-    (2, (3, 3), (17, 20), 0.0, False),
+    (2, (3, 3), (10, 11), 0.0, False),
     (5, (3, 2), (11, 9), 0.1, True),
+    (20, (3, 2), (13, 7), 0.0, True),
+    (70, (2, 2), (9, 11), 0.1, True),
+    (150, (2, 3), (7, 10), 0.0, False),
     *(
         pytest.param(*case, marks=pytest.mark.slow)
         for case in (
+            (2, (3, 3), (17, 20), 0.0, False),
+            (5, (3, 1), (13, 4), 0.1, True),
+            (32, (2, 3), (9, 13), 0.1, False),
             (2, (3, 4), (24, 32), 0.0, False),
+            (3, (6, 6), (6, 6), 0.0, False),
             (19, (4, 6), (29, 43), 0.1, True),
             (150, (3, 4), (24, 32), 0.1, False),
             (171, (3, 3), (20, 21), 0.0, True),
+            (1000, (2, 3), (15, 17), 0.1, True),
         )
     ),
-    (5, (1, 4), (8, 30), 0.0, False),
+    (5, (1, 3), (4, 11), 0.0, False),
     (5, (1, 1), (5, 3), 0.2, False),
-    (3, (6, 6), (6, 6), 0.0, False),
+    (3, (4, 5), (4, 5), 0.0, False),
 ]
 
 
 @pytest.fixture
 def use_kernels(monkeypatch):
-    monkeypatch.setattr(upsampling, "_kernels", lambda logits: cells)
+    """CUDA; without a GPU, tensors that say they are on one, whose kernels Triton interprets."""
+    if DEVICE == "cpu":
+        monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda tensor: True))
+
+
+@pytest.fixture
+def trial(monkeypatch):
+    """A GPU for the trial of Triton alone: the compiler would initialize one."""
+    kernels._try_triton.cache_clear()
+    if DEVICE == "cpu":
+        tried = lambda: sys._getframe(1).f_globals["__name__"] == kernels.__name__  # noqa: E731
+        monkeypatch.setattr("torch.cuda.is_available", tried)
+        monkeypatch.setattr("torch.cuda.is_current_stream_capturing", lambda: False)
+        monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (9, 0))
+    yield kernels._try_triton
+    kernels._try_triton.cache_clear()
 
 
 def inputs(classes, size, resized):
@@ -45,14 +68,20 @@ def inputs(classes, size, resized):
     logits = 3 * torch.randn(2, classes, *size, generator=generator, dtype=torch.float64)
     labels = torch.randint(0, classes, (2, *resized), generator=generator)
     labels[torch.rand(labels.shape, generator=generator) < 0.2] = 255
-    return logits.contiguous(memory_format=torch.channels_last), labels
+    return logits.to(DEVICE).contiguous(memory_format=torch.channels_last), labels.to(DEVICE)
+
+
+def loss_and_gradient(logits, labels, weight=None, **options):
+    logits = logits.detach().requires_grad_()
+    loss = UpsampledCrossEntropyLoss(weight, ignore_index=255, **options)(logits, labels)
+    return loss.detach(), *torch.autograd.grad(loss, logits)
 
 
 @pytest.mark.parametrize(("classes", "size", "resized", "smoothing", "weighted"), CASES)
 def test_loss_and_gradient_are_those_of_resized_logits(use_kernels, classes, size, resized, smoothing, weighted):
     logits, labels = inputs(classes, size, resized)
     options = {"ignore_index": 255, "reduction": "sum" if weighted else "mean", "label_smoothing": smoothing}
-    weight = torch.rand(classes, dtype=torch.float64) + 0.5 if weighted else None
+    weight = torch.rand(classes, dtype=torch.float64, device=DEVICE) + 0.5 if weighted else None
     expected_logits = logits.clone().requires_grad_()
     maps = F.interpolate(expected_logits, resized, mode="bilinear", align_corners=False)
     expected = F.cross_entropy(maps, labels, weight, **options)
@@ -68,13 +97,47 @@ def test_loss_and_gradient_are_those_of_resized_logits(use_kernels, classes, siz
         assert UpsampledCrossEntropyLoss(weight, **options)(logits, labels).item() == loss.item()
 
 
-def test_the_gradient_has_the_dtype_of_half_precision_logits(use_kernels):
-    logits, labels = inputs(5, (2, 2), (8, 12))
-    logits = logits.bfloat16().requires_grad_()
-    loss = UpsampledCrossEntropyLoss(ignore_index=255)(logits, labels)
-    loss.backward()
-    assert loss.dtype == torch.float32
-    assert logits.grad.dtype == torch.bfloat16
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 2**-8), (torch.float16, 2**-11)])
+def test_the_loss_of_half_precision_is_computed_in_float32(use_kernels, dtype, tolerance):
+    logits, labels = inputs(20, (2, 2), (9, 7))
+    loss, gradient = loss_and_gradient(logits.to(dtype), labels)
+    wide_loss, wide_gradient = loss_and_gradient(logits.to(dtype).float(), labels)
+    assert (loss.dtype, gradient.dtype) == (torch.float32, dtype)
+    assert torch.equal(loss, wide_loss)
+    assert torch.equal(gradient, wide_gradient.to(dtype))
+    maps = F.interpolate(logits.to(dtype).double(), (9, 7), mode="bilinear", align_corners=False)
+    assert loss.item() == pytest.approx(F.cross_entropy(maps, labels, ignore_index=255).item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+def test_narrow_labels_are_read_as_they_are(use_kernels, dtype):
+    logits, labels = inputs(5, (2, 2), (4, 6))
+    for result, expected in zip(*(loss_and_gradient(logits.float(), label) for label in (labels.to(dtype), labels))):
+        assert torch.equal(result, expected)
+
+
+def test_a_batch_of_many_logits_is_processed_by_image(use_kernels, monkeypatch):
+    logits, labels = inputs(5, (2, 2), (4, 6))
+    expected = loss_and_gradient(logits.float(), labels)
+    monkeypatch.setattr(cells, "_CORNER_BYTES", 1)
+    for result, whole in zip(loss_and_gradient(logits.float(), labels), expected):
+        assert torch.equal(result, whole)
+
+
+@pytest.mark.cuda
+def test_two_streams_give_the_bits_of_one(use_kernels):
+    logits, labels = inputs(150, (64, 64), (512, 512))
+    problems = [(logits.float(), labels), (logits.float().flip(0), labels.flip(0))]
+    expected = [loss_and_gradient(*problem) for problem in problems]
+    torch.cuda.synchronize()
+    streams, results = [torch.cuda.Stream(), torch.cuda.Stream()], []
+    for _ in range(5):
+        for stream, problem in zip(streams, problems):
+            with torch.cuda.stream(stream):
+                results.append(loss_and_gradient(*problem))
+    torch.cuda.synchronize()
+    for result, whole in zip(results, expected * 5):
+        assert all(torch.equal(*pair) for pair in zip(result, whole))
 
 
 def test_labels_beyond_the_classes_make_the_loss_nan(use_kernels):
@@ -128,48 +191,80 @@ def test_the_compiled_loss_is_that_of_the_kernels(use_kernels):
     assert called == ["segnext_timm.upsampled_cross_entropy.default"]
 
 
-def test_the_compiler_does_not_trace_the_trial_of_triton(monkeypatch):
+def test_the_compiler_does_not_trace_the_trial_of_triton(trial):
     torch._dynamo.reset()
-    upsampling._try_triton.cache_clear()
-    # a GPU for the trial alone: the compiler would initialize one
-    monkeypatch.setattr(
-        "torch.cuda.is_available", lambda: sys._getframe(1).f_globals["__name__"] == upsampling.__name__
-    )
-    monkeypatch.setattr("torch.cuda.is_current_stream_capturing", lambda: False)
-    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (9, 0))
     graphs = EagerAndRecordGraphs()
-    compiled = torch.compile(lambda x: x + upsampling._triton_runs(x.device), fullgraph=True, backend=graphs)
-    assert compiled(torch.zeros(1)) == 1
-    assert upsampling._try_triton.cache_info().misses == 1
+    compiled = torch.compile(lambda x: x + kernels.triton_runs(x.device), fullgraph=True, backend=graphs)
+    assert compiled(torch.zeros(1, device=DEVICE)) == 1
+    assert trial.cache_info().misses == 1
     assert len([node for node in graphs.graphs[0].graph.nodes if node.op == "call_function"]) == 1
 
 
-COMPILE = """
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from segnext_timm.kernels import cells as kernels
+def fail(*arguments, **options):
+    raise RuntimeError("ptxas failed\nwith error code 255")
 
-def compile(kernel, pointers, constants):
-    launch = kernels._launch({classes})
-    options = {{"num_warps": launch.pop("num_warps")}}
-    constants = {{name: value for name, value in (constants | launch).items() if name in kernel.arg_names}}
-    types = dict.fromkeys(kernel.arg_names, "i32") | pointers | dict.fromkeys(constants, "constexpr")
-    source = ASTSource(fn=kernel, signature=types, constexprs=constants)
-    print(len(triton.compile(source, target=GPUTarget("cuda", {capability}, 32), options=options).asm["cubin"]))
 
-loss = {{"logits": "*bf16", "target": "*i64", "weight": "*fp32", "losses": "*fp32", "corner_gradients": "*fp32"}}
-compile(kernels._cross_entropy_kernel, loss | {{"smoothing": "fp32"}}, {{"WEIGHTED": True, "NEEDS_GRADIENT": True}})
-compile(kernels._gather_kernel, {{"corner_gradients": "*fp32", "gradient": "*fp32"}}, {{}})
-compile(kernels._argmax_kernel, {{"logits": "*fp32", "labels": "*i64"}}, {{}})
-"""
+@pytest.mark.parametrize("cause", ["Triton fails", "kernels are turned off"])
+def test_without_triton_the_plain_forms_are_used(use_kernels, trial, monkeypatch, caplog, cause):
+    if cause == "Triton fails":
+        monkeypatch.setattr("triton.runtime.jit.JITFunction.run", fail)
+        monkeypatch.setattr("triton.runtime.interpreter.GridExecutor.__call__", fail)
+    else:
+        monkeypatch.setattr(kernels, "ENABLED", False)
+    logits, labels = inputs(5, (2, 2), (8, 12))
+    maps = F.interpolate(logits.float(), (8, 12), mode="bilinear", align_corners=False)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            loss, _ = loss_and_gradient(logits.float(), labels, reduction="sum")
+            assert torch.equal(loss, F.cross_entropy(maps, labels, ignore_index=255, reduction="sum"))
+            assert torch.equal(resized_argmax(logits.float(), (8, 12)), maps.argmax(1))
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == (cause == "Triton fails")
+    assert all(message.endswith("ptxas failed") for message in told)
+
+
+LOSS = {"weight": "*fp32", "losses": "*fp32", "corner_gradients": "*fp32", "smoothing": "fp32"}
+TYPES = {  # of the arguments that are not int32
+    "_cross_entropy_kernel": LOSS | {"logits": "*bf16", "target": "*u8"},
+    "_argmax_kernel": {"logits": "*bf16", "labels": "*i64"},
+    "_gather_kernel": {"corner_gradients": "*fp32", "gradient": "*fp32"},
+}
+WIDE = {"logits": "*fp32", "target": "*i64"}
+
+
+def launched(name, capability, classes, weighted=False, types=(), ones=()):
+    """What a launch compiles for logits of `classes`; arguments that are 1, `ones`, are constants in Triton."""
+    launch = cells._launch(classes)
+    options = {"num_warps": launch.pop("num_warps")} if name != "_gather_kernel" else {}
+    constants = {"WEIGHTED": weighted, "NEEDS_GRADIENT": True} | launch | dict.fromkeys(ones, 1)
+    constants = {key: value for key, value in constants.items() if key in getattr(cells, name).arg_names}
+    return Kernel(cells.__name__, name, capability, TYPES[name] | dict(types), constants, options=options)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("capability", "classes"), [(75, 19), (90, 1000)])
-def test_kernels_compile_for_gpus(capability, classes):
-    code = COMPILE.format(capability=capability, classes=classes)
-    env = {**os.environ, "TRITON_INTERPRET": "0"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert all(int(size) > 1000 for size in done.stdout.split())
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_kernels_fit_the_registers_of_gpus(capability):
+    limits = {"_cross_entropy_kernel": 255, "_argmax_kernel": 128, "_gather_kernel": 64}
+    blocks = (2, 19, 150, 256, 1024)
+    launches = [launched(name, capability, classes) for name in TYPES for classes in blocks]
+    launches += [launched("_cross_entropy_kernel", capability, classes, True, WIDE) for classes in blocks]
+    for launch, usage in zip(launches, compile_kernels(launches)):
+        assert usage.stack == 0, launch
+        assert usage.registers <= limits[launch.name], launch
+
+
+@pytest.mark.slow
+def test_a_pixel_of_150_classes_takes_few_instructions():
+    limits = {"_cross_entropy_kernel": 180, "_argmax_kernel": 130}
+    launches = [launched(name, capability, 150) for name in limits for capability in CAPABILITIES]
+    for launch, usage in zip(launches, compile_kernels(launches)):
+        count = launch.options["num_warps"] * max(usage.loops) / launch.constants["PIXELS"]
+        assert count <= limits[launch.name], launch
+
+
+@pytest.mark.slow
+def test_kernels_compile_for_sides_of_one_pixel_and_one_class():
+    sides = [("height",), ("width",), ("height", "width", "target_height", "target_width")]
+    launches = [launched(name, 90, 5, ones=ones) for name in TYPES for ones in sides]
+    launches += [launched(name, 90, 1, ones=["classes"]) for name in TYPES]
+    assert not any(usage.stack for usage in compile_kernels(launches))

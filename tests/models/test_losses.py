@@ -246,6 +246,12 @@ def test_the_ignored_label_is_that_of_any_integer_type(dtype, form):
     torch.testing.assert_close(UpsampledCrossEntropyLoss(ignore_index=255)(x, target.to(dtype)), expected)
 
 
+def test_no_label_is_ignored_if_its_type_cannot_hold_the_ignored_one(form):
+    x, target = logits((1, 157, 2, 2)), torch.full((1, 16, 16), 156, dtype=torch.uint8)  # -100 modulo 256
+    expected = F.cross_entropy(resized(x, target.shape[1:]), target.long())
+    torch.testing.assert_close(UpsampledCrossEntropyLoss(ignore_index=-100)(x, target), expected)
+
+
 def test_labels_with_a_channel_and_weights_of_other_classes_are_told():
     x = torch.randn(2, 3, 4, 4)
     with pytest.raises(ValueError, match=r"got logits .* and labels \(2, 1, 32, 32\)\. Use `target\.squeeze\(1\)`"):

@@ -5,6 +5,40 @@ graphs are wanted, never on free memory or on a timing. A kernel stays if it tak
 prediction, or a third off its memory, in a usual case: see `tests/measure/kernel_gains.py`.
 """
 
+import functools
+import importlib.util
+import logging
 import os
 
+import torch
+
+_logger = logging.getLogger(__name__)
+
 ENABLED = os.environ.get("SEGNEXT_TIMM_KERNELS", "1") != "0"  # SEGNEXT_TIMM_KERNELS=0 turns all kernels off
+
+
+@torch.compiler.assume_constant_result  # torch.compile would trace the trial, and put it into its graph
+def triton_runs(device: torch.device) -> bool:
+    """Whether Triton runs on a CUDA device, which is tried once; warns if it does not, and the plain forms are used."""
+    # nothing can be tried on a pretended GPU, or in the middle of a CUDA graph
+    if not torch.cuda.is_available() or torch.cuda.is_current_stream_capturing():
+        return importlib.util.find_spec("triton") is not None
+    return _try_triton(device)
+
+
+@functools.cache
+def _try_triton(device: torch.device) -> bool:
+    """Try a kernel. Triton needs compute capability 7 and, at the first launch, a C compiler."""
+    if importlib.util.find_spec("triton") is None:
+        return False
+    if torch.version.cuda and torch.cuda.get_device_capability(device) < (7, 0):
+        return False
+    try:
+        from . import cells
+
+        cells.argmax(torch.zeros(1, 2, 2, 2, device=device), (2, 2))
+    except Exception as error:  # whatever the compilers of Triton and C raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        _logger.warning(f"Triton does not run here, so training and prediction take more time and memory: {reason}")
+        return False
+    return True

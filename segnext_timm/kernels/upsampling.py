@@ -1,8 +1,5 @@
 """Argmax and cross-entropy of resized logits: by bands of rows on a CPU, by Triton on CUDA."""
 
-import functools
-import importlib.util
-import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,8 +9,6 @@ from .. import kernels
 from ..models.resizing import check_sizes
 from . import bands
 
-_logger = logging.getLogger(__name__)
-
 _MAX_CLASSES = 1024  # limit of the Triton kernels, which hold all classes of some pixels in registers
 
 
@@ -21,33 +16,7 @@ def applies(logits: torch.Tensor) -> bool:
     """Whether :func:`argmax` and :func:`cross_entropy` take logits (B, classes, h, w)."""
     if not kernels.ENABLED or not logits.is_cuda:
         return kernels.ENABLED and logits.device.type == "cpu"
-    return logits.dtype != torch.float64 and logits.shape[1] <= _MAX_CLASSES and _triton_runs(logits.device)
-
-
-@torch.compiler.assume_constant_result  # torch.compile would trace the trial, and put it into its graph
-def _triton_runs(device: torch.device) -> bool:
-    # nothing can be tried on a pretended GPU, or in the middle of a CUDA graph
-    if not torch.cuda.is_available() or torch.cuda.is_current_stream_capturing():
-        return importlib.util.find_spec("triton") is not None
-    return _try_triton(device)
-
-
-@functools.cache
-def _try_triton(device: torch.device) -> bool:
-    """Try a kernel. Triton needs compute capability 7 and, at the first launch, a C compiler."""
-    if importlib.util.find_spec("triton") is None:
-        return False
-    if torch.version.cuda and torch.cuda.get_device_capability(device) < (7, 0):
-        return False
-    try:
-        from . import cells
-
-        cells.argmax(torch.zeros(1, 2, 2, 2, device=device), (2, 2))
-    except Exception as error:  # whatever the compilers of Triton and C raise
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        _logger.warning(f"Triton does not run here, so loss and labels take more time and memory: {reason}")
-        return False
-    return True
+    return logits.dtype != torch.float64 and logits.shape[1] <= _MAX_CLASSES and kernels.triton_runs(logits.device)
 
 
 def _kernels(logits: torch.Tensor) -> Any:

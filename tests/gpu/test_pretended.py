@@ -6,8 +6,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pretended_cuda import WaitCounter, fake, fake_autocast
 from scores import segment
-from segnext_timm import UpsampledCrossEntropyLoss
-from segnext_timm.kernels import upsampling
+from segnext_timm import UpsampledCrossEntropyLoss, kernels
 from small_models import narrow
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="pretends a GPU where there is none")
@@ -37,7 +36,7 @@ def is_channels_last(tensor):
 @pytest.mark.parametrize("triton", [True, False])
 def test_forward_pass_and_loss_stay_on_the_device_without_a_wait(mode, dtype, triton, monkeypatch):
     if not triton:
-        monkeypatch.setattr(upsampling, "_triton_runs", lambda device: False)
+        monkeypatch.setattr(kernels, "triton_runs", lambda device: False)
     model = pretended(mode, training=True, upsampling=1)
     loss_function = UpsampledCrossEntropyLoss(ignore_index=255)
     with mode, fake_autocast(dtype), WaitCounter() as counter:
@@ -69,7 +68,7 @@ def test_channels_last_is_kept_from_the_stem_to_the_logits(mode, dtype, training
 @pytest.mark.parametrize("triton", [True, False])
 def test_labels_are_predicted_without_a_wait(mode, triton, monkeypatch):
     if not triton:
-        monkeypatch.setattr(upsampling, "_triton_runs", lambda device: False)
+        monkeypatch.setattr(kernels, "triton_runs", lambda device: False)
     model = pretended(mode)
     with mode, WaitCounter() as counter:
         labels = model.predict_labels(images(2, 3, 64, 96))

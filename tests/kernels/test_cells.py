@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch._dynamo.testing import EagerAndRecordGraphs
 
-from segnext_timm import UpsampledCrossEntropyLoss
+from segnext_timm import UpsampledCrossEntropyLoss, kernels
 from segnext_timm.kernels import upsampling
 from segnext_timm.models.losses import resized_argmax
 
@@ -130,17 +130,15 @@ def test_the_compiled_loss_is_that_of_the_kernels(use_kernels):
 
 def test_the_compiler_does_not_trace_the_trial_of_triton(monkeypatch):
     torch._dynamo.reset()
-    upsampling._try_triton.cache_clear()
+    kernels._try_triton.cache_clear()
     # a GPU for the trial alone: the compiler would initialize one
-    monkeypatch.setattr(
-        "torch.cuda.is_available", lambda: sys._getframe(1).f_globals["__name__"] == upsampling.__name__
-    )
+    monkeypatch.setattr("torch.cuda.is_available", lambda: sys._getframe(1).f_globals["__name__"] == kernels.__name__)
     monkeypatch.setattr("torch.cuda.is_current_stream_capturing", lambda: False)
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (9, 0))
     graphs = EagerAndRecordGraphs()
-    compiled = torch.compile(lambda x: x + upsampling._triton_runs(x.device), fullgraph=True, backend=graphs)
+    compiled = torch.compile(lambda x: x + kernels.triton_runs(x.device), fullgraph=True, backend=graphs)
     assert compiled(torch.zeros(1)) == 1
-    assert upsampling._try_triton.cache_info().misses == 1
+    assert kernels._try_triton.cache_info().misses == 1
     assert len([node for node in graphs.graphs[0].graph.nodes if node.op == "call_function"]) == 1
 
 

@@ -28,15 +28,17 @@ def triton_runs(device: torch.device) -> bool:
 
 @functools.cache
 def _try_triton(device: torch.device) -> bool:
-    """Try a kernel. Triton needs compute capability 7 and, at the first launch, a C compiler."""
+    """Try a kernel of each module. Triton needs compute capability 7 and, at the first launch, a C compiler."""
     if importlib.util.find_spec("triton") is None:
         return False
     if torch.version.cuda and torch.cuda.get_device_capability(device) < (7, 0):
         return False
     try:
-        from . import cells
+        from . import cells, strips_triton
 
         cells.argmax(torch.zeros(1, 2, 2, 2, device=device), (2, 2))
+        x = torch.zeros(1, 32, 1, 1, device=device)
+        strips_triton.fan(x, [torch.zeros(32, 1, 1, taps, device=device) for taps in (7, 11, 21)], [x] * 3, None, 1)
     except Exception as error:  # whatever the compilers of Triton and C raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         _logger.warning(f"Triton does not run here, so training and prediction take more time and memory: {reason}")

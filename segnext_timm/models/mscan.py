@@ -50,6 +50,7 @@ from timm.models._hub import get_cache_dir
 
 from ..downloads import fetch
 from ..errors import OptionError
+from ..kernels import strips
 from ..variants import HUB_IDS, NARROW, VARIANTS
 from .fusion import FusedMSCANBlock, affine_of, fold_norm
 from .state_dicts import check_parameters, take_network
@@ -86,6 +87,9 @@ class MultiScaleConvAttention(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Features (B, dim, H, W) to features of the same shape."""
         base = self.dwconv(x)
+        if not torch.jit.is_scripting():  # noqa: SIM102  # TorchScript would compile the second condition of an `and`
+            if strips.applies(base, self.branches):
+                return _saturate(self.proj(strips.add_branches(base, self.branches)) * x)
         attn = base
         for branch in self.branches:
             attn = attn + branch(base)

@@ -1,12 +1,16 @@
 """What can be known of CUDA on a CPU: devices, dtypes, layouts and waits, on fake "cuda" tensors and in real steps."""
 
+from collections import Counter
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from pretended_cuda import WaitCounter, fake, fake_autocast
+from pretended_cuda import WaitCounter, aten, fake, fake_autocast
 from scores import segment
 from segnext_timm import UpsampledCrossEntropyLoss, kernels
+from segnext_timm.models.mscan import MultiScaleConvAttention
 from small_models import narrow
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="pretends a GPU where there is none")
@@ -104,3 +108,56 @@ def test_the_counter_sees_what_waits():
         "__float__", "index", "item", "nonzero", "tolist",
     ]  # fmt: skip
     assert all("test_pretended.py: " in line for _, line in counter.waits)
+
+
+class Recorder(TorchDispatchMode):
+    """Count operators, and list whether tensors of strip convolutions have the strides of NCHW."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts, self.strips = Counter(), []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.counts[func.name()] += 1
+        if func.overloadpacket in (aten.convolution, aten.convolution_backward):
+            tensors = args[: 3 if func.overloadpacket is aten.convolution_backward else 2]
+            if 1 in tensors[-1].shape[2:] and tensors[-1].shape[2:] != (1, 1):
+                self.strips.append([t.stride() == torch.empty(t.shape).stride() for t in tensors])
+        return func(*args, **kwargs or {})
+
+
+def count_blocks(model):
+    return sum(isinstance(module, MultiScaleConvAttention) for module in model.modules())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("training", [True, False])
+def test_strips_are_two_kernels_or_convolutions_in_nchw(mode, dtype, training, monkeypatch):
+    model = pretended(mode, training)
+    blocks = count_blocks(model)
+    for triton in (True, False):
+        monkeypatch.setattr(kernels, "triton_runs", lambda device, runs=triton: runs)
+        with mode, fake_autocast(dtype), Recorder() as recorder:
+            model(images(2, 3, 64, 96))
+        assert recorder.counts["segnext_timm::fan_strips"] == (2 * blocks if triton else 0)
+        assert recorder.strips == ([] if triton else [[True] * 2] * 6 * blocks)
+
+
+@pytest.mark.parametrize("triton", [True, False])
+def test_a_training_step_has_all_gradients_by_the_same_kernels(mode, triton, monkeypatch):
+    # a backward pass on pretended GPUs needs a driver, so these tensors are on the CPU, and say that they are not
+    monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda tensor: True))
+    monkeypatch.setattr(kernels, "triton_runs", lambda device: triton)
+    model = fake(narrow(upsampling=1).to(memory_format=torch.channels_last).train(), mode, "cpu")
+    with mode, torch.autocast("cpu", torch.bfloat16), Recorder() as recorder:
+        logits = model(torch.empty(2, 3, 64, 96).contiguous(memory_format=torch.channels_last))
+        UpsampledCrossEntropyLoss()(logits, torch.zeros(2, 64, 96, dtype=torch.long)).backward()
+    blocks = count_blocks(model)
+    found = recorder.counts["segnext_timm::fan_strips"], recorder.counts["segnext_timm::correlate_strips"]
+    assert found == ((4 * blocks, blocks) if triton else (0, 0))
+    assert recorder.strips == ([] if triton else [[True] * 2] * 6 * blocks + [[True] * 3] * 6 * blocks)
+    for module in model.modules():
+        if isinstance(module, MultiScaleConvAttention):
+            for parameter in module.branches.parameters():
+                assert parameter.grad.dtype == torch.float32
+                assert parameter.grad.shape == parameter.shape

@@ -23,7 +23,8 @@ class Kernel:
         module: Full name of the module.
         name: The kernel's name in it.
         capability: Compute capability, 90 for 9.0.
-        types: Of the arguments that are not int32: "*bf16", "*fp32", "fp32", ...; pointers are divisible by 16.
+        types: Of the arguments that are not int32: "*bf16", "*fp32", "fp32", ...; or a list of them for a tuple.
+            Pointers are divisible by 16.
         constants: Values of the arguments that are `tl.constexpr`.
         divisible: Names of the integers that are divisible by 16.
         options: Of the compiler, such as `num_warps`.
@@ -32,7 +33,7 @@ class Kernel:
     module: str
     name: str
     capability: int
-    types: dict[str, str]
+    types: dict[str, str | list[str]]
     constants: dict[str, object]
     divisible: tuple[str, ...] = ()
     options: dict[str, int] = field(default_factory=lambda: {"num_warps": 4})
@@ -84,12 +85,18 @@ def _compile(kernel: Kernel) -> Usage:
     function = getattr(importlib.import_module(kernel.module), kernel.name)
     names = function.arg_names
     types = dict.fromkeys(names, "i32") | kernel.types | dict.fromkeys(kernel.constants, "constexpr")
-    pointers = [name for name, kind in kernel.types.items() if kind.startswith("*")]
+    places = [(names.index(name),) for name in kernel.divisible]
+    for name, kind in kernel.types.items():
+        if isinstance(kind, list):
+            types[name] = tuple(kind)
+            places += [(names.index(name), i) for i in range(len(kind))]
+        elif kind.startswith("*"):
+            places.append((names.index(name),))
     source = ASTSource(
         fn=function,
         signature={name: types[name] for name in names},
         constexprs={(names.index(name),): value for name, value in kernel.constants.items()},
-        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in (*pointers, *kernel.divisible)},
+        attrs={place: [["tt.divisibility", 16]] for place in places},
     )
     compiled = triton.compile(source, target=GPUTarget("cuda", kernel.capability, 32), options=kernel.options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:

@@ -1,8 +1,8 @@
 """What can be known of CUDA without a GPU: fake tensors on "cuda", and waits for the device.
 
 Fake tensors have shapes, strides, dtypes and devices but no data. Operators on fake "cuda" tensors choose dtypes and
-layouts as on a GPU, also under autocast, with one exception: whether cuDNN has bfloat16 is asked of the GPU. Backward
-passes on them need a driver.
+layouts as on a GPU, also under autocast, with one exception: whether cuDNN has bfloat16 is asked of the GPU. Torch's
+engine of backward passes needs a driver: :func:`backward` walks the graph in its place.
 """
 
 import traceback
@@ -66,6 +66,35 @@ def fake_autocast(dtype: torch.dtype | None) -> Iterator[None]:
         torch.set_autocast_dtype("cuda", before[1])
         if torch.autocast_decrement_nesting() == 0:
             torch.clear_autocast_cache()
+
+
+def backward(loss: torch.Tensor) -> None:
+    """Compute gradients as `loss.backward()`, by calling the graph's nodes from Python, which needs no driver.
+
+    Nodes are called as by torch's engine, the youngest first: `_sequence_nr` counts them as they are made.
+    """
+    waiting: dict[Any, dict[int, torch.Tensor]] = {loss.grad_fn: {0: torch.ones_like(loss)}}
+    while waiting:
+        node = max(waiting, key=lambda n: n._sequence_nr())
+        given = waiting.pop(node)
+        gradients = [given.get(place) for place in range(len(node._input_metadata))]
+        if hasattr(node, "variable"):
+            total = node.variable.grad
+            node.variable.grad = gradients[0] if total is None else total + gradients[0]
+            continue
+        with torch.no_grad():
+            results = getattr(node, "apply", node)(*gradients)  # functions in Python cannot be called themselves
+            results = results if isinstance(results, tuple) else (results,)
+            edges = node.next_functions
+            if hasattr(node, "needs_input_grad"):  # those in Python, whose edges leave out what is not a tensor
+                results = [g for g, needed in zip(results, node.needs_input_grad) if needed]
+                edges = [edge for edge in edges if edge[0] is not None]
+            for (target, place), gradient in zip(edges, results, strict=True):
+                if target is not None and gradient is not None:
+                    form = target._input_metadata[place]  # it may have been broadcast, or cast
+                    gradient = gradient.sum_to_size(form.shape).to(form.dtype)
+                    slots = waiting.setdefault(target, {})
+                    slots[place] = slots[place] + gradient if place in slots else gradient
 
 
 def _caller() -> str:

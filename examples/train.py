@@ -32,7 +32,6 @@ from huggingface_hub import get_token
 from timm.utils import ModelEmaV3
 from torch.utils.data import DataLoader
 
-from segmentation.autocasting import reduce_casts, slow_precision
 from segmentation.balancing import balance_classes
 from segmentation.bands import find_form
 from segmentation.checks import PATIENT, check_lines, in_first_process
@@ -52,10 +51,11 @@ from segmentation.models import (
 )
 from segmentation.pictures import draw_predictions, draw_training
 from segmentation.progress import progress_bar, report
-from segmentation.recipe import SettingsError, TrainSettings, UserError, mixed_precision, parse, run
+from segmentation.recipe import SettingsError, TrainSettings, UserError, mixed_precision, parse, run, slow_precision
 from segmentation.resuming import changed_rate, changed_settings, load_optimizer, read_checkpoint
 from segmentation.scale import find_scale
 from segmentation.stepping import (
+    GroupedCasts,
     RunningStatistics,
     Stopping,
     check_schedule,
@@ -173,16 +173,15 @@ class Trainer:
         self.samples = training_samples(self.train_split, settings, self.normalization, self.balance.sampler)
         model = model.to(self.device, memory_format=memory_format)
         model = with_synced_norms(model, settings.sync_batchnorm, self.processes, self.device, self.accelerator.print)
-        if settings.compile == "off" and settings.precision != "fp32":
-            reduce_casts(model)
         compile_model(model, settings.compile)
-        self.raw_model = model  # not wrapped by DistributedDataParallel
+        self.raw_model = model  # not wrapped by GroupedCasts and DistributedDataParallel
         self.ema = ModelEmaV3(model, decay=settings.ema_decay, use_warmup=True) if settings.ema_decay else None
         self.eval_model = self.ema.module if self.ema else model  # evaluated and saved
         self.statistics = [RunningStatistics(m) for m in (model, self.ema.module if self.ema else None) if m]
         groups, fused = paper_parameter_groups(model, settings), prefers_fused(self.device)
         optimizer = torch.optim.AdamW(groups, lr=settings.lr, fused=fused)
-        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        casts = settings.compile == "off" and settings.precision != "fp32"
+        self.model, self.optimizer = self.accelerator.prepare(GroupedCasts(model) if casts else model, optimizer)
         in_first_process(self.accelerator, lambda: check_space(self.out, self.raw_model, self.ema is not None))
 
     def resume(self) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
+import torch
 import tyro
 import yaml
 
@@ -28,6 +29,15 @@ Scale = tuple[int, int] | Literal["auto"] | None
 def mixed_precision(precision: Precision) -> str:
     """Accelerate's name of a precision."""
     return "no" if precision == "fp32" else precision
+
+
+def slow_precision(device: torch.device, precision: Precision) -> str | None:
+    """Warn, in one line, if a device may compute slower in a precision than in float32."""
+    if device.type == "cuda" and precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return "This GPU has no bf16 arithmetic, which it emulates slowly: use fp16."
+    if device.type == "cpu" and precision != "fp32":
+        return f"On most CPUs, {precision} is about ten times slower than fp32."
+    return None
 
 
 @dataclass

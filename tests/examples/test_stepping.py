@@ -1,6 +1,5 @@
 """How a training step is made: fewer casts, updates that do not wait, compiled parts, synchronized norms."""
 
-import copy
 from types import SimpleNamespace
 
 import pytest
@@ -12,21 +11,57 @@ from torch._dynamo.testing import CompileCounter
 import miniatures
 import train
 import training
-from pretended_cuda import WaitCounter
-from segmentation.autocasting import _CastAll, reduce_casts
+from pretended_cuda import OperatorCounter, WaitCounter
 from segmentation.models import with_synced_norms
-from segmentation.stepping import compile_model, step_if
+from segmentation.stepping import GroupedCasts, compile_model, step_if
 from segnext_timm import UpsampledCrossEntropyLoss
 from segnext_timm.models.segmenter import evaluation_mode
 from small_models import narrow
 
 
-def test_unused_parameters_get_no_gradient_from_grouped_casts():
-    tensors = [torch.nn.Parameter(torch.ones(2)) for _ in range(2)]
-    used, _ = _CastAll.apply(torch.bfloat16, *tensors)
-    used.sum().backward()
-    assert tensors[0].grad.dtype == torch.float32
-    assert tensors[1].grad is None
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("how", ["plain", "checkpointed", "frozen"])
+def test_grouped_casts_give_the_numbers_of_autocast(dtype, how):
+    torch.manual_seed(0)
+    model = narrow(drop_path_rate=0.3, upsampling=1).train()
+    model.encoder.requires_grad_(how != "frozen")
+    model.set_grad_checkpointing(how == "checkpointed")
+    x, labels = torch.randn(4, 3, 64, 64), torch.randint(0, 3, (4, 64, 64))
+    found = []
+    for step in (model, GroupedCasts(model)):
+        torch.manual_seed(1)
+        model.zero_grad()
+        with torch.autocast("cpu", dtype):
+            loss = UpsampledCrossEntropyLoss()(step(x), labels)
+        loss.backward()
+        found.append([loss, *(parameter.grad for parameter in model.parameters() if parameter.requires_grad)])
+    assert all(map(torch.equal, *found))
+    assert all(parameter.requires_grad == (parameter.grad is not None) for parameter in model.parameters())
+
+
+def test_parameters_that_are_not_used_get_no_gradient_from_grouped_casts():
+    class Half(torch.nn.ModuleList):
+        def forward(self, x):
+            return self[0](x)
+
+    model = Half([torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)])
+    with torch.autocast("cpu", torch.bfloat16):
+        GroupedCasts(model)(torch.ones(1, 2)).sum().backward()
+    assert model[0].weight.grad.dtype == torch.float32
+    assert model[1].weight.grad is None
+
+
+def test_grouped_casts_are_fewer_operators():
+    def operators(step):
+        with torch.autocast("cpu", torch.bfloat16), OperatorCounter() as counter:
+            step(torch.randn(2, 3, 64, 64)).sum().backward()
+        return counter.counts
+
+    model = narrow(upsampling=1).train()
+    plain, grouped = operators(model), operators(GroupedCasts(model))
+    assert grouped["_foreach_copy_"] == 2
+    casts = 2 * len(GroupedCasts(model).trained)
+    assert plain["_to_copy"] - grouped["_to_copy"] == casts
 
 
 def test_synchronized_norms_keep_their_activations():
@@ -48,41 +83,6 @@ def test_a_fused_optimizer_skips_updates_without_a_wait():
         assert not counter.waits
         assert torch.equal(parameter, before) != moved
     assert optimizer.state[parameter]["step"] == 1
-
-
-def test_fewer_casts_give_the_same_gradients():
-    # drop path's random numbers are drawn in the same order
-    torch.manual_seed(0)
-    model = narrow(drop_path_rate=0.3, upsampling=1).train()
-    x, labels = torch.randn(4, 3, 64, 64), torch.randint(0, 3, (4, 64, 64))
-    exact, plain, lean = (gradients(model, x, labels, how) for how in ("fp32", "plain", "lean"))
-    assert plain.keys() == lean.keys()
-    for part in ("encoder", "decoder", "segmentation_head"):
-        names = [name for name in exact if name.startswith(part)]
-        errors = [sum((g[n] - exact[n]).square().sum() for n in names).sqrt() for g in (plain, lean)]
-        assert errors[1] < 1.2 * errors[0], part  # no worse than plain autocast
-
-
-def gradients(model, x, labels, how):
-    model = copy.deepcopy(model)
-    if how == "lean":
-        reduce_casts(model)
-    torch.manual_seed(1)
-    with torch.autocast("cpu", torch.bfloat16, enabled=how != "fp32"):
-        loss = UpsampledCrossEntropyLoss()(model(x), labels)
-    loss.backward()
-    return {name: parameter.grad for name, parameter in model.named_parameters()}
-
-
-def test_hooks_leave_evaluation_and_float32_alone():
-    model = narrow().eval()
-    x = torch.randn(1, 3, 64, 64)
-    expected = model(x)
-    reduce_casts(model)
-    assert torch.equal(model(x), expected)
-    with torch.autocast("cpu", torch.bfloat16):
-        model.train()(torch.randn(2, 3, 64, 64))
-    assert all("weight" not in module.__dict__ for module in model.modules())
 
 
 @pytest.mark.parametrize(("how", "graphs"), [("blocks", 8), ("model", 1)])

@@ -1,4 +1,4 @@
-"""What can be known of CUDA without a GPU: fake tensors on "cuda", and waits for the device.
+"""What can be known of CUDA without a GPU: fake tensors on "cuda", waits for the device, operators and bytes.
 
 Fake tensors have shapes, strides, dtypes and devices but no data. Operators on fake "cuda" tensors choose dtypes and
 layouts as on a GPU, also under autocast, with one exception: whether cuDNN has bfloat16 is asked of the GPU. Torch's
@@ -32,6 +32,7 @@ _WAITING = {
     aten.repeat_interleave.Tensor,
     aten.equal.default,
 }
+_WITHOUT_WORK = ("aten::empty", "aten::new_empty", "aten::detach", "aten::_unsafe_view")
 _READING = {"item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__", "__contains__"}
 
 
@@ -160,3 +161,31 @@ class WaitCounter(TorchDispatchMode):
     def _note_copy(self, source: torch.device, target: torch.device | None) -> None:
         if target is not None and source.type != target.type:
             self.note(f"copy from {source.type} to {target.type}")
+
+
+class OperatorCounter(TorchDispatchMode):
+    """Counts the operators that write memory, and the bytes that they read and write, by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+        self.bytes: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        name, written = func._schema.name, size_of(result)
+        if (written or func._schema.is_mutable) and not func.is_view and not name.startswith(_WITHOUT_WORK):
+            name = name.removeprefix("aten::")
+            self.counts[name] += 1
+            self.bytes[name] += written + size_of((args, kwargs))
+        return result
+
+
+def size_of(tree: object) -> int:
+    """Bytes of all tensors in nested containers; what a stride of 0 repeats counts once."""
+    total = 0
+    for tensor in tree_leaves(tree):
+        if isinstance(tensor, torch.Tensor):
+            sides = [side for side, stride in zip(tensor.shape, tensor.stride()) if stride]
+            total += torch.Size(sides).numel() * tensor.element_size()
+    return total

@@ -9,55 +9,22 @@ An operator is one kernel or a few: layout transforms within cuDNN are not seen,
 
 import argparse
 import sys
-from collections import Counter
 from pathlib import Path
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "examples"), str(ROOT / "tests/helpers")]
 
-from pretended_cuda import backward, fake, fake_autocast
-from segmentation.autocasting import reduce_casts
+from pretended_cuda import OperatorCounter, backward, fake, fake_autocast
 from segmentation.losses import build_loss
 from segmentation.models import paper_parameter_groups
 from segmentation.recipe import TrainSettings
-from segmentation.stepping import RunningStatistics
+from segmentation.stepping import GroupedCasts, RunningStatistics
 from segnext_timm import create_segmenter
 
 CLASSES = 150
-NO_WORK = ("aten::empty", "aten::new_empty", "aten::detach", "aten::_unsafe_view")
-
-
-class OperatorCounter(TorchDispatchMode):
-    """Counts the operators that write memory, and the bytes that they read and write, by name."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.counts: Counter[str] = Counter()
-        self.bytes: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        name, written = func._schema.name, size_of(result)
-        if (written or func._schema.is_mutable) and not func.is_view and not name.startswith(NO_WORK):
-            name = name.removeprefix("aten::")
-            self.counts[name] += 1
-            self.bytes[name] += written + size_of((args, kwargs))
-        return result
-
-
-def size_of(tree: object) -> int:
-    """Bytes of all tensors in nested containers; what a stride of 0 repeats counts once."""
-    total = 0
-    for tensor in tree_leaves(tree):
-        if isinstance(tensor, torch.Tensor):
-            sides = [side for side, stride in zip(tensor.shape, tensor.stride()) if stride]
-            total += torch.Size(sides).numel() * tensor.element_size()
-    return total
 
 
 def count(variant: str, batch: int, side: int) -> OperatorCounter:
@@ -65,10 +32,9 @@ def count(variant: str, batch: int, side: int) -> OperatorCounter:
     settings = TrainSettings(precision="bf16")
     model = create_segmenter(f"segnext_{variant}", classes=CLASSES).to(memory_format=torch.channels_last).train()
     model.upsampling = 1
-    reduce_casts(model)
     loss_fn = build_loss(settings, ignore_index=255)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        fake(model, mode)
+        casting = GroupedCasts(fake(model, mode))
         statistics = RunningStatistics(model)
         optimizer = torch.optim.AdamW(paper_parameter_groups(model, settings), fused=True)
         images = torch.empty(batch, 3, side, side, device="cuda").to(memory_format=torch.channels_last)
@@ -77,7 +43,7 @@ def count(variant: str, batch: int, side: int) -> OperatorCounter:
             with OperatorCounter() as counter:
                 statistics.save()
                 with fake_autocast(torch.bfloat16):
-                    loss = loss_fn(model(images), labels)
+                    loss = loss_fn(casting(images), labels)
                 backward(loss)
                 gradients = [parameter.grad for parameter in model.parameters()]
                 # as get_total_norm does on tensors with data

@@ -55,6 +55,7 @@ from segmentation.recipe import SettingsError, TrainSettings, UserError, mixed_p
 from segmentation.resuming import changed_rate, changed_settings, load_optimizer, read_checkpoint
 from segmentation.scale import find_scale
 from segmentation.stepping import (
+    BatchCopier,
     GroupedCasts,
     RunningStatistics,
     Stopping,
@@ -67,6 +68,7 @@ from segmentation.stepping import (
     stops_early,
 )
 from segmentation.tracking import Tracking
+from segmentation.transforms import normalize_batch
 from segnext_timm import SegNeXt, SegNeXtError, push_to_hub
 
 MAX_SKIPPED = 10  # updates in a row
@@ -114,6 +116,7 @@ class Trainer:
             mixed_precision=precision, log_with=self.tracking.name, project_dir=self.out, kwargs_handlers=[ddp, PATIENT]
         )
         self.device, self.processes = self.accelerator.device, self.accelerator.num_processes
+        self.copy_batch = BatchCopier(self.device)
         if settings.batch_size % (shares := self.processes * settings.accumulate):
             raise SettingsError(
                 f"--batch_size {settings.batch_size} cannot be divided among {self.processes} processes and "
@@ -170,7 +173,8 @@ class Trainer:
         report = (lambda text: None) if self.checkpoint.is_file() else self.accelerator.print  # it replaces the weights
         model = build_model(settings, self.train_split, report)
         self.normalization = normalization(model)
-        self.samples = training_samples(self.train_split, settings, self.normalization, self.balance.sampler)
+        on_device = self.device.type == "cuda"  # else Pillow computes colors, in the loader's processes
+        self.samples = training_samples(self.train_split, settings, self.normalization, self.balance.sampler, on_device)
         model = model.to(self.device, memory_format=memory_format)
         model = with_synced_norms(model, settings.sync_batchnorm, self.processes, self.device, self.accelerator.print)
         compile_model(model, settings.compile)
@@ -329,10 +333,12 @@ class Trainer:
         start = time.monotonic()
         batch = next(batches)
         self.waited += time.monotonic() - start
-        images, labels = (tensor.to(self.device, non_blocking=True) for tensor in batch)
+        images, labels, *colors = self.copy_batch(batch)
+        if colors:
+            images = normalize_batch(images, *colors, self.normalization)
         if self.settings.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
-        return images, labels
+        return images, labels.long()
 
     def update(self, loss: torch.Tensor) -> None:
         """3. Update the weights, unless loss or gradient is not finite. In float16, the scaler checks the gradient.

@@ -52,8 +52,9 @@ class DataSettings:
     """In a data folder: value of pixels to leave out, unless classes.txt gives it to a class."""
     check_data: bool = True
     """Read all files before the work begins, once for each that is new or changed: damaged ones would end it later."""
-    workers: int = 4
-    """Processes that read images, for each process that trains or evaluates; at most as many as there are cores."""
+    workers: int | None = None
+    """Processes that read images, for each process that trains or evaluates; at most as many as there are cores. If not
+    given, its share of the cores, up to 8."""
 
     # Evaluation
     fit_in: Scale = "auto"

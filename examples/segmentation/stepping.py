@@ -103,6 +103,31 @@ class GroupedCasts(nn.Module):
         return functional_call(self.model, dict(zip(self.trained, casts)), images, tie_weights=False)
 
 
+class BatchCopier:
+    """Copies batches to a device: to a GPU beside the computation, by a stream of its own.
+
+    The host does not wait for the GPU, and asks for a batch while the step before is still computed.
+
+    Args:
+        device: Where batches are copied to; to a GPU, from pinned memory.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def __call__(self, batch: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+        if self.stream is None:
+            return [tensor.to(self.device) for tensor in batch]
+        with torch.cuda.stream(self.stream):
+            copies = [tensor.to(self.device, non_blocking=True) for tensor in batch]
+        computing = torch.cuda.current_stream(self.device)
+        computing.wait_stream(self.stream)
+        for tensor in copies:
+            tensor.record_stream(computing)  # the next copies do not get its memory before the step is done with it
+        return copies
+
+
 class RunningStatistics:
     """Running statistics of a model's batch norms, saved and restored together by few operators."""
 

@@ -12,6 +12,7 @@ import miniatures
 import train
 import training
 from pretended_cuda import OperatorCounter, WaitCounter
+from segmentation.data import training_samples
 from segmentation.models import with_synced_norms
 from segmentation.stepping import GroupedCasts, compile_model, step_if
 from segnext_timm import UpsampledCrossEntropyLoss
@@ -37,6 +38,32 @@ def test_grouped_casts_give_the_numbers_of_autocast(dtype, how):
         found.append([loss, *(parameter.grad for parameter in model.parameters() if parameter.requires_grad)])
     assert all(map(torch.equal, *found))
     assert all(parameter.requires_grad == (parameter.grad is not None) for parameter in model.parameters())
+
+
+@pytest.fixture
+def process_group():
+    """A group of this process alone."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.filterwarnings("ignore:Grad strides do not match")  # of 1×1 weights in channels_last, with any model
+@pytest.mark.parametrize("option", ["static_graph", "find_unused_parameters"])
+def test_grouped_casts_are_trained_by_several_processes(process_group, option):
+    model = narrow(upsampling=1).train()
+    x, labels = torch.randn(2, 3, 64, 64), torch.randint(0, 3, (2, 64, 64))
+    several = torch.nn.parallel.DistributedDataParallel(GroupedCasts(model), broadcast_buffers=False, **{option: True})
+    found = []
+    for step in (model, several):
+        for seed in range(2):  # a static graph is known after the first
+            torch.manual_seed(seed)
+            model.zero_grad()
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = UpsampledCrossEntropyLoss()(step(x), labels)
+            loss.backward()
+        found.append([parameter.grad.clone() for parameter in model.parameters()])
+    assert all(map(torch.equal, *found))
 
 
 def test_parameters_that_are_not_used_get_no_gradient_from_grouped_casts():
@@ -107,7 +134,7 @@ def trainer(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "prefers_fused", lambda device: True)
     miniatures.make("folder", tmp_path / "data", [0, 1, 2, 255])
 
-    def make(**options):
+    def make(on_device=False, **options):
         settings = training.narrow_settings(
             data_root=str(tmp_path / "data"),
             out=str(tmp_path / "run"),
@@ -117,6 +144,9 @@ def trainer(tmp_path, monkeypatch):
             **({"batch_size": 2} | options),
         )
         made = train.Trainer(settings)
+        if on_device:
+            given = made.settings, made.normalization, made.balance.sampler
+            made.samples = training_samples(made.train_split, *given, on_device=True)
         return made, iter([batch for _, batch in zip(range(4), made.loader())])
 
     yield make
@@ -130,6 +160,8 @@ def trainer(tmp_path, monkeypatch):
         {"precision": "bf16", "ema_decay": 0.9, "clip_grad": 1.0},
         {"accumulate": 2, "batch_size": 4, "one_step_gradient": True},
         {"freeze_encoder": True, "grad_checkpointing": True},
+        {"freeze_encoder": True, "precision": "bf16"},
+        {"on_device": True},
     ],
 )
 def test_a_training_step_never_waits(trainer, options):
@@ -141,6 +173,19 @@ def test_a_training_step_never_waits(trainer, options):
     run.iteration = 2
     run.read_losses()
     assert len(run.losses) == 2
+
+
+def test_losses_are_about_the_same_with_colors_on_the_device(trainer):
+    losses = []
+    for on_device in (False, True):
+        run, batches = trainer(on_device=on_device)
+        for iteration in range(3):
+            step(run, batches, iteration)
+        run.iteration = 3
+        run.read_losses()
+        losses.append(run.losses)
+        AcceleratorState._reset_state(True)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
 def step(run, batches, iteration):

@@ -21,7 +21,6 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from segmentation.autocasting import slow_precision
 from segmentation.bands import form_of_model
 from segmentation.checks import PATIENT, check_files, in_first_process
 from segmentation.data import worker_count
@@ -30,7 +29,7 @@ from segmentation.files import check_writable
 from segmentation.layouts import open_split
 from segmentation.metrics import Scores
 from segmentation.pictures import draw_confusion, draw_iou
-from segmentation.recipe import RECIPE, EvalSettings, SettingsError, mixed_precision, parse, run
+from segmentation.recipe import RECIPE, EvalSettings, SettingsError, mixed_precision, parse, run, slow_precision
 from segmentation.scale import evaluation_scale
 from segnext_timm import add_results, load_segmenter
 

@@ -32,7 +32,6 @@ from huggingface_hub import get_token
 from timm.utils import ModelEmaV3
 from torch.utils.data import DataLoader
 
-from segmentation.autocasting import reduce_casts, slow_precision
 from segmentation.balancing import balance_classes
 from segmentation.bands import find_form
 from segmentation.checks import PATIENT, check_lines, in_first_process
@@ -52,10 +51,12 @@ from segmentation.models import (
 )
 from segmentation.pictures import draw_predictions, draw_training
 from segmentation.progress import progress_bar, report
-from segmentation.recipe import SettingsError, TrainSettings, UserError, mixed_precision, parse, run
+from segmentation.recipe import SettingsError, TrainSettings, UserError, mixed_precision, parse, run, slow_precision
 from segmentation.resuming import changed_rate, changed_settings, load_optimizer, read_checkpoint
 from segmentation.scale import find_scale
 from segmentation.stepping import (
+    BatchCopier,
+    GroupedCasts,
     RunningStatistics,
     Stopping,
     check_schedule,
@@ -67,7 +68,7 @@ from segmentation.stepping import (
     stops_early,
 )
 from segmentation.tracking import Tracking
-from segmentation.transforms import own_transform
+from segmentation.transforms import normalize_batch, own_transform
 from segnext_timm import SegNeXt, SegNeXtError, push_to_hub
 
 MAX_SKIPPED = 10  # updates in a row
@@ -115,6 +116,7 @@ class Trainer:
             mixed_precision=precision, log_with=self.tracking.name, project_dir=self.out, kwargs_handlers=[ddp, PATIENT]
         )
         self.device, self.processes = self.accelerator.device, self.accelerator.num_processes
+        self.copy_batch = BatchCopier(self.device)
         if settings.batch_size % (shares := self.processes * settings.accumulate):
             raise SettingsError(
                 f"--batch_size {settings.batch_size} cannot be divided among {self.processes} processes and "
@@ -173,19 +175,19 @@ class Trainer:
         report = (lambda text: None) if self.checkpoint.is_file() else self.accelerator.print  # it replaces the weights
         model = build_model(settings, self.train_split, report)
         self.normalization = normalization(model)
-        self.samples = training_samples(self.train_split, settings, self.normalization, self.balance.sampler)
+        on_device = self.device.type == "cuda"  # else Pillow computes colors, in the loader's processes
+        self.samples = training_samples(self.train_split, settings, self.normalization, self.balance.sampler, on_device)
         model = model.to(self.device, memory_format=memory_format)
         model = with_synced_norms(model, settings.sync_batchnorm, self.processes, self.device, self.accelerator.print)
-        if settings.compile == "off" and settings.precision != "fp32":
-            reduce_casts(model)
         compile_model(model, settings.compile)
-        self.raw_model = model  # not wrapped by DistributedDataParallel
+        self.raw_model = model  # not wrapped by GroupedCasts and DistributedDataParallel
         self.ema = ModelEmaV3(model, decay=settings.ema_decay, use_warmup=True) if settings.ema_decay else None
         self.eval_model = self.ema.module if self.ema else model  # evaluated and saved
         self.statistics = [RunningStatistics(m) for m in (model, self.ema.module if self.ema else None) if m]
         groups, fused = paper_parameter_groups(model, settings), prefers_fused(self.device)
         optimizer = torch.optim.AdamW(groups, lr=settings.lr, fused=fused)
-        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        casts = settings.compile == "off" and settings.precision != "fp32"
+        self.model, self.optimizer = self.accelerator.prepare(GroupedCasts(model) if casts else model, optimizer)
         in_first_process(self.accelerator, lambda: check_space(self.out, self.raw_model, self.ema is not None))
 
     def resume(self) -> None:
@@ -333,10 +335,12 @@ class Trainer:
         start = time.monotonic()
         batch = next(batches)
         self.waited += time.monotonic() - start
-        images, labels = (tensor.to(self.device, non_blocking=True) for tensor in batch)
+        images, labels, *colors = self.copy_batch(batch)
+        if colors:
+            images = normalize_batch(images, *colors, self.normalization)
         if self.settings.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
-        return images, labels
+        return images, labels.long()
 
     def update(self, loss: torch.Tensor) -> None:
         """3. Update the weights, unless loss or gradient is not finite. In float16, the scaler checks the gradient.

@@ -20,8 +20,8 @@ from .recipe import TrainSettings
 
 LossFunction = Callable[[Any, torch.Tensor], torch.Tensor]  # the model's output and labels (B, H, W) to a scalar
 
-# Peak on an H200 (torch 2.11, 16 images of 512², bf16) over what is counted: 4892 MiB of 4555 for SegNeXt-T, 11930 of
-# 11096 for B
+# Peak on an H200 (torch 2.11, 16 images of 512², bf16) over what was counted of the step of that time: 4892 MiB of 4555
+# for SegNeXt-T, 11930 of 11096 for B
 MARGIN = 1.075
 
 SIZED_BY_DATA = ("focal", "lovasz")  # losses whose tensors have sizes that depend on the labels

@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
+import torch
 import tyro
 import yaml
 
@@ -30,6 +31,15 @@ def mixed_precision(precision: Precision) -> str:
     return "no" if precision == "fp32" else precision
 
 
+def slow_precision(device: torch.device, precision: Precision) -> str | None:
+    """Warn, in one line, if a device may compute slower in a precision than in float32."""
+    if device.type == "cuda" and precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return "This GPU has no bf16 arithmetic, which it emulates slowly: use fp16."
+    if device.type == "cpu" and precision != "fp32":
+        return f"On most CPUs, {precision} is about ten times slower than fp32."
+    return None
+
+
 @dataclass
 class DataSettings:
     """Settings of the data, for training and evaluation."""
@@ -42,8 +52,9 @@ class DataSettings:
     """In a data folder: value of pixels to leave out, unless classes.txt gives it to a class."""
     check_data: bool = True
     """Read all files before the work begins, once for each that is new or changed: damaged ones would end it later."""
-    workers: int = 4
-    """Processes that read images, for each process that trains or evaluates; at most as many as there are cores."""
+    workers: int | None = None
+    """Processes that read images, for each process that trains or evaluates; at most as many as there are cores. If not
+    given, its share of the cores, up to 8."""
 
     # Evaluation
     fit_in: Scale = "auto"

@@ -27,7 +27,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of values from 0 to 
 
 Normalization = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation of each channel
 Picture = Image.Image | np.ndarray  # in color of 8 bits; or (H, W, C), uint8 or float32 from 0 to 1
-Transform = Callable[[Picture, np.ndarray, int | None], tuple[torch.Tensor, torch.Tensor]]
+Transform = Callable[[Picture, np.ndarray, int | None], tuple[torch.Tensor, ...]]
 
 
 @contextmanager
@@ -273,6 +273,8 @@ class TrainTransform:
         vertical_flip: Also flip upside down, with probability one half.
         rotate90: Rotate by 0, 90, 180 or 270 degrees.
         augment: The user's own transform, "module:function".
+        label_type: Type of the labels, of images that are left to :func:`normalize_batch`; None for int64 and
+            normalized images.
     """
 
     def __init__(
@@ -283,6 +285,7 @@ class TrainTransform:
         vertical_flip: bool = False,
         rotate90: bool = False,
         augment: str | None = None,
+        label_type: torch.dtype | None = None,
     ) -> None:
         self.crop = crop
         self.distort = distort
@@ -291,14 +294,15 @@ class TrainTransform:
         steps = ((v2.RandomHorizontalFlip(), True), (v2.RandomVerticalFlip(), vertical_flip), (turns, rotate90))
         self.flip = v2.Compose([step for step, used in steps if used])
         self.augment = augment
+        self.label_type = label_type
 
-    def __call__(
-        self, image: Picture, labels: np.ndarray, label: int | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(self, image: Picture, labels: np.ndarray, label: int | None = None) -> tuple[torch.Tensor, ...]:
         """Augment an image and its labels; the crop is around a pixel of `label` if it is given.
 
         Returns:
-            A normalized image (C, size, size) and int64 labels (size, size).
+            A normalized image (C, size, size) and int64 labels (size, size). With `label_type`, an image in bytes,
+            labels of that type, and for :func:`normalize_batch` the matrix of its colors (C, C + 1) and its size
+            without padding (2,). The random numbers that are drawn are the same.
 
         Raises:
             SettingsError: If the user's own transform does not return an image and a mask like those it got, or a label
@@ -315,14 +319,23 @@ class TrainTransform:
             image, mask = self.flip(image, mask)
         height, width = mask.shape[-2:]
         padding = [0, 0, self.crop.size - width, self.crop.size - height]
-        image = self.distort(image) if self.distort else image
+        matrix = None
+        is_left = self.label_type and isinstance(image, Image.Image) and not self.augment
+        if is_left and isinstance(self.distort, PhotometricDistortion):
+            matrix = self.distort.matrix()
+        elif self.distort:
+            image = self.distort(image)
         if self.augment:
             image, mask = self._apply_own(image, mask)
-        x = normalize(image, self.normalization)
+        x = to_bytes(image) if self.label_type else normalize(image, self.normalization)
         if any(padding):
             x = v2.functional.pad(x, padding)
             mask = v2.functional.pad(mask, padding, fill=self.crop.ignore_index)
-        return x, mask.as_subclass(torch.Tensor).long()
+        labels = mask.as_subclass(torch.Tensor).to(self.label_type or torch.long)
+        if self.label_type is None:
+            return x, labels
+        matrix = np.eye(len(x), len(x) + 1) if matrix is None else matrix
+        return x, labels, torch.from_numpy(matrix).float(), torch.tensor([height, width])
 
     def _apply_own(self, image: Picture, mask: tv_tensors.Mask) -> tuple[np.ndarray, tv_tensors.Mask]:
         given = v2.functional.to_image(image), mask
@@ -345,9 +358,9 @@ class TrainTransform:
 
 
 @functools.cache
-def _constants(normalization: Normalization) -> list[torch.Tensor]:
+def _constants(normalization: Normalization, device: torch.device | str = "cpu") -> list[torch.Tensor]:
     """Mean and standard deviation, each (C, 1, 1), of values from 0 to 255."""
-    return [255 * torch.tensor(values)[:, None, None] for values in normalization]
+    return [255 * torch.tensor(values, device=device)[:, None, None] for values in normalization]
 
 
 def normalize(image: Picture, normalization: Normalization = (MEAN, STD)) -> torch.Tensor:
@@ -357,3 +370,33 @@ def normalize(image: Picture, normalization: Normalization = (MEAN, STD)) -> tor
     x = torch.from_numpy(array.transpose(2, 0, 1).astype(np.float32))
     x = x if array.dtype == np.uint8 else x.mul_(255)
     return x.sub_(mean).div_(std)
+
+
+def to_bytes(image: Picture) -> torch.Tensor:
+    """An image as bytes (C, H, W)."""
+    array = np.asarray(image)
+    array = array if array.dtype == np.uint8 else (255 * array).round()
+    return torch.from_numpy(array.transpose(2, 0, 1).astype(np.uint8))
+
+
+def normalize_batch(
+    images: torch.Tensor, colors: torch.Tensor, sizes: torch.Tensor, normalization: Normalization = (MEAN, STD)
+) -> torch.Tensor:
+    """Distort colors and normalize, on the device, what a :class:`TrainTransform` with `label_type` returns.
+
+    The result is that of Pillow and :func:`normalize`, up to one step of 255, where rounding falls on the other side.
+
+    Args:
+        images: Bytes (B, C, H, W).
+        colors: Matrices (B, C, C + 1) of colors from 0 to 255: factors, and what is added.
+        sizes: Height and width of each image without its padding, (B, 2).
+        normalization: Mean and standard deviation of each channel, of values from 0 to 1.
+
+    Returns:
+        The model's input (B, C, H, W); padding is 0.
+    """
+    mean, std = _constants(normalization, images.device)
+    x = torch.baddbmm(colors[..., -1:], colors[..., :-1], images.flatten(2).float()).view(images.shape)
+    x = x.add_(0.5).clamp_(0, 255).floor_().sub_(mean).div_(std)  # rounded as Pillow does
+    inside = [torch.arange(side, device=x.device) < sizes[:, k, None] for k, side in enumerate(x.shape[2:])]
+    return x.mul_((inside[0][:, :, None] & inside[1][:, None])[:, None])

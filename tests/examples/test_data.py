@@ -487,3 +487,13 @@ def test_no_more_processes_read_images_than_there_are_cores():
     assert data.worker_count(TrainSettings(workers=0)) == 0
     assert data.worker_count(TrainSettings(workers=1)) == 1
     assert 1 <= data.worker_count(TrainSettings(workers=100_000)) <= os.cpu_count()
+
+
+def test_processes_of_one_machine_share_its_cores(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(12)), raising=False)
+    assert data.worker_count(TrainSettings()) == 8
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert data.worker_count(TrainSettings()) == 3
+    assert data.worker_count(TrainSettings(workers=6)) == 6
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "16")
+    assert data.worker_count(TrainSettings()) == 1

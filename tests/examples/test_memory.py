@@ -12,7 +12,6 @@ from torch.profiler import ProfilerActivity, profile
 
 import training
 from segmentation import memory
-from segmentation.autocasting import reduce_casts
 from segmentation.losses import build_loss
 from segmentation.recipe import TrainSettings
 
@@ -33,7 +32,6 @@ def estimate(model, **settings):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_estimate_changes_neither_the_model_nor_the_random_numbers(precision):
     model = narrow()
-    reduce_casts(model)
     model.decoder.eval()
     before, modes = copy.deepcopy(model.state_dict()), [module.training for module in model.modules()]
     state = torch.get_rng_state()
@@ -74,9 +72,7 @@ def test_the_estimate_grows_with_pixels_and_shrinks_with_what_saves_memory():
     frozen = narrow()
     frozen.encoder.requires_grad_(False)
     assert estimate(frozen, freeze_encoder=True) < 0.6 * whole
-    cast = narrow()
-    reduce_casts(cast)
-    assert estimate(cast, precision="bf16") < 0.8 * whole
+    assert estimate(narrow(), precision="bf16") < 0.8 * whole
 
 
 def test_synchronized_norms_are_counted_as_others():

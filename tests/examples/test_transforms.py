@@ -14,7 +14,7 @@ from segmentation.bands import ImageForm
 from segmentation.data import training_samples
 from segmentation.layouts import open_split
 from segmentation.recipe import SettingsError, TrainSettings
-from segmentation.transforms import RandomResizedCrop, TrainTransform
+from segmentation.transforms import PhotometricDistortion, RandomResizedCrop, TrainTransform, normalize_batch
 
 SIZE = (240, 300)  # height, width of the images below
 PLAIN = ((0.0,) * 3, (1.0,) * 3)
@@ -126,6 +126,83 @@ def test_steps_that_are_off_draw_no_numbers():
     for _ in range(4):  # factor, corner, flip
         torch.rand(())
     assert torch.equal(torch.get_rng_state(), state)
+
+
+# Colors and normalization on the device
+
+
+def both_ways(image, labels, seed, normalization=PLAIN, **options):
+    """An augmented image and its labels: normalized by the transform, and by :func:`normalize_batch`."""
+    crop = RandomResizedCrop(280, (300, 240), degrees=30, color=normalization[0])
+    states, found = [], []
+    for label_type in (None, torch.uint8):
+        torch.manual_seed(seed)
+        transform = TrainTransform(crop, PhotometricDistortion(), normalization, label_type=label_type, **options)
+        found.append(transform(image, labels))
+        states.append(torch.get_rng_state())
+    assert torch.equal(*states)
+    batch = [part[None] for part in found[1]]
+    assert (batch[0].dtype, batch[1].dtype) == (torch.uint8, torch.uint8)
+    return found[0], (normalize_batch(batch[0], *batch[2:], normalization)[0], batch[1][0])
+
+
+@pytest.mark.parametrize("form", ["photo", "uint8"])
+def test_colors_on_the_device_are_those_of_the_transform_up_to_a_step_of_255(form):
+    image, labels = places(form)
+    normalization, unequal = ((0.5, 0.41, 0.3), (0.2, 0.25, 0.5)), []
+    for seed in range(20):
+        (x, expected), (found, given) = both_ways(image, labels, seed, normalization, rotate90=True)
+        steps = (found - x).abs() * 255 * torch.tensor(normalization[1])[:, None, None]
+        assert steps.max() < 1.01
+        unequal.append((steps > 0.01).float().mean())
+        assert torch.equal(given.long(), expected)
+        assert torch.equal(found == 0, x == 0)  # where padding is
+    assert max(unequal) < 0.01
+
+
+def test_images_of_any_number_of_channels_are_normalized_on_the_device():
+    image, labels = places("uint8")
+    for channels in (1, 5):
+        bands = np.resize(image, (*SIZE, channels))
+        (x, _), (found, _) = both_ways(bands, labels, 0, ((0.5,) * channels, (0.25,) * channels))
+        torch.testing.assert_close(found, x)
+
+
+def test_an_image_of_more_bits_among_photos_travels_as_bytes():
+    image, labels = places("float32")
+    (x, _), (found, _) = both_ways(image, labels, 0)
+    assert (found - x).abs().max() < 0.51 / 255
+
+
+@pytest.mark.parametrize(
+    ("ignore_index", "classes", "label_type"),
+    [
+        (255, 150, torch.uint8),
+        (255, 256, torch.uint8),
+        (255, 300, torch.int16),
+        (-1, 19, torch.int16),
+        (65535, 2, torch.int32),
+    ],
+)
+def test_labels_travel_in_the_smallest_type_that_holds_them(folder, ignore_index, classes, label_type):
+    split = open_split("folder", folder, "train")
+    split.ignore_index, split.classes = ignore_index, tuple(map(str, range(classes)))
+    settings = TrainSettings(crop_size=320, base_scale=(300, 240), resize_factors=(1, 1))
+    samples = training_samples(split, settings, on_device=True)
+    image, labels = places("photo")
+    found = samples.transform(image, labels, 3)[1]
+    assert found.dtype == label_type
+    assert (found == ignore_index).any()
+    assert (found == 3).any()
+
+
+def test_images_of_more_than_8_bits_are_normalized_by_the_transform(folder):
+    split = open_split("folder", folder, "train")
+    split.form = ImageForm(3, value_range=(0.0, 200.0))
+    settings = TrainSettings(crop_size=32, base_scale=(64, 48))
+    found, expected = (training_samples(split, settings, on_device=given)[0] for given in (True, False))
+    assert all(map(torch.equal, found, expected))
+    assert found[0].dtype == torch.float32
 
 
 # The user's own transform
@@ -256,6 +333,15 @@ def test_what_an_own_transform_fills_in_does_not_count(folder, own):
     samples, plain = samples_of(folder, f"{own}:filled"), samples_of(folder, None)
     more = [(samples[k][1] == 255).sum() - (plain[k][1] == 255).sum() for k in range(4)]
     assert min(more) > 50
+
+
+def test_an_own_transform_gets_distorted_colors_with_normalization_on_the_device_too(folder, own):
+    settings = TrainSettings(crop_size=40, base_scale=(64, 48), augment=f"{own}:Own")
+    split = open_split("folder", folder, "train")
+    expected, raw = (training_samples(split, settings, on_device=given)[3] for given in (False, True))
+    images, labels, *rest = (part[None] for part in raw)
+    torch.testing.assert_close(normalize_batch(images, *rest)[0], expected[0])
+    assert torch.equal(labels[0].long(), expected[1])
 
 
 @pytest.mark.slow

@@ -9,10 +9,9 @@ from visit import IGNORED, Call, Row, Visit, autocast, batch_of, captured, creat
 
 import segnext_timm
 from segmentation import scenes
-from segmentation.autocasting import reduce_casts
 from segmentation.data import Split, training_samples
 from segmentation.recipe import TrainSettings
-from segmentation.stepping import compile_model
+from segmentation.stepping import GroupedCasts, compile_model
 from segnext_timm import kernels
 
 
@@ -25,14 +24,14 @@ def training_step(visit: Visit, variant: str, batch: int, size: int, way: str) -
         batch: Images per batch.
         size: Side of the images in pixels.
         way: "plain" is NCHW without kernels, and the cross-entropy of resized logits. The others are channels_last:
-            "train.py", "without reduce_casts", "compiled blocks", "CUDA graph" (of forward and backward pass).
+            "train.py", "without grouped casts", "compiled blocks", "CUDA graph" (of forward and backward pass).
     """
     model = create(variant).train()
     model.upsampling = 1
     layout = torch.contiguous_format if way == "plain" else torch.channels_last
     model = model.to(visit.device, memory_format=layout)
     if way in ("train.py", "CUDA graph"):
-        reduce_casts(model)
+        model = GroupedCasts(model)
     elif way == "compiled blocks":
         compile_model(model, "blocks")
     images, labels = (x.to(visit.device) for x in batch_of(batch, size, size))
@@ -72,7 +71,7 @@ def steps(visit: Visit) -> None:
     plain: dict[str, float] = {}
     size = 64 if visit.small else 512
     cases = [(variant, batch) for batch in ((2,) if visit.small else (16, 1)) for variant in visit.variants]
-    ways = ["plain", "train.py", "without reduce_casts"]
+    ways = ["plain", "train.py", "without grouped casts"]
     ways += ["CUDA graph"] * visit.cuda + ["compiled blocks"] * (not visit.small)
 
     def measure(variant: str, batch: int, way: str) -> Row:

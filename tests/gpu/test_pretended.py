@@ -7,7 +7,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pretended_cuda import WaitCounter, aten, fake, fake_autocast
+from pretended_cuda import WaitCounter, aten, backward, fake, fake_autocast
 from scores import segment
 from segnext_timm import UpsampledCrossEntropyLoss, kernels
 from segnext_timm.models.mscan import MultiScaleConvAttention
@@ -94,6 +94,19 @@ def test_scores_are_computed_without_a_wait(mode, options):
         scores = segment(model, torch.empty(3, 96, 130, dtype=torch.uint8, device="cuda"), **options)
     assert (scores.device.type, tuple(scores.shape)) == ("cuda", (3, 96, 130))
     assert not counter.waits
+
+
+def test_a_backward_pass_without_the_engine_gives_its_gradients():
+    x, labels = torch.randn(2, 3, 64, 64), torch.randint(0, 3, (2, 64, 64))
+    found = []
+    for compute in (torch.Tensor.backward, backward):
+        torch.manual_seed(0)
+        model = narrow(upsampling=1).train()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = UpsampledCrossEntropyLoss()(model(x), labels)
+        compute(loss)
+        found.append([parameter.grad for parameter in model.parameters()])
+    assert all(map(torch.equal, *found))
 
 
 def test_the_counter_sees_what_waits():

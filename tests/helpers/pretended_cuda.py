@@ -1,8 +1,8 @@
-"""What can be known of CUDA without a GPU: fake tensors on "cuda", and waits for the device.
+"""What can be known of CUDA without a GPU: fake tensors on "cuda", waits for the device, operators and bytes.
 
 Fake tensors have shapes, strides, dtypes and devices but no data. Operators on fake "cuda" tensors choose dtypes and
-layouts as on a GPU, also under autocast, with one exception: whether cuDNN has bfloat16 is asked of the GPU. Backward
-passes on them need a driver.
+layouts as on a GPU, also under autocast, with one exception: whether cuDNN has bfloat16 is asked of the GPU. Torch's
+engine of backward passes needs a driver: :func:`backward` walks the graph in its place.
 """
 
 import traceback
@@ -32,6 +32,7 @@ _WAITING = {
     aten.repeat_interleave.Tensor,
     aten.equal.default,
 }
+_WITHOUT_WORK = ("aten::empty", "aten::new_empty", "aten::detach", "aten::_unsafe_view")
 _READING = {"item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__", "__contains__"}
 
 
@@ -66,6 +67,35 @@ def fake_autocast(dtype: torch.dtype | None) -> Iterator[None]:
         torch.set_autocast_dtype("cuda", before[1])
         if torch.autocast_decrement_nesting() == 0:
             torch.clear_autocast_cache()
+
+
+def backward(loss: torch.Tensor) -> None:
+    """Compute gradients as `loss.backward()`, by calling the graph's nodes from Python, which needs no driver.
+
+    Nodes are called as by torch's engine, the youngest first: `_sequence_nr` counts them as they are made.
+    """
+    waiting: dict[Any, dict[int, torch.Tensor]] = {loss.grad_fn: {0: torch.ones_like(loss)}}
+    while waiting:
+        node = max(waiting, key=lambda n: n._sequence_nr())
+        given = waiting.pop(node)
+        gradients = [given.get(place) for place in range(len(node._input_metadata))]
+        if hasattr(node, "variable"):
+            total = node.variable.grad
+            node.variable.grad = gradients[0] if total is None else total + gradients[0]
+            continue
+        with torch.no_grad():
+            results = getattr(node, "apply", node)(*gradients)  # functions in Python cannot be called themselves
+            results = results if isinstance(results, tuple) else (results,)
+            edges = node.next_functions
+            if hasattr(node, "needs_input_grad"):  # those in Python, whose edges leave out what is not a tensor
+                results = [g for g, needed in zip(results, node.needs_input_grad) if needed]
+                edges = [edge for edge in edges if edge[0] is not None]
+            for (target, place), gradient in zip(edges, results, strict=True):
+                if target is not None and gradient is not None:
+                    form = target._input_metadata[place]  # it may have been broadcast, or cast
+                    gradient = gradient.sum_to_size(form.shape).to(form.dtype)
+                    slots = waiting.setdefault(target, {})
+                    slots[place] = slots[place] + gradient if place in slots else gradient
 
 
 def _caller() -> str:
@@ -131,3 +161,31 @@ class WaitCounter(TorchDispatchMode):
     def _note_copy(self, source: torch.device, target: torch.device | None) -> None:
         if target is not None and source.type != target.type:
             self.note(f"copy from {source.type} to {target.type}")
+
+
+class OperatorCounter(TorchDispatchMode):
+    """Counts the operators that write memory, and the bytes that they read and write, by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+        self.bytes: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        name, written = func._schema.name, size_of(result)
+        if (written or func._schema.is_mutable) and not func.is_view and not name.startswith(_WITHOUT_WORK):
+            name = name.removeprefix("aten::")
+            self.counts[name] += 1
+            self.bytes[name] += written + size_of((args, kwargs))
+        return result
+
+
+def size_of(tree: object) -> int:
+    """Bytes of all tensors in nested containers; what a stride of 0 repeats counts once."""
+    total = 0
+    for tensor in tree_leaves(tree):
+        if isinstance(tensor, torch.Tensor):
+            sides = [side for side, stride in zip(tensor.shape, tensor.stride()) if stride]
+            total += torch.Size(sides).numel() * tensor.element_size()
+    return total

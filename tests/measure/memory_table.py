@@ -13,7 +13,6 @@ import torch
 from segnext_timm import create_segmenter
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
-from segmentation.autocasting import reduce_casts
 from segmentation.losses import build_loss
 from segmentation.memory import estimate_step
 from segmentation.recipe import TrainSettings
@@ -27,7 +26,6 @@ def largest_batches(variant: str, checkpointing: bool) -> list[int]:
     model = create_segmenter(f"segnext_{variant}").to(memory_format=torch.channels_last)
     model.upsampling = 1
     model.set_grad_checkpointing(checkpointing)
-    reduce_casts(model)
     loss_fn = build_loss(TrainSettings(), ignore_index=255)
     small, large = (estimate_step(model, loss_fn, TrainSettings(batch_size=n, precision="bf16")) for n in (8, 16))
     each = (large - small) / 8

@@ -1,63 +1,84 @@
-"""Count operators and bytes of a training step on a pretended GPU: `python tests/measure/step_operators.py [VARIANT]`.
+"""Count operators and bytes of a training step: `python tests/measure/step_operators.py [--variants t b]`.
 
-A step is forward pass, loss and backward pass of SegNeXt under bfloat16, for a batch of 16 at 512² and 150 classes, by
-three forms of MSCA's strips. Views and allocations are left out. The bytes are those of each operator's inputs and
-outputs. A backward pass on fake tensors on "cuda" needs a driver, so they are on the CPU, and say that they are not.
+Runs what `train.py` does with a batch on CUDA under bf16, forward pass to update, on tensors without data that pretend
+to be there: 16 images of 512², 150 classes. Prints how many operators write memory, and the bytes that they read and
+write, in total and by kind. Views and allocations do not count. Needs no GPU.
+
+An operator is one kernel or a few: layout transforms within cuDNN are not seen, for instance. `--strips` chooses the
+form of MSCA's strip convolutions: cuDNN's, torch's own in NCHW, or Triton's.
 """
 
+import argparse
 import sys
 from pathlib import Path
 from unittest import mock
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-sys.path[:0] = [str(Path(__file__).parents[1] / "helpers"), str(Path(__file__).parents[2] / "examples")]
-from pretended_cuda import fake
-from segmentation.autocasting import reduce_casts
-from segnext_timm import UpsampledCrossEntropyLoss, create_segmenter, kernels
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "examples"), str(ROOT / "tests/helpers")]
+
+from pretended_cuda import OperatorCounter, backward, fake, fake_autocast
+from segmentation.losses import build_loss
+from segmentation.models import paper_parameter_groups
+from segmentation.recipe import TrainSettings
+from segmentation.stepping import GroupedCasts, RunningStatistics
+from segnext_timm import create_segmenter
 from segnext_timm.kernels import strips
 
-
-class Counter(TorchDispatchMode):
-    operators = moved = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **kwargs or {})
-        is_view = any(value.alias_info is not None and not value.alias_info.is_write for value in func._schema.returns)
-        computes = any(isinstance(value, torch.Tensor) for value in tree_leaves(result)) and not is_view
-        if computes and not {"empty", "detach"}.intersection(func.name().replace("::", "_").split("_")):
-            self.operators += 1
-            tensors = [value for value in tree_leaves((args, kwargs, result)) if isinstance(value, torch.Tensor)]
-            self.moved += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-        return result
+CLASSES = 150
 
 
-def count(variant: str) -> tuple[int, float]:
-    model = create_segmenter(f"segnext_{variant}", classes=150).to(memory_format=torch.channels_last).train()
+def count(variant: str, batch: int, side: int) -> OperatorCounter:
+    """Count the operators of a training step of a published size."""
+    settings = TrainSettings(precision="bf16")
+    model = create_segmenter(f"segnext_{variant}", classes=CLASSES).to(memory_format=torch.channels_last).train()
     model.upsampling = 1
-    reduce_casts(model)
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    fake(model, mode, "cpu")
-    with mode, torch.autocast("cpu", torch.bfloat16), Counter() as counter:
-        images = torch.empty(16, 3, 512, 512).contiguous(memory_format=torch.channels_last)
-        UpsampledCrossEntropyLoss()(model(images), torch.zeros(16, 512, 512, dtype=torch.long)).backward()
-    return counter.operators, counter.moved / 1e9
+    loss_fn = build_loss(settings, ignore_index=255)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        casting = GroupedCasts(fake(model, mode))
+        statistics = RunningStatistics(model)
+        optimizer = torch.optim.AdamW(paper_parameter_groups(model, settings), fused=True)
+        images = torch.empty(batch, 3, side, side, device="cuda").to(memory_format=torch.channels_last)
+        labels = torch.zeros(batch, side, side, dtype=torch.long, device="cuda")
+        for _ in range(2):  # the first step creates the optimizer's state
+            with OperatorCounter() as counter:
+                statistics.save()
+                with fake_autocast(torch.bfloat16):
+                    loss = loss_fn(casting(images), labels)
+                backward(loss)
+                gradients = [parameter.grad for parameter in model.parameters()]
+                # as get_total_norm does on tensors with data
+                norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+                finite = loss.isfinite() & norm.isfinite()
+                optimizer.found_inf = (~finite).float()
+                optimizer.step()
+                statistics.restore_unless(finite)
+                optimizer.zero_grad()
+    return counter
 
 
 def main() -> None:
-    applies = strips.applies
-    forms = {"cuDNN in channels_last": (False, False), "torch in NCHW": (True, False), "Triton": (True, True)}
-    for form, (own, triton) in forms.items():
+    """Count and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--variants", nargs="+", default=["t", "b"], choices=list("tsbl"))
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--side", type=int, default=512)
+    parser.add_argument("--strips", choices=("cudnn", "nchw", "triton"), default="triton")
+    args = parser.parse_args()
+    applies = strips.applies if args.strips != "cudnn" else lambda *arguments: False
+    for variant in args.variants:
         with (
-            mock.patch.object(torch.Tensor, "is_cuda", property(lambda tensor: True)),
-            mock.patch.object(strips, "applies", applies if own else lambda *args: False),
-            mock.patch.object(kernels, "triton_runs", lambda device, runs=triton: runs),
+            mock.patch.object(strips, "applies", applies),
+            mock.patch.object(strips.kernels, "triton_runs", lambda device: args.strips == "triton"),
         ):
-            operators, gigabytes = count(sys.argv[1] if len(sys.argv) > 1 else "t")
-        print(f"{form}: {operators} operators, {gigabytes:.1f} GB")
+            found = count(variant, args.batch, args.side)
+        size = f"{found.counts.total()} operators, {found.bytes.total() / 1e9:.1f} GB"
+        print(f"{variant.upper()}, {args.batch}×{args.side}², bf16: {size}")
+        for name, number in found.counts.most_common():
+            if found.bytes[name] >= 1e7:
+                print(f"  {number:5} {found.bytes[name] / 1e9:7.2f} GB  {name}")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import measurements
 import pytest
@@ -44,7 +45,6 @@ def test_a_page_says_which_goals_are_reached_and_what_the_rules_decide():
         {"part": "profile", "what": "t, all", "ms": 40.0, "kernels": [["a kernel", 2.5, 3]]},
         {"part": "profile", "what": "t, 1", "ms": 36.0},
         {"part": "tests", "what": "pytest", "holds": False},
-        {"part": "tests", "what": "more", "note": NO_TIME},
     ]
     text = page("card-2026-01-01-abc", ["tests", "steps", "profile", "compiled"], rows)
     for line in (
@@ -62,14 +62,17 @@ def test_a_page_says_which_goals_are_reached_and_what_the_rules_decide():
 
 
 @pytest.mark.slow
+def test_processes_can_use_cuda_since_the_first_one_has_not():
+    code = "import torch, visit; p = visit.start(torch._C._cuda_isInBadFork); p.join(); raise SystemExit(p.exitcode)"
+    subprocess.run([sys.executable, "-c", code], cwd=Path(visit.__file__).parent, check=True)
+
+
+@pytest.mark.slow
 def test_a_dry_run_that_is_killed_continues_and_measures_all_parts(tmp_path):
     command = [sys.executable, visit.__file__, "--device", "cpu", "--small", "--commit", "abc", "--out", tmp_path]
-    killed = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    for line in killed.stdout:
-        if "steps" in line:
-            break
-    killed.kill()
-    killed.wait()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as first:
+        next(line for line in first.stdout if "steps" in line)
+        first.kill()
     (log,) = tmp_path.glob("cpu-small-????-??-??-abc.jsonl")
     before = log.read_text(encoding="utf-8")
     assert "## Steps\n\nNot run." in log.with_suffix(".md").read_text(encoding="utf-8")
@@ -82,5 +85,4 @@ def test_a_dry_run_that_is_killed_continues_and_measures_all_parts(tmp_path):
     assert {part for part, _ in rows} == visit.PARTS.keys()
     failed = [row for row in rows.values() if "error" in row or row.get("holds") is False or row.get("note") == NO_TIME]
     assert not failed
-    text = log.with_suffix(".md").read_text(encoding="utf-8")
-    assert all(f"| {what} |" in text for _, what in rows)
+    assert all(f"| {what} |" in log.with_suffix(".md").read_text(encoding="utf-8") for _, what in rows)

@@ -26,10 +26,10 @@ from ctypes import c_wchar
 from itertools import groupby
 from pathlib import Path
 
-os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # a process that has used CUDA, even to look for it, can start none
+os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # to import torch and others without a look for CUDA by CUDA itself
 import measurements
 import torch
-from measurements import PROCESSES, ROOT, Visit, read, start
+from measurements import PROCESSES, ROOT, Visit, look, read, start
 from visit_page import page
 
 # Second at which a part ends at the latest. Parts that end together run at once.
@@ -40,7 +40,6 @@ PARTS = {
 
 
 def measure(visit: Visit, part: str) -> None:
-    """Measure what is left of a part."""
     visit.part, visit.known = part, read(visit.log)
     getattr(measurements, part)(visit)
 
@@ -88,11 +87,11 @@ def main() -> int:
     if args.page:
         print(write_page(args.page))
         return 0
-    card = "cpu"
+    card, half = "cpu", "bf16"
     if args.device == "cuda":
-        try:  # in another process, for the same reason
+        try:
             with ProcessPoolExecutor(1, PROCESSES) as pool:
-                card = pool.submit(torch.cuda.get_device_name).result()
+                card, half = pool.submit(look).result()
         except (RuntimeError, AssertionError) as error:
             parser.error(f"torch finds no CUDA device here: {error} For a dry run: --device cpu --small")
     card = re.sub(r"\W+", "-", f"{card} small" if args.small else card).lower()
@@ -101,7 +100,7 @@ def main() -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     new = args.out / f"{card}-{time.strftime('%Y-%m-%d')}-{commit}.jsonl"
     log = next(args.out.glob(f"{card}-????-??-??-{commit}.jsonl"), new).resolve()
-    visit = Visit(torch.device(args.device), args.small, log)
+    visit = Visit(torch.device(args.device), args.small, log, half)
     for until, parts in groupby(filter(args.only.__contains__, PARTS), PARTS.get):
         visit.end = BEGAN + until
         run(visit, list(parts))

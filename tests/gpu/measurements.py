@@ -1,4 +1,4 @@
-"""What `visit.py` checks and measures: a function for each part, and what they share."""
+"""What `visit.py` checks and measures: what its parts share, then a function for each, after those that it calls."""
 
 import copy
 import ctypes
@@ -75,11 +75,9 @@ class Visit:
 
     @property
     def left(self) -> float:
-        """Seconds until the part is ended, but for one to write the last result."""
-        return max(self.end - time.monotonic() - 1, 0)
+        return max(self.end - time.monotonic() - 1, 0)  # in seconds; one is for the last result
 
     def write(self, what: str, **values: Any) -> None:
-        """Record and print a result."""
         line = json.dumps({"part": self.part, "what": what, **values}, default=str, ensure_ascii=False)
         print(line, flush=True)
         with self.log.open("ab", buffering=0) as file:  # one write, so that no line is half written
@@ -109,9 +107,6 @@ class Visit:
             torch.cuda.empty_cache()
 
 
-# What parts share
-
-
 def look() -> tuple[str, str]:
     """The GPU's name and faster precision; a process that has looked can start none that uses CUDA."""
     return torch.cuda.get_device_name(), "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
@@ -133,12 +128,15 @@ def _run(log: Path | None, call: Call, *arguments: Any) -> None:
     sys.exit(call(*arguments))
 
 
-def finish(visit: Visit, process: multiprocessing.Process, log: Path) -> list[str]:
+def finish(visit: Visit, process: multiprocessing.Process, log: Path, check: bool = True) -> list[str]:
     """Wait for a process until the part's time is over, and return the lines of its output."""
     process.join(visit.left)
     process.kill()
     process.join()
-    return log.read_text(encoding="utf-8").strip().splitlines()
+    lines = log.read_text(encoding="utf-8").strip().splitlines()
+    if check and process.exitcode:
+        raise RuntimeError(f"status {process.exitcode}: {lines[-1:]}")
+    return lines
 
 
 def create(visit: Visit, variant: str) -> nn.Module:
@@ -206,9 +204,6 @@ def measured(visit: Visit, call: Call, images: int = 1) -> Row:
     return {**row, "MB": torch.cuda.max_memory_allocated() / 2**20} if visit.cuda else row
 
 
-# Parts that check
-
-
 def machine(visit: Visit) -> None:
     visit.measure("card", card)
 
@@ -228,17 +223,17 @@ def card(visit: Visit) -> Row:
 
 
 def tests(visit: Visit) -> None:
-    visit.measure("pytest -m cuda", run_tests)
+    """Tests of kernels, and others that are marked `cuda` and do not train."""
+    marks = {"kernels": "not slow", "models": "cuda", "examples/test_stepping.py": "cuda"}
+    for where, mark in list(marks.items())[-1 if visit.small else 0 :]:
+        visit.measure(f"pytest -m '{mark}' tests/{where}", run_tests, where, mark)
 
 
-def run_tests(visit: Visit) -> Row:
-    """Tests marked `cuda`, but for those that train: the next part does."""
-    where = [str(ROOT / "tests" / name) for name in ("kernels", "examples/test_stepping.py", "models")]
-    options = ["-q", "-p", "no:cacheprovider", "-o", "addopts=", "-m", "cuda"]
+def run_tests(visit: Visit, where: str, mark: str) -> Row:
+    options = ["-q", "-p", "no:cacheprovider", "-o", "addopts=", "-m", mark, str(ROOT / "tests" / where)]
     with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder) / "log"
-        process = start(pytest.main, options + where[: 2 if visit.small else None], log=log)
-        lines = finish(visit, process, log)
+        process = start(pytest.main, options, log=Path(folder) / "log")
+        lines = finish(visit, process, Path(folder) / "log", check=False)
     failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
     return {"holds": process.exitcode == 0, "note": "; ".join([*failed, *lines[-1:]])[:2000]}
 
@@ -282,8 +277,6 @@ def train_in(visit: Visit, precisions: tuple[str, ...], iterations: int) -> None
 def check_losses(visit: Visit, process: multiprocessing.Process, out: Path) -> Row:
     """Whether all losses and weights of a run are finite, and its losses fall; its speed at the end."""
     lines = finish(visit, process, out.with_suffix(".log"))
-    if process.exitcode:
-        return {"error": f"status {process.exitcode}: {lines[-1:]}"}
     speed, wait = re.findall(r"images_per_s ([\d.]+), wait (\d+%)", "".join(lines))[-1]
     losses, weights = torch.tensor(checkpoint(out)["losses"]), checkpoint(out)["model"].values()
     first, last = float(losses[:3].mean()), float(losses[-3:].mean())
@@ -303,7 +296,9 @@ def check_resumed(visit: Visit) -> Row:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         runs = {name: start_training(visit, folder, name, *options) for name in ("whole", "killed")}
-        while runs["killed"].is_alive() and not (folder / "killed" / "checkpoint.pt").is_file():
+        while not (folder / "killed" / "checkpoint.pt").is_file():
+            if not runs["killed"].is_alive():
+                finish(visit, runs["killed"], folder / "killed.log")
             time.sleep(0.02)
         runs["killed"].kill()
         runs["killed"].join()
@@ -362,9 +357,6 @@ def check(visit: Visit, module: nn.Module, x: torch.Tensor, precision: str, boun
     gradient_error = float((gradients - exact_gradients).norm() / exact_gradients.norm())
     holds = error <= bound and gradient_error <= 4 * bound
     return {"output error": error, "gradient error": gradient_error, "holds": holds}
-
-
-# Parts that measure
 
 
 def profile(visit: Visit) -> None:
@@ -437,7 +429,7 @@ STEPS = {  # ways of a step that do without some of the faster forms
 
 def steps(visit: Visit) -> None:
     """Training steps: plain, as train.py makes them, with each faster form alone, and as a CUDA graph."""
-    for way in ("plain", "all", *list(STEPS)[1:], "without grouped casts", "CUDA graph"):
+    for way in ("plain", "all", *list(STEPS)[1:], "without grouped casts", "TF32", "CUDA graph"):
         for variant in ("t", "b"):
             visit.measure(f"{variant}, {way}", step_ms, variant, way)
 
@@ -450,6 +442,7 @@ def compiled(visit: Visit) -> None:
 
 def step_ms(visit: Visit, variant: str, way: str, batch: int | None = None) -> Row:
     batch = batch or visit.batch
+    torch.backends.cuda.matmul.allow_tf32 = way == "TF32"  # in the decomposition
     with only(*STEPS[way]) if way in STEPS else nullcontext():
         step = training_step(visit, variant, batch, way)
         return measured(visit, captured(visit, step) if way == "CUDA graph" else step, batch)

@@ -100,6 +100,8 @@ class Trainer:
         self.checkpoint = self.out / "checkpoint.pt"
         self.tracking = Tracking(settings)
         precision = mixed_precision(settings.precision)
+        # products of the decomposition, which autocast leaves in float32, keep as many digits as the rest
+        torch.backends.cuda.matmul.allow_tf32 = precision != "no"
         if settings.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
             torch.use_deterministic_algorithms(True)

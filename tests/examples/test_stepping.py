@@ -98,15 +98,17 @@ def test_synchronized_norms_keep_their_activations():
     assert isinstance(synced[0].act, torch.nn.ReLU)
 
 
-def test_a_fused_optimizer_skips_updates_without_a_wait():
-    parameter = torch.nn.Parameter(torch.ones(3))
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def test_a_fused_optimizer_skips_updates_without_a_wait(device):
+    parameter = torch.nn.Parameter(torch.ones(3, device=device))
     optimizer = torch.optim.AdamW([parameter], lr=0.1, fused=True)
     wrapped = SimpleNamespace(defaults=optimizer.defaults, optimizer=optimizer, step=optimizer.step)
     for finite, moved in ((False, False), (True, True), (False, False)):
         before = parameter.detach().clone()
-        parameter.grad = torch.full((3,), 1.0 if finite else float("nan"))
+        parameter.grad = torch.full((3,), 1.0 if finite else float("nan"), device=device)
+        finite = torch.tensor(finite, device=device)
         with WaitCounter(everywhere=True) as counter:
-            step_if(torch.tensor(finite), wrapped)
+            step_if(finite, wrapped)
         assert not counter.waits
         assert torch.equal(parameter, before) != moved
     assert optimizer.state[parameter]["step"] == 1

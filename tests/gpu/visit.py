@@ -1,149 +1,113 @@
-"""What the sections of `prove.py` share: their results, models, data and clocks."""
+"""Check and measure SegNeXt on this machine's GPU, in nine minutes at most: `python tests/gpu/visit.py`.
 
-import gc
-import json
-import math
-import statistics
-import sys
+    python tests/gpu/visit.py                                  # the GPU
+    python tests/gpu/visit.py --only steps inference           # some parts
+    python tests/gpu/visit.py --device cpu --small             # a dry run, in two minutes
+    python tests/gpu/visit.py --page REPORT.jsonl              # write the page of a report again
+
+Each result is a line of `CARD-DATE-COMMIT.jsonl` in the output folder, written as soon as it is known; the page beside
+it, in Markdown, is written after each part. The same command continues a visit that was ended, on the same card and
+commit. Each part has a process of its own, which is killed when its time is over, since nothing else ends a kernel that
+hangs; one that ends by a fault is started again for the rest. The exit status is 1 if something failed. Needs Linux and
+the extra `test`, and no network.
+"""
+
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+
+BEGAN = time.monotonic()
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from ctypes import c_wchar
+from itertools import groupby
 from pathlib import Path
-from typing import Any
 
+os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # to import torch and others without a look for CUDA by CUDA itself
+import measurements
 import torch
-import torch.nn.functional as F
+from measurements import PROCESSES, ROOT, Visit, look, read, start
+from visit_page import page
 
-ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "examples")]
-import segnext_timm
-
-CLASSES, IGNORED = 150, 255
-Row = dict[str, Any]
-Call = Callable[[], Any]
+# Second at which a part ends at the latest. Parts that end together run at once.
+PARTS = {
+    "machine": 30, "tests": 105, "trainings": 105, "agreement": 105, "compiling": 105, "profile": 130, "pieces": 195,
+    "steps": 310, "inference": 365, "resuming": 430, "precisions": 480, "throughput": 510, "compiled": 540,
+}  # fmt: skip
 
 
-@dataclass
-class Visit:
-    """Settings and results of a run.
+def measure(visit: Visit, part: str) -> None:
+    visit.part, visit.known = part, read(visit.log)
+    getattr(measurements, part)(visit)
 
-    Attributes:
-        device: "cuda" or "cpu".
-        small: Measure narrow models, small images and few steps.
-        out: Folder of the results.
-        end: When the running section must end, on the clock of time.monotonic.
-        rows: Results so far, each with the name of its section.
-    """
 
-    device: torch.device
-    small: bool
-    out: Path
-    end: float = math.inf
-    section: str = ""
-    rows: list[Row] = field(default_factory=list)
+def run(visit: Visit, parts: list[str]) -> None:
+    """Run parts at once until all have ended, or the visit's time for them is over."""
+    processes = {}
+    while parts or processes:
+        for part in parts:
+            visit.running[part] = PROCESSES.RawArray(c_wchar, 200)
+            processes[part] = start(measure, visit, part)
+        parts = []
+        for part, process in list(processes.items()):
+            process.join(0.1)
+            late = time.monotonic() > visit.end
+            if process.is_alive() and not late:
+                continue
+            process.kill()
+            process.join()
+            del processes[part]
+            what = visit.running[part].value
+            if process.exitcode and (part, what) not in read(visit.log):  # else it was written before the fault
+                visit.part = part
+                visit.write(what, error="not done in time" if late else f"the process ended with {process.exitcode}")
+            if process.exitcode and what and not late:
+                parts.append(part)
 
-    @property
-    def cuda(self) -> bool:
-        return self.device.type == "cuda"
 
-    @property
-    def variants(self) -> tuple[str, ...]:
-        return ("narrow",) if self.small else ("t", "b")
+def write_page(log: Path) -> Path:
+    path = log.with_suffix(".md")
+    path.write_text(page(log.stem, PARTS, list(read(log).values())), encoding="utf-8")
+    return path
 
-    @property
-    def half(self) -> torch.dtype:
-        has_bf16 = not self.cuda or torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if has_bf16 else torch.float16
 
-    def add(self, what: str, **values: Any) -> None:
-        """Record and print a result."""
-        self.rows.append({"section": self.section, "what": what, **values})
-        line = json.dumps(self.rows[-1], default=str)
-        print(line, flush=True)
-        with (self.out / "prove.jsonl").open("a", encoding="utf-8") as file:
-            file.write(f"{line}\n")
-
-    def measure(self, what: str, call: Callable[..., Row], *arguments: Any) -> None:
-        """Record what a call returns, or how it failed; nothing but its name once the section's time is over."""
-        if time.monotonic() > self.end:
-            self.add(what, note="no time was left")
-            return
+def main() -> int:
+    """Run the parts. Returns 1 if something failed, else 0."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--small", action="store_true", help="narrow models, small images and few steps")
+    parser.add_argument("--out", type=Path, default=Path("runs/visit"), help="folder of the results")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help=", ".join(PARTS))
+    parser.add_argument("--commit", help="name of the code's state, where git does not tell")
+    parser.add_argument("--page", type=Path, metavar="REPORT", help="only write the page of this report")
+    args = parser.parse_args()
+    if args.page:
+        print(write_page(args.page))
+        return 0
+    card, half = "cpu", "bf16"
+    if args.device == "cuda":
         try:
-            values = call(*arguments)
-        except Exception as error:
-            lines = str(error).strip().splitlines() or [""]
-            values = {"error": f"{type(error).__name__}: {lines[0]}"[:200]}
-        if self.cuda:
-            gc.collect()
-            torch.cuda.empty_cache()
-        self.add(what, **values)
+            with ProcessPoolExecutor(1, PROCESSES) as pool:
+                card, half = pool.submit(look).result()
+        except (RuntimeError, AssertionError) as error:
+            parser.error(f"torch finds no CUDA device here: {error} For a dry run: --device cpu --small")
+    card = re.sub(r"\W+", "-", f"{card} small" if args.small else card).lower()
+    git = ["git", "-C", ROOT, "describe", "--always", "--dirty", "--exclude=*"]
+    commit = args.commit or subprocess.run(git, capture_output=True, text=True).stdout.strip() or "unknown"
+    args.out.mkdir(parents=True, exist_ok=True)
+    new = args.out / f"{card}-{time.strftime('%Y-%m-%d')}-{commit}.jsonl"
+    log = next(args.out.glob(f"{card}-????-??-??-{commit}.jsonl"), new).resolve()
+    visit = Visit(torch.device(args.device), args.small, log, half)
+    for until, parts in groupby(filter(args.only.__contains__, PARTS), PARTS.get):
+        visit.end = BEGAN + until * (4 if args.small else 1)  # a dry run is not in a hurry
+        run(visit, list(parts))
+        path = write_page(log)
+    print(path)
+    return int(any("error" in row or row.get("holds") is False for row in read(log).values()))
 
 
-def page(rows: list[Row]) -> str:
-    """Results in Markdown, a table a section."""
-    lines = ["# SegNeXt on a GPU", "", time.strftime("%Y-%m-%d"), ""]
-    for section in dict.fromkeys(row["section"] for row in rows):
-        own = [row for row in rows if row["section"] == section]
-        columns = list(dict.fromkeys(key for row in own for key in row if key != "section"))
-        cells = [[row.get(column, "") for column in columns] for row in own]
-        shown = [[f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in line] for line in cells]
-        table = [columns, ["---"] * len(columns), *shown]
-        lines += [f"## {section}", "", *(f"| {' | '.join(line)} |" for line in table), ""]
-    return "\n".join(lines)
-
-
-def median_ms(call: Call, device: torch.device, seconds: float = 1.0, most: int = 20) -> float:
-    """Median time of a call, of 3 to `most` measurements in about `seconds`, after three calls to warm up."""
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    for _ in range(3):
-        call()
-    times: list[float] = []
-    end = time.monotonic() + seconds
-    while len(times) < 3 or (len(times) < most and time.monotonic() < end):
-        wait()
-        start = time.perf_counter()
-        call()
-        wait()
-        times.append(1e3 * (time.perf_counter() - start))
-    return statistics.median(times)
-
-
-def create(variant: str) -> torch.nn.Module:
-    """SegNeXt of 150 classes with random weights, the same every time: of the paper's size, or "narrow"."""
-    torch.manual_seed(0)
-    if variant != "narrow":
-        return segnext_timm.create_segmenter(f"segnext_{variant}", classes=CLASSES)
-    options: Row = {"encoder_weights": None, "classes": CLASSES, "decoder_channels": 32, "decoder_rank": 8}
-    return segnext_timm.SegNeXt("tu-test_mscan", **options)
-
-
-def batch_of(batch: int, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Random images (B, 3, H, W) and labels (B, H, W), some of them ignored."""
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(batch, 3, height, width, generator=generator)
-    labels = torch.randint(0, CLASSES, (batch, height, width), generator=generator)
-    labels[:, : height // 8] = IGNORED
-    return images, labels
-
-
-def autocast(device: torch.device, dtype: torch.dtype) -> Any:
-    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
-
-
-def resized(logits: torch.Tensor, size: torch.Size) -> torch.Tensor:
-    return F.interpolate(logits, size, mode="bilinear", align_corners=False)
-
-
-def captured(call: Call) -> Call:
-    """Capture a call in a CUDA graph."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            call()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
-    return graph.replay
+if __name__ == "__main__":
+    sys.exit(main())

@@ -185,3 +185,13 @@ def test_fused_models_run_on_cuda():
     model, x = tiny(), images(2, 3, 64, 96)
     fused = fuse(model).cuda().to(memory_format=torch.channels_last)
     assert_same(fused(x.cuda()).cpu(), model(x), tolerance=1e-2)
+
+
+@pytest.mark.slow
+def test_fused_and_compiled_models_predict_the_labels_of_the_model():
+    model = tiny()
+    compiled = fuse(model).to(memory_format=torch.channels_last)
+    compiled.compile(mode="reduce-overhead")
+    for seed in (0, 1):
+        x = images(1, 3, 64, 96, seed=seed)
+        assert torch.equal(compiled.predict_labels(x), model.predict_labels(x))

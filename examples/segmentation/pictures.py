@@ -178,10 +178,11 @@ def draw_predictions(
     height = rows * (0.96 * WIDTH / sum(widths) * aspect + 0.02) + 1
     figure, axes = new_figure(height, rows, len(widths), width_ratios=widths)
     figure.get_layout_engine().set(w_pad=0.03, h_pad=0.05, wspace=0, hspace=0, rect=(0.01, 0.01, 0.98, 0.98))
-    for axis in axes.flat:
+    titles = ("image", "truth", "prediction", "", "image", "truth", "prediction")
+    for place, axis in enumerate(axes.flat):
         axis.set_axis_off()
-    for axis, title in zip(axes[0], ("image", "truth", "prediction", "", "image", "truth", "prediction")):
-        axis.set_title(title, fontsize=10, color=INK)
+        # with y, no place for it is sought above ticks that are not drawn: a quarter of the time
+        axis.set_title(titles[place] if place < len(widths) else "", y=1, fontsize=10, color=INK)
     correct = counted = 0
     for place, (image, truth, prediction) in enumerate(samples):
         valid = truth < len(classes)

@@ -1,42 +1,19 @@
-import builtins
 import json
 
 import numpy as np
 import pytest
-import torch
-from click.testing import CliRunner
 from PIL import Image
 
 import segnext_timm.prediction.raster_labels
 import segnext_timm.prediction.rasters
 from segnext_timm import predict
-from segnext_timm.cli import main
 from segnext_timm.errors import ImageError, OptionError
-from segnext_timm.models.model_info import ModelInfo
 from segnext_timm.prediction.files import find_images, outputs, predict_file, predict_files
-from segnext_timm.prediction.polygons import check_polygons, write_polygons
 from segnext_timm.prediction.rasters import open_raster
-from small_models import narrow
+from small_rasters import PLACE, hide, labels_of, model_of, noise, write_raster
 
 rasterio = pytest.importorskip("rasterio")
-shapely = pytest.importorskip("shapely")
-transform_geom = pytest.importorskip("rasterio.warp").transform_geom
 pytest.importorskip("rasterio.shutil")
-pytest.importorskip("rasterio.features")
-PLACE = rasterio.Affine(10, 0, 500_000, 0, -10, 5_000_000)
-
-
-def write_raster(file, values, **profile):
-    """Write values (bands, H, W) as a GeoTIFF; in UTM zone 32 by default."""
-    count, height, width = values.shape
-    profile = {"crs": "EPSG:32632", "transform": PLACE, "dtype": values.dtype.name} | profile
-    with rasterio.open(file, "w", driver="GTiff", count=count, height=height, width=width, **profile) as raster:
-        raster.write(values)
-    return file
-
-
-def noise(bands, height, width, dtype="uint8", seed=0):
-    return np.random.default_rng(seed).integers(0, 255, (bands, height, width)).astype(dtype)
 
 
 def test_a_raster_is_read_in_its_own_type_by_bands_and_regions(tmp_path):
@@ -81,19 +58,6 @@ def test_files_that_are_no_rasters_are_refused_by_name(tmp_path):
     file.write_bytes(file.read_bytes()[:50_000])
     with open_raster(file) as raster, pytest.raises(ImageError, match=r"cut\.tif cannot be read as an image"):
         raster.read()
-
-
-def model_of(channels=3, classes=3, **cfg):
-    cfg = {"input_size": [channels, 64, 64], "mean": [0.4] * channels, "std": [0.25] * channels} | cfg
-    torch.manual_seed(0)
-    model = narrow(in_channels=channels, classes=classes, pretrained_cfg=cfg).eval()
-    torch.nn.init.normal_(model.segmentation_head[0].weight)
-    return model
-
-
-def labels_of(file):
-    with rasterio.open(file) as raster:
-        return raster.read(1)
 
 
 @pytest.mark.parametrize(
@@ -309,26 +273,6 @@ def test_rasters_are_interrupted_and_resumed_as_other_images(tmp_path):
         predict_files(model_of(), places, out, resume=True, **options | {"origin": "another"})
 
 
-def hide(monkeypatch, package):
-    """Let imports of a package fail."""
-    real = builtins.__import__
-
-    def without(name, *arguments, **keywords):
-        if name == package:
-            raise ImportError(name)
-        return real(name, *arguments, **keywords)
-
-    monkeypatch.setattr(builtins, "__import__", without)
-
-
-def test_a_missing_shapely_is_named_before_the_work(tmp_path, monkeypatch):
-    file = write_raster(tmp_path / "a.tif", noise(3, 40, 60))
-    hide(monkeypatch, "shapely")
-    with pytest.raises(ImageError, match=r"a\.tif: polygons need shapely, .*: pip install shapely"):
-        predict_file(model_of(), file, tmp_path / "out" / "a", save_as="geojson")
-    assert not (tmp_path / "out").exists()
-
-
 def test_without_rasterio_only_images_that_need_it_are_refused(tmp_path, monkeypatch):
     placed = write_raster(tmp_path / "placed.tif", noise(3, 40, 60))
     Image.fromarray(noise(3, 40, 60).transpose(1, 2, 0)).save(tmp_path / "plain.tif")
@@ -369,97 +313,6 @@ def test_a_tiff_with_a_world_file_and_a_projection_is_georeferenced(tmp_path):
         assert (labels.transform, labels.crs.to_epsg()) == (PLACE, 32632)
 
 
-def square_labels(file, crs="EPSG:32632", transform=PLACE):
-    """Labels of a ring (1) around a square (2), in a field (0) with a column that has no data."""
-    labels = np.zeros((1, 60, 80), np.uint8)
-    labels[0, 10:40, 20:50], labels[0, 20:30, 30:40], labels[0, :, 79] = 1, 2, 255
-    return write_raster(file, labels, nodata=255, crs=crs, transform=transform)
-
-
-@pytest.mark.parametrize("crs", ["EPSG:32632", "EPSG:3857", "EPSG:4326"])
-def test_polygons_lie_where_the_labels_lie_with_names_areas_and_holes(tmp_path, crs):
-    transform = rasterio.Affine(1e-4, 0, 9, 0, -1e-4, 45) if crs == "EPSG:4326" else PLACE
-    labels = square_labels(tmp_path / "a.tif", crs, transform)
-    write_polygons(labels, tmp_path / "a.geojson", ModelInfo(model_of(label_names=["field", "ring", "square"])))
-    features = json.loads((tmp_path / "a.geojson").read_text())["features"]
-    found = {feature["properties"]["name"]: feature for feature in features}
-    assert sorted(found) == ["field", "ring", "square"]
-    assert [len(found[name]["geometry"]["coordinates"]) for name in ("field", "ring", "square")] == [2, 2, 1]
-    polygons = {name: shapely.geometry.shape(feature["geometry"]) for name, feature in found.items()}
-    assert all(polygon.is_valid and polygon.exterior.is_ccw for polygon in polygons.values())
-    # back on the image, they are the labels
-    shapes = [(transform_geom("EPSG:4326", crs, f["geometry"]), f["properties"]["label"]) for f in features]
-    drawn = rasterio.features.rasterize(shapes, (60, 80), fill=255, transform=transform)
-    assert np.array_equal(drawn, labels_of(labels))
-    area, geod = found["ring"]["properties"]["square_meters"], polygons["ring"].area
-    meters = geod * 111_320**2 * np.cos(np.deg2rad(polygons["ring"].centroid.y))  # of a sphere, roughly
-    assert area == pytest.approx(meters, rel=0.01)
-    if crs == "EPSG:32632":
-        assert area == pytest.approx(800 * 100, rel=2e-3)
-
-
-def test_simplified_polygons_have_fewer_points_and_stay_valid(tmp_path):
-    labels = (np.hypot(*np.mgrid[-50:50, -50:50]) < 40).astype(np.uint8)[None]
-    file = write_raster(tmp_path / "a.tif", labels)
-    info, counts = ModelInfo(model_of(classes=1)), []
-    for tolerance in (0, 2):
-        write_polygons(file, tmp_path / "a.geojson", info, tolerance)
-        (feature,) = json.loads((tmp_path / "a.geojson").read_text())["features"]  # no background
-        polygon = shapely.geometry.shape(feature["geometry"])
-        assert polygon.is_valid
-        assert feature["properties"]["square_meters"] == pytest.approx(100 * labels.sum(), rel=0.05)
-        counts.append(len(polygon.exterior.coords))
-    assert counts[1] < counts[0] / 3
-
-
-def test_polygons_of_images_that_lie_nowhere_are_refused_before_the_work(tmp_path):
-    write_raster(tmp_path / "a.tif", noise(3, 40, 60), crs=None)
-    Image.fromarray(noise(3, 40, 60).transpose(1, 2, 0)).save(tmp_path / "b.png")
-    placed = write_raster(tmp_path / "c.tif", noise(3, 40, 60))
-    local = rasterio.CRS.from_wkt('LOCAL_CS["Local coordinates",UNIT["metre",1]]')
-    write_raster(tmp_path / "d.tif", noise(3, 40, 60), crs=local)
-    write_raster(tmp_path / "e.tif", noise(3, 40, 60), crs="EPSG:4326", transform=PLACE)
-    places = find_images([tmp_path / name for name in ("a.tif", "b.png", "c.tif", "d.tif", "e.tif")], tmp_path / "out")
-    predictions = predict_files(model_of(), places, tmp_path / "out", save_as="geojson")
-    assert predictions.predicted == 1
-    assert len(predictions.failures) == 4
-    for reason in predictions.failures.values():
-        assert reason.startswith("does not state where on Earth it lies: ")
-    assert set(outputs(places[placed])) == {"labels", "overlay", "polygons"}
-    assert len(list((tmp_path / "out").iterdir())) == 3
-    done = predict_files(model_of(), places, tmp_path / "out")
-    assert done.predicted == 5
-
-
-def test_polygons_are_made_of_labels_that_are_there(tmp_path):
-    file = write_raster(tmp_path / "a.tif", noise(3, 40, 60))
-    places, out = find_images([file], tmp_path / "out"), tmp_path / "out"
-    predict_files(model_of(), places, out)
-    before = (out / "a.tif").stat().st_mtime_ns
-    done = predict_files(model_of(), places, out, resume=True, save_as="geojson", simplify=1.0)
-    assert (done.predicted, (out / "a.tif").stat().st_mtime_ns) == (0, before)
-    assert json.loads((out / "a.geojson").read_text())["features"]
-    predict_files(model_of(), places, out)
-    assert not (out / "a.geojson").exists()  # of other labels, perhaps
-
-
-def test_the_command_writes_what_each_image_allows_and_says_so(tmp_path):
-    model_of(label_names=["a", "b", "c"]).save_pretrained(tmp_path / "model")
-    (tmp_path / "in").mkdir()
-    write_raster(tmp_path / "in" / "a.tif", noise(3, 40, 60))
-    command = ["predict", str(tmp_path / "model"), str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--device", "cpu"]
-    done = CliRunner().invoke(main, [*command, "--areas", "--json", "--save_as", "geojson", "--simplify", "1"])
-    assert done.exit_code == 0, done.output
-    (image,) = json.loads(done.stdout)["images"]
-    files = {"labels": "a.tif", "overlay": "a_overlay.jpg", "polygons": "a.geojson"}
-    assert image["outputs"] == {kind: str(tmp_path / "out" / name) for kind, name in files.items()}
-    names = {f["properties"]["name"] for f in json.loads((tmp_path / "out" / "a.geojson").read_text())["features"]}
-    assert names == {entry["name"] for entry in image["classes"]}
-    assert "the labels of 1 were there" in CliRunner().invoke(main, [*command, "--resume"]).output
-    done = CliRunner().invoke(main, [*command, "--simplify", "1"])
-    assert (done.exit_code, "is for the polygons of --save_as geojson" in done.output) == (2, True)
-
-
 def test_a_palette_is_read_as_colors(tmp_path):
     values, colors = noise(1, 40, 60), {value: (value, 255 - value, 7 * value % 256) for value in range(256)}
     file = write_raster(tmp_path / "a.tif", values, photometric="palette")
@@ -469,26 +322,6 @@ def test_a_palette_is_read_as_colors(tmp_path):
     picture = np.array([colors[value][:3] for value in range(256)], np.uint8)[values[0]]
     assert np.array_equal(labels_of(tmp_path / "out" / "a.tif"), predict(model_of(), picture))
     assert np.array_equal(labels_of(tmp_path / "out" / "a.tif"), predict(model_of(), file))
-
-
-def place_beside(file):
-    """Write a picture with a world file and a projection."""
-    Image.fromarray(noise(3, 40, 60).transpose(1, 2, 0)).save(file)
-    file.with_suffix(f"{file.suffix[:2]}{file.suffix[-1]}w").write_text("10\n0\n0\n-10\n500005\n4999995\n")
-    file.with_suffix(".prj").write_text(rasterio.CRS.from_epsg(32632).to_wkt(version="WKT1_ESRI"))
-    return file
-
-
-@pytest.mark.parametrize("name", ["a.jpg", "a.png"])
-def test_a_picture_with_a_world_file_gets_polygons(tmp_path, name):
-    places, out = find_images([place_beside(tmp_path / name)], tmp_path / "out"), tmp_path / "out"
-    predict_files(model_of(), places, out, origin="m")
-    assert predict_files(model_of(), places, out, resume=True, save_as="geojson", origin="m").predicted == 1
-    assert json.loads((out / "a.geojson").read_text())["features"]
-    assert outputs(out / "a")["labels"] == str(out / "a.tif")
-    assert not (out / "a.png").exists()
-    predict_files(model_of(), places, out, origin="m")
-    assert outputs(out / "a") == {"labels": str(out / "a.png"), "overlay": str(out / "a_overlay.jpg")}
 
 
 def test_labels_of_the_other_kind_that_are_not_of_a_prediction_stay(tmp_path):
@@ -511,14 +344,6 @@ def test_results_of_an_earlier_run_that_are_not_made_anew_are_removed(tmp_path):
         assert {"overlay", "probabilities"} <= set(outputs(tmp_path / "out" / "a"))
         predict_file(model_of(), image, tmp_path / "out" / "a", overlays=False)
         assert set(outputs(tmp_path / "out" / "a")) == {"labels"}
-
-
-def test_resuming_simplifies_polygons_that_are_there(tmp_path):
-    places, out = find_images([write_raster(tmp_path / "a.tif", noise(3, 40, 60))], tmp_path / "out"), tmp_path / "out"
-    predict_files(model_of(), places, out, save_as="geojson")
-    before = (out / "a.geojson").stat().st_size
-    assert predict_files(model_of(), places, out, resume=True, save_as="geojson", simplify=3).predicted == 0
-    assert (out / "a.geojson").stat().st_size < before
 
 
 def mosaic(file, *parts):
@@ -612,23 +437,3 @@ def test_gray_of_few_bits_or_inverted_is_the_same_by_regions_and_in_memory(tmp_p
     file = write_raster(tmp_path / "a.tif", noise(1, 40, 60) >> (8 - options.get("nbits", 8)), **options)
     predict_file(model_of(), file, tmp_path / "out" / "a")
     assert np.array_equal(labels_of(tmp_path / "out" / "a.tif"), predict(model_of(), file))
-
-
-@pytest.mark.parametrize(
-    ("crs", "left", "top", "pixel", "allowed"),
-    [
-        ("EPSG:32760", 815_000, 8_000_000, 100, False),  # across longitude 180
-        ("EPSG:4326", 179.98, 10, 0.001, False),
-        ("EPSG:3031", -2500, 3500, 100, False),  # around the south pole
-        ("EPSG:4326", -180, 90, 6, True),  # the whole Earth
-        ("EPSG:3857", -20_037_508, 12_000_000, 40_075_016 / 60, True),
-    ],
-)
-def test_polygons_of_images_across_longitude_180_or_around_a_pole_are_refused(tmp_path, crs, left, top, pixel, allowed):
-    transform = rasterio.Affine(pixel, 0, left, 0, -pixel, top)
-    file = write_raster(tmp_path / "a.tif", noise(3, 30 if allowed else 70, 60), crs=crs, transform=transform)
-    if allowed:
-        check_polygons(file)
-    else:
-        with pytest.raises(ImageError, match=r"a\.tif crosses longitude 180 or lies around a pole"):
-            check_polygons(file)

@@ -24,7 +24,7 @@ RULES: list[Case] = [
     ("T's loss kernel stays: step with over without", "steps: t, loss kernel*: ms", "steps: t, none: ms", "≤", 0.85),
     ("or for a third of its memory", "steps: t, loss kernel*: MB", "steps: t, none: MB", "≤", 0.67),
     ("grouped casts stay: T without over with", "steps: t, without grouped*: ms", "steps: t, all: ms", "≥", 1.05),
-    ("TF32 in the decomposition pays: T without over with", "steps: t, without TF32: ms", "steps: t, all: ms", "≥", 1.05),
+    ("TF32 pays: T without over with", "steps: t, without TF32: ms", "steps: t, all: ms", "≥", 1.05),
     ("`--compile blocks` stays: T without over with", "compiled: t, all: ms", "compiled: t, compiled*: ms", "≥", 1.05),
     ("a CUDA graph is needed: step of 1 image / kernels of 16", "profile: t, 1: ms", "profile: t, all: ms", "≥", 0.8),
 ]  # fmt: skip

@@ -143,7 +143,7 @@ def read_values(
         path = Path(image)
         if path.suffix.lower() == ".npy":
             array = np.load(path, allow_pickle=False, mmap_mode="r")
-            return Values(_select(_take(_bands_last(array), any_type=True), bands))
+            return Values(_select(_take(array, any_type=True), bands))
         try:
             with warnings.catch_warnings():  # Pillow warns from 89 megapixels on, and refuses from 179 on
                 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -222,12 +222,6 @@ def read_region(raster: Raster, rows: slice = slice(None), columns: slice = slic
     return Values(values, None if valid is None or valid.all() else valid)
 
 
-def _bands_last(array: np.ndarray) -> np.ndarray:
-    """Move the bands of a file's array to the end if they come first, which few of them before long sides show."""
-    first = array.ndim == 3 and array.shape[0] <= 20 and min(array.shape[1:]) >= 32
-    return array.transpose(1, 2, 0) if first else array
-
-
 # Arrays
 
 
@@ -273,10 +267,9 @@ def read_image(
     """Read an image as a tensor of shape (channels, H, W).
 
     Args:
-        image: A file that Pillow or rasterio reads, or a Pillow image: rotated by its EXIF data, without alpha. A file
-            `.npy` of an array (H, W), (H, W, C), or (C, H, W) with few bands. Or an array (H, W, C) or (H, W), also
-            another library's that NumPy converts, or a tensor (C, H, W): without a range, uint8 from 0 to 255, uint16
-            from 0 to 65535, or floating point from 0 to 1.
+        image: A file that Pillow or rasterio reads, or a Pillow image: rotated by its EXIF data, without alpha. Or an
+            array (H, W, C) or (H, W), also a file `.npy` and another library's that NumPy converts, or a tensor (C, H,
+            W): without a range, uint8 from 0 to 255, uint16 from 0 to 65535, or floating point from 0 to 1.
         channels: Number of channels to return. Gray is converted to color and color to gray; other numbers must match.
             None: three of gray images and of those in color with 8 bits, and all bands of others.
         value_range: The values, in the units of `image`, that become 0 and 1: see :func:`scale_values`.

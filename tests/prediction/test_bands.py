@@ -128,10 +128,10 @@ def test_pngs_of_16_bits_keep_them_in_color_and_with_alpha(tmp_path, bands):
     assert np.allclose(scaled.numpy(), expected / 4000, atol=1e-6)
 
 
-@pytest.mark.parametrize("shape", [(40, 50), (40, 50, 5), (5, 40, 50), (40, 50, 1)])
-def test_npy_files_hold_rows_and_columns_and_few_bands_first_or_last(tmp_path, shape):
+@pytest.mark.parametrize("shape", [(40, 50), (40, 50, 5), (40, 50, 1)])
+def test_npy_files_hold_rows_columns_and_bands(tmp_path, shape):
     array = noise(5)
-    array = array[0] if len(shape) == 2 else array if shape[0] == 5 else array.transpose(1, 2, 0)[..., : shape[2]]
+    array = array[0] if len(shape) == 2 else array.transpose(1, 2, 0)[..., : shape[2]]
     np.save(tmp_path / "a.npy", array.astype(">u2"))
     values = read_values(tmp_path / "a.npy").values.numpy()
     assert np.array_equal(values, noise(5)[: len(values)])
@@ -153,7 +153,7 @@ def test_what_is_no_image_in_a_npy_file_is_named(tmp_path):
 
 def test_bands_are_taken_by_number_in_their_order(tmp_path):
     array = noise(5)
-    np.save(tmp_path / "a.npy", array)
+    np.save(tmp_path / "a.npy", array.transpose(1, 2, 0))
     for image in (
         tiff(tmp_path / "a.tif", array),
         tmp_path / "a.npy",

@@ -6,9 +6,7 @@ The matrix decomposition, the norms and the resizing stay in float32.
 import json
 import logging
 import math
-import statistics
 import tempfile
-import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -24,7 +22,6 @@ from ..errors import ExportError
 MIN_AGREEMENT = 0.98  # share of held-out pixels whose label equals the float32 graph's
 _FLOAT_SHARES = (0.0, 0.05, 0.1, 0.2, 0.35, 0.5)  # shares of the convolutions put back to float32 in turn
 _RANKING_IMAGES = 4  # the activations of all layers are held for these
-_TIMED_ROUNDS = 7
 
 _logger = logging.getLogger(__name__)
 
@@ -60,7 +57,7 @@ def quantize(source: Path, target: Path, images: Sequence[np.ndarray], keep_floa
 def quantize_checked(
     path: Path, images: Sequence[np.ndarray], held_out: Sequence[np.ndarray], threshold: float
 ) -> None:
-    """Quantize a graph in place, and compare its labels and its speed with the float32 graph's.
+    """Quantize a graph in place, and compare its labels with the float32 graph's.
 
     If too few labels of the held-out images (B, C, H, W) agree, the convolutions with the largest quantization error
     are put back to float32, some more in each attempt. What was measured is under `int8` in the metadata.
@@ -89,9 +86,6 @@ def quantize_checked(
                 f"convolutions in float32; {MIN_AGREEMENT:.0%} are required. Use fp32, or better calibration images."
             )
         quantized = onnx.load(target)
-        fp32_ms, int8_ms = _median_ms((path, target), held_out[0])
-    ratio = f"{fp32_ms / int8_ms:.1f} times as fast as float32"
-    _logger.info(f"int8 runs {ratio} here, {int8_ms:.1f} against {fp32_ms:.1f} ms.")
     facts = {"agreement": round(found, 5), "images": len(images), "held_out_images": len(held_out)}
     facts |= {"convolutions": len(convolutions), "float_convolutions": len(restored)}
     metadata = {entry.key: entry.value for entry in original.metadata_props}
@@ -124,15 +118,3 @@ def labels_of(path: Path, images: Iterable[np.ndarray], threshold: float) -> lis
 def agreement(labels: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> float:
     """Compute the share of pixels with equal labels, for maps of one shape."""
     return float(np.mean([np.mean(one == other) for one, other in zip(labels, others)]))
-
-
-def _median_ms(files: Sequence[Path], images: np.ndarray) -> list[float]:
-    """Median milliseconds that each graph takes for a batch; graphs take turns, and the first round does not count."""
-    sessions = [onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"]) for file in files]
-    times: list[list[float]] = [[] for _ in files]
-    for _ in range(1 + _TIMED_ROUNDS):
-        for session, found in zip(sessions, times):
-            start = time.perf_counter()
-            session.run(None, {"images": images})
-            found.append(1e3 * (time.perf_counter() - start))
-    return [statistics.median(found[1:]) for found in times]

@@ -4,7 +4,6 @@ import copy
 import io
 import json
 import logging
-import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -72,9 +71,8 @@ def export(
 
     Raises:
         OptionError: If an option is invalid, or does not fit the model.
-        ExportError: If a package is missing, the model cannot be exported (the message names the part), or the outputs
-            differ; for int8, if fewer than 98% of the held-out labels are equal even with half of the convolutions in
-            float32. No file is left.
+        ExportError: If a package is missing, the model cannot be exported, or the outputs differ; for int8, if fewer
+            than 98% of the held-out labels are equal even with half of the convolutions in float32. No file is left.
         FileNotFoundError: If there are no calibration images.
         ImageError: If a calibration image cannot be read, or does not fit the model.
     """
@@ -141,7 +139,7 @@ def _output_names(output: Any) -> list[str]:
 
 
 def _trace(graph: nn.Module, images: torch.Tensor, step: int | None) -> ExportedProgram:
-    """Trace a graph for sizes that are multiples of `step`, or for one size; an ExportError names the failing part."""
+    """Trace a graph for sizes that are multiples of `step`, or for one size."""
     shapes = None
     if step is not None:
         least, most = -(-MIN_SIDE // step), MAX_SIDE // step
@@ -156,15 +154,7 @@ def _trace(graph: nn.Module, images: torch.Tensor, step: int | None) -> Exported
             return torch.export.export(graph, (images,), dynamic_shapes=shapes, strict=False)
     except Exception as error:
         reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
-        raise ExportError(f"{_failing_part(graph, error)} cannot be exported: {reason}") from error
-
-
-def _failing_part(graph: nn.Module, error: Exception) -> str:
-    """Name the innermost module that was running when an error was raised."""
-    names = {module: name.removeprefix("model.") for name, module in graph.named_modules()}
-    running = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
-    part = next((m for m in reversed(running) if isinstance(m, nn.Module) and names.get(m)), None)
-    return "The model" if part is None else f"{names[part]} ({type(part).__name__})"
+        raise ExportError(f"The model cannot be exported: {reason}") from error  # whose traceback names the part
 
 
 def _write_onnx(program: ExportedProgram, path: Path, names: Sequence[str], metadata: dict[str, Any]) -> None:

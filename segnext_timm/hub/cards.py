@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import segmentation_models_pytorch as smp
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from segmentation_models_pytorch.base.hub_mixin import MODEL_CARD
 from timm.models import is_model_in_modules, save_for_hf
@@ -60,25 +59,9 @@ def model_card(config: Mapping[str, Any], repo: str = ".") -> ModelCard:
         metrics=sorted({result.metric_type for result in results}) or None,
         eval_results=results or None,
     )
-    facts: dict[str, Any] = {
-        "config": config,
-        "info": info,
-        "has_mscan": has_mscan,
-        "divisor": _divisor(config, architecture),
-    }
-    facts |= {"name": data.model_name, "repo": repo, "started_from": started_from}
-    card = ModelCard.from_template(data, str(_TEMPLATE), **facts)
+    facts = {"config": config, "info": info, "name": data.model_name, "repo": repo}
+    card = ModelCard.from_template(data, str(_TEMPLATE), **facts, has_mscan=has_mscan, started_from=started_from)
     return ModelCard(_signed(re.sub(r"\n{3,}", "\n\n", str(card))))
-
-
-def _divisor(config: Mapping[str, Any], architecture: str) -> int | None:
-    """Number that height and width must be multiples of: 1 for any size; None if unknown."""
-    if not getattr(getattr(smp, architecture, None), "requires_divisible_input_shape", True):
-        return 1
-    if architecture == "DPT" or "encoder_depth" not in config:
-        return None
-    stride = config.get("encoder_output_stride") or config.get("output_stride") or 32
-    return min(stride, 2 ** config["encoder_depth"])
 
 
 def _dataset_id(name: str) -> str:

@@ -82,18 +82,6 @@ def test_cards_of_other_models_say_nothing_of_segnext(make, pushed_card):
     assert "Not stated" in card.text
 
 
-@pytest.mark.parametrize("name", [n for n in smp.MODEL_ARCHITECTURES_MAPPING if n not in ("dpt", "segnext")])
-def test_cards_state_the_divisor_that_the_architecture_requires(name):
-    with torch.device("meta"):
-        model = smp.create_model(name, "resnet18", encoder_weights=None, classes=3)
-    card = model_card(model.config | {"_model_class": type(model).__name__})
-    if type(model).requires_divisible_input_shape:
-        assert f"height and width multiples of {model.encoder.output_stride}," in card.text
-    else:
-        assert "sides of any length" in card.text
-    assert "32×32" not in card.text
-
-
 def test_the_card_of_a_unet_on_mscan_imports_the_package_and_is_of_a_unet(pushed_card):
     card = pushed_card(smp.Unet("tu-test_mscan", encoder_weights=None, classes=3))
     assert "# Unet on test_mscan" in card.text

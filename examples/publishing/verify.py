@@ -117,7 +117,7 @@ class Verification:
         tensors = len(held) - (2 if self.published.cfg or checkpoint.num_classes else 0)
         model = load_model(self.published, path)
         parameters = sum(p.numel() for name, p in model.named_parameters() if not name.startswith("head."))
-        self.facts |= {"tensors": tensors, "parameters": parameters, "spelling": checkpoint.spelling}
+        self.facts |= {"tensors": tensors, "parameters": parameters}
         return model
 
     def check_predictions(self, model: torch.nn.Module, path: Path) -> None:

@@ -7,7 +7,7 @@ in the file decide, not its origin. The names of the backbone are those in :mod:
 
 import logging
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -111,7 +111,6 @@ class Checkpoint:
     state_dict: dict[str, torch.Tensor]  # a segmenter's bases are included only if the file has them
     kind: Literal["backbone", "segmenter"]
     architecture: str  # the backbone's name in timm
-    spelling: Literal["the paper's code", "mmsegmentation", "PaddleSeg", "native"]  # spelling of the names in the file
     in_chans: int
     num_classes: int  # 0 for a backbone without classifier
     decoder_channels: int | None = None
@@ -126,8 +125,8 @@ class Checkpoint:
         text = f"{self.architecture}, {classes}{names}, {self.in_chans} input channels"
         if self.kind == "segmenter":
             decoder = f"{self.decoder_channels} decoder channels, rank {self.rank} ({self.rank_source})"
-            text = f"SegNeXt on {text}, {decoder}"
-        return f"{text}; names of {self.spelling}"
+            return f"SegNeXt on {text}, {decoder}"
+        return text
 
 
 def _describe_mscan(state_dict: Mapping[str, torch.Tensor]) -> str:
@@ -141,14 +140,6 @@ def _describe_mscan(state_dict: Mapping[str, torch.Tensor]) -> str:
     size = tuple(dims), tuple(depths)
     known = (name for name, variant in _VARIANTS.items() if (variant.dims, variant.depths) == size)
     return next(known, f"an MSCAN of channels {size[0]} and depths {size[1]}")
-
-
-def _spelling(names: Collection[str]) -> Literal["the paper's code", "mmsegmentation", "PaddleSeg", "native"]:
-    if any(name.endswith("._mean") for name in names):
-        return "PaddleSeg"
-    if any(name.startswith(("stem.", _ENCODER)) for name in names):
-        return "native"
-    return "the paper's code" if any(".mlp.dwconv.dwconv." in name for name in names) else "mmsegmentation"
 
 
 def _meta_labels(meta: Any, num_classes: int) -> tuple[tuple | None, tuple | None]:
@@ -217,7 +208,6 @@ def recognize(content: Any, rank: int | None = None, ema: bool = False, num_clas
         state_dict=state_dict,
         kind="backbone" if squeeze is None else "segmenter",
         architecture=architecture,
-        spelling=_spelling(tensors),
         in_chans=backbone["stem.conv1.weight"].shape[1],
         num_classes=num_classes or outputs,
         decoder_channels=None if squeeze is None else squeeze.shape[0],

@@ -266,8 +266,7 @@ def test_a_face_parser_with_more_outputs_than_classes_is_converted(tmp_path):
 
 
 def test_a_paddleseg_file_becomes_a_folder_that_smp_loads(tmp_path, segmenter):
-    found = convert(write(tmp_path / "x", segmenter, "paddle"), tmp_path / "out")
-    assert str(found).endswith("names of PaddleSeg")
+    convert(write(tmp_path / "x", segmenter, "paddle"), tmp_path / "out")
     model = smp.from_pretrained(tmp_path / "out")
     state_dict = dict(model.state_dict())
     state_dict.pop("decoder.hamburger.nmf.bases")

@@ -29,7 +29,6 @@ _DARK_WARNING = (
     f"in the units of the file: {_RANGE_HINT}."
 )
 _BITS, _SAMPLES, _PLANAR, _SAMPLE_FORMAT, _NODATA = 258, 277, 284, 339, 42113  # tags of TIFF, the last one GDAL's
-_JPEG_2000 = b"\xff\x4f\xff\x51"  # how its code begins
 logging.getLogger("PIL.TiffImagePlugin").addHandler(logging.NullHandler())  # else it prints, of many bands
 
 
@@ -100,10 +99,8 @@ def loses_values(image: Any, channels: int | None = 3) -> bool:
     The bands of an RGB TIFF beyond three are dropped on purpose, unless more `channels`, or all (None), are wanted.
     """
     tags, is_wide = getattr(image, "tag_v2", None), image.mode[0] in "IF"  # of more than 8 bits in memory
-    if image.format == "JPEG2000":
-        bits = _jpeg_2000_bits(image)
-        exact = bits <= 8 or (bits == 16 and is_wide)
-        return not exact or (channels is None and image.mode not in ("L", "RGB", "I;16"))
+    if image.format == "JPEG2000":  # depths other than 8 and 16 bits are not stated, and scaled
+        return True
     if tags is None:
         return image.format == "PNG" and not is_wide and any(";16" in str(tile[3]) for tile in image.tile)
     bands = len(image.getbands())
@@ -114,15 +111,6 @@ def loses_values(image: Any, channels: int | None = 3) -> bool:
         return True
     # of more bands than it knows, Pillow takes the first for gray, and those after alpha before it
     return samples > bands and (channels is None or bands == 1 or channels > bands - (image.mode == "RGBA"))
-
-
-def _jpeg_2000_bits(image: Any) -> int:
-    """Bits of the first component of a JPEG 2000."""
-    place = image.fp.tell()
-    image.fp.seek(0)
-    _, _, code = image.fp.read(1 << 20).partition(_JPEG_2000)
-    image.fp.seek(place)
-    return (code[38] & 127) + 1 if len(code) > 38 else 8
 
 
 def read_values(

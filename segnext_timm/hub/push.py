@@ -43,9 +43,9 @@ def push_to_hub(
     `timm.create_model("hf-hub:user/repo", pretrained=True)` loads a timm model from there, and
     `smp.from_pretrained("user/repo")` a segmentation model; MSCAN and SegNeXt after `import segnext_timm`.
 
-    The card is written from config.json. A card that was edited by hand, in the folder or else on the Hub, keeps its
-    text, and only the results in its front matter follow. smp's own card, which claims smp's license for the weights,
-    is replaced unless it was edited or states a data set or metrics.
+    The card is written from config.json. A card that was edited by hand, in the folder or else on the Hub, stays as it
+    is. smp's own card, which claims smp's license for the weights, is replaced unless it was edited or states a data
+    set or metrics.
 
     Args:
         model_or_folder: A timm model, an smp model, or a folder that `convert` or `save_pretrained` made.
@@ -152,8 +152,7 @@ def _copy_folder(source: Path, folder: Path, extra_files: bool) -> None:
 def add_results(folder: str | Path, results: Sequence[Mapping[str, Any]]) -> None:
     """Write evaluation results to the configuration and the card of a model folder.
 
-    Replaces results of the same data set, split, metric and setting. In a card that was edited by hand, only the front
-    matter changes.
+    Replaces results of the same data set, split, metric and setting. A card that was edited by hand stays as it is.
 
     Args:
         folder: A folder that `convert` or `save_pretrained` made.

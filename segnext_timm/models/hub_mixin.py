@@ -61,7 +61,7 @@ class SegNeXtHubMixin(SegmentationModel):
     ) -> CommitInfo | None:
         """Save weights, configuration and a model card, and push them with `push_to_hub=True`. Takes smp's arguments.
 
-        A card that was edited by hand keeps its text: only the results in its front matter follow.
+        A card that was edited by hand stays as it is.
 
         Args:
             save_directory: Folder to write.

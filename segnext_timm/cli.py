@@ -179,9 +179,8 @@ def convert_command(src: Path, dst: Path, to: Literal["native", "mmseg"], **opti
 @click.option("--revision", help="Branch to push to.")
 @click.option("--create-pr", is_flag=True, help="Open a pull request.")
 @click.option("-m", "--message", "commit_message", help="Message of the commit.")
-@click.option("--extra-files", is_flag=True, help="Push other files in SRC too; never pickles.")
 def push_command(src: Path, repo: str, **options: Any) -> None:
-    """Push the model folder SRC to REPO (user/name) on the Hugging Face Hub."""
+    """Push the model in the folder SRC to REPO (user/name) on the Hugging Face Hub, without other files."""
     if not is_hub_id(repo):
         raise click.BadParameter(f"{repo!r} is not a repository on the Hub: give user/name.", param_hint="'REPO'")
     from .hub.push import push_to_hub

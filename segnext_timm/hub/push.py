@@ -1,6 +1,5 @@
 """Push models and model folders to the Hugging Face Hub, and add results to them."""
 
-import logging
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,7 @@ from huggingface_hub import CommitInfo, HfApi, ModelCard, get_token
 from segmentation_models_pytorch.base import SegmentationModel
 from timm.models import FeatureInfo
 
-from ..checkpoints.folder import CARD, MODEL_FILES, PICKLE_SUFFIXES, info_key, read_model_config
+from ..checkpoints.folder import CARD, MODEL_FILES, info_key, read_model_config
 from ..checkpoints.lookup import hub_errors
 from ..errors import OptionError
 from ..models.facts import plain_values
@@ -20,8 +19,6 @@ from ..models.fusion import check_not_fused
 from ..models.model_info import unwrap
 from ..models.segnext import SegNeXt
 from .cards import save_backbone, write_card
-
-_logger = logging.getLogger(__name__)
 
 
 def push_to_hub(
@@ -32,7 +29,6 @@ def push_to_hub(
     create_pr: bool | None = False,
     commit_message: str | None = None,
     card: ModelCard | Mapping[str, Any] | None = None,
-    extra_files: bool = False,
     token: str | None = None,
     allow_patterns: list[str] | str | None = None,
     ignore_patterns: list[str] | str | None = None,
@@ -48,7 +44,8 @@ def push_to_hub(
     set or metrics.
 
     Args:
-        model_or_folder: A timm model, an smp model, or a folder that `convert` or `save_pretrained` made.
+        model_or_folder: A timm model, an smp model, or a folder that `convert` or `save_pretrained` made. Other files
+            in it stay behind: `hf upload` takes them.
         repo_id: "user/repo"; created if missing.
         private: Create a private repository. An existing one must already be private.
         revision: Branch to push to; created if missing.
@@ -60,7 +57,6 @@ def push_to_hub(
             with `dataset`, `metric` ("mIoU"), `value` (in percent) and, if known, `split`, `setting`, `command`,
             `source` (a URL) and `source_name`. The license in timm's own configuration is that of the weights that
             timm publishes: the card gives it as theirs, and a `license` stated here as that of these weights.
-        extra_files: Push the folder's other files, too, but no pickles and no hidden files. What is left out is logged.
         token: Token of the Hub. Default: the token of `hf auth login` or HF_TOKEN.
         allow_patterns: Push only files that match one of these, as in `HfApi.upload_folder`.
         ignore_patterns: Do not push files that match one of these.
@@ -87,7 +83,7 @@ def push_to_hub(
         if isinstance(model_or_folder, torch.nn.Module):
             _save_model(unwrap(model_or_folder), folder, facts)
         else:
-            _copy_folder(Path(model_or_folder), folder, extra_files)
+            _copy_folder(Path(model_or_folder), folder)
         write_card(folder, facts)  # fails before the Hub is asked
         if not (token or get_token()):
             raise PermissionError("There is no token for the Hub: log in with `hf auth login`, or set HF_TOKEN.")
@@ -129,24 +125,14 @@ def _save_model(model: torch.nn.Module, folder: Path, facts: Mapping[str, Any]) 
         save_backbone(model, folder, {"label_names": info.get("label_names")})
 
 
-def _copy_folder(source: Path, folder: Path, extra_files: bool) -> None:
-    """Copy the model's files, and if wanted others, but no pickles and no hidden files; log what is left out."""
+def _copy_folder(source: Path, folder: Path) -> None:
+    """Copy the model's files, and no others: a folder of a training may hold pickles."""
     if not source.exists():
         raise FileNotFoundError(f"{source}: no such folder.")
     read_model_config(source)  # raises an error if the folder is not a model's
-    left_out = []
-    for path in sorted(path.relative_to(source) for path in source.rglob("*") if path.is_file()):
-        is_hidden = any(part.startswith(".") for part in path.parts)
-        is_pickle = not PICKLE_SUFFIXES.isdisjoint(suffix.lower() for suffix in path.suffixes)
-        if str(path) in MODEL_FILES or (extra_files and not is_hidden and not is_pickle):
-            (folder / path).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source / path, folder / path)
-        elif not is_hidden:
-            left_out.append(str(path))
-    if left_out:
-        names = ", ".join(left_out[:5])
-        hint = "push them with --extra-files (extra_files=True); pickles never are."
-        _logger.warning(f"Left out {len(left_out)} files ({names}): {hint}")
+    for name in MODEL_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
 
 
 def add_results(folder: str | Path, results: Sequence[Mapping[str, Any]]) -> None:

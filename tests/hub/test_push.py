@@ -213,24 +213,14 @@ for attempt in tries:
     assert {file.name: file.read_bytes() for file in (tmp_path / "kept").iterdir()} == before
 
 
-def test_files_that_are_not_the_model_s_are_pushed_only_if_wanted_and_pickles_never(hub, tmp_path):
+def test_files_that_are_not_the_model_s_are_not_pushed(hub, tmp_path):
     server, run = hub
     narrow().save_pretrained(tmp_path / "run")
     (tmp_path / "run" / ".git").mkdir()
-    (tmp_path / "run" / "plots").mkdir()
-    for name in (".env", ".git/config", "best.pth.tar", "last.PTH", "plots/curve.png", "plots/data.pkl"):
+    for name in (".env", ".git/config", "best.pth.tar", "curve.png"):
         (tmp_path / "run" / name).write_bytes(b"x")
-    model = ["README.md", "config.json", "model.safetensors"]
-    done = run('segnext_timm.push_to_hub(folder / "run", "writer/x")')
-    assert sorted(server.repos["writer/x"].branches["main"]) == model
-    assert (
-        "Left out 4 files (best.pth.tar, last.PTH, plots/curve.png, plots/data.pkl): push them with --extra-files"
-        in done.stderr
-    )
-    done = run('segnext_timm.push_to_hub(folder / "run", "writer/x", extra_files=True)')
-    assert sorted(server.repos["writer/x"].branches["main"]) == [*model, "plots/curve.png"]
-    assert "Left out 3 files (best.pth.tar, last.PTH, plots/data.pkl): push them with --extra-files" in done.stderr
-    assert "pickles never are." in done.stderr
+    run('segnext_timm.push_to_hub(folder / "run", "writer/x")')
+    assert sorted(server.repos["writer/x"].branches["main"]) == ["README.md", "config.json", "model.safetensors"]
 
 
 LOG_IN = "Log in with `hf auth login`, or set HF_TOKEN, to a token that may do this."

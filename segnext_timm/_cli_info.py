@@ -1,6 +1,5 @@
 """What `segnext-timm models` and `segnext-timm info` print. Imports nothing heavy."""
 
-import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,13 +7,10 @@ from typing import Any
 
 from .checkpoints import catalog
 from .checkpoints.catalog import MULTI_SCALE, SINGLE_SCALE
-from .checkpoints.folder import CONFIG, WEIGHTS, read_config, read_facts
+from .checkpoints.folder import CONFIG, read_config, read_facts
 from .checkpoints.lookup import find_published, hub_config, names_repository, unknown_model
-from .errors import CheckpointError
 
 _CAVEATS = ("origin_url", "license", "license_note", "terms")  # below the table of models
-# Tensors that are saved with the weights, but not trained
-_STATISTICS = ("running_mean", "running_var", "num_batches_tracked", "nmf.bases")
 
 
 def list_models(dataset: str | None = None, origin: str | None = None) -> dict[str, list[dict[str, Any]]]:
@@ -71,16 +67,15 @@ def describe_model(name: str) -> dict[str, Any]:
             "classes": cfg.num_classes,
             "pretrained_cfg": {**cfg.pretrained_cfg, "sha256": cfg.sha256, "license_note": note},
         }
-        return _described(cfg.name, config, cfg.parameters, catalog.cached_file(cfg.cached_name))
+        return _described(cfg.name, config, cfg.parameters)
     folder = Path(name)
     if (backbone := catalog.find_backbone(name)) is not None and not (folder / CONFIG).is_file():
         return _described_backbone(backbone)
     if not folder.is_dir():
         if not names_repository(name):
             raise FileNotFoundError(unknown_model(name, [*catalog.list_segmenters(), *catalog.list_backbones()]))
-        folder = hub_config(name).parent  # in the cache, which may hold the weights too
-    weights = folder / WEIGHTS if (folder / WEIGHTS).is_file() else None
-    return _described(name, read_config(folder), _count_parameters(weights) if weights else None, weights)
+        folder = hub_config(name).parent
+    return _described(name, read_config(folder))
 
 
 def _described_backbone(backbone: catalog.BackboneCfg) -> dict[str, Any]:
@@ -91,11 +86,10 @@ def _described_backbone(backbone: catalog.BackboneCfg) -> dict[str, Any]:
     cfg |= {"dataset": backbone.dataset, "dataset_terms": backbone.terms, "results": [backbone.result]}
     cfg["license_note"] = catalog.ORIGINS[backbone.origin].license_note
     config = {"architecture": architecture, "num_classes": cfg["num_classes"], "pretrained_cfg": cfg}
-    file = catalog.cached_file(cfg["url"].rpartition("/")[2])
-    return _described(backbone.name, config, backbone.parameters, file)
+    return _described(backbone.name, config, backbone.parameters)
 
 
-def _described(name: str, config: dict[str, Any], parameters: int | None, weights: Path | None) -> dict[str, Any]:
+def _described(name: str, config: dict[str, Any], parameters: int | None = None) -> dict[str, Any]:
     """Describe a model from its configuration, in smp's or timm's form."""
     segmenter = "encoder_name" in config
     info = ({} if segmenter else config) | read_facts(config)  # timm's older form has everything at its top
@@ -116,28 +110,14 @@ def _described(name: str, config: dict[str, Any], parameters: int | None, weight
         "terms": list(info.get("dataset_terms") or ()),
         "results": list(info.get("results") or ()),
         "origin": info.get("origin_url"),
-        "weights": weights and str(weights),
         "class_names": info.get("label_names"),
     }
-
-
-def _count_parameters(file: Path) -> int:
-    """Count the trained values in a safetensors file from its header."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, framework="numpy") as weights:
-            trained = [name for name in weights.keys() if not name.endswith(_STATISTICS)]  # noqa: SIM118  no dictionary
-            return sum(math.prod(weights.get_slice(name).get_shape()) for name in trained)
-    except SafetensorError as error:
-        raise CheckpointError(f"{file}: a damaged safetensors file ({error}). Get it again.") from None
 
 
 def model_text(info: Mapping[str, Any]) -> str:
     """Format what :func:`describe_model` returns as a table; what does not apply, or is not known, is left out."""
     rows = []
-    stated = {"license": info["license"] or "not stated", "weights": info["weights"] or "not on this machine"}
-    for key, value in {**info, **stated}.items():
+    for key, value in {**info, "license": info["license"] or "not stated"}.items():
         if key in ("results", "terms"):
             lines = [", ".join(map(str, entry.values())) for entry in value]
         elif key == "class_names" and value:

@@ -135,25 +135,19 @@ def test_info_states_the_terms_of_the_data_set_and_the_caveat_to_the_license(nam
 
 def test_info_describes_published_segmenters_without_their_weights(empty_cache):
     info = json.loads(run("info", "segnext_b", "--json").output)
-    assert {key: info[key] for key in ("name", "kind", "architecture", "encoder", "classes", "rank", "weights")} == {
+    assert {key: info[key] for key in ("name", "kind", "architecture", "encoder", "classes", "rank")} == {
         "name": "segnext_b.mmseg_ade20k",
         "kind": "segmenter",
         "architecture": "SegNeXt",
         "encoder": "tu-mscan_b",
         "classes": 150,
         "rank": 16,
-        "weights": None,
     }
     assert info["class_names"][:2] == ["wall", "building"]
     assert (info["input_size"], info["mean"], info["fit_in"]) == ([512, 512], [0.485, 0.456, 0.406], [2048, 512])
     assert [result["value"] for result in info["results"]] == [48.03, 49.68]
     assert not empty_cache.exists()
-    file = empty_cache / "hub" / "checkpoints" / info["url"].rpartition("/")[2]
-    file.parent.mkdir(parents=True)
-    file.touch()
-    text = run("info", "segnext_b").output
-    assert str(file) in text
-    assert "0 wall, 1 building" in text
+    assert "0 wall, 1 building" in run("info", "segnext_b").output
 
 
 @pytest.mark.parametrize("name", ["mscan_t", "mscan_t.in1k"])
@@ -166,24 +160,18 @@ def test_info_describes_published_backbones_without_their_weights(empty_cache, n
     assert not empty_cache.exists()
 
 
-def parameters(model):
-    return sum(p.numel() for p in model.parameters())
-
-
 def test_info_describes_folders_of_smp_and_timm(folder, tmp_path):
     info = json.loads(run("info", folder, "--json").output)
-    assert info["parameters"] == parameters(smp.from_pretrained(folder))
     assert (info["class_names"], info["mean"], info["license"]) == (["a", "b", "c"], [0.5] * 3, None)
     assert "license           not stated" in run("info", folder).output
     unet = smp.Unet("resnet18", encoder_weights=None, classes=2)
     unet.save_pretrained(tmp_path / "unet")
     info = json.loads(run("info", tmp_path / "unet", "--json").output)
-    assert (info["architecture"], info["encoder"], info["parameters"]) == ("Unet", "resnet18", parameters(unet))
+    assert (info["architecture"], info["encoder"]) == ("Unet", "resnet18")
     torch.save(timm.create_model("test_mscan").state_dict(), tmp_path / "y.pth")
     run("convert", tmp_path / "y.pth", tmp_path / "backbone")
     info = json.loads(run("info", tmp_path / "backbone", "--json").output)
     assert (info["kind"], info["architecture"], info["classes"]) == ("backbone", "test_mscan", 1000)
-    assert info["parameters"] == parameters(timm.create_model("test_mscan"))
 
 
 def test_info_states_the_facts_of_a_unet(tmp_path):
@@ -195,16 +183,10 @@ def test_info_states_the_facts_of_a_unet(tmp_path):
     assert [result["value"] for result in info["results"]] == [51.25]
 
 
-def test_info_names_a_damaged_file(folder):
-    (folder / "model.safetensors").write_bytes(b"nothing")
-    assert "model.safetensors: a damaged safetensors file" in run("info", folder).output
-
-
 def test_info_describes_repositories_on_the_hub_without_their_weights(hub, folder, tmp_path):
     publish(hub, folder)
     found = json.loads(hub.run("info", "user/model", "--json").stdout)
-    unknown = {"name": "user/model", "weights": None, "parameters": None}
-    assert found == json.loads(run("info", folder, "--json").output) | unknown
+    assert found == json.loads(run("info", folder, "--json").output) | {"name": "user/model"}
     assert not list((tmp_path / "hf").rglob("model.safetensors"))
     missing = hub.run("info", "user/none")
     assert (missing.returncode, len(missing.stderr.splitlines())) == (1, 1)

@@ -7,7 +7,6 @@ nothing heavy.
 import difflib
 import fnmatch
 import json
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -189,10 +188,3 @@ def published_name(name: str, names: Iterable[str] = (*_BACKBONES, *_CFGS), what
         return full
     near = difflib.get_close_matches(name, names, n=2, cutoff=0.3) or names
     raise OptionError(f"Unknown {what} {name!r}. Did you mean {' or '.join(map(repr, near))}?")
-
-
-def cached_file(name: str) -> Path | None:
-    """Find a downloaded checkpoint in torch.hub's cache by the name of its file; None if it is not there."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "torch"  # as torch.hub.get_dir, which imports torch
-    path = Path(os.environ.get("TORCH_HOME", cache)).expanduser() / "hub" / "checkpoints" / name
-    return path if path.is_file() else None

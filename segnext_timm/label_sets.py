@@ -23,7 +23,6 @@ class LabelSet:
     Attributes:
         key: Name of the data set in code and file names.
         name: Its usual name.
-        url: Its home page.
         classes: Name of each class; the index is the label.
         palette: Color of each class, red, green and blue from 0 to 255.
         hub_id: Its id on the Hugging Face Hub; None if it has none.
@@ -31,7 +30,6 @@ class LabelSet:
 
     key: str
     name: str
-    url: str
     classes: tuple[str, ...]
     palette: tuple[Color, ...]
     hub_id: str | None = None
@@ -64,7 +62,7 @@ def _read_label_sets() -> dict[str, LabelSet]:
     for key, facts in json.loads(Path(__file__).with_suffix(".json").read_text("utf-8")).items():
         names, colors = tuple(facts["classes"]), [bytes.fromhex(color) for color in facts.get("colors", ())]
         palette = tuple((red, green, blue) for red, green, blue in colors) or voc_palette(len(names))
-        found[key] = LabelSet(key, facts["name"], facts["url"], names, palette, facts.get("hub_id"))
+        found[key] = LabelSet(key, facts["name"], names, palette, facts.get("hub_id"))
     return found
 
 

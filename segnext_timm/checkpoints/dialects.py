@@ -182,10 +182,7 @@ def recognize(content: Any, rank: int | None = None, ema: bool = False, num_clas
     backbone = backbone_to_native(_to_mmseg_names(tensors))
     architecture = _describe_mscan(backbone)
     if architecture not in _VARIANTS:
-        hint = "create it with timm.create_model('mscan_t', dims=…, depths=…) and load the result of"
-        hint += " segnext_timm.models.mscan.backbone_to_native"
-        if _NATIVE_SQUEEZE[0] in tensors:
-            hint = "create SegNeXt as it was trained (encoder_depth=…), load the file's state_dict, and save_pretrained"
+        hint = "create the model as it was trained, load the file's state_dict, and save it"
         raise CheckpointError(f"{architecture}, which is not one of {', '.join(_VARIANTS)}: {hint}.")
     state_dict = tensors if _NATIVE_SQUEEZE[0] in tensors else backbone
     if any(name.startswith("decode_head.squeeze.") for name in tensors):

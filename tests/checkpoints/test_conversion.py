@@ -446,7 +446,7 @@ def test_a_file_with_an_image_classifier_is_converted_without_it_and_says_so(tmp
 
 def test_a_file_of_fewer_stages_says_how_to_save_its_model(tmp_path):
     torch.save(narrow(encoder_depth=4).state_dict(), tmp_path / "x.pth")
-    with pytest.raises(CheckpointError, match=r"create SegNeXt as it was trained \(encoder_depth=…\), load the file's"):
+    with pytest.raises(CheckpointError, match="create the model as it was trained, load the file's"):
         convert(tmp_path / "x.pth", tmp_path / "out")
 
 

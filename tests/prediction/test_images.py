@@ -252,8 +252,6 @@ def test_arrays_of_other_types_are_named_with_the_types_allowed(image, found):
         (np.zeros((1, 4, 4, 3), np.uint8), "uint8 (1, 4, 4, 3)"),
         (torch.zeros(3, 0, 4), "float32 (3, 0, 4)"),
         (torch.tensor(1.0), "float32 ()"),
-        (torch.zeros(3, 4, 4).to_sparse(), "a sparse or nested tensor, or one on the meta device"),
-        (torch.zeros(3, 4, 4, device="meta"), "a sparse or nested tensor, or one on the meta device"),
     ],
 )
 def test_arrays_that_are_no_image_are_named_with_the_shapes_allowed(image, found):
@@ -292,18 +290,11 @@ class OfAnotherLibrary:
         self.array = array
 
     def __array__(self, dtype=None, copy=None):
-        if self.array is None:
-            raise RuntimeError("no values yet")
         return self.array
 
 
 def test_arrays_of_other_libraries_are_read():
     assert np.array_equal(read(OfAnotherLibrary(noise(40, 60))), noise(40, 60))
-
-
-def test_an_array_that_numpy_cannot_convert_is_named():
-    with pytest.raises(ImageError, match="got OfAnotherLibrary, which NumPy cannot convert: no values yet"):
-        read_image(OfAnotherLibrary(None))
 
 
 def test_a_tensor_that_requires_gradients_is_read_as_its_values():

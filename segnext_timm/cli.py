@@ -22,7 +22,7 @@ from ._cli_info import describe_model, list_models, model_text, models_text
 from .checkpoints.catalog import ORIGINS
 from .checkpoints.lookup import check_segmenter, is_hub_id
 from .errors import OptionError, SegNeXtError
-from .exporting.options import FORMATS, check_export
+from .exporting.options import FORMATS, TARGETS, check_export
 from .label_sets import LABEL_SETS
 from .variants import MIN_SIDE
 
@@ -196,6 +196,7 @@ def push_command(src: Path, repo: str, **options: Any) -> None:
         "export my-segnext model.onnx --size 512x1024",
         "export my-segnext model.pt2 --dynamic",
         "export my-segnext model.onnx --precision int8 --calibration photos/",
+        "export my-segnext model.onnx --target deepness --resolution 10",
     ),
 )
 @click.argument("model")
@@ -207,6 +208,8 @@ def push_command(src: Path, repo: str, **options: Any) -> None:
 @click.option("--portable", is_flag=True, help="Labels by static shapes only, for TensorRT and others.")
 @click.option("--precision", type=click.Choice(FORMATS[".onnx"]), default="fp32", help="16 or 8 bits: ONNX.")
 @click.option("--calibration", type=_FOLDER, help="Folder of images for int8.")
+@click.option("--target", type=click.Choice(TARGETS), help="For a tool: deepness (QGIS; also GeoDeep).")
+@click.option("--resolution", type=float, help="For a target: centimeters per pixel of the maps.")
 @click.option("--fuse/--no-fuse", default=True, help=_FUSE_HELP)
 def export_command(model: str, file: Path, size: tuple[int, int] | None, batch: int, **options: Any) -> None:
     """Export MODEL (a published name, a folder or a Hub repository) to FILE: .onnx or .pt2.
@@ -214,7 +217,7 @@ def export_command(model: str, file: Path, size: tuple[int, int] | None, batch: 
     FILE runs without this package. It takes images normalized with the mean and standard deviation in its metadata.
     """
     check_segmenter(model)
-    check_export(file, size, **{name: value for name, value in options.items() if name != "fuse"})
+    check_export(file, batch, size, **{name: value for name, value in options.items() if name != "fuse"})
     from .checkpoints.loading import load_segmenter
     from .exporting.exporters import export
     from .models.model_info import ModelInfo

@@ -250,6 +250,8 @@ def test_export_names_a_size_that_the_model_cannot_take(tmp_path):
         (("x.onnx", "--calibration", "."), "takes them: pass a folder (--calibration DIR)."),
         (("x.onnx", "--precision", "int8", "--calibration", "none"), "Directory 'none' does not exist."),
         (("x.pt2", "--precision", "fp16"), "x.pt2: .pt2 can be fp32, not 'fp16'."),
+        (("x.onnx", "--target", "deepness"), "(--resolution 10), got 'deepness' with None."),
+        (("x.onnx", "--target", "deepness", "--resolution", "5", "--size", "64x96"), "not a size of (64, 96)."),
         (("x.onnx", "--portable"), "portable applies to graphs of labels: set argmax (--argmax) too."),
     ],
 )

@@ -25,7 +25,7 @@ from segnext_timm.cli import main
 
 ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", *sorted(f"examples/{path.name}" for path in (ROOT / "examples").glob("*.md")))
-PAGES = (*PAGES, "examples/deployment/README.md", ".github/CONTRIBUTING.md")
+PAGES = (*PAGES, "examples/deployment/README.md", "examples/tools/README.md", ".github/CONTRIBUTING.md")
 T = "segnext_t.mmseg_ade20k"
 API = ROOT / "examples" / "api.md"
 RECIPE = ROOT / "examples" / "segmentation" / "recipe.py"

@@ -24,6 +24,7 @@ from .calibration import Image, read_calibration
 from .float16 import half_copy
 from .label_graph import LabelGraph
 from .options import MAX_SIDE, MIN_SIDE, check_export
+from .targets import DeepnessGraph, deepness_metadata
 
 _logger = logging.getLogger(__name__)
 
@@ -44,6 +45,8 @@ def export(
     portable: bool = False,
     precision: Precision = "fp32",
     calibration: str | Path | Sequence[Image] | None = None,
+    target: Literal["deepness"] | None = None,
+    resolution: float | None = None,
 ) -> Path:
     """Export a model to a file that runs without this package: ONNX, or a program of torch.export.
 
@@ -68,6 +71,9 @@ def export(
             matrix decomposition, the norms and the resizing in float32.
         calibration: For int8, images like those that the model will get, unnormalized: a folder, or a sequence of what
             :func:`predict` takes. A quarter is held out to compare the labels with the float32 model's.
+        target: "deepness" for the QGIS plugin Deepness and for GeoDeep: the graph takes one square image of bytes
+            divided by 255, and outputs `probabilities` (1, classes, H, W), of two classes for a binary model.
+        resolution: With a target, and only then: centimeters per pixel of the maps that the model was trained on.
 
     Raises:
         OptionError: If an option is invalid, or does not fit the model.
@@ -80,7 +86,8 @@ def export(
     if not isinstance(input_size, Sequence) or len(input_size) != 4 or min(input_size) < 1:
         raise OptionError(f"input_size is a shape (B, C, H, W), got {input_size}.")
     path = Path(path)
-    check_export(path, input_size[2:], dynamic, argmax, portable, precision, calibration)
+    options = (dynamic, argmax, portable, precision, calibration, target, resolution)
+    check_export(path, input_size[0], input_size[2:], *options)
     info = ModelInfo(model)
     samples = None if calibration is None else read_calibration(calibration, info, input_size)
     model = copy.deepcopy(model).to("cpu", torch.float32).eval()
@@ -89,13 +96,16 @@ def export(
     images = torch.randn(input_size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         output = model(images)  # raises if the shape does not fit
-        if argmax or precision == "int8":
+        if argmax or target or precision == "int8":
             Segmenter(model)(images)  # raises unless the model gives scores of each pixel
-    names = ["labels"] if argmax else _output_names(output)
+    names = ["labels"] if argmax else ["probabilities"] if target else _output_names(output)
     metadata = describe_graph(model, input_size, names) | {"dynamic": dynamic, "precision": precision}
     metadata["size_divisor"] = info.size_divisor
     half = half_copy(model) if precision == "fp16" else model
     graph, traced = (LabelGraph(part, portable) if argmax else part for part in (model, half))
+    if resolution is not None:
+        graph, traced = DeepnessGraph(model), DeepnessGraph(half)
+        metadata |= deepness_metadata(info, input_size, resolution)
     program = _trace(traced, images, info.size_divisor if dynamic else None)
     sizes = [input_size]
     if dynamic:

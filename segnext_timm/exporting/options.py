@@ -8,10 +8,20 @@ from ..errors import ExportError, OptionError
 
 MIN_SIDE, MAX_SIDE = 33, 16384  # of dynamic sizes, in pixels; from 33 on, no feature map is a single pixel
 FORMATS = {".onnx": ("fp32", "fp16", "int8"), ".pt2": ("fp32",)}  # precisions by suffix
+TARGETS = ("deepness",)  # tools that read a form of their own
 
 
 def check_export(
-    path: Path, size: Any, dynamic: bool, argmax: bool, portable: bool, precision: str, calibration: Any
+    path: Path,
+    batch: int,
+    size: Any,
+    dynamic: bool,
+    argmax: bool,
+    portable: bool,
+    precision: str,
+    calibration: Any,
+    target: str | None,
+    resolution: float | None,
 ) -> None:
     """Check what :func:`export` is asked for, before a model is loaded. `size` is that of the images, if stated.
 
@@ -33,6 +43,15 @@ def check_export(
         raise OptionError("int8 needs calibration images, and only int8 takes them: pass a folder (--calibration DIR).")
     if dynamic and size and not MIN_SIDE <= min(size) <= max(size) <= MAX_SIDE:
         raise OptionError(f"Dynamic sizes have sides from {MIN_SIDE} to {MAX_SIDE} pixels, got {size[0]}x{size[1]}.")
+    if (target, resolution) != (None, None) and not (target in TARGETS and resolution and resolution > 0):
+        what = f"target is {' or '.join(TARGETS)}, with a resolution in cm per pixel (--resolution 10)"
+        raise OptionError(f"{what}, got {target!r} with {resolution}.")
+    if target:
+        refused = {path.suffix: path.suffix != ".onnx", "dynamic": dynamic, "argmax": argmax}
+        refused |= {"int8": precision == "int8", f"batches of {batch}": batch > 1}
+        refused |= {f"a size of {size}": size and size[0] != size[1]}
+        if wrong := ", ".join(name for name, given in refused.items() if given):
+            raise OptionError(f"{target} reads .onnx files that give probabilities of one square image, not {wrong}.")
     needed = ("onnx", "onnxruntime", "onnxscript") if path.suffix == ".onnx" else ()
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:

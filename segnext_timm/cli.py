@@ -239,7 +239,6 @@ def export_command(model: str, file: Path, size: tuple[int, int] | None, batch: 
         "predict user/repo street.jpg -o out --scales 0.5,1,1.5 --flip --device cuda:0 --precision bf16",
         "predict my-segnext photos/ -o out --json > summary.json",
         "predict my-segnext orthomosaic.tif -o out --save_as geojson --simplify 1",
-        "predict my-segnext photos/ -o out --save_as labelme",
     ),
 )
 @click.argument("model")
@@ -270,10 +269,9 @@ def predict_command(
 
     Labels are written to OUT as indexed PNG, IMAGE.png, and drawn over the image in IMAGE_overlay.jpg. Those of a
     georeferenced image, or of a TIFF past 179 megapixels, are a GeoTIFF, IMAGE.tif, that lies where IMAGE lies (needs
-    rasterio). --save_as adds polygons (needs rasterio and shapely): IMAGE.geojson in WGS 84 of georeferenced images;
-    or, in pixels, OUT/annotations.json of COCO, IMAGE.json of LabelMe with OUT/classes.txt, or IMAGE.txt of YOLO with
-    OUT/data.yaml. Images that cannot be read are listed at the end, and the exit status is 1. Ctrl-C keeps what is
-    done, and --resume continues; it keeps files of LabelMe and YOLO that are there.
+    rasterio). --save_as adds polygons (needs rasterio and shapely): IMAGE.geojson, in WGS 84, of georeferenced images;
+    or for label tools, in pixels, OUT/annotations.json (coco), IMAGE.json (labelme) or IMAGE.txt (yolo). Images that
+    cannot be read are listed at the end, and the exit status is 1. Ctrl-C keeps what is done, and --resume continues.
     """
     if options["simplify"] and not options["save_as"]:
         raise click.BadParameter("is for the polygons of --save_as.", param_hint="'--simplify'")

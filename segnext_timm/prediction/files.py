@@ -123,8 +123,7 @@ def predict_file(
         overlays: Write the overlay.
         probabilities: Write the probabilities, tile by tile.
         origin: Model and options in words, for the metadata of the labels' file.
-        save_as: Also write the labels as polygons: see :func:`.polygons.write_polygons`. "geojson" takes georeferenced
-            images.
+        save_as: Also write the labels as polygons: see :func:`.polygons.write_polygons`.
         simplify: Tolerance of the polygons' simplification, in pixels.
         options: Others of :func:`predict`.
 
@@ -242,8 +241,7 @@ def predict_files(
         places: From :func:`find_images`.
         out: Folder of what is written of all images, as given to :func:`find_images`.
         areas: Write the areas to `areas.json` in `out`, even if interrupted.
-        resume: Skip images whose labels exist, and probabilities if these are wanted. Polygons are made of labels, if
-            they are missing, or GeoJSON is to be simplified.
+        resume: Skip images whose labels exist, and probabilities if these are wanted. Polygons are made of labels.
         report: Called with an image and its completed fraction, from 0 to 1; with 1 exactly once per image.
         origin: Model and options in words. An OptionError is raised if existing labels state another origin.
         summary: List the areas of images skipped, too, as `areas` does.
@@ -252,8 +250,6 @@ def predict_files(
         options: Others of :func:`predict_file`.
     """
     predictions, info, coco = Predictions(), ModelInfo(model), dict[str, Any]()
-    if save_as:
-        check_options(simplify)
     if out is not None and save_as in NAME_FILES:
         write_names(Path(out), save_as, info)
     done: dict[Path, Path] = {}
@@ -293,13 +289,13 @@ def predict_files(
                         images.append({"file": str(file)} | _areas(done[file], info))
                 if save_as == "coco":
                     name = (result.parent / file.name).relative_to(out or result.parent).as_posix()
-                    add_to_coco(coco, Path(outputs(result)["labels"]), name, info, simplify)
+                    labels = done.get(file) or _named(result, _RASTER_LABELS if is_raster(file) else _LABELS)
+                    add_to_coco(coco, labels, name, info, simplify)
             except (FileNotFoundError, ImageError) as error:
                 predictions.failures[file] = " ".join(str(error).removeprefix(f"{file}").lstrip(": ").split())
             report(file, 1)
     finally:
-        contents = {"areas.json": {"images": images} if areas else {}, "annotations.json": coco}
-        for name, content in contents.items():
+        for name, content in {"areas.json": {"images": images} if areas else {}, "annotations.json": coco}.items():
             if out is not None and content.get("images"):
                 with replace_when_complete(Path(out) / name) as new:
                     new.write_text(json.dumps(content, indent=1 if name == "areas.json" else None), encoding="utf-8")

@@ -1,8 +1,7 @@
 """Write labels as polygons: GeoJSON in longitude and latitude (WGS 84), or COCO, LabelMe or YOLO in pixels.
 
-Corners lie on the pixels' edges, from the upper left corner of the image: a pixel is in a polygon if its center is.
-COCO's polygons, LabelMe and YOLO have no holes: a bridge of no width joins a hole to the outline around it. It is
-horizontal, so that no pixel's center lies on it, and the filled outline is the area with its holes.
+Corners lie on the edges of pixels. The pixel forms have no holes: a bridge of no width joins a hole to the outline on
+its left. It is horizontal, on edges of pixels too, so that the filled outline is the area without the hole.
 """
 
 import json
@@ -65,23 +64,23 @@ def check_place(file: Path) -> None:
 def write_polygons(labels: Path, file: Path, info: ModelInfo, simplify: float = 0, image: Path | None = None) -> None:
     """Write a file of labels as polygons, one for each connected area of a class, in the form that `file` ends with.
 
-    `.geojson` takes a GeoTIFF; its features have holes and the properties `label`, `name` and `square_meters`. `.json`
-    is LabelMe's file of `image`, `.txt` YOLO's for segmentation. The background of a binary model is left out. GDAL
-    holds all polygons in memory. `simplify` is a tolerance in pixels: every polygon stays valid, but neighbors may
-    overlap, or leave gaps between them.
+    `.geojson` takes a GeoTIFF; features have the properties `label`, `name` and `square_meters`. `.json` is LabelMe's
+    file of `image`, `.txt` YOLO's. The background of a binary model is left out. GDAL holds all polygons in memory.
+    `simplify` is a tolerance in pixels: polygons stay valid, but neighbors may overlap, or leave gaps between them.
     """
     with open_raster(labels) as raster, replace_when_complete(file) as new, new.open("w", encoding="utf-8") as written:
         traced, (height, width) = _trace(raster, info, simplify), raster.shape[1:]
         if file.suffix == ENDINGS["yolo"]:
             for label, polygon in traced:
                 shares = (_bridge_holes(polygon) / (width, height)).ravel()
-                written.write(" ".join([str(label), *(f"{share:.6f}" for share in shares)]) + "\n")
+                print(label, *(f"{share:.6f}" for share in shares), file=written)
             return
         head: dict[str, Any] = {"type": "FeatureCollection", SOFTWARE: f"{NAME}: polygons", "features": []}
         entries = _features(raster, info, simplify)
         if file.suffix == ENDINGS["labelme"]:
-            place, names = os.path.relpath(image or labels, file.parent), info.label_names
-            head = {SOFTWARE: f"{NAME}: labelme", "version": "6.0.0", "flags": {}, "imagePath": Path(place).as_posix()}
+            source, here, names = (image or labels).absolute(), file.parent.absolute(), info.label_names
+            place = Path(os.path.relpath(source, here) if source.drive == here.drive else source).as_posix()
+            head = {SOFTWARE: f"{NAME}: labelme", "version": "6.0.0", "flags": {}, "imagePath": place}
             head |= {"imageData": None, "imageHeight": height, "imageWidth": width, "shapes": []}
             shapes = ((names[label], _bridge_holes(polygon).tolist()) for label, polygon in traced)
             entries = ({"label": name, "points": points, "shape_type": "polygon"} for name, points in shapes)
@@ -121,9 +120,6 @@ def add_to_coco(content: dict[str, Any], labels: Path, name: str, info: ModelInf
 
 def _bridge_holes(polygon: Any) -> np.ndarray:
     """Join the outline and the holes of a shapely polygon to one outline (N, 2), by horizontal bridges of no width."""
-    import shapely
-
-    polygon = shapely.geometry.polygon.orient(polygon)  # holes run the other way
     outline, *holes = (np.array(ring.coords)[:-1] for ring in (polygon.exterior, *polygon.interiors))
     for hole in sorted(holes, key=lambda points: points[:, 0].min()):  # what lies to the left of one is joined already
         hole = np.roll(hole, -hole[:, 0].argmin(), axis=0)
@@ -140,14 +136,13 @@ def _bridge_holes(polygon: Any) -> np.ndarray:
 
 def _trace(raster: Raster, info: ModelInfo, tolerance: float, placed: bool = False) -> Iterator[tuple[int, Any]]:
     """Trace labels: label and shapely polygon of each area, in pixels or, if `placed`, in the raster's coordinates."""
-    import rasterio
+    import rasterio.features
     import shapely
-    from rasterio.features import shapes
 
     source = rasterio.band(raster.dataset, 1) if placed else raster.dataset.read(1)
-    for outline, label in shapes(source, connectivity=4):
+    for outline, label in rasterio.features.shapes(source, connectivity=4):
         if (info.num_classes == 1) <= label != raster.nodata:
-            polygon = shapely.geometry.shape(outline)
+            polygon = shapely.geometry.polygon.orient(shapely.geometry.shape(outline))  # holes run the other way
             yield int(label), shapely.simplify(polygon, tolerance) if tolerance else polygon
 
 
@@ -169,5 +164,5 @@ def _features(raster: Raster, info: ModelInfo, simplify: float) -> Iterator[dict
             yield {
                 "type": "Feature",
                 "properties": {"label": label, "name": name, "square_meters": round(float(area), 3)},
-                "geometry": shapely.geometry.mapping(shapely.geometry.polygon.orient(polygon)),
+                "geometry": shapely.geometry.mapping(polygon),
             }

@@ -23,7 +23,7 @@ from ..models.model_info import ModelInfo
 from .drawing import EXIF_SOFTWARE, NAME, class_areas, label_picture, overlay, save_overlay
 from .images import list_images, read_image
 from .pipeline import predict
-from .polygons import ENDINGS, NAME_FILES, Form, add_to_coco, check_options, check_place, write_names, write_polygons
+from .polygons import ENDINGS, Form, add_to_coco, check_options, check_place, write_names, write_polygons
 from .raster_labels import ORIGIN, SOFTWARE, predict_raster, raster_areas
 from .rasters import copy_place, is_raster, open_raster
 
@@ -133,6 +133,8 @@ def predict_file(
     file, result, info = Path(file), Path(result), ModelInfo(model)
     if save_as:
         check_options(simplify)
+        if save_as not in ENDINGS:
+            raise OptionError(f"save_as must be {', '.join(ENDINGS)} or None for one image, got {save_as!r}.")
         polygons = _named(result, ENDINGS[save_as])
         if save_as == "labelme" and polygons.exists() and not _is_written(result, polygons.suffix):
             raise ImageError(f"{polygons} was corrected, or is another file: move it, or choose another folder.")
@@ -250,8 +252,8 @@ def predict_files(
         options: Others of :func:`predict_file`.
     """
     predictions, info, coco = Predictions(), ModelInfo(model), dict[str, Any]()
-    if out is not None and save_as in NAME_FILES:
-        write_names(Path(out), save_as, info)
+    if out is not None and save_as and save_as != "geojson":
+        coco = write_names(Path(out), save_as, info)
     done: dict[Path, Path] = {}
     for file, result in places.items() if resume else ():
         kinds = outputs(result)

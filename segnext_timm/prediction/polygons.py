@@ -24,8 +24,8 @@ from .rasters import Raster, import_rasterio, open_raster
 
 Form = Literal["geojson", "coco", "labelme", "yolo"]
 
-ENDINGS = {"geojson": ".geojson", "labelme": ".json", "yolo": ".txt"}  # COCO's file is of all images
-NAME_FILES = {"labelme": "classes.txt", "yolo": "data.yaml"}  # which a form needs beside the polygons
+ENDINGS = {"geojson": ".geojson", "labelme": ".json", "yolo": ".txt"}
+COMMON = {"coco": "annotations.json", "labelme": "classes.txt", "yolo": "data.yaml"}  # files of all images
 _EQUAL_AREA = "EPSG:6933"  # a projection of the whole Earth in which areas are true, in meters
 _BATCH = 1000  # polygons that are projected at once
 _LONGEST_EDGE = 256  # pixels; longer edges get points in between, since straight lines of a projection are curves
@@ -92,19 +92,25 @@ def write_polygons(labels: Path, file: Path, info: ModelInfo, simplify: float = 
         written.write("\n]}\n")
 
 
-def write_names(out: Path, save_as: Form, info: ModelInfo) -> None:
-    """Write the names of the classes to one of `NAME_FILES`; an OptionError if it is there with another content."""
-    names, file = info.label_names, out / NAME_FILES[save_as]
-    text = f"names: {json.dumps(names, ensure_ascii=False)}\n" if save_as == "yolo" else "\n".join([*names, ""])
-    if file.exists() and file.read_text(encoding="utf-8") != text:
+def write_names(out: Path, save_as: Form, info: ModelInfo) -> dict[str, Any]:
+    """Write the names of the classes for LabelMe or YOLO; return the content of a COCO file without images.
+
+    An OptionError is raised if the file is there, of other classes or by another program.
+    """
+    names, file = info.label_names, out / COMMON[save_as]
+    coco = {"info": {"description": NAME}, "categories": [{"id": n, "name": name} for n, name in enumerate(names, 1)]}
+    texts = {"coco": json.dumps(coco)[:-1], "labelme": "\n".join([*names, ""])}
+    text = texts.get(save_as) or f"names: {json.dumps(names, ensure_ascii=False)}\n"
+    if file.exists() and not file.read_text(encoding="utf-8").startswith(text):
         raise OptionError(f"{file} is not of these classes, {', '.join(names[:5])}: choose another folder.")
-    with replace_when_complete(file) as new:
-        new.write_text(text, encoding="utf-8")
+    if not (file.exists() or save_as == "coco"):
+        with replace_when_complete(file) as new:
+            new.write_text(text, encoding="utf-8")
+    return coco
 
 
 def add_to_coco(content: dict[str, Any], labels: Path, name: str, info: ModelInfo, simplify: float = 0) -> None:
-    """Add the labels of an image to a COCO file's content, at first empty. Categories are numbered from 1."""
-    content.setdefault("categories", [{"id": n, "name": name} for n, name in enumerate(info.label_names, 1)])
+    """Add the labels of an image to the content of a COCO file, see :func:`write_names`."""
     images, annotations = content.setdefault("images", []), content.setdefault("annotations", [])
     image: dict[str, Any] = {"id": len(images) + 1, "file_name": name}
     with open_raster(labels) as raster:

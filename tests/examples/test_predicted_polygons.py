@@ -15,7 +15,7 @@ from segnext_timm.cli import main
 from segnext_timm.errors import ImageError, OptionError
 from segnext_timm.models.model_info import ModelInfo
 from segnext_timm.prediction.files import find_images, outputs, predict_file, predict_files
-from segnext_timm.prediction.polygons import add_to_coco, write_polygons
+from segnext_timm.prediction.polygons import add_to_coco, write_names, write_polygons
 from small_models import narrow
 
 pytest.importorskip("rasterio.features")
@@ -88,7 +88,7 @@ def test_holes_come_back_and_the_background_of_a_binary_model_is_no_object(tmp_p
     out, info = tmp_path / "out", ModelInfo(model_of(["road"]))
     out.mkdir()
     if form == "coco":
-        content = {}
+        content = write_names(out, form, info)
         add_to_coco(content, labels, "a.png", info)
         (out / "annotations.json").write_text(json.dumps(content))
     else:
@@ -102,7 +102,8 @@ def test_holes_come_back_and_the_background_of_a_binary_model_is_no_object(tmp_p
 
 def test_pycocotools_reads_the_file_and_its_masks_areas_and_boxes_are_those_of_the_labels(tmp_path):
     coco = pytest.importorskip("pycocotools.coco")
-    model, content = ModelInfo(model_of(scenes.CLASSES)), {}
+    model = ModelInfo(model_of(scenes.CLASSES))
+    content = write_names(tmp_path, "coco", model)
     truth = [*draw(tmp_path / "photos", "a.jpg", "b.jpg"), holes()]
     for number, labels in enumerate(truth):
         Image.fromarray(labels).save(tmp_path / f"{number}.png")
@@ -173,14 +174,28 @@ def test_resuming_makes_missing_polygons_of_labels_and_keeps_those_of_yolo(tmp_p
     assert (out / "data.yaml").read_text() == 'names: ["x", "y"]\n'
 
 
-def test_names_of_other_classes_are_not_written_over(tmp_path):
+@pytest.mark.parametrize(
+    ("form", "name", "text"),
+    [
+        ("yolo", "data.yaml", "train: images\nnames: [x, y]\n"),
+        ("labelme", "classes.txt", "a\nb\n"),
+        ("coco", "annotations.json", '{"images": [], "categories": [{"id": 1, "name": "x"}], "annotations": []}'),
+    ],
+)
+def test_names_of_other_classes_and_annotations_of_others_are_not_written_over(tmp_path, form, name, text):
     draw(tmp_path / "photos", "a.jpg", size=64)
     places, out = find_images([tmp_path / "photos"], tmp_path / "out"), tmp_path / "out"
     out.mkdir()
-    (out / "data.yaml").write_text("train: images\nnames: [x, y]\n")
-    with pytest.raises(OptionError, match=r"data\.yaml is not of these classes, x, y: choose another folder"):
-        predict_files(model_of(["x", "y"]), places, out, save_as="yolo")
-    assert [file.name for file in out.iterdir()] == ["data.yaml"]
+    (out / name).write_text(text)
+    with pytest.raises(OptionError, match=f"{name} is not of these classes, x, y: choose another folder"):
+        predict_files(model_of(["x", "y"]), places, out, save_as=form)
+    assert [file.read_text() for file in out.iterdir()] == [text]
+
+
+def test_coco_is_not_a_form_of_one_image(tmp_path):
+    draw(tmp_path, "a.jpg", size=64)
+    with pytest.raises(OptionError, match="save_as must be geojson, labelme, yolo or None for one image, got 'coco'"):
+        predict_file(model_of(["x", "y"]), tmp_path / "a.jpg", tmp_path / "out/a", save_as="coco")
 
 
 def test_polygons_of_a_georeferenced_image_are_in_pixels_and_leave_out_pixels_without_data(tmp_path):

@@ -24,10 +24,11 @@ def write(folder: Path) -> None:
     """Write drawn scenes, their labels, and polygons of these in all forms."""
     from segmentation import scenes
     from segnext_timm.models.model_info import ModelInfo
-    from segnext_timm.prediction.polygons import add_to_coco, write_polygons
+    from segnext_timm.prediction.polygons import add_to_coco, write_names, write_polygons
     from small_models import narrow
 
-    info, content = ModelInfo(narrow(classes=7, pretrained_cfg={"label_names": list(scenes.CLASSES)})), {}
+    info = ModelInfo(narrow(classes=7, pretrained_cfg={"label_names": list(scenes.CLASSES)}))
+    content = write_names(folder, "coco", info)
     for kind in ("images", "labels", "labelme", "yolo"):
         (folder / kind).mkdir()
     for number in range(COUNT):

@@ -260,7 +260,7 @@ def export_command(model: str, file: Path, size: tuple[int, int] | None, batch: 
 @click.option("--overlay/--no-overlay", "overlays", default=True, help="Write overlays.")
 @click.option("--probabilities", is_flag=True, help="Write probabilities: 2 bytes per class and pixel.")
 @click.option("--areas", is_flag=True, help="Write the area of each class to OUT/areas.json.")
-@click.option("--save_as", type=click.Choice(["geojson"]), help="Write polygons of georeferenced images, too.")
+@click.option("--save_as", type=click.Choice(["geojson", "coco", "labelme", "yolo"]), help="Write polygons, too.")
 @click.option("--simplify", type=click.FloatRange(0), default=0, help="Tolerance of the polygons, in pixels.")
 @click.option("--fuse/--no-fuse", "fused", default=True, help=_FUSE_HELP)
 @click.option("--resume", is_flag=True, help="Skip images whose labels are in OUT.")
@@ -272,11 +272,12 @@ def predict_command(
 
     Labels are written to OUT as indexed PNG, IMAGE.png, and drawn over the image in IMAGE_overlay.jpg. Those of a
     georeferenced image, or of a TIFF past 179 megapixels, are a GeoTIFF, IMAGE.tif, that lies where IMAGE lies (needs
-    rasterio), and with --save_as geojson also polygons in WGS 84, IMAGE.geojson (needs shapely). Images that cannot be
-    read are listed at the end, and the exit status is 1. Ctrl-C keeps what is done, and --resume continues.
+    rasterio). --save_as adds polygons (needs rasterio and shapely): IMAGE.geojson, in WGS 84, of georeferenced images;
+    or for label tools, in pixels, OUT/annotations.json (coco), IMAGE.json (labelme) or IMAGE.txt (yolo). Images that
+    cannot be read are listed at the end, and the exit status is 1. Ctrl-C keeps what is done, and --resume continues.
     """
     if options["simplify"] and not options["save_as"]:
-        raise click.BadParameter("is for the polygons of --save_as geojson.", param_hint="'--simplify'")
+        raise click.BadParameter("is for the polygons of --save_as.", param_hint="'--simplify'")
     check_segmenter(model)
     window, stride = options["window"], options["stride"]
     if window and stride and (stride[0] > window[0] or stride[1] > window[1]):
@@ -284,12 +285,15 @@ def predict_command(
         raise click.BadParameter(message, param_hint="'--stride'")
     target = _find_device(device)
     from .prediction.files import find_images, outputs
+    from .prediction.polygons import check_options
 
+    if options["save_as"]:
+        check_options()
     places = find_images(images, out)
     if target.type == "cpu" and options["precision"] != "fp32":
         click.echo(f"On most CPUs, {options['precision']} is about ten times slower than fp32.", err=True)
     try:
-        found = _predict(model, places, target, out=out if areas else None, areas=areas or as_json, **options)
+        found = _predict(model, places, target, out=out, areas=areas, summary=as_json, **options)
     except KeyboardInterrupt:
         kept = sum("labels" in outputs(result) for result in places.values())
         raise KeyboardInterrupt(

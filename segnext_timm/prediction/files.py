@@ -23,13 +23,14 @@ from ..models.model_info import ModelInfo
 from .drawing import EXIF_SOFTWARE, NAME, class_areas, label_picture, overlay, save_overlay
 from .images import list_images, read_image
 from .pipeline import predict
-from .polygons import check_polygons, write_polygons
+from .polygons import ENDINGS, Form, add_to_coco, check_options, check_place, write_names, write_polygons
 from .raster_labels import ORIGIN, SOFTWARE, predict_raster, raster_areas
 from .rasters import copy_place, is_raster, open_raster
 
 _logger = logging.getLogger(__name__)
-_LABELS, _RASTER_LABELS, _POLYGONS, _PROBABILITIES = ".png", ".tif", ".geojson", "_probabilities.npy"
-_KINDS = {_PROBABILITIES: "probabilities", "_overlay.jpg": "overlay", "_overlay.png": "overlay", _POLYGONS: "polygons"}
+_LABELS, _RASTER_LABELS, _PROBABILITIES = ".png", ".tif", "_probabilities.npy"
+_KINDS = {_PROBABILITIES: "probabilities", "_overlay.jpg": "overlay", "_overlay.png": "overlay"}
+_KINDS |= {".geojson": "polygons", ".json": "labelme"}  # YOLO's text does not say whose it is
 _KINDS |= {_LABELS: "labels", _RASTER_LABELS: "labels"}  # last, since they tell whose the probabilities are
 
 
@@ -87,7 +88,7 @@ def find_images(paths: Sequence[str | Path], out: str | Path) -> dict[Path, Path
 
 
 def outputs(result: Path) -> dict[str, str]:
-    """Existing files of a result of :func:`find_images` by kind: `labels`, `overlay`, `probabilities`, `polygons`.
+    """Existing files of a result by kind: `labels`, `overlay`, `probabilities`, `polygons` (GeoJSON), `labelme`.
 
     Files that no prediction wrote are left out; but labels, whose metadata an editor may drop, only beside others.
     """
@@ -104,7 +105,7 @@ def predict_file(
     overlays: bool = True,
     probabilities: bool = False,
     origin: str = "",
-    save_as: Literal["geojson"] | None = None,
+    save_as: Literal["geojson", "labelme", "yolo"] | None = None,
     simplify: float = 0,
     **options: Any,
 ) -> dict[str, Any]:
@@ -113,7 +114,7 @@ def predict_file(
     Args:
         model: See :func:`predict`, which states what is raised, too.
         file: The image. A georeferenced one, or a TIFF larger than Pillow opens, is read region by region; it does not
-            have to fit memory. So is, with `save_as`, one placed by files beside it. Reading by regions takes rasterio.
+            have to fit memory. So is, for GeoJSON, one placed by files beside it. Reading by regions takes rasterio.
         result: Path of the results without suffix. `.png` is added for the labels, an indexed picture with the palette
             (16-bit gray for more than 256 classes), with a world file `.pgw` if the image came with one; `.tif` for
             those of an image that is read by regions, a GeoTIFF that lies where the image lies, whose pixels without
@@ -122,7 +123,7 @@ def predict_file(
         overlays: Write the overlay.
         probabilities: Write the probabilities, tile by tile.
         origin: Model and options in words, for the metadata of the labels' file.
-        save_as: Also write the labels of a georeferenced image as polygons: see :func:`.polygons.write_polygons`.
+        save_as: Also write the labels as polygons: see :func:`.polygons.write_polygons`.
         simplify: Tolerance of the polygons' simplification, in pixels.
         options: Others of :func:`predict`.
 
@@ -131,8 +132,15 @@ def predict_file(
     """
     file, result, info = Path(file), Path(result), ModelInfo(model)
     if save_as:
-        check_polygons(file, simplify)
-    as_raster = bool(save_as) or is_raster(file)
+        check_options(simplify)
+        if save_as not in ENDINGS:
+            raise OptionError(f"save_as must be {', '.join(ENDINGS)} or None for one image, got {save_as!r}.")
+        polygons = _named(result, ENDINGS[save_as])
+        if save_as == "labelme" and polygons.exists() and not _is_written(result, polygons.suffix):
+            raise ImageError(f"{polygons} was corrected, or is another file: move it, or choose another folder.")
+    if save_as == "geojson":
+        check_place(file)
+    as_raster = save_as == "geojson" or is_raster(file)
     labels = _named(result, _RASTER_LABELS if as_raster else _LABELS)
     # the labels come last: if they exist, so do the other results
     with fill_when_complete(result.parent, last=labels.name) as folder:
@@ -147,7 +155,7 @@ def predict_file(
             if not _named(work, ending).exists() and _is_written(result, ending):
                 _named(result, ending).unlink(missing_ok=True)
     if save_as:  # once the labels are complete: polygons of large images may need more memory than there is
-        write_polygons(_named(result, _RASTER_LABELS), _named(result, _POLYGONS), info, simplify)
+        write_polygons(labels, polygons, info, simplify, file)
     return {"file": str(file)} | areas
 
 
@@ -184,9 +192,9 @@ def _read_tags(file: Path) -> dict[str, Any]:
     if file.suffix == _RASTER_LABELS:
         with open_raster(file) as raster:
             return raster.dataset.tags()
-    if file.suffix == _POLYGONS:
+    if file.suffix in (".geojson", ".json"):
         with file.open(encoding="utf-8") as written:
-            return json.loads(written.readline(1 << 16) + "]}")  # all but the features
+            return json.loads(written.readline(1 << 16) + "]}")  # all but the polygons
     with Image.open(file) as picture:
         return {SOFTWARE: picture.getexif().get(EXIF_SOFTWARE)} | picture.info
 
@@ -223,6 +231,9 @@ def predict_files(
     resume: bool = False,
     report: Callable[[Path, float], None] = lambda file, share: None,
     origin: str = "",
+    summary: bool = False,
+    save_as: Form | None = None,
+    simplify: float = 0,
     **options: Any,
 ) -> Predictions:
     """Predict images one after another; unreadable ones are skipped and listed.
@@ -230,19 +241,24 @@ def predict_files(
     Args:
         model: See :func:`predict`.
         places: From :func:`find_images`.
-        out: Folder to write the areas to, if they are asked for, as `areas.json`, even if interrupted.
-        areas: List the area of each class also of images skipped, by their labels.
+        out: Folder of what is written of all images, as given to :func:`find_images`.
+        areas: Write the areas to `areas.json` in `out`, even if interrupted.
         resume: Skip images whose labels exist, and probabilities if these are wanted. Polygons are made of labels.
         report: Called with an image and its completed fraction, from 0 to 1; with 1 exactly once per image.
         origin: Model and options in words. An OptionError is raised if existing labels state another origin.
+        summary: List the areas of images skipped, too, as `areas` does.
+        save_as: See :func:`predict_file`. "coco" writes `annotations.json` of all images, even if interrupted.
+        simplify: See :func:`predict_file`.
         options: Others of :func:`predict_file`.
     """
-    predictions = Predictions()
+    predictions, info, coco = Predictions(), ModelInfo(model), dict[str, Any]()
+    if out is not None and save_as and save_as != "geojson":
+        coco = write_names(Path(out), save_as, info)
     done: dict[Path, Path] = {}
     for file, result in places.items() if resume else ():
         kinds = outputs(result)
         labels = Path(kinds.get("labels", ""))
-        needed = (_RASTER_LABELS,) if options.get("save_as") else (_LABELS, _RASTER_LABELS)
+        needed = (_RASTER_LABELS,) if save_as == "geojson" else (_LABELS, _RASTER_LABELS)
         if labels.suffix not in needed or (options.get("probabilities") and "probabilities" not in kinds):
             continue
         try:
@@ -255,7 +271,8 @@ def predict_files(
                 f"{labels} was predicted with {found}, not with {origin}: choose another folder, or predict all "
                 f"images again, without resuming."
             )
-    info, images = ModelInfo(model), predictions.images
+    images = predictions.images
+    options |= {"save_as": None if save_as == "coco" else save_as, "simplify": simplify}
     try:
         for file, result in places.items():
             report(file, 0)
@@ -265,17 +282,23 @@ def predict_files(
                     images.append(predict_file(model, file, result, progress=progress, origin=origin, **options))
                     predictions.predicted += 1
                 else:
-                    simplify = options.get("simplify", 0)
-                    if options.get("save_as") and (simplify or "polygons" not in outputs(result)):
-                        check_polygons(file, simplify)
-                        write_polygons(done[file], _named(result, _POLYGONS), info, simplify)
-                    if areas:
+                    target = _named(result, ENDINGS.get(str(save_as), ""))
+                    if options["save_as"] and (not target.exists() or (simplify and save_as == "geojson")):
+                        if save_as == "geojson":
+                            check_place(file)
+                        write_polygons(done[file], target, info, simplify, file)
+                    if areas or summary:
                         images.append({"file": str(file)} | _areas(done[file], info))
+                if save_as == "coco":
+                    name = (result.parent / file.name).relative_to(out or result.parent).as_posix()
+                    labels = done.get(file) or _named(result, _RASTER_LABELS if is_raster(file) else _LABELS)
+                    add_to_coco(coco, labels, name, info, simplify)
             except (FileNotFoundError, ImageError) as error:
                 predictions.failures[file] = " ".join(str(error).removeprefix(f"{file}").lstrip(": ").split())
             report(file, 1)
     finally:
-        if out is not None and areas and images:
-            with replace_when_complete(Path(out) / "areas.json") as new:
-                new.write_text(json.dumps({"images": images}, indent=1), encoding="utf-8")
+        for name, content in {"areas.json": {"images": images} if areas else {}, "annotations.json": coco}.items():
+            if out is not None and content.get("images"):
+                with replace_when_complete(Path(out) / name) as new:
+                    new.write_text(json.dumps(content, indent=1 if name == "areas.json" else None), encoding="utf-8")
     return predictions

@@ -18,6 +18,7 @@ from .reading import FAULTS, ImageFolder, Painted, Reading, Target, near, read_j
 from .regions import IGNORE, POINT_RADIUS, Annotated, Region, box, ellipse, has_area, outline, square_around, stroke
 
 _OUTLINES = ("polygon", "rectangle", "oriented_rectangle", "rotation", "quadrilateral")
+_OF_ALL_IMAGES = ("areas.json", "annotations.json")  # which `segnext-timm predict` writes beside LabelMe's files
 _IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
 
@@ -40,6 +41,7 @@ class LabelMe(Painted):
             raise UserError(f"{self.source} is not a folder: name the one of LabelMe's JSON files.")
         hidden, files = self.target.absolute(), sorted(self.source.rglob("*.json"))
         files = [path for path in files if path.name[0] != "." and not path.absolute().is_relative_to(hidden)]
+        files = [path for path in files if path.name not in _OF_ALL_IMAGES]
         if not files:
             raise UserError(f"{self.source} holds no JSON files of LabelMe.")
         folder, reading = ImageFolder(self.images or self.source, self.target), Reading()

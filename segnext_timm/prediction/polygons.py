@@ -130,8 +130,8 @@ def _bridge_holes(polygon: Any) -> np.ndarray:
     for hole in sorted(holes, key=lambda points: points[:, 0].min()):  # what lies to the left of one is joined already
         hole = np.roll(hole, -hole[:, 0].argmin(), axis=0)
         (x, y), ends = hole[0], np.roll(outline, -1, axis=0)
-        low, high = np.minimum(outline[:, 1], ends[:, 1]), np.maximum(outline[:, 1], ends[:, 1])
-        edges = np.flatnonzero((low <= y) & (y <= high) & (low < high))
+        start, end = outline[:, 1] - y, ends[:, 1] - y
+        edges = np.flatnonzero((start * end <= 0) & (start != end))
         (x1, y1), (x2, y2) = outline[edges].T, ends[edges].T
         met = x1 + (y - y1) * (x2 - x1) / (y2 - y1)
         met[met > x] = -np.inf

@@ -71,7 +71,8 @@ class _CastAll(torch.autograd.Function):
 
 def _cast_all(tensors: Sequence[torch.Tensor], dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
     casts = tuple(torch.empty_like(tensor, dtype=dtype) for tensor in tensors)
-    torch._foreach_copy_(casts, tensors)
+    if casts:
+        torch._foreach_copy_(casts, tensors)
     return casts
 
 

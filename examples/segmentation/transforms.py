@@ -396,7 +396,9 @@ def normalize_batch(
         The model's input (B, C, H, W); padding is 0.
     """
     mean, std = _constants(normalization, images.device)
-    x = torch.baddbmm(colors[..., -1:], colors[..., :-1], images.flatten(2).float()).view(images.shape)
+    x = colors[..., -1, None, None]
+    for channel in range(images.shape[1]):  # a matrix product may be in TF32
+        x = x + colors[..., channel, None, None] * images[:, channel, None]
     x = x.add_(0.5).clamp_(0, 255).floor_().sub_(mean).div_(std)  # rounded as Pillow does
     inside = [torch.arange(side, device=x.device) < sizes[:, k, None] for k, side in enumerate(x.shape[2:])]
     return x.mul_((inside[0][:, :, None] & inside[1][:, None])[:, None])

@@ -11,6 +11,7 @@ import logging
 import os
 
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
 _logger = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ def triton_runs(device: torch.device) -> bool:
 
 @functools.cache
 def _try_triton(device: torch.device) -> bool:
-    """Try a kernel of each module. Triton needs compute capability 7 and, at the first launch, a C compiler."""
+    """Try all kernels. Triton needs compute capability 7 and, at the first launch, a C compiler."""
     if importlib.util.find_spec("triton") is None:
         return False
     if torch.version.cuda and torch.cuda.get_device_capability(device) < (7, 0):
@@ -36,9 +37,16 @@ def _try_triton(device: torch.device) -> bool:
     try:
         from . import cells, strips_triton
 
-        cells.argmax(torch.zeros(1, 2, 2, 2, device=device), (2, 2))
-        x = torch.zeros(1, 32, 1, 1, device=device)
-        strips_triton.fan(x, [torch.zeros(32, 1, 1, taps, device=device) for taps in (7, 11, 21)], [x] * 3, None, 1)
+        with _disable_current_modes():  # such as that of tensors without data
+            logits = torch.zeros(1, 2, 2, 2, device=device)
+            cells.cross_entropy(logits, cells.argmax(logits, (2, 2)), None, -100, 0.0, needs_gradient=True)
+            x = torch.zeros(1, 32, 1, 1, device=device, dtype=torch.bfloat16)
+            weights = [x.new_zeros(32, 1, 1, taps) for taps in (7, 11, 21)]
+            between = strips_triton.fan(x, weights, [x] * 3, None, 1)
+            strips_triton.fan(between, weights, [], x, 1)
+            strips_triton.correlate(x, between, x, between, 1)
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:  # whatever the compilers of Triton and C raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         _logger.warning(f"Triton does not run here, so training and prediction take more time and memory: {reason}")

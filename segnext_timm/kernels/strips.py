@@ -20,10 +20,11 @@ _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backw
 
 def applies(base: torch.Tensor, branches: nn.ModuleList) -> bool:
     """Whether :func:`add_branches` takes features (B, C, H, W) and MSCA's branches, if these are as they were built."""
-    # torch.fx passes no tensor, and graphs that leave this process hold no operators of this package
+    # torch.fx passes no tensor, graphs that leave this process hold no operators of this package, and torch.func
+    # differentiates the plain form
     if not kernels.ENABLED or not isinstance(base, torch.Tensor) or not base.is_cuda or base.dtype == torch.float64:
         return False
-    if torch.jit.is_tracing() or torch.compiler.is_exporting():
+    if torch.jit.is_tracing() or torch.compiler.is_exporting() or torch._C._are_functorch_transforms_active():
         return False
     parts = list(branches.modules())
     if not base.is_contiguous(memory_format=torch.channels_last) or not all(
@@ -43,7 +44,8 @@ def add_branches(base: torch.Tensor, branches: Any) -> torch.Tensor:
 
     rows, columns = zip(*branches)
     parameters = [getattr(conv, name) for convs in (rows, columns) for name in ("weight", "bias") for conv in convs]
-    return Strips.apply(base, rows[0].dilation[1], *parameters)
+    # cast as autocast would, which does not see them
+    return Strips.apply(base, rows[0].dilation[1], *(parameter.to(base.dtype) for parameter in parameters))
 
 
 def add_branches_in_nchw(base: torch.Tensor, branches: Any) -> torch.Tensor:

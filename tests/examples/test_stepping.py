@@ -16,6 +16,7 @@ from segmentation.data import training_samples
 from segmentation.models import with_synced_norms
 from segmentation.stepping import GroupedCasts, compile_model, step_if
 from segnext_timm import UpsampledCrossEntropyLoss
+from segnext_timm.kernels import strips
 from segnext_timm.models.segmenter import evaluation_mode
 from small_models import narrow
 
@@ -38,6 +39,34 @@ def test_grouped_casts_give_the_numbers_of_autocast(dtype, how):
         found.append([loss, *(parameter.grad for parameter in model.parameters() if parameter.requires_grad)])
     assert all(map(torch.equal, *found))
     assert all(parameter.requires_grad == (parameter.grad is not None) for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_grouped_casts_give_the_numbers_of_autocast_to_kernels_too(checkpointed, monkeypatch):
+    pytest.importorskip("triton")
+    applies, calls = strips.applies, []
+
+    def is_cuda_there(base, branches):  # elsewhere, what says that it is on CUDA would be asked for more
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.Tensor, "is_cuda", property(lambda tensor: True))
+            calls.append(applies(base, branches))
+        return calls[-1]
+
+    monkeypatch.setattr(strips, "applies", is_cuda_there)
+    torch.manual_seed(0)
+    model = narrow(upsampling=1).train().to(memory_format=torch.channels_last)
+    model.set_grad_checkpointing(checkpointed)
+    x = torch.randn(1, 3, 64, 64).contiguous(memory_format=torch.channels_last)
+    found = []
+    for step in (model, GroupedCasts(model)):
+        torch.manual_seed(1)
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = step(x)
+        logits.float().square().sum().backward()
+        found.append([logits, *(parameter.grad for parameter in model.parameters())])
+    assert calls and all(calls)
+    assert all(map(torch.equal, *found))
 
 
 @pytest.fixture

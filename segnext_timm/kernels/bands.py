@@ -82,7 +82,7 @@ def cross_entropy(
             band = slice(above[start], above[end - 1] + 2)
             resize = rows[start:end, band]
             maps = torch.mm(resize, wide[band].flatten(1)).view(-1, classes)  # (pixels, classes)
-            label = target[i, start:end].reshape(-1, 1).long()
+            label = target[i, start:end].reshape(-1, 1)
             counts = label != ignore_index
             label = label.where(counts, 0)
             target_weight = counts.to(maps.dtype) * (1 - smoothing)

@@ -52,7 +52,7 @@ def cross_entropy(
 
     Args:
         logits: Shape (B, classes, h, w), of an integer fraction of the labels' size.
-        target: Labels of shape (B, H, W): uint8, int16, int32 or int64.
+        target: Labels of shape (B, H, W), int64.
         weight: Weight of each class, shape (classes,); None for equal weights.
         ignore_index: Label of pixels to ignore.
         smoothing: Label smoothing.

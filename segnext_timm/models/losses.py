@@ -89,10 +89,7 @@ class UpsampledCrossEntropyLoss(nn.Module):
             )
         if self.weight is not None and self.weight.numel() != logits.shape[1]:
             raise OptionError(f"There are {self.weight.numel()} class weights for logits of {logits.shape[1]} classes.")
-        # narrow labels are read as they are, unless torch would wrap the ignored one around to compare it with them
-        narrow = target.dtype in (torch.uint8, torch.int16, torch.int32)
-        if not narrow or not torch.iinfo(target.dtype).min <= self.ignore_index <= torch.iinfo(target.dtype).max:
-            target = target.long()
+        target = target.long()
         # wide also in a criterion cast to half precision, where the sum of the pixels' weights would overflow
         wide = torch.promote_types(logits.dtype, torch.float32)
         weight = None if self.weight is None else self.weight.to(logits.device, wide)
@@ -111,14 +108,14 @@ class UpsampledCrossEntropyLoss(nn.Module):
         if self.reduction == "sum":
             return loss
         counts = target != self.ignore_index  # sums, since a boolean index would wait for a GPU
-        total = counts.sum() if weight is None else (weight[target.where(counts, 0).long()] * counts).sum()
+        total = counts.sum() if weight is None else (weight[target.where(counts, 0)] * counts).sum()
         # NaN if every pixel is ignored, as in F.cross_entropy; the gradient is then 0
         return torch.where(total > 0, loss, torch.nan) / total.where(total > 0, 1)
 
     def _compute_plainly(self, logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
         return F.cross_entropy(
             resize(widen(logits), [target.shape[1], target.shape[2]]),
-            target.long(),
+            target,
             weight,
             ignore_index=self.ignore_index,
             reduction="none" if self.reduction == "none" else "sum",

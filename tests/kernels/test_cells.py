@@ -1,7 +1,6 @@
 """The Triton kernels against torch in float64: on CUDA, else in Triton's interpreter; and compiled for GPUs."""
 
 import logging
-import sys
 
 import pytest
 import torch
@@ -43,26 +42,6 @@ CASES = [  # classes, size, resized, smoothing, whether classes have weights
 ]
 
 
-@pytest.fixture
-def use_kernels(monkeypatch):
-    """CUDA; without a GPU, tensors that say they are on one, whose kernels Triton interprets."""
-    if DEVICE == "cpu":
-        monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda tensor: True))
-
-
-@pytest.fixture
-def trial(monkeypatch):
-    """A GPU for the trial of Triton alone: the compiler would initialize one."""
-    kernels._try_triton.cache_clear()
-    if DEVICE == "cpu":
-        tried = lambda: sys._getframe(1).f_globals["__name__"] == kernels.__name__  # noqa: E731
-        monkeypatch.setattr("torch.cuda.is_available", tried)
-        monkeypatch.setattr("torch.cuda.is_current_stream_capturing", lambda: False)
-        monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (9, 0))
-    yield kernels._try_triton
-    kernels._try_triton.cache_clear()
-
-
 def inputs(classes, size, resized):
     generator = torch.Generator().manual_seed(classes)
     logits = 3 * torch.randn(2, classes, *size, generator=generator, dtype=torch.float64)
@@ -78,7 +57,7 @@ def loss_and_gradient(logits, labels, weight=None, **options):
 
 
 @pytest.mark.parametrize(("classes", "size", "resized", "smoothing", "weighted"), CASES)
-def test_loss_and_gradient_are_those_of_resized_logits(use_kernels, classes, size, resized, smoothing, weighted):
+def test_loss_and_gradient_are_those_of_resized_logits(use_triton, classes, size, resized, smoothing, weighted):
     logits, labels = inputs(classes, size, resized)
     options = {"ignore_index": 255, "reduction": "sum" if weighted else "mean", "label_smoothing": smoothing}
     weight = torch.rand(classes, dtype=torch.float64, device=DEVICE) + 0.5 if weighted else None
@@ -98,7 +77,7 @@ def test_loss_and_gradient_are_those_of_resized_logits(use_kernels, classes, siz
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 2**-8), (torch.float16, 2**-11)])
-def test_the_loss_of_half_precision_is_computed_in_float32(use_kernels, dtype, tolerance):
+def test_the_loss_of_half_precision_is_computed_in_float32(use_triton, dtype, tolerance):
     logits, labels = inputs(20, (2, 2), (9, 7))
     loss, gradient = loss_and_gradient(logits.to(dtype), labels)
     wide_loss, wide_gradient = loss_and_gradient(logits.to(dtype).float(), labels)
@@ -109,14 +88,7 @@ def test_the_loss_of_half_precision_is_computed_in_float32(use_kernels, dtype, t
     assert loss.item() == pytest.approx(F.cross_entropy(maps, labels, ignore_index=255).item(), rel=1e-6)
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
-def test_narrow_labels_are_read_as_they_are(use_kernels, dtype):
-    logits, labels = inputs(5, (2, 2), (4, 6))
-    for result, expected in zip(*(loss_and_gradient(logits.float(), label) for label in (labels.to(dtype), labels))):
-        assert torch.equal(result, expected)
-
-
-def test_a_batch_of_many_logits_is_processed_by_image(use_kernels, monkeypatch):
+def test_a_batch_of_many_logits_is_processed_by_image(use_triton, monkeypatch):
     logits, labels = inputs(5, (2, 2), (4, 6))
     expected = loss_and_gradient(logits.float(), labels)
     monkeypatch.setattr(cells, "_CORNER_BYTES", 1)
@@ -125,7 +97,7 @@ def test_a_batch_of_many_logits_is_processed_by_image(use_kernels, monkeypatch):
 
 
 @pytest.mark.cuda
-def test_two_streams_give_the_bits_of_one(use_kernels):
+def test_two_streams_give_the_bits_of_one(use_triton):
     logits, labels = inputs(150, (64, 64), (512, 512))
     problems = [(logits.float(), labels), (logits.float().flip(0), labels.flip(0))]
     expected = [loss_and_gradient(*problem) for problem in problems]
@@ -140,13 +112,13 @@ def test_two_streams_give_the_bits_of_one(use_kernels):
         assert all(torch.equal(*pair) for pair in zip(result, whole))
 
 
-def test_labels_beyond_the_classes_make_the_loss_nan(use_kernels):
+def test_labels_beyond_the_classes_make_the_loss_nan(use_triton):
     logits, labels = inputs(5, (2, 2), (8, 12))
     labels[0, 0, 0] = 5
     assert UpsampledCrossEntropyLoss(ignore_index=255)(logits.float(), labels).isnan()
 
 
-def test_pixels_that_are_all_ignored_have_no_loss(use_kernels):
+def test_pixels_that_are_all_ignored_have_no_loss(use_triton):
     logits, labels = inputs(5, (2, 2), (8, 12))
     logits = logits.float().requires_grad_()
     loss = UpsampledCrossEntropyLoss(ignore_index=255, reduction="sum")(logits, torch.full_like(labels, 255))
@@ -156,19 +128,19 @@ def test_pixels_that_are_all_ignored_have_no_loss(use_kernels):
 
 
 @pytest.mark.parametrize(("classes", "size", "resized", "smoothing", "weighted"), CASES)
-def test_labels_are_those_of_resized_logits(use_kernels, classes, size, resized, smoothing, weighted):
+def test_labels_are_those_of_resized_logits(use_triton, classes, size, resized, smoothing, weighted):
     logits, _ = inputs(classes, size, resized)
     expected = F.interpolate(logits, resized, mode="bilinear", align_corners=False).argmax(1)
     assert torch.equal(resized_argmax(logits.float(), resized), expected)
 
 
-def test_a_logit_that_is_not_a_number_is_the_largest(use_kernels):
+def test_a_logit_that_is_not_a_number_is_the_largest(use_triton):
     logits = torch.zeros(1, 4, 3, 3)
     logits[0, 2, 1, 1] = float("nan")
     assert resized_argmax(logits, (3, 3))[0, 1, 1] == 2
 
 
-def test_operators_have_fake_implementations(use_kernels):
+def test_operators_have_fake_implementations(use_triton):
     logits, labels = torch.randn(1, 5, 3, 3), torch.randint(0, 5, (1, 6, 6))
     checks = ("test_schema", "test_faketensor")
     for smoothing, needs_gradient in ((0.1, True), (0.0, False)):
@@ -177,7 +149,7 @@ def test_operators_have_fake_implementations(use_kernels):
     torch.library.opcheck(upsampling.argmax, (logits, (6, 6)), test_utils=checks)
 
 
-def test_the_compiled_loss_is_that_of_the_kernels(use_kernels):
+def test_the_compiled_loss_is_that_of_the_kernels(use_triton):
     torch._dynamo.reset()
     graphs = EagerAndRecordGraphs()
     logits, labels = inputs(5, (2, 2), (8, 12))
@@ -200,15 +172,10 @@ def test_the_compiler_does_not_trace_the_trial_of_triton(trial):
     assert len([node for node in graphs.graphs[0].graph.nodes if node.op == "call_function"]) == 1
 
 
-def fail(*arguments, **options):
-    raise RuntimeError("ptxas failed\nwith error code 255")
-
-
 @pytest.mark.parametrize("cause", ["Triton fails", "kernels are turned off"])
-def test_without_triton_the_plain_forms_are_used(use_kernels, trial, monkeypatch, caplog, cause):
+def test_without_triton_the_plain_forms_are_used(use_triton, trial, monkeypatch, caplog, request, cause):
     if cause == "Triton fails":
-        monkeypatch.setattr("triton.runtime.jit.JITFunction.run", fail)
-        monkeypatch.setattr("triton.runtime.interpreter.GridExecutor.__call__", fail)
+        request.getfixturevalue("failing_triton")
     else:
         monkeypatch.setattr(kernels, "ENABLED", False)
     logits, labels = inputs(5, (2, 2), (8, 12))
@@ -225,11 +192,11 @@ def test_without_triton_the_plain_forms_are_used(use_kernels, trial, monkeypatch
 
 LOSS = {"weight": "*fp32", "losses": "*fp32", "corner_gradients": "*fp32", "smoothing": "fp32"}
 TYPES = {  # of the arguments that are not int32
-    "_cross_entropy_kernel": LOSS | {"logits": "*bf16", "target": "*u8"},
+    "_cross_entropy_kernel": LOSS | {"logits": "*bf16", "target": "*i64"},
     "_argmax_kernel": {"logits": "*bf16", "labels": "*i64"},
     "_gather_kernel": {"corner_gradients": "*fp32", "gradient": "*fp32"},
 }
-WIDE = {"logits": "*fp32", "target": "*i64"}
+WIDE = {"logits": "*fp32"}
 
 
 def launched(name, capability, classes, weighted=False, types=(), ones=()):

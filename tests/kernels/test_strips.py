@@ -2,7 +2,6 @@
 
 import copy
 import logging
-import sys
 
 import pytest
 import torch
@@ -28,13 +27,6 @@ CASES = [  # batch, channels, height, width, dilation
         for case in ((1, 70, 5, 30, 1), (3, 64, 13, 11, 4), (1, 32, 40, 1, 1))
     ),
 ]
-
-
-@pytest.fixture
-def use_triton(monkeypatch):
-    """CUDA; without a GPU, tensors that say they are on one, whose kernels Triton interprets."""
-    if DEVICE == "cpu":
-        monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda tensor: True))
 
 
 @pytest.fixture
@@ -215,29 +207,11 @@ def test_traced_and_exported_graphs_hold_convolutions_alone(use_triton):
     assert not any("fan_strips" in graph for graph in traced)
 
 
-def fail(*arguments, **options):
-    raise RuntimeError("ptxas failed\nwith error code 255")
-
-
-@pytest.fixture
-def trial(monkeypatch):
-    """A GPU for the trial of Triton alone: the compiler would initialize one."""
-    kernels._try_triton.cache_clear()
-    if DEVICE == "cpu":
-        tried = lambda: sys._getframe(1).f_globals["__name__"] == kernels.__name__  # noqa: E731
-        monkeypatch.setattr("torch.cuda.is_available", tried)
-        monkeypatch.setattr("torch.cuda.is_current_stream_capturing", lambda: False)
-        monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (9, 0))
-    yield
-    kernels._try_triton.cache_clear()
-
-
 @pytest.mark.parametrize("cause", ["Triton fails", "kernels are turned off"])
-def test_without_triton_the_sum_is_that_of_torch(use_triton, trial, monkeypatch, caplog, cause):
+def test_without_triton_the_sum_is_that_of_torch(use_triton, trial, monkeypatch, caplog, request, cause):
     model, x = attention(), channels_last(1, 32, 3, 4)
     if cause == "Triton fails":
-        monkeypatch.setattr("triton.runtime.jit.JITFunction.run", fail)
-        monkeypatch.setattr("triton.runtime.interpreter.GridExecutor.__call__", fail)
+        request.getfixturevalue("failing_triton")
     else:
         monkeypatch.setattr(kernels, "ENABLED", False)
     with caplog.at_level(logging.WARNING):

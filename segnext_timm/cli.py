@@ -242,10 +242,11 @@ def export_command(model: str, file: Path, size: tuple[int, int] | None, batch: 
         "predict user/repo street.jpg -o out --scales 0.5,1,1.5 --flip --device cuda:0 --precision bf16",
         "predict my-segnext photos/ -o out --json > summary.json",
         "predict my-segnext orthomosaic.tif -o out --save_as geojson --simplify 1",
+        "predict my-segnext street.mp4 -o out --frame_labels",
     ),
 )
 @click.argument("model")
-@click.argument("images", nargs=-1, required=True, metavar="IMAGE|DIR|PATTERN...")
+@click.argument("images", nargs=-1, required=True, metavar="IMAGE|VIDEO|DIR|PATTERN...")
 @click.option("-o", "--out", required=True, type=_PATH, help="Folder of the results.")
 @click.option("--mode", type=click.Choice(["auto", "whole", "slide"]), default="auto", help="Whole images, or windows.")
 @click.option("--window", type=_Size(MIN_SIDE), help="Size of the windows.  [default: as trained, or 512]")
@@ -259,6 +260,7 @@ def export_command(model: str, file: Path, size: tuple[int, int] | None, batch: 
 @click.option("--tile", type=click.IntRange(1), help="Pixels of a tile's side; smaller tiles need less memory.")
 @click.option("--overlay/--no-overlay", "overlays", default=True, help="Write overlays.")
 @click.option("--probabilities", is_flag=True, help="Write probabilities: 2 bytes per class and pixel.")
+@click.option("--frame_labels", is_flag=True, help="Write the labels of every frame of a video, too.")
 @click.option("--areas", is_flag=True, help="Write the area of each class to OUT/areas.json.")
 @click.option("--save_as", type=click.Choice(["geojson", "coco", "labelme", "yolo"]), help="Write polygons, too.")
 @click.option("--simplify", type=click.FloatRange(0), default=0, help="Tolerance of the polygons, in pixels.")
@@ -268,13 +270,17 @@ def export_command(model: str, file: Path, size: tuple[int, int] | None, batch: 
 def predict_command(
     model: str, images: tuple[str, ...], out: Path, device: str | None, areas: bool, as_json: bool, **options: Any
 ) -> None:
-    """Predict the class of every pixel of images with MODEL (a published name, a folder or a Hub repository).
+    """Predict the class of every pixel of images or videos with MODEL (a published name, a folder or a Hub repository).
 
     Labels are written to OUT as indexed PNG, IMAGE.png, and drawn over the image in IMAGE_overlay.jpg. Those of a
     georeferenced image, or of a TIFF past 179 megapixels, are a GeoTIFF, IMAGE.tif, that lies where IMAGE lies (needs
     rasterio). --save_as adds polygons (needs rasterio and shapely): IMAGE.geojson, in WGS 84, of georeferenced images;
     or for label tools, in pixels, OUT/annotations.json (coco), IMAGE.json (labelme) or IMAGE.txt (yolo). Images that
     cannot be read are listed at the end, and the exit status is 1. Ctrl-C keeps what is done, and --resume continues.
+
+    Labels of a video (needs the extra video) are drawn over it in VIDEO_overlay.mp4, and over its first frame, with a
+    legend, in VIDEO_overlay.jpg; --frame_labels adds VIDEO_labels.npz. Ctrl-C keeps the frames that are done; --resume
+    predicts such a video from its start. Videos in a folder of images are left out unless they are named.
     """
     if options["simplify"] and not options["save_as"]:
         raise click.BadParameter("is for the polygons of --save_as.", param_hint="'--simplify'")
@@ -284,24 +290,30 @@ def predict_command(
         message = f"stride must be from 1 to the window's side, got {stride} of {window}"
         raise click.BadParameter(message, param_hint="'--stride'")
     target = _find_device(device)
-    from .prediction.files import find_images, outputs
+    from .prediction.files import check_video, find_images, is_video, outputs
     from .prediction.polygons import check_options
 
     if options["save_as"]:
         check_options()
     places = find_images(images, out)
+    videos = [file for file in places if is_video(file)]
+    for file in videos:
+        check_video(file, options["save_as"], options["probabilities"], options["overlays"])
+    kind = "files" if videos else "images"
     if target.type == "cpu" and options["precision"] != "fp32":
         click.echo(f"On most CPUs, {options['precision']} is about ten times slower than fp32.", err=True)
     try:
         found = _predict(model, places, target, out=out, areas=areas, summary=as_json, **options)
-    except KeyboardInterrupt:
-        kept = sum("labels" in outputs(result) for result in places.values())
+    except KeyboardInterrupt as interrupt:
+        last = {file: "overlay" if is_video(file) else "labels" for file in places}  # what a complete result has
+        kept = sum(last[file] in outputs(result) for file, result in places.items())
         raise KeyboardInterrupt(
-            f"Labels of {kept} of {len(places)} images are in {out}; run the same command with --resume to go on."
+            *interrupt.args,
+            f"Labels of {kept} of {len(places)} {kind} are in {out}; run the same command with --resume to go on.",
         ) from None
     kept = len(places) - found.predicted - len(found.failures)
     there = f"; the labels of {kept} were there" if kept else ""
-    click.echo(f"Predicted {found.predicted} of {len(places)} images to {out}{there}.", err=as_json)
+    click.echo(f"Predicted {found.predicted} of {len(places)} {kind} to {out}{there}.", err=as_json)
     for file, reason in found.failures.items():
         click.echo(f"{file}: {reason}", err=True)
     if as_json:

@@ -21,28 +21,52 @@ from .._atomic import fill_when_complete, replace_when_complete
 from ..errors import ImageError, OptionError
 from ..models.model_info import ModelInfo
 from .drawing import EXIF_SOFTWARE, NAME, class_areas, label_picture, overlay, save_overlay
-from .images import list_images, read_image
+from .images import list_files, list_images, read_image
 from .pipeline import predict
 from .polygons import ENDINGS, Form, add_to_coco, check_options, check_place, write_names, write_polygons
 from .raster_labels import ORIGIN, SOFTWARE, predict_raster, raster_areas
 from .rasters import copy_place, is_raster, open_raster
+from .video import CODEC, FRAME_LABELS, OVERLAY, predict_video
 
 _logger = logging.getLogger(__name__)
 _LABELS, _RASTER_LABELS, _PROBABILITIES = ".png", ".tif", "_probabilities.npy"
 _KINDS = {_PROBABILITIES: "probabilities", "_overlay.jpg": "overlay", "_overlay.png": "overlay"}
 _KINDS |= {".geojson": "polygons", ".json": "labelme"}  # YOLO's text does not say whose it is
+_KINDS |= {OVERLAY: "video", FRAME_LABELS: "frame_labels"}
 _KINDS |= {_LABELS: "labels", _RASTER_LABELS: "labels"}  # last, since they tell whose the probabilities are
+_TELLING = {_PROBABILITIES: (_LABELS, _RASTER_LABELS), FRAME_LABELS: (OVERLAY,)}  # files that tell whose these are
+_VIDEOS = (".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ts", ".webm", ".wmv")
 
 
 def _named(result: Path, ending: str) -> Path:
     return result.with_name(result.name + ending)
 
 
+def is_video(file: str | Path) -> bool:
+    """Whether a file's name is that of a video."""
+    return Path(file).suffix.lower() in _VIDEOS
+
+
+def check_video(file: Path, save_as: str | None = None, probabilities: bool = False, overlays: bool = True) -> Any:
+    """Import PyAV; raise an OptionError if it or its encoder is missing, or an option is for images only."""
+    for name, given in {"save_as": save_as, "probabilities": probabilities, "no-overlay": not overlays}.items():
+        if given:
+            raise OptionError(f"{file} is a video, but --{name} is for images: leave one of them out.")
+    try:
+        import av
+    except ImportError:
+        raise OptionError(f'{file} is a video, which PyAV reads: pip install "segnext-timm[video]"') from None
+    if CODEC not in av.codecs_available:
+        raise OptionError(f"PyAV was built without {CODEC}, which encodes videos: its wheel has it, pip install av.")
+    return av
+
+
 def find_images(paths: Sequence[str | Path], out: str | Path) -> dict[Path, Path]:
     """Map each image to the path of its results, without suffix: its path relative to the folder given, in `out`.
 
-    `paths` are files, folders, see :func:`.images.list_images`, and patterns such as "photos/**/*.jpg". Files in `out`
-    are left out. The suffix stays if names differ only in it: `a.jpg`, `a.png`.
+    `paths` are files, folders, see :func:`.images.list_images`, and patterns such as "photos/**/*.jpg". Videos in a
+    folder are taken if there are no images in it. Files in `out` are left out. The suffix stays if names differ only in
+    it: `a.jpg`, `a.png`.
 
     Raises:
         FileNotFoundError: If there is no such file or folder, or no image in them.
@@ -53,12 +77,15 @@ def find_images(paths: Sequence[str | Path], out: str | Path) -> dict[Path, Path
     if not lowest.is_dir():
         raise OptionError(f"{lowest} is a file, but the results need a folder.")
     places: dict[Path, Path] = {}
+    beside: set[Path] = set()  # videos in folders
     for path in map(Path, paths):
         root, files = path.parent, [path]
         if path.is_dir():
             if path.resolve() == out.resolve():
                 raise OptionError(f"{out} is the folder of the images: choose another for the results.")
-            root, files = path, [f for f in list_images(path) if out.resolve() not in f.resolve().parents]
+            videos = [f for f in list_files(path) if is_video(f)]
+            found = [f for f in [*list_images(path), *videos] if out.resolve() not in f.resolve().parents]
+            root, files, beside = path, found, {*beside, *videos}
         elif not path.exists():
             if not glob.has_magic(str(path)):
                 raise FileNotFoundError(f"{path}: no such file or folder.")
@@ -70,12 +97,17 @@ def find_images(paths: Sequence[str | Path], out: str | Path) -> dict[Path, Path
         _logger.info(f"Left out {len(earlier)} results of earlier predictions, such as {earlier[0]}.")
         for file in earlier:
             del places[file]
+    if (left := [f for f in places if f in beside - named]) and not all(map(is_video, places)):
+        _logger.info(f"Left out {len(left)} videos beside images, such as {left[0]}: name them to predict them.")
+        for file in left:
+            del places[file]
     if not places:
         raise FileNotFoundError(f"no images in {', '.join(map(str, paths))}.")
     for file in places:
         if file.resolve().parent == out.resolve():
             raise OptionError(
-                f"{out} contains {file.name}, an image to predict: choose another folder for the results."
+                f"{out} contains {file.name}, {'a video' if is_video(file) else 'an image'} to predict: choose another "
+                f"folder for the results."
             )
     stems = Counter(place.with_suffix("") for place in places.values())
     places = {f: place.with_suffix("") if stems[place.with_suffix("")] == 1 else place for f, place in places.items()}
@@ -107,9 +139,10 @@ def predict_file(
     origin: str = "",
     save_as: Literal["geojson", "labelme", "yolo"] | None = None,
     simplify: float = 0,
+    frame_labels: bool = False,
     **options: Any,
 ) -> dict[str, Any]:
-    """Predict one image and write the results; each file is complete once it has its name.
+    """Predict one image or video and write the results; each file is complete once it has its name.
 
     Args:
         model: See :func:`predict`, which states what is raised, too.
@@ -120,17 +153,31 @@ def predict_file(
             those of an image that is read by regions, a GeoTIFF that lies where the image lies, whose pixels without
             data are 255 (65535 for more than 255 classes); `_overlay.jpg` for the overlay with its legend, or
             `_overlay.png` for sides over 65,500 pixels; `_probabilities.npy` for an array (classes, H, W) of float16.
+            A video, which PyAV reads, gets `_overlay.mp4`, `_overlay.jpg`, its first frame with a legend of all, and
+            `_labels.npz` for an array of each frame, "000000" and so on, and "seconds", their times. If Ctrl-C ends it,
+            or it is damaged, these hold the frames that were predicted, there is no `_overlay.jpg`, and that is raised.
         overlays: Write the overlay.
         probabilities: Write the probabilities, tile by tile.
         origin: Model and options in words, for the metadata of the labels' file.
         save_as: Also write the labels as polygons: see :func:`.polygons.write_polygons`.
         simplify: Tolerance of the polygons' simplification, in pixels.
+        frame_labels: Also write the labels of a video's frames.
         options: Others of :func:`predict`.
 
     Returns:
-        `file`, `height`, `width` and `classes`, see :func:`class_areas`.
+        `file`, `height`, `width` and `classes`, see :func:`class_areas`; of a video also `frames`, their number, and
+        `classes` of all of them.
     """
     file, result, info = Path(file), Path(result), ModelInfo(model)
+    if is_video(file):
+        av, kinds = check_video(file, save_as, probabilities, overlays), f"video{', frame_labels' * frame_labels}"
+        tags = {"comment": f"{NAME}: {kinds}", "description": origin}  # what MP4 has for ours
+        with fill_when_complete(result.parent, last=_named(result, OVERLAY).name) as folder:
+            areas, ended = predict_video(av, model, file, folder / result.name, tags, frame_labels, **options)
+            _delete_earlier(result, folder)
+        if ended:
+            raise type(ended)(f"{file}: {ended}{areas['frames']} frames are in {_named(result, OVERLAY)}.")
+        return {"file": str(file)} | areas
     if save_as:
         check_options(simplify)
         if save_as not in ENDINGS:
@@ -151,9 +198,7 @@ def predict_file(
         create = probabilities and partial(np.lib.format.open_memmap, _named(work, _PROBABILITIES), "w+", np.float16)
         predict_one = predict_raster if as_raster else _predict_picture
         areas = predict_one(model, file, folder / labels.name, picture, create, tags, **options)
-        for ending in _KINDS:  # results of an earlier prediction; others' files of these names stay
-            if not _named(work, ending).exists() and _is_written(result, ending):
-                _named(result, ending).unlink(missing_ok=True)
+        _delete_earlier(result, folder)
     if save_as:  # once the labels are complete: polygons of large images may need more memory than there is
         write_polygons(labels, polygons, info, simplify, file)
     return {"file": str(file)} | areas
@@ -177,6 +222,13 @@ def _predict_picture(
     return _areas(labels, info)
 
 
+def _delete_earlier(result: Path, folder: Path) -> None:
+    """Delete results of an earlier prediction but those that `folder` replaces; others' files of these names stay."""
+    for ending in _KINDS:
+        if not _named(folder / result.name, ending).exists() and _is_written(result, ending):
+            _named(result, ending).unlink(missing_ok=True)
+
+
 def _areas(labels: Path | np.ndarray, info: ModelInfo) -> dict[str, Any]:
     """Measure labels, or a file of them: `height`, `width` and `classes`, see :func:`class_areas`."""
     if isinstance(labels, Path):
@@ -189,6 +241,9 @@ def _areas(labels: Path | np.ndarray, info: ModelInfo) -> dict[str, Any]:
 
 def _read_tags(file: Path) -> dict[str, Any]:
     """Read the metadata of labels, an overlay or polygons."""
+    if is_video(file):
+        with check_video(file).open(str(file)) as video:
+            return {SOFTWARE: video.metadata.get("comment"), ORIGIN: video.metadata.get("description")}
     if file.suffix == _RASTER_LABELS:
         with open_raster(file) as raster:
             return raster.dataset.tags()
@@ -209,9 +264,8 @@ def _stated_kinds(file: Path) -> list[str]:
 
 
 def _is_written(result: Path, ending: str) -> bool:
-    """Whether a prediction wrote a file: its metadata say so or, of probabilities, those of the labels beside."""
-    endings = (_LABELS, _RASTER_LABELS) if ending == _PROBABILITIES else (ending,)
-    return any(_KINDS[ending] in _stated_kinds(_named(result, each)) for each in endings)
+    """Whether a prediction wrote a file: its metadata say so, or those of the labels or the overlay beside."""
+    return any(_KINDS[ending] in _stated_kinds(_named(result, each)) for each in _TELLING.get(ending, (ending,)))
 
 
 @dataclass
@@ -258,8 +312,11 @@ def predict_files(
     for file, result in places.items() if resume else ():
         kinds = outputs(result)
         labels = Path(kinds.get("labels", ""))
-        needed = (_RASTER_LABELS,) if save_as == "geojson" else (_LABELS, _RASTER_LABELS)
-        if labels.suffix not in needed or (options.get("probabilities") and "probabilities" not in kinds):
+        needed, more = (_RASTER_LABELS,) if save_as == "geojson" else (_LABELS, _RASTER_LABELS), "probabilities"
+        if is_video(file):  # its areas are not stored
+            is_complete = "overlay" in kinds and not (areas or summary)
+            labels, needed, more = Path(kinds.get("video", "") if is_complete else ""), (".mp4",), "frame_labels"
+        if labels.suffix not in needed or (options.get(more) and more not in kinds):
             continue
         try:
             found = _read_tags(labels).get(ORIGIN) or origin

@@ -86,10 +86,15 @@ def scale_values(
 # Files
 
 
+def list_files(folder: Path) -> list[Path]:
+    """List the files in a folder and folders in it, sorted, without hidden ones."""
+    return [f for f in sorted(folder.rglob("*")) if "/." not in f"/{f.relative_to(folder).as_posix()}" and f.is_file()]
+
+
 def list_images(folder: Path) -> list[Path]:
-    """List the images, or else the arrays (.npy), in a folder and folders in it, sorted, without hidden ones."""
+    """List the images, or else the arrays (.npy), in a folder, see :func:`list_files`."""
     known = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN} | {*SUFFIXES}
-    files = [f for f in sorted(folder.rglob("*")) if "/." not in f"/{f.relative_to(folder).as_posix()}" and f.is_file()]
+    files = list_files(folder)
     return [f for f in files if f.suffix.lower() in known] or [f for f in files if f.suffix == ".npy"]
 
 

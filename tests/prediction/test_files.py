@@ -337,7 +337,36 @@ def test_options_reach_the_prediction(model, tmp_path, monkeypatch):
         "probabilities": False,
         "save_as": None,
         "simplify": 0,
+        "frame_labels": False,
     }
+
+
+def test_videos_in_a_folder_are_left_out_beside_images_but_not_without(model, tmp_path):
+    write(tmp_path / "both", "a.png")
+    videos = [tmp_path / "both" / "b.mp4", tmp_path / "videos" / "b.mp4", tmp_path / "videos" / "b.MOV"]
+    (tmp_path / "videos").mkdir()
+    for video in (*videos, tmp_path / "videos" / "._b.mp4"):
+        video.touch()
+    done = run(model, tmp_path / "both", "-o", tmp_path / "out")
+    assert f"Left out 1 videos beside images, such as {videos[0]}: name them to predict them." in done.output
+    assert "Predicted 1 of 1 images" in done.output
+    assert [*find_images([tmp_path / "both", videos[0]], tmp_path / "out")] == [tmp_path / "both" / "a.png", videos[0]]
+    found = find_images([tmp_path / "videos"], tmp_path / "out")
+    assert found == {videos[2]: tmp_path / "out" / "b.MOV", videos[1]: tmp_path / "out" / "b.mp4"}
+
+
+def test_what_videos_do_not_have_is_told_before_anything_is_done(model, tmp_path, monkeypatch):
+    (tmp_path / "a.mp4").touch()
+    monkeypatch.setitem(sys.modules, "av", None)  # as if it were not installed
+    for option, message in (
+        ((), 'a.mp4 is a video, which PyAV reads: pip install "segnext-timm[video]"'),
+        (("--save_as", "coco"), "a.mp4 is a video, but --save_as is for images: leave one of them out."),
+        (("--probabilities",), "a.mp4 is a video, but --probabilities is for images: leave one of them out."),
+        (("--no-overlay",), "a.mp4 is a video, but --no-overlay is for images: leave one of them out."),
+    ):
+        done = run(model, tmp_path / "a.mp4", "-o", tmp_path / "out", *option)
+        assert (done.exit_code, done.output) == (1, f"Error: {tmp_path}/{message}\n")
+    assert not (tmp_path / "out").exists()
 
 
 def test_mistakes_end_in_one_line_before_anything_is_done(model, tmp_path):

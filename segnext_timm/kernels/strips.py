@@ -38,7 +38,7 @@ def applies(base: torch.Tensor, branches: nn.ModuleList) -> bool:
 
 def add_branches(base: torch.Tensor, branches: Any) -> torch.Tensor:
     """Compute `base + sum(branch(base) for branch in branches)` of features (B, C, H, W), in channels_last."""
-    if not kernels.triton_runs(base.device):
+    if not kernels.triton_runs(base.device, "strips_triton"):
         return add_branches_in_nchw(base, branches)
     from .strips_triton import Strips
 

@@ -186,3 +186,12 @@ class Strips(torch.autograd.Function):
         flat = correlate(base, between, gradient, of_between, ctx.dilation).to(parameters[0].dtype)
         parts = flat.split([parameter.numel() for parameter in parameters])
         return of_base, None, *(part.view_as(parameter) for part, parameter in zip(parts, parameters))
+
+
+def launch_all(device: torch.device) -> None:
+    """Try all kernels of this module."""
+    x = torch.zeros(1, 32, 1, 1, device=device, dtype=torch.bfloat16)
+    weights = [x.new_zeros(32, 1, 1, taps) for taps in _TAPS.value]
+    between = fan(x, weights, [x] * 3, None, 1)
+    fan(between, weights, [], x, 1)
+    correlate(x, between, x, between, 1)

@@ -16,7 +16,8 @@ def applies(logits: torch.Tensor) -> bool:
     """Whether :func:`argmax` and :func:`cross_entropy` take logits (B, classes, h, w)."""
     if not kernels.ENABLED or not logits.is_cuda:
         return kernels.ENABLED and logits.device.type == "cpu"
-    return logits.dtype != torch.float64 and logits.shape[1] <= _MAX_CLASSES and kernels.triton_runs(logits.device)
+    fits = logits.dtype != torch.float64 and logits.shape[1] <= _MAX_CLASSES
+    return fits and kernels.triton_runs(logits.device, "cells")
 
 
 def _kernels(logits: torch.Tensor) -> Any:

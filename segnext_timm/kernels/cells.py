@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 
 LOG2E = tl.constexpr(1.4426950408889634)  # 1 / log 2: GPUs have an instruction for exp2
+_SIZES = ["height", "width", "target_height", "target_width"]  # not specialized: one compilation for all image sizes
 _CORNER_BYTES = 512 << 20  # size of the gradients of cells' corners, which take four times as much as logits in float32
 
 
@@ -69,7 +70,7 @@ def _write_corners(corner_gradients, gradient00, gradient01, gradient10, gradien
     tl.store(written + 3 * classes, gradient11, mask=index < classes)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_SIZES)
 def _cross_entropy_kernel(
     logits,
     target,
@@ -163,7 +164,7 @@ def _read_cell(corner_gradients, image, row, column, rows, columns, corner: tl.c
     return tl.load(corner_gradients + (cell * 4 + corner) * classes + index, mask=(index < classes) & exists, other=0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_SIZES[:2])
 def _gather_kernel(corner_gradients, gradient, height, width, classes, BLOCK: tl.constexpr):
     """Add the gradients of the cells around a logit."""
     rows, columns = tl.maximum(height - 1, 1), tl.maximum(width - 1, 1)
@@ -177,7 +178,7 @@ def _gather_kernel(corner_gradients, gradient, height, width, classes, BLOCK: tl
     tl.store(gradient + place * classes + index, total, mask=index < classes)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_SIZES)
 def _argmax_kernel(
     logits, labels, height, width, classes, target_height, target_width, BLOCK: tl.constexpr, PIXELS: tl.constexpr
 ):

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 
 from .. import kernels
-from ..models.resizing import check_sizes
 from . import bands
 
 _MAX_CLASSES = 1024  # limit of the Triton kernels, which hold all classes of some pixels in registers
@@ -61,28 +60,16 @@ def cross_entropy(
 
     Returns:
         The loss, a scalar, and its gradient (B, h, w, classes), or (0,) without one; both in float32 or wider.
-
-    Raises:
-        OptionError: If the sizes do not fit.
     """
-    check_sizes(logits, target)  # where torch.compile did not
     with torch.autocast(logits.device.type, enabled=False):
         loss, gradient = _kernels(logits).cross_entropy(logits, target, weight, ignore_index, smoothing, needs_gradient)
     return loss, loss.new_empty(0) if gradient is None else gradient
 
 
 @cross_entropy.register_fake
-def _new_loss_and_gradient(
-    logits: torch.Tensor,
-    target: torch.Tensor,
-    weight: torch.Tensor | None,
-    ignore_index: int,
-    smoothing: float,
-    needs_gradient: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    batch, classes, height, width = logits.shape
+def _new_loss_and_gradient(logits: torch.Tensor, *others: Any) -> tuple[torch.Tensor, torch.Tensor]:
     loss = logits.new_empty((), dtype=torch.promote_types(logits.dtype, torch.float32))
-    return loss, loss.new_empty((batch, height, width, classes) if needs_gradient else (0,))
+    return loss, loss.new_empty(logits.permute(0, 2, 3, 1).shape if others[-1] else 0)
 
 
 def _save_gradient(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:

@@ -240,7 +240,6 @@ def export_command(model: str, file: Path, size: tuple[int, int] | None, batch: 
         "predict segnext_b photos/ -o predictions --areas",
         'predict my-segnext "photos/**/*.jpg" large.tif -o out --mode slide --window 1024',
         "predict user/repo street.jpg -o out --scales 0.5,1,1.5 --flip --device cuda:0 --precision bf16",
-        "predict my-segnext photos/ -o out --json > summary.json",
         "predict my-segnext orthomosaic.tif -o out --save_as geojson --simplify 1",
     ),
 )
@@ -264,10 +263,7 @@ def export_command(model: str, file: Path, size: tuple[int, int] | None, batch: 
 @click.option("--simplify", type=click.FloatRange(0), default=0, help="Tolerance of the polygons, in pixels.")
 @click.option("--fuse/--no-fuse", "fused", default=True, help=_FUSE_HELP)
 @click.option("--resume", is_flag=True, help="Skip images whose labels are in OUT.")
-@click.option("--json", "as_json", is_flag=True, help="Print a summary as JSON; other output goes to standard error.")
-def predict_command(
-    model: str, images: tuple[str, ...], out: Path, device: str | None, areas: bool, as_json: bool, **options: Any
-) -> None:
+def predict_command(model: str, images: tuple[str, ...], out: Path, device: str | None, **options: Any) -> None:
     """Predict the class of every pixel of images with MODEL (a published name, a folder or a Hub repository).
 
     Labels are written to OUT as indexed PNG, IMAGE.png, and drawn over the image in IMAGE_overlay.jpg. Those of a
@@ -293,7 +289,7 @@ def predict_command(
     if target.type == "cpu" and options["precision"] != "fp32":
         click.echo(f"On most CPUs, {options['precision']} is about ten times slower than fp32.", err=True)
     try:
-        found = _predict(model, places, target, out=out, areas=areas, summary=as_json, **options)
+        found = _predict(model, places, target, out=out, **options)
     except KeyboardInterrupt:
         kept = sum("labels" in outputs(result) for result in places.values())
         raise KeyboardInterrupt(
@@ -301,13 +297,9 @@ def predict_command(
         ) from None
     kept = len(places) - found.predicted - len(found.failures)
     there = f"; the labels of {kept} were there" if kept else ""
-    click.echo(f"Predicted {found.predicted} of {len(places)} images to {out}{there}.", err=as_json)
+    click.echo(f"Predicted {found.predicted} of {len(places)} images to {out}{there}.")
     for file, reason in found.failures.items():
         click.echo(f"{file}: {reason}", err=True)
-    if as_json:
-        done = [{**entry, "outputs": outputs(places[Path(entry["file"])])} for entry in found.images]
-        failures = [{"file": str(file), "reason": reason} for file, reason in found.failures.items()]
-        click.echo(json.dumps({"model": model, "out": str(out), "images": done, "failures": failures}, indent=1))
     if found.failures:
         sys.exit(1)
 

@@ -231,7 +231,6 @@ def predict_files(
     resume: bool = False,
     report: Callable[[Path, float], None] = lambda file, share: None,
     origin: str = "",
-    summary: bool = False,
     save_as: Form | None = None,
     simplify: float = 0,
     **options: Any,
@@ -246,7 +245,6 @@ def predict_files(
         resume: Skip images whose labels exist, and probabilities if these are wanted. Polygons are made of labels.
         report: Called with an image and its completed fraction, from 0 to 1; with 1 exactly once per image.
         origin: Model and options in words. An OptionError is raised if existing labels state another origin.
-        summary: List the areas of images skipped, too, as `areas` does.
         save_as: See :func:`predict_file`. "coco" writes `annotations.json` of all images, even if interrupted.
         simplify: See :func:`predict_file`.
         options: Others of :func:`predict_file`.
@@ -287,7 +285,7 @@ def predict_files(
                         if save_as == "geojson":
                             check_place(file)
                         write_polygons(done[file], target, info, simplify, file)
-                    if areas or summary:
+                    if areas:
                         images.append({"file": str(file)} | _areas(done[file], info))
                 if save_as == "coco":
                     name = (result.parent / file.name).relative_to(out or result.parent).as_posix()

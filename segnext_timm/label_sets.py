@@ -13,26 +13,18 @@ from typing import Any
 
 from .errors import OptionError
 
-Color = tuple[int, int, int]
+Color = tuple[int, int, int]  # red, green and blue from 0 to 255
 
 
 @dataclass(frozen=True)
 class LabelSet:
-    """Classes of a data set.
+    """Classes of a data set."""
 
-    Attributes:
-        key: Name of the data set in code and file names.
-        name: Its usual name.
-        classes: Name of each class; the index is the label.
-        palette: Color of each class, red, green and blue from 0 to 255.
-        hub_id: Its id on the Hugging Face Hub; None if it has none.
-    """
-
-    key: str
-    name: str
-    classes: tuple[str, ...]
-    palette: tuple[Color, ...]
-    hub_id: str | None = None
+    key: str  # its name in code and file names
+    name: str  # its usual name
+    classes: tuple[str, ...]  # the index is the label
+    palette: tuple[Color, ...]  # by class
+    hub_id: str | None = None  # on the Hugging Face Hub; None if it has none
 
 
 def name_list(names: Any) -> list[str]:

@@ -240,12 +240,12 @@ def predict_files(
     Args:
         model: See :func:`predict`.
         places: From :func:`find_images`.
-        out: Folder of what is written of all images, as given to :func:`find_images`.
-        areas: Write the areas to `areas.json` in `out`, even if interrupted.
+        out: Folder of `areas.json` and of `annotations.json` (COCO), which are written even if interrupted.
+        areas: Write the areas of all images.
         resume: Skip images whose labels exist, and probabilities if these are wanted. Polygons are made of labels.
         report: Called with an image and its completed fraction, from 0 to 1; with 1 exactly once per image.
-        origin: Model and options in words. An OptionError is raised if existing labels state another origin.
-        save_as: See :func:`predict_file`. "coco" writes `annotations.json` of all images, even if interrupted.
+        origin: See :func:`predict_file`. An OptionError is raised if existing labels state another.
+        save_as: See :func:`predict_file`; or "coco".
         simplify: See :func:`predict_file`.
         options: Others of :func:`predict_file`.
     """

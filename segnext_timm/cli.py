@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 _PATH = click.Path(path_type=Path)
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
-_FUSE_HELP = "Fold norms and layer scales into convolutions first: faster, same output."
 _FIT_HELP = "Resize images to fit: as the model states (auto), not at all (own), long side or LONGxSHORT."
 _DECIDING = ("mode", "window", "stride", "scales", "flip", "fit_in")  # options of predict that decide the labels
 
@@ -48,7 +47,7 @@ class _Group(click.Group):
             click.echo(" ".join(["\nInterrupted.", *interrupt.args]), err=True)  # below the ^C
             ctx.exit(130)  # 128 + SIGINT, as shells have it
         except (SegNeXtError, OSError) as error:
-            if ctx.params["traceback"] or isinstance(error, BrokenPipeError):  # click ends quietly on a closed pipe
+            if isinstance(error, BrokenPipeError):  # click ends quietly on a closed pipe
                 raise
             raise click.ClickException(" ".join(str(error).split())) from None
 
@@ -100,8 +99,7 @@ def _examples(*lines: str) -> str:
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.version_option(__version__, message="%(prog)s %(version)s", help="Show the version.")
-@click.option("--traceback", is_flag=True, help="Show the traceback of errors.")
-def main(traceback: bool) -> None:
+def main() -> None:
     """SegNeXt for timm, segmentation-models-pytorch and the Hugging Face Hub.
 
     MODEL is a name that `segnext-timm models` lists, a model folder, or a repository on the Hub. SIZE is in pixels: 512
@@ -210,14 +208,13 @@ def push_command(src: Path, repo: str, **options: Any) -> None:
 @click.option("--calibration", type=_FOLDER, help="Folder of images for int8.")
 @click.option("--target", type=click.Choice(TARGETS), help="For a tool: deepness (QGIS; also GeoDeep).")
 @click.option("--resolution", type=float, help="For a target: centimeters per pixel of the maps.")
-@click.option("--fuse/--no-fuse", default=True, help=_FUSE_HELP)
 def export_command(model: str, file: Path, size: tuple[int, int] | None, batch: int, **options: Any) -> None:
     """Export MODEL (a published name, a folder or a Hub repository) to FILE: .onnx or .pt2.
 
     FILE runs without this package. It takes images normalized with the mean and standard deviation in its metadata.
     """
     check_segmenter(model)
-    check_export(file, batch, size, **{name: value for name, value in options.items() if name != "fuse"})
+    check_export(file, batch, size, **options)
     from .checkpoints.loading import load_segmenter
     from .exporting.exporters import export
     from .models.model_info import ModelInfo
@@ -261,7 +258,6 @@ def export_command(model: str, file: Path, size: tuple[int, int] | None, batch: 
 @click.option("--areas", is_flag=True, help="Write the area of each class to OUT/areas.json.")
 @click.option("--save_as", type=click.Choice(["geojson", "coco", "labelme", "yolo"]), help="Write polygons, too.")
 @click.option("--simplify", type=click.FloatRange(0), default=0, help="Tolerance of the polygons, in pixels.")
-@click.option("--fuse/--no-fuse", "fused", default=True, help=_FUSE_HELP)
 @click.option("--resume", is_flag=True, help="Skip images whose labels are in OUT.")
 def predict_command(model: str, images: tuple[str, ...], out: Path, device: str | None, **options: Any) -> None:
     """Predict the class of every pixel of images with MODEL (a published name, a folder or a Hub repository).
@@ -326,7 +322,7 @@ def examples_command(folder: Path) -> None:
     click.echo(f"  python {folder / 'train.py'} {folder / 'recipes' / 'folder.yaml'} --data_root data/streets")
 
 
-def _predict(name: str, places: dict[Path, Path], device: "torch.device", fused: bool, **options: Any) -> "Predictions":
+def _predict(name: str, places: dict[Path, Path], device: "torch.device", **options: Any) -> "Predictions":
     """Load a model and predict images, with a bar on standard error."""
     import torch
 
@@ -349,8 +345,7 @@ def _predict(name: str, places: dict[Path, Path], device: "torch.device", fused:
                 click.echo(f"Images are resized to fit {scale}; --fit own keeps their size.", err=True)
         words = [f"{option} {deciding[option]}" for option in _DECIDING if deciding[option]]
         origin = ", ".join([str(Path(name)), *words])
-        model = fuse(model, inplace=True) if fused else model
-        model = model.to(device).to(memory_format=torch.channels_last)
+        model = fuse(model, inplace=True).to(device).to(memory_format=torch.channels_last)
         with click.progressbar(length=100 * len(places), label="Predicting", file=sys.stderr) as bar:
 
             def report(file: Path, share: float) -> None:

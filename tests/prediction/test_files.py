@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 import segnext_timm.prediction.files
-from segnext_timm import predict
+from segnext_timm import fuse, predict
 from segnext_timm.cli import main
 from segnext_timm.errors import OptionError
 from segnext_timm.prediction.files import find_images, outputs, predict_files
@@ -86,15 +86,14 @@ def test_no_image_is_written_over(tmp_path):
 
 def test_predict_writes_labels_overlay_probabilities_and_areas(model, tmp_path):
     write(tmp_path / "in", "a.jpg", "b/c.png")
-    done = run(
-        model, tmp_path / "in", "-o", tmp_path / "out", "--areas", "--probabilities", "--no-fuse", "--device", "cpu"
-    )
+    done = run(model, tmp_path / "in", "-o", tmp_path / "out", "--areas", "--probabilities", "--device", "cpu")
     assert done.exit_code == 0, done.output
     assert f"Predicted 2 of 2 images to {tmp_path / 'out'}." in done.output
     files = sorted(str(f.relative_to(tmp_path / "out")) for f in (tmp_path / "out").rglob("*") if f.is_file())
     each = (".png", "_overlay.jpg", "_probabilities.npy")
     assert files == sorted([*(f"a{e}" for e in each), *(f"b/c{e}" for e in each), "areas.json"])
-    expected = predict(smp.from_pretrained(model).eval(), tmp_path / "in" / "b" / "c.png")
+    loaded = fuse(smp.from_pretrained(model).eval()).to(memory_format=torch.channels_last)
+    expected = predict(loaded, tmp_path / "in" / "b" / "c.png")
     assert len(np.unique(expected)) > 1
     with Image.open(tmp_path / "out" / "b" / "c.png") as picture:
         assert np.array_equal(np.asarray(picture), expected)

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from .. import kernels
+from ..models.resizing import check_sizes
 from . import bands
 
 _MAX_CLASSES = 1024  # limit of the Triton kernels, which hold all classes of some pixels in registers
@@ -61,6 +62,7 @@ def cross_entropy(
     Returns:
         The loss, a scalar, and its gradient (B, h, w, classes), or (0,) without one; both in float32 or wider.
     """
+    check_sizes(logits, target)  # where torch.compile did not
     with torch.autocast(logits.device.type, enabled=False):
         loss, gradient = _kernels(logits).cross_entropy(logits, target, weight, ignore_index, smoothing, needs_gradient)
     return loss, loss.new_empty(0) if gradient is None else gradient

@@ -12,7 +12,7 @@ import shutil
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -141,33 +141,30 @@ def info_command(model: str, as_json: bool) -> None:
 @main.command(
     "convert",
     epilog=_examples(
-        "convert mscan_b.pth mscan_b",
-        "convert segnext_base_512x512_ade_160k.pkl my-segnext --classes ade20k",
-        "convert my-segnext segnext_b.pth --to mmseg",
+        "convert mscan_b.pth mscan_b", "convert segnext_base_512x512_ade_160k.pkl my-segnext --classes ade20k"
     ),
 )
 @click.argument("src", type=_PATH)
 @click.argument("dst", type=_PATH)
 @click.option("--rank", type=click.IntRange(1), help="Rank of a segmenter's matrix decomposition.")
-@click.option("--to", type=click.Choice(["native", "mmseg"]), default="native", help="mmseg: for mmsegmentation.")
 @click.option("--classes", help="File with one class name per line, or a data set: ade20k, ...")
 @click.option("--num-classes", type=click.IntRange(1), help="Keep only the first outputs.")
 @click.option("--ema", is_flag=True, help="Use the moving average of the weights.")
 @click.option("--force", is_flag=True, help="Replace DST.")
-def convert_command(src: Path, dst: Path, to: Literal["native", "mmseg"], **options: Any) -> None:
+def convert_command(src: Path, dst: Path, **options: Any) -> None:
     """Convert the checkpoint SRC to a folder DST that timm or smp loads.
 
     SRC is a .pth, .pt, .pkl, .pdparams, .zip or .safetensors file of any origin, or such a folder. DST does not exist,
-    or is an empty folder. With --to mmseg, DST is a .pth file for mmsegmentation.
+    or is an empty folder.
     """
     from .checkpoints.conversion import convert
 
-    checkpoint = convert(src, dst, to=to, **options)
+    checkpoint = convert(src, dst, **options)
     click.echo(str(checkpoint))
     load = f'timm.create_model("local-dir:{dst}", pretrained=True)'
     if checkpoint.kind == "segmenter":
         load = f'smp.from_pretrained("{dst}")'
-    click.echo(f"Wrote {dst}." + (f" Load it, after `import segnext_timm`, by {load}." if to == "native" else ""))
+    click.echo(f"Wrote {dst}. Load it, after `import segnext_timm`, by {load}.")
 
 
 @main.command("push", epilog=_examples("push my-segnext user/my-segnext", "push my-segnext user/my-segnext --private"))

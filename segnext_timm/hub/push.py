@@ -30,7 +30,9 @@ def push_to_hub(
     commit_message: str | None = None,
     card: ModelCard | Mapping[str, Any] | None = None,
     token: str | None = None,
-    **patterns: Any,
+    allow_patterns: list[str] | str | None = None,
+    ignore_patterns: list[str] | str | None = None,
+    delete_patterns: list[str] | str | None = None,
 ) -> CommitInfo:
     """Push a model to the Hugging Face Hub as safetensors, with its configuration and a card.
 
@@ -56,7 +58,7 @@ def push_to_hub(
             `source` (a URL) and `source_name`. The license in timm's own configuration is that of the weights that
             timm publishes: the card gives it as theirs, and a `license` stated here as that of these weights.
         token: Token of the Hub. Default: the token of `hf auth login` or HF_TOKEN.
-        patterns: `allow_patterns`, `ignore_patterns` and `delete_patterns`, as in `HfApi.upload_folder`.
+        allow_patterns, ignore_patterns, delete_patterns: Files to push or delete, as in `HfApi.upload_folder`.
 
     Returns:
         The commit: its `commit_url`, and `pr_url` of a pull request.
@@ -95,8 +97,9 @@ def push_to_hub(
             if isinstance(card, ModelCard):
                 (folder / CARD).write_text(str(card), encoding="utf-8")
             message = commit_message or "Push model using segnext-timm."
-            options = {"commit_message": message, "revision": revision, "create_pr": create_pr, **patterns}
-            return api.upload_folder(repo_id=repo_id, folder_path=folder, **options)
+            options: dict[str, Any] = {"commit_message": message, "revision": revision, "create_pr": create_pr}
+            options |= {"allow_patterns": allow_patterns, "ignore_patterns": ignore_patterns}
+            return api.upload_folder(repo_id=repo_id, folder_path=folder, delete_patterns=delete_patterns, **options)
 
 
 def _save_model(model: torch.nn.Module, folder: Path, facts: Mapping[str, Any]) -> None:

@@ -58,7 +58,9 @@ def push_to_hub(
             `source` (a URL) and `source_name`. The license in timm's own configuration is that of the weights that
             timm publishes: the card gives it as theirs, and a `license` stated here as that of these weights.
         token: Token of the Hub. Default: the token of `hf auth login` or HF_TOKEN.
-        allow_patterns, ignore_patterns, delete_patterns: Files to push or delete, as in `HfApi.upload_folder`.
+        allow_patterns: Push only files that match one of these, as in `HfApi.upload_folder`.
+        ignore_patterns: Do not push files that match one of these.
+        delete_patterns: Delete files on the Hub that match one of these, in the same commit.
 
     Returns:
         The commit: its `commit_url`, and `pr_url` of a pull request.

@@ -41,8 +41,11 @@ class LightHamDecoder(nn.Module):
         encoder_channels: Channels of the encoder's features, the image first, strides doubling. The first three
             (strides 1, 2, 4) are not used; at least one more is needed.
         channels: Width of the decoder, divisible by 32.
+        rank: Number of bases of the matrix decomposition; see :class:`segnext_timm.models.hamburger.NMF2d`.
         dropout: Rate at which whole channels of the output are dropped in training.
-        rank, train_steps, eval_steps, one_step_gradient: See :class:`segnext_timm.models.hamburger.NMF2d`.
+        train_steps: See NMF2d.
+        eval_steps: See NMF2d.
+        one_step_gradient: See NMF2d.
 
     Raises:
         OptionError: If `channels` is not divisible by 32.

@@ -60,16 +60,6 @@ def _read_corners(logits, image, row, column, height, width, classes, index):
     return corner00, corner01, corner10, corner11
 
 
-@triton.jit
-def _write_corners(corner_gradients, gradient00, gradient01, gradient10, gradient11, classes, index):
-    """Write the gradients of this program's cell."""
-    written = corner_gradients + tl.program_id(0).to(tl.int64) * 4 * classes + index
-    tl.store(written, gradient00, mask=index < classes)
-    tl.store(written + classes, gradient01, mask=index < classes)
-    tl.store(written + 2 * classes, gradient10, mask=index < classes)
-    tl.store(written + 3 * classes, gradient11, mask=index < classes)
-
-
 @triton.jit(do_not_specialize=_SIZES)
 def _cross_entropy_kernel(
     logits,
@@ -153,7 +143,11 @@ def _cross_entropy_kernel(
             gradient11 += low * gradient_right
     tl.store(losses + tl.program_id(0), loss)
     if NEEDS_GRADIENT:
-        _write_corners(corner_gradients, gradient00, gradient01, gradient10, gradient11, classes, index)
+        written = corner_gradients + tl.program_id(0).to(tl.int64) * 4 * classes + index
+        tl.store(written, gradient00, mask=valid)
+        tl.store(written + classes, gradient01, mask=valid)
+        tl.store(written + 2 * classes, gradient10, mask=valid)
+        tl.store(written + 3 * classes, gradient11, mask=valid)
 
 
 @triton.jit

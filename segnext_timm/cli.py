@@ -249,7 +249,6 @@ def export_command(model: str, file: Path, size: tuple[int, int] | None, batch: 
 @click.option("--device", help="cpu, cuda, cuda:1, mps, ...  [default: a GPU if there is one]")
 @click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32", help="16 bits by autocast.")
 @click.option("--batch", type=click.IntRange(1), help="Windows per batch.  [default: by their size on a GPU; else 1]")
-@click.option("--tile", type=click.IntRange(1), help="Pixels of a tile's side; smaller tiles need less memory.")
 @click.option("--overlay/--no-overlay", "overlays", default=True, help="Write overlays.")
 @click.option("--probabilities", is_flag=True, help="Write probabilities: 2 bytes per class and pixel.")
 @click.option("--areas", is_flag=True, help="Write the area of each class to OUT/areas.json.")
@@ -352,4 +351,4 @@ def _predict(name: str, places: dict[Path, Path], device: "torch.device", **opti
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        raise click.ClickException("Out of memory: try --mode slide, or a smaller --window or --tile.") from None
+        raise click.ClickException("Out of memory: try --mode slide, or a smaller --window.") from None

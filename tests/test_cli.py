@@ -349,7 +349,7 @@ def test_predict_says_what_to_do_if_memory_does_not_suffice(folder, image, tmp_p
     monkeypatch.setattr(torch.nn.Module, "to", lack)
     done = run("predict", folder, image, "-o", tmp_path / "out", "--device", "cpu")
     assert done.exit_code == 1
-    assert done.output == "Error: Out of memory: try --mode slide, or a smaller --window or --tile.\n"
+    assert done.output == "Error: Out of memory: try --mode slide, or a smaller --window.\n"
 
 
 def test_a_folder_named_as_a_number_is_predicted_after_a_size(folder, image, tmp_path, monkeypatch):

@@ -307,9 +307,7 @@ def test_options_reach_the_prediction(model, tmp_path, monkeypatch):
         return {}
 
     monkeypatch.setattr(segnext_timm.prediction.files, "predict_file", noted)
-    options = (
-        "--mode slide --window 64 --stride 32x48 --scales 0.5,1 --flip --fit 80x60 --precision bf16 --batch 2 --tile 99"
-    )
+    options = "--mode slide --window 64 --stride 32x48 --scales 0.5,1 --flip --fit 80x60 --precision bf16 --batch 2"
     done = run(model, tmp_path / "a.png", "-o", tmp_path / "out", "--device", "cpu", "--no-overlay", *options.split())
     assert done.exit_code == 0, done.output
     del given["progress"], given["origin"]
@@ -322,7 +320,6 @@ def test_options_reach_the_prediction(model, tmp_path, monkeypatch):
         "fit_in": (80, 60),
         "precision": "bf16",
         "batch": 2,
-        "tile": 99,
         "overlays": False,
         "probabilities": False,
         "save_as": None,

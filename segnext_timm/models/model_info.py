@@ -11,7 +11,7 @@ from segmentation_models_pytorch.base.modules import Activation, ArgMax
 from segmentation_models_pytorch.encoders import get_preprocessing_params
 
 from ..errors import OptionError
-from ..label_sets import Color, name_list, voc_palette
+from ..label_sets import VOC_PALETTE, Color, name_list
 from .facts import check_facts, plain_values
 
 # Per pixel, these keep the order of the logits; smp's argmax gives the largest of them
@@ -87,7 +87,7 @@ class ModelInfo:
     def palette(self) -> list[Color]:
         """Color of each label, black for the background of a binary model."""
         binary = self.num_classes == 1
-        colors = self._cfg.get("palette") or voc_palette(256)[1 if binary else 0 :][: self.num_classes]
+        colors = self._cfg.get("palette") or VOC_PALETTE[1 if binary else 0 :][: self.num_classes]
         palette = [cast(Color, tuple(color)) for color in colors]
         return [(0, 0, 0), *palette] if binary else palette
 

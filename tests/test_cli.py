@@ -278,7 +278,7 @@ def test_mistakes_end_in_one_line(checkpoint, tmp_path):
     for arguments, message in (
         (("convert", tmp_path / "none.pth", tmp_path / "out"), "none.pth: no such file."),
         (("convert", tmp_path / "page.pth", tmp_path / "out"), "page.pth: a web page, not a checkpoint"),
-        (("convert", checkpoint, tmp_path), "exists: choose another name, or replace it with --force"),
+        (("convert", checkpoint, tmp_path), "exists: choose another name, or replace a model folder with --force"),
         (("convert", checkpoint, tmp_path / "out", "--classes", "ade"), "ade: no such file of class names, and not a"),
         (("push", tmp_path / "none", "user/repo"), "no such folder"),
         (("export", tmp_path / "none", tmp_path / "x.onnx"), "not a folder, not a Hub repository"),

@@ -102,7 +102,9 @@ def _check_destination(dst: Path, force: bool) -> None:
         raise OptionError(f"{dst} will be a folder: choose a name without {dst.suffix}.")
     inside = {file.name for file in dst.iterdir()} if dst.is_dir() else set()
     if dst.is_file() or (inside and not force):
-        raise FileExistsError(f"{dst} exists: choose another name, or replace it with --force (force=True).")
+        raise FileExistsError(
+            f"{dst} exists: choose another name, or replace a model folder with --force (force=True)."
+        )
     if extra := sorted(inside - MODEL_FILES):
         raise FileExistsError(f"{dst} holds more than a model ({', '.join(extra[:3])}): it is not replaced.")
 

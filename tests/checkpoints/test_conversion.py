@@ -118,7 +118,7 @@ def test_nothing_is_overwritten_or_left_half_made(tmp_path):
     assert sorted(f.name for f in tmp_path.iterdir()) == ["bad.pth", "x.pth"]
     convert(tmp_path / "x.pth", tmp_path / "out")
     (tmp_path / "out" / "README.md").write_text("my words", encoding="utf-8")
-    with pytest.raises(FileExistsError, match="exists: choose another name, or replace it with --force"):
+    with pytest.raises(FileExistsError, match="exists: choose another name, or replace a model folder with --force"):
         convert(tmp_path / "x.pth", tmp_path / "out")
     with pytest.raises(CheckpointError):
         convert(tmp_path / "bad.pth", tmp_path / "out", force=True)

@@ -32,7 +32,7 @@ from PIL import Image
 import segnext_timm
 from segmentation import scenes
 from segnext_timm import class_areas, overlay, predict
-from segnext_timm.label_sets import voc_palette
+from segnext_timm.label_sets import VOC_PALETTE
 
 SHOWN = 1600  # longest side of the pictures on the page
 KEPT = 50  # results that can be downloaded, of the newest predictions
@@ -247,7 +247,7 @@ class App:
         except Exception as error:  # the page shows every error
             return wrong(one_line(error).replace(str(Path(file)), "The file")), "", hidden, hidden
         facts = getattr(model, "pretrained_cfg", {})
-        names, palette = facts.get("label_names") or [], facts.get("palette") or voc_palette(256)
+        names, palette = facts.get("label_names") or [], facts.get("palette") or VOC_PALETTE
         if len(names) == 1:  # labels of a binary model are 0 and 1
             names, palette = ["background", *names], [(0, 0, 0), *palette]
         areas = class_areas(labels, names)

@@ -188,6 +188,7 @@ class Trainer:
         self.statistics = [RunningStatistics(m) for m in (model, self.ema.module if self.ema else None) if m]
         groups, fused = paper_parameter_groups(model, settings), prefers_fused(self.device)
         optimizer = torch.optim.AdamW(groups, lr=settings.lr, fused=fused)
+        # fewer operators, but DistributedDataParallel then sends all gradients after the backward pass
         casts = settings.compile == "off" and settings.precision != "fp32"
         self.model, self.optimizer = self.accelerator.prepare(GroupedCasts(model) if casts else model, optimizer)
         in_first_process(self.accelerator, lambda: check_space(self.out, self.raw_model, self.ema is not None))

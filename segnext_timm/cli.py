@@ -12,7 +12,7 @@ import shutil
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 _PATH = click.Path(path_type=Path)
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
-_FUSE_HELP = "Fold norms and layer scales into convolutions first: faster, same output."
 _FIT_HELP = "Resize images to fit: as the model states (auto), not at all (own), long side or LONGxSHORT."
 _DECIDING = ("mode", "window", "stride", "scales", "flip", "fit_in")  # options of predict that decide the labels
 
@@ -48,7 +47,7 @@ class _Group(click.Group):
             click.echo(" ".join(["\nInterrupted.", *interrupt.args]), err=True)  # below the ^C
             ctx.exit(130)  # 128 + SIGINT, as shells have it
         except (SegNeXtError, OSError) as error:
-            if ctx.params["traceback"] or isinstance(error, BrokenPipeError):  # click ends quietly on a closed pipe
+            if isinstance(error, BrokenPipeError):  # click ends quietly on a closed pipe
                 raise
             raise click.ClickException(" ".join(str(error).split())) from None
 
@@ -100,8 +99,7 @@ def _examples(*lines: str) -> str:
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.version_option(__version__, message="%(prog)s %(version)s", help="Show the version.")
-@click.option("--traceback", is_flag=True, help="Show the traceback of errors.")
-def main(traceback: bool) -> None:
+def main() -> None:
     """SegNeXt for timm, segmentation-models-pytorch and the Hugging Face Hub.
 
     MODEL is a name that `segnext-timm models` lists, a model folder, or a repository on the Hub. SIZE is in pixels: 512
@@ -143,33 +141,30 @@ def info_command(model: str, as_json: bool) -> None:
 @main.command(
     "convert",
     epilog=_examples(
-        "convert mscan_b.pth mscan_b",
-        "convert segnext_base_512x512_ade_160k.pkl my-segnext --classes ade20k",
-        "convert my-segnext segnext_b.pth --to mmseg",
+        "convert mscan_b.pth mscan_b", "convert segnext_base_512x512_ade_160k.pkl my-segnext --classes ade20k"
     ),
 )
 @click.argument("src", type=_PATH)
 @click.argument("dst", type=_PATH)
 @click.option("--rank", type=click.IntRange(1), help="Rank of a segmenter's matrix decomposition.")
-@click.option("--to", type=click.Choice(["native", "mmseg"]), default="native", help="mmseg: for mmsegmentation.")
 @click.option("--classes", help="File with one class name per line, or a data set: ade20k, ...")
 @click.option("--num-classes", type=click.IntRange(1), help="Keep only the first outputs.")
 @click.option("--ema", is_flag=True, help="Use the moving average of the weights.")
 @click.option("--force", is_flag=True, help="Replace DST.")
-def convert_command(src: Path, dst: Path, to: Literal["native", "mmseg"], **options: Any) -> None:
+def convert_command(src: Path, dst: Path, **options: Any) -> None:
     """Convert the checkpoint SRC to a folder DST that timm or smp loads.
 
     SRC is a .pth, .pt, .pkl, .pdparams, .zip or .safetensors file of any origin, or such a folder. DST does not exist,
-    or is an empty folder. With --to mmseg, DST is a .pth file for mmsegmentation.
+    or is an empty folder.
     """
     from .checkpoints.conversion import convert
 
-    checkpoint = convert(src, dst, to=to, **options)
+    checkpoint = convert(src, dst, **options)
     click.echo(str(checkpoint))
     load = f'timm.create_model("local-dir:{dst}", pretrained=True)'
     if checkpoint.kind == "segmenter":
         load = f'smp.from_pretrained("{dst}")'
-    click.echo(f"Wrote {dst}." + (f" Load it, after `import segnext_timm`, by {load}." if to == "native" else ""))
+    click.echo(f"Wrote {dst}. Load it, after `import segnext_timm`, by {load}.")
 
 
 @main.command("push", epilog=_examples("push my-segnext user/my-segnext", "push my-segnext user/my-segnext --private"))
@@ -210,14 +205,13 @@ def push_command(src: Path, repo: str, **options: Any) -> None:
 @click.option("--calibration", type=_FOLDER, help="Folder of images for int8.")
 @click.option("--target", type=click.Choice(TARGETS), help="For a tool: deepness (QGIS; also GeoDeep).")
 @click.option("--resolution", type=float, help="For a target: centimeters per pixel of the maps.")
-@click.option("--fuse/--no-fuse", default=True, help=_FUSE_HELP)
 def export_command(model: str, file: Path, size: tuple[int, int] | None, batch: int, **options: Any) -> None:
     """Export MODEL (a published name, a folder or a Hub repository) to FILE: .onnx or .pt2.
 
     FILE runs without this package. It takes images normalized with the mean and standard deviation in its metadata.
     """
     check_segmenter(model)
-    check_export(file, batch, size, **{name: value for name, value in options.items() if name != "fuse"})
+    check_export(file, batch, size, **options)
     from .checkpoints.loading import load_segmenter
     from .exporting.exporters import export
     from .models.model_info import ModelInfo
@@ -240,7 +234,6 @@ def export_command(model: str, file: Path, size: tuple[int, int] | None, batch: 
         "predict segnext_b photos/ -o predictions --areas",
         'predict my-segnext "photos/**/*.jpg" large.tif -o out --mode slide --window 1024',
         "predict user/repo street.jpg -o out --scales 0.5,1,1.5 --flip --device cuda:0 --precision bf16",
-        "predict my-segnext photos/ -o out --json > summary.json",
         "predict my-segnext orthomosaic.tif -o out --save_as geojson --simplify 1",
         "predict my-segnext street.mp4 -o out --frame_labels",
     ),
@@ -257,19 +250,14 @@ def export_command(model: str, file: Path, size: tuple[int, int] | None, batch: 
 @click.option("--device", help="cpu, cuda, cuda:1, mps, ...  [default: a GPU if there is one]")
 @click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32", help="16 bits by autocast.")
 @click.option("--batch", type=click.IntRange(1), help="Windows per batch.  [default: by their size on a GPU; else 1]")
-@click.option("--tile", type=click.IntRange(1), help="Pixels of a tile's side; smaller tiles need less memory.")
 @click.option("--overlay/--no-overlay", "overlays", default=True, help="Write overlays.")
 @click.option("--probabilities", is_flag=True, help="Write probabilities: 2 bytes per class and pixel.")
 @click.option("--frame_labels", is_flag=True, help="Write the labels of every frame of a video, too.")
 @click.option("--areas", is_flag=True, help="Write the area of each class to OUT/areas.json.")
 @click.option("--save_as", type=click.Choice(["geojson", "coco", "labelme", "yolo"]), help="Write polygons, too.")
 @click.option("--simplify", type=click.FloatRange(0), default=0, help="Tolerance of the polygons, in pixels.")
-@click.option("--fuse/--no-fuse", "fused", default=True, help=_FUSE_HELP)
 @click.option("--resume", is_flag=True, help="Skip images whose labels are in OUT.")
-@click.option("--json", "as_json", is_flag=True, help="Print a summary as JSON; other output goes to standard error.")
-def predict_command(
-    model: str, images: tuple[str, ...], out: Path, device: str | None, areas: bool, as_json: bool, **options: Any
-) -> None:
+def predict_command(model: str, images: tuple[str, ...], out: Path, device: str | None, **options: Any) -> None:
     """Predict the class of every pixel of images or videos with MODEL (a published name, a folder or a Hub repository).
 
     Labels are written to OUT as indexed PNG, IMAGE.png, and drawn over the image in IMAGE_overlay.jpg. Those of a
@@ -303,7 +291,7 @@ def predict_command(
     if target.type == "cpu" and options["precision"] != "fp32":
         click.echo(f"On most CPUs, {options['precision']} is about ten times slower than fp32.", err=True)
     try:
-        found = _predict(model, places, target, out=out, areas=areas, summary=as_json, **options)
+        found = _predict(model, places, target, out=out, **options)
     except KeyboardInterrupt as interrupt:
         last = {file: "overlay" if is_video(file) else "labels" for file in places}  # what a complete result has
         kept = sum(last[file] in outputs(result) for file, result in places.items())
@@ -313,13 +301,9 @@ def predict_command(
         ) from None
     kept = len(places) - found.predicted - len(found.failures)
     there = f"; the labels of {kept} were there" if kept else ""
-    click.echo(f"Predicted {found.predicted} of {len(places)} {kind} to {out}{there}.", err=as_json)
+    click.echo(f"Predicted {found.predicted} of {len(places)} {kind} to {out}{there}.")
     for file, reason in found.failures.items():
         click.echo(f"{file}: {reason}", err=True)
-    if as_json:
-        done = [{**entry, "outputs": outputs(places[Path(entry["file"])])} for entry in found.images]
-        failures = [{"file": str(file), "reason": reason} for file, reason in found.failures.items()]
-        click.echo(json.dumps({"model": model, "out": str(out), "images": done, "failures": failures}, indent=1))
     if found.failures:
         sys.exit(1)
 
@@ -346,7 +330,7 @@ def examples_command(folder: Path) -> None:
     click.echo(f"  python {folder / 'train.py'} {folder / 'recipes' / 'folder.yaml'} --data_root data/streets")
 
 
-def _predict(name: str, places: dict[Path, Path], device: "torch.device", fused: bool, **options: Any) -> "Predictions":
+def _predict(name: str, places: dict[Path, Path], device: "torch.device", **options: Any) -> "Predictions":
     """Load a model and predict images, with a bar on standard error."""
     import torch
 
@@ -369,8 +353,7 @@ def _predict(name: str, places: dict[Path, Path], device: "torch.device", fused:
                 click.echo(f"Images are resized to fit {scale}; --fit own keeps their size.", err=True)
         words = [f"{option} {deciding[option]}" for option in _DECIDING if deciding[option]]
         origin = ", ".join([str(Path(name)), *words])
-        model = fuse(model, inplace=True) if fused else model
-        model = model.to(device).to(memory_format=torch.channels_last)
+        model = fuse(model, inplace=True).to(device).to(memory_format=torch.channels_last)
         with click.progressbar(length=100 * len(places), label="Predicting", file=sys.stderr) as bar:
 
             def report(file: Path, share: float) -> None:
@@ -380,4 +363,4 @@ def _predict(name: str, places: dict[Path, Path], device: "torch.device", fused:
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        raise click.ClickException("Out of memory: try --mode slide, or a smaller --window or --tile.") from None
+        raise click.ClickException("Out of memory: try --mode slide, or a smaller --window.") from None

@@ -2,7 +2,7 @@
 
 Names and colors are the data sets' own, in the order of the training labels (ADE20K:
 https://github.com/CSAILVision/sceneparsing, Cityscapes: https://github.com/mcordts/cityscapesScripts). Data sets
-without colors use :func:`voc_palette`.
+without colors use `VOC_PALETTE`.
 """
 
 import json
@@ -11,28 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import OptionError
-
-Color = tuple[int, int, int]
+Color = tuple[int, int, int]  # red, green and blue from 0 to 255
 
 
 @dataclass(frozen=True)
 class LabelSet:
-    """Classes of a data set.
+    """Classes of a data set."""
 
-    Attributes:
-        key: Name of the data set in code and file names.
-        name: Its usual name.
-        classes: Name of each class; the index is the label.
-        palette: Color of each class, red, green and blue from 0 to 255.
-        hub_id: Its id on the Hugging Face Hub; None if it has none.
-    """
-
-    key: str
-    name: str
-    classes: tuple[str, ...]
-    palette: tuple[Color, ...]
-    hub_id: str | None = None
+    key: str  # its name in code and file names
+    name: str  # its usual name
+    classes: tuple[str, ...]  # the index is the label
+    palette: tuple[Color, ...]  # by class
+    hub_id: str | None = None  # on the Hugging Face Hub; None if it has none
 
 
 def name_list(names: Any) -> list[str]:
@@ -40,28 +30,21 @@ def name_list(names: Any) -> list[str]:
     return [names[label] for label in sorted(names, key=int)] if isinstance(names, Mapping) else list(names)
 
 
-def voc_palette(num_colors: int) -> tuple[Color, ...]:
-    """Create the palette of the Pascal VOC development kit: black, then up to 255 distinct colors.
+def _voc_color(label: int) -> Color:
+    red, green, blue = (sum((label >> (3 * i + offset) & 1) << (7 - i) for i in range(3)) for offset in range(3))
+    return red, green, blue
 
-    The bits of a label go in turn to red, green and blue, from the highest bit of each color down.
 
-    Raises:
-        OptionError: If more than 256 colors are requested.
-    """
-    if num_colors > 256:
-        raise OptionError(f"The palette has 256 colors, but {num_colors} were requested.")
-
-    def channel(label: int, offset: int) -> int:
-        return sum((label >> (3 * i + offset) & 1) << (7 - i) for i in range(3))
-
-    return tuple((channel(i, 0), channel(i, 1), channel(i, 2)) for i in range(num_colors))
+# Colors of the Pascal VOC development kit: black, then 255 distinct ones. The bits of a label go in turn to red, green
+# and blue, from the highest bit of each color down.
+VOC_PALETTE = tuple(map(_voc_color, range(256)))
 
 
 def _read_label_sets() -> dict[str, LabelSet]:
     found = {}
     for key, facts in json.loads(Path(__file__).with_suffix(".json").read_text("utf-8")).items():
         names, colors = tuple(facts["classes"]), [bytes.fromhex(color) for color in facts.get("colors", ())]
-        palette = tuple((red, green, blue) for red, green, blue in colors) or voc_palette(len(names))
+        palette = tuple((red, green, blue) for red, green, blue in colors) or VOC_PALETTE[: len(names)]
         found[key] = LabelSet(key, facts["name"], names, palette, facts.get("hub_id"))
     return found
 

@@ -10,25 +10,15 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Variant:
-    """One size of MSCAN and SegNeXt, from the paper (https://arxiv.org/abs/2209.08575) and its code.
+    """One size of MSCAN and SegNeXt, from the paper (https://arxiv.org/abs/2209.08575, table 2) and its code."""
 
-    Attributes:
-        key: "t", "s", "b", "l" or "narrow".
-        backbone: Name of the backbone in timm.
-        dims: Channels of the four stages (table 2).
-        depths: Blocks of the four stages (table 2).
-        decoder_channels: Width of the decoder in the code's configurations.
-        decoder_rank: Rank of the matrix decomposition in the paper's code.
-        drop_path_rate: Stochastic depth rate of the last block in the code's ADE20K configurations.
-    """
-
-    key: str
-    backbone: str
-    dims: tuple[int, int, int, int]
-    depths: tuple[int, int, int, int]
+    key: str  # "t", "s", "b", "l" or "narrow"
+    backbone: str  # name in timm
+    dims: tuple[int, int, int, int]  # channels of the stages
+    depths: tuple[int, int, int, int]  # blocks of the stages
     decoder_channels: int
-    decoder_rank: int
-    drop_path_rate: float
+    decoder_rank: int  # of the matrix decomposition
+    drop_path_rate: float  # of the last block, in the code's ADE20K configurations
 
 
 VARIANTS = {

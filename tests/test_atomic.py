@@ -56,7 +56,6 @@ def test_results_have_the_modes_that_the_users_umask_gives(folder, checkpoint, t
     lines = [
         ["predict", *predict],
         ["convert", checkpoint, out / "model"],
-        ["convert", checkpoint, out / "model.pth", "--to", "mmseg"],
         ["export", folder, out / "model.pt2", "--size", "32"],
     ]
     with new_umask(umask):
@@ -65,10 +64,7 @@ def test_results_have_the_modes_that_the_users_umask_gives(folder, checkpoint, t
     modes = {path.relative_to(out).as_posix(): stat.S_IMODE(path.stat().st_mode) for path in out.rglob("*")}
     folders = {"labels", "model"}
     files = {"labels/a.png", "labels/a_overlay.jpg", "labels/a_probabilities.npy", "labels/areas.json"}
-    files |= {f"model/{name}" for name in ("model.safetensors", "config.json", "README.md")} | {
-        "model.pth",
-        "model.pt2",
-    }
+    files |= {f"model/{name}" for name in ("model.safetensors", "config.json", "README.md")} | {"model.pt2"}
     assert modes == dict.fromkeys(folders, folder_mode) | dict.fromkeys(files, file_mode)
 
 

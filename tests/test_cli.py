@@ -157,7 +157,6 @@ def test_errors_that_users_can_act_on_are_one_line(failing, kind):
     error = kind("wrong\nvalue")
     done = failing(error)
     assert (done.exit_code, done.output) == (1, "Error: wrong value\n")
-    assert failing(error, "--traceback").exception is error
 
 
 @pytest.mark.parametrize("kind", [ValueError, RuntimeError, TypeError, KeyError, ImportError])
@@ -205,8 +204,6 @@ def test_convert_says_what_it_found_and_how_to_load_it(checkpoint, tmp_path):
     torch.save(timm.create_model("test_mscan").state_dict(), tmp_path / "y.pth")
     done = run("convert", tmp_path / "y.pth", tmp_path / "backbone")
     assert f'timm.create_model("local-dir:{tmp_path / "backbone"}", pretrained=True)' in done.output
-    done = run("convert", tmp_path / "out", tmp_path / "mmseg.pth", "--to", "mmseg")
-    assert done.output.endswith(f"Wrote {tmp_path / 'mmseg.pth'}.\n")
 
 
 def test_convert_fills_an_empty_folder_and_replaces_no_other(checkpoint, tmp_path):
@@ -281,7 +278,7 @@ def test_mistakes_end_in_one_line(checkpoint, tmp_path):
     for arguments, message in (
         (("convert", tmp_path / "none.pth", tmp_path / "out"), "none.pth: no such file."),
         (("convert", tmp_path / "page.pth", tmp_path / "out"), "page.pth: a web page, not a checkpoint"),
-        (("convert", checkpoint, tmp_path), "exists: choose another name, or replace it with --force"),
+        (("convert", checkpoint, tmp_path), "exists: choose another name, or replace a model folder with --force"),
         (("convert", checkpoint, tmp_path / "out", "--classes", "ade"), "ade: no such file of class names, and not a"),
         (("push", tmp_path / "none", "user/repo"), "no such folder"),
         (("export", tmp_path / "none", tmp_path / "x.onnx"), "not a folder, not a Hub repository"),
@@ -352,7 +349,7 @@ def test_predict_says_what_to_do_if_memory_does_not_suffice(folder, image, tmp_p
     monkeypatch.setattr(torch.nn.Module, "to", lack)
     done = run("predict", folder, image, "-o", tmp_path / "out", "--device", "cpu")
     assert done.exit_code == 1
-    assert done.output == "Error: Out of memory: try --mode slide, or a smaller --window or --tile.\n"
+    assert done.output == "Error: Out of memory: try --mode slide, or a smaller --window.\n"
 
 
 def test_a_folder_named_as_a_number_is_predicted_after_a_size(folder, image, tmp_path, monkeypatch):

@@ -22,7 +22,7 @@ FLOORS = {
     "sharing": ("checkpoints.conversion", "exporting", "hub", "prediction.files"),
     "command and face": ("", "__main__", "_cli_info", "cli"),
 }
-UPWARD = {("models.hub_mixin", "hub")}  # smp asks a model for its card
+UPWARD = {("models.hub_mixin", f"hub.{module}") for module in ("cards", "push")}  # smp asks a model for its card
 
 
 def floor_of(module):

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from deployment.to_mmseg import native_to_mmseg
 from segnext_timm import SegNeXt
-from segnext_timm.checkpoints.dialects import native_to_mmseg
 
 
 class Operators(types.ModuleType):

@@ -1,10 +1,10 @@
-"""Convert a checkpoint to a folder that timm or smp loads, and back."""
+"""Convert a checkpoint to a folder that timm or smp loads."""
 
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import timm
 import torch
@@ -16,27 +16,23 @@ from ..label_sets import LABEL_SETS
 from ..models.hamburger import NMF2d
 from ..models.state_dicts import check_parameters
 from .catalog import IMAGENET_MEAN, IMAGENET_STD
-from .dialects import Checkpoint, load_checkpoint, native_to_mmseg
+from .dialects import Checkpoint, load_checkpoint
 from .folder import CONFIG, MODEL_FILES, PICKLE_SUFFIXES, WEIGHTS, info_key, read_facts, read_model_config
 from .loading import build_segmenter
 
 _logger = logging.getLogger(__name__)
-
-# Values at which mmsegmentation's SegNeXt fixes these arguments
-_OF_MMSEG = {"activation": None, "aux_params": None, "decoder_eval_steps": 7, "output_stride": 32}
 
 
 def convert(
     src: str | Path,
     dst: str | Path,
     rank: int | None = None,
-    to: Literal["native", "mmseg"] = "native",
     classes: str | Path | Sequence[str] | None = None,
     ema: bool = False,
     force: bool = False,
     num_classes: int | None = None,
 ) -> Checkpoint:
-    """Convert an MSCAN or SegNeXt checkpoint for timm, smp or mmsegmentation.
+    """Convert an MSCAN or SegNeXt checkpoint for timm or smp.
 
     A backbone becomes a folder for `timm.create_model("local-dir:DST", pretrained=True)`, a segmenter one for
     `smp.from_pretrained("DST")`: model.safetensors, config.json and a model card. The files appear only when they
@@ -45,14 +41,13 @@ def convert(
     Args:
         src: A checkpoint of the paper's code, mmsegmentation, JSeg, PaddleSeg or this package (.pth, .pt, .pkl,
             .pdparams, .zip, .safetensors), or a model folder, whose settings and facts are kept.
-        dst: The folder to write; with `to="mmseg"`, the .pth file.
+        dst: The folder to write.
         rank: Rank R of a segmenter's matrix decomposition, which published files do not contain. Default: the rank in
             the paper's code (16 for T and S, 64 for B and L). mmsegmentation trained its own models with 16.
-        to: "native", or "mmseg" for mmsegmentation's names.
         classes: Class names, a text file with one name per line, or a data set key such as "ade20k". Default: the
             names in the checkpoint, if any.
         ema: Use the exponential moving average of the weights, if the checkpoint has one.
-        force: Replace `dst` if it is a file or a model folder.
+        force: Replace `dst` if it is a model folder.
         num_classes: Keep only the first outputs, for files with more outputs than classes. Default: all outputs.
 
     Returns:
@@ -62,11 +57,10 @@ def convert(
         FileNotFoundError: If `src` does not exist.
         FileExistsError: If `dst` exists.
         OptionError: If an argument is invalid.
-        CheckpointError: If `src` cannot be read, could execute code, is not MSCAN or SegNeXt, or has settings that
-            mmsegmentation's file cannot state.
+        CheckpointError: If `src` cannot be read, could execute code, or is not MSCAN or SegNeXt.
     """
     src, dst = Path(src), Path(dst)
-    _check_destination(dst, to, force)
+    _check_destination(dst, force)
     # an existing folder may be the current one, or a disk's, which cannot be replaced
     with fill_when_complete(dst, last=CONFIG) if dst.is_dir() else replace_when_complete(dst) as new:
         config = read_model_config(src) if src.is_dir() else {}
@@ -91,10 +85,6 @@ def convert(
                 else:
                     model = _build_segmenter(checkpoint, config, src)
             check_parameters(checkpoint.state_dict, model.state_dict())
-            if to == "mmseg":
-                _check_expressible(config)
-                torch.save({"state_dict": native_to_mmseg(checkpoint.state_dict), "meta": _meta(checkpoint)}, new)
-                return checkpoint
         except CheckpointError as error:
             raise CheckpointError(f"{src}: {error}") from None
         model.load_state_dict(checkpoint.state_dict, assign=True)  # takes the tensors over
@@ -106,17 +96,15 @@ def convert(
     return checkpoint
 
 
-def _check_destination(dst: Path, to: str, force: bool) -> None:
+def _check_destination(dst: Path, force: bool) -> None:
     """Raise an error if a checkpoint cannot be written to `dst`, or what is there may not be replaced."""
-    if to not in ("native", "mmseg"):
-        raise OptionError(f"to must be 'native' or 'mmseg', got {to!r}.")
-    if to == "mmseg" and dst.suffix != ".pth":
-        raise OptionError(f"mmsegmentation loads .pth files: choose a name that ends in .pth, not {dst}.")
-    if to == "native" and dst.suffix in (PICKLE_SUFFIXES | {".safetensors"}):
+    if dst.suffix in (PICKLE_SUFFIXES | {".safetensors"}):
         raise OptionError(f"{dst} will be a folder: choose a name without {dst.suffix}.")
     inside = {file.name for file in dst.iterdir()} if dst.is_dir() else set()
-    if not force and (inside or dst.is_file()):
-        raise FileExistsError(f"{dst} exists: choose another name, or replace it with --force (force=True).")
+    if dst.is_file() or (inside and not force):
+        raise FileExistsError(
+            f"{dst} exists: choose another name, or replace a model folder with --force (force=True)."
+        )
     if extra := sorted(inside - MODEL_FILES):
         raise FileExistsError(f"{dst} holds more than a model ({', '.join(extra[:3])}): it is not replaced.")
 
@@ -136,16 +124,6 @@ def _with_labels(checkpoint: Checkpoint, facts: dict, classes: str | Path | Sequ
         return checkpoint
     colors = palette and tuple(map(tuple, palette))[: checkpoint.num_classes]
     return replace(checkpoint, label_names=tuple(names)[: checkpoint.num_classes], palette=colors)
-
-
-def _check_expressible(config: Mapping[str, Any]) -> None:
-    """Raise an error if the model computes what mmsegmentation's does not; log the facts that are left out."""
-    model = {**config, **(config.get("model_args") or {})}
-    if lost := [f"{key}={model[key]!r}" for key, value in _OF_MMSEG.items() if model.get(key, value) != value]:
-        raise CheckpointError(f"mmsegmentation's file cannot state {', '.join(lost)}: convert to native.")
-    mean, std = (read_facts(config).get(key) for key in ("mean", "std"))
-    if mean and (mean, std) != (list(IMAGENET_MEAN), list(IMAGENET_STD)):
-        _logger.warning(f"State in mmsegmentation's configuration, times 255: mean {mean}, std {std}.")
 
 
 def _read_labels(source: str | Path | Sequence[str]) -> tuple[Sequence[str], Sequence | None]:
@@ -190,12 +168,3 @@ def _build_segmenter(checkpoint: Checkpoint, config: Mapping[str, Any], src: Pat
     original |= {"decoder_channels": checkpoint.decoder_channels, "decoder_rank": checkpoint.rank}
     changed = {"_model_class": "SegNeXt", "classes": checkpoint.num_classes, "pretrained_cfg": facts}
     return build_segmenter(src, {**original, **config, **changed}, src)
-
-
-def _meta(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What mmsegmentation keeps beside the weights: class names, colors, and the rank in a configuration."""
-    meta: dict[str, Any] = {"config": f"ham_kwargs=dict(MD_R={checkpoint.rank})"} if checkpoint.rank else {}
-    if checkpoint.label_names:
-        palette = {"palette": [list(color) for color in checkpoint.palette]} if checkpoint.palette else {}
-        meta["dataset_meta"] = {"classes": checkpoint.label_names, **palette}
-    return meta

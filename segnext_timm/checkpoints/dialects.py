@@ -1,4 +1,4 @@
-"""Take networks out of checkpoints, identify them by their tensors, and rename these from and to published names.
+"""Take networks out of checkpoints, identify them by their tensors, and rename these.
 
 The authors' code and JSeg call the MLP's depthwise convolution `mlp.dwconv.dwconv`; mmsegmentation calls it
 `mlp.dwconv`; PaddleSeg differs from mmsegmentation in parts of names. Any spelling can occur in any file, so the names
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from ..errors import CheckpointError, OptionError
-from ..models.mscan import PUBLISHED_NAMES, backbone_to_native
+from ..models.mscan import backbone_to_native
 from ..models.state_dicts import take_network
 from ..variants import NARROW, VARIANTS
 from .formats import read_checkpoint
@@ -26,7 +26,7 @@ _logger = logging.getLogger(__name__)
 _VARIANTS = {variant.backbone: variant for variant in (*VARIANTS.values(), NARROW)}
 
 # Names in the decoder of published segmenters, and names here
-_DECODER_NAMES = (
+DECODER_NAMES = (
     ("decode_head.squeeze.gn", "decoder.squeeze_norm"),
     ("decode_head.hamburger.ham_in.conv", "decoder.hamburger.proj_in"),
     ("decode_head.hamburger.ham_out.conv", "decoder.hamburger.proj_out"),
@@ -47,11 +47,10 @@ _PADDLE_NAMES = (
     (r"\._mean$", ".running_mean"),
     (r"\._variance$", ".running_var"),
 )
-_SQUEEZE = "decode_head.squeeze.conv.weight"  # one convolution over concatenated features; native: one for each feature
-_NATIVE_SQUEEZE = [f"decoder.squeeze.{level}.weight" for level in range(3)]
-_BASES = "decoder.hamburger.nmf.bases"
-_ENCODER = "encoder.model."  # where an smp model keeps an encoder of timm
-_STAGE = re.compile(r"^stages\.(\d)\.(patch_embed|block|norm)")  # what mscan.py makes of published names first
+SQUEEZE = "decode_head.squeeze.conv.weight"  # one convolution over concatenated features; native: one for each feature
+NATIVE_SQUEEZE = [f"decoder.squeeze.{level}.weight" for level in range(3)]
+BASES = "decoder.hamburger.nmf.bases"
+ENCODER = "encoder.model."  # where an smp model keeps an encoder of timm
 
 
 def _to_mmseg_names(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -67,41 +66,21 @@ def _to_mmseg_names(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tens
 def segmenter_to_native(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """Rename the parameters of a published segmenter to native names; the bases are there only if it has them."""
     tensors = _to_mmseg_names(take_network(checkpoint))
-    if _SQUEEZE not in tensors:
-        reason = f"not a published SegNeXt segmenter: it has no {_SQUEEZE!r}"
+    if SQUEEZE not in tensors:
+        reason = f"not a published SegNeXt segmenter: it has no {SQUEEZE!r}"
         raise CheckpointError(f"{reason}. Check that it is the right file.")
     backbone = backbone_to_native(tensors)
     # timm's feature extractors flatten the stages into themselves
-    native = {_ENCODER + re.sub(r"^stages\.", "stages_", name): value for name, value in backbone.items()}
+    native = {ENCODER + re.sub(r"^stages\.", "stages_", name): value for name, value in backbone.items()}
     widths = [backbone[f"stages.{i}.norm.weight"].shape[0] for i in (1, 2, 3)]
-    for name, weight in zip(_NATIVE_SQUEEZE, tensors.pop(_SQUEEZE).split(widths, dim=1)):
+    for name, weight in zip(NATIVE_SQUEEZE, tensors.pop(SQUEEZE).split(widths, dim=1)):
         native[name] = weight.contiguous()
     for name, value in tensors.items():
         if name.startswith("decode_head."):
-            for published, own in _DECODER_NAMES:
+            for published, own in DECODER_NAMES:
                 name = name.replace(published, own)
             native[name] = value
     return native
-
-
-def native_to_mmseg(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Rename native parameters to mmsegmentation's names, without the bases, which mmsegmentation draws itself."""
-    published = {}
-    for name, value in state_dict.items():
-        if name == _BASES or name in _NATIVE_SQUEEZE:
-            continue
-        own = name.removeprefix(_ENCODER).replace("stages_", "stages.")
-        renamed = own
-        for theirs, ours in (*_DECODER_NAMES, *PUBLISHED_NAMES):
-            renamed = renamed.replace(ours, theirs)
-        renamed = _STAGE.sub(lambda match: f"{match[2]}{int(match[1]) + 1}", renamed)
-        if renamed == own:
-            raise CheckpointError(f"mmsegmentation's SegNeXt has no parameter for {name!r}: convert to native.")
-        published[f"backbone.{renamed}" if name.startswith(_ENCODER) else renamed] = value
-    squeeze = [state_dict[name] for name in _NATIVE_SQUEEZE if name in state_dict]
-    if len(squeeze) in (1, 2):
-        raise CheckpointError("mmsegmentation's SegNeXt has four stages, this model has fewer: convert to native.")
-    return published | ({_SQUEEZE: torch.cat(squeeze, dim=1)} if squeeze else {})
 
 
 @dataclass(frozen=True)
@@ -161,8 +140,8 @@ def _meta_labels(meta: Any, num_classes: int) -> tuple[tuple | None, tuple | Non
 
 def _rank(state_dict: Mapping[str, torch.Tensor], meta: Any, architecture: str, rank: int | None) -> tuple[int, str]:
     """Find the rank of a segmenter's matrix decomposition, and say where it comes from."""
-    if _BASES in state_dict:
-        held = state_dict[_BASES].shape[-1]
+    if BASES in state_dict:
+        held = state_dict[BASES].shape[-1]
         if rank not in (None, held):
             raise CheckpointError(f"its bases are of rank {held}, not {rank}: leave the rank out.")
         return held, "that of its bases"
@@ -184,14 +163,14 @@ def recognize(content: Any, rank: int | None = None, ema: bool = False, num_clas
     if architecture not in _VARIANTS:
         hint = "create the model as it was trained, load the file's state_dict, and save it"
         raise CheckpointError(f"{architecture}, which is not one of {', '.join(_VARIANTS)}: {hint}.")
-    state_dict = tensors if _NATIVE_SQUEEZE[0] in tensors else backbone
+    state_dict = tensors if NATIVE_SQUEEZE[0] in tensors else backbone
     if any(name.startswith("decode_head.squeeze.") for name in tensors):
         state_dict = segmenter_to_native(tensors)
     elif state_dict is backbone and any(name.startswith(("decoder.", "decode_head.")) for name in tensors):
         _logger.warning("Takes only the backbone: the decoder is not SegNeXt's.")
     for name in [name for name in state_dict if name.endswith(".running_mean")]:  # files of Jittor and Paddle lack them
         state_dict.setdefault(name.replace("running_mean", "num_batches_tracked"), torch.tensor(0))
-    squeeze = state_dict.get(_NATIVE_SQUEEZE[0])  # a segmenter's alone
+    squeeze = state_dict.get(NATIVE_SQUEEZE[0])  # a segmenter's alone
     layer = "head.fc" if squeeze is None else "segmentation_head.0"
     outputs = state_dict[f"{layer}.weight"].shape[0] if f"{layer}.weight" in state_dict else 0
     names, palette = _meta_labels(content.get("meta"), outputs)

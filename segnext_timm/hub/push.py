@@ -98,16 +98,10 @@ def push_to_hub(
             write_card(folder, facts, repo_id, on_hub)
             if isinstance(card, ModelCard):
                 (folder / CARD).write_text(str(card), encoding="utf-8")
-            return api.upload_folder(
-                repo_id=repo_id,
-                folder_path=folder,
-                commit_message=commit_message or "Push model using segnext-timm.",
-                revision=revision,
-                create_pr=create_pr,
-                allow_patterns=allow_patterns,
-                ignore_patterns=ignore_patterns,
-                delete_patterns=delete_patterns,
-            )
+            message = commit_message or "Push model using segnext-timm."
+            options: dict[str, Any] = {"commit_message": message, "revision": revision, "create_pr": create_pr}
+            options |= {"allow_patterns": allow_patterns, "ignore_patterns": ignore_patterns}
+            return api.upload_folder(repo_id=repo_id, folder_path=folder, delete_patterns=delete_patterns, **options)
 
 
 def _save_model(model: torch.nn.Module, folder: Path, facts: Mapping[str, Any]) -> None:

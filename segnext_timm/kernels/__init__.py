@@ -19,36 +19,29 @@ ENABLED = os.environ.get("SEGNEXT_TIMM_KERNELS", "1") != "0"  # SEGNEXT_TIMM_KER
 
 
 @torch.compiler.assume_constant_result  # torch.compile would trace the trial, and put it into its graph
-def triton_runs(device: torch.device) -> bool:
-    """Whether Triton runs on a CUDA device, which is tried once; warns if it does not, and the plain forms are used."""
+def triton_runs(device: torch.device, module: str) -> bool:
+    """Whether the Triton kernels of a module run on a CUDA device, which is tried once; warns if they do not."""
     # nothing can be tried on a pretended GPU, or in the middle of a CUDA graph
     if not torch.cuda.is_available() or torch.cuda.is_current_stream_capturing():
         return importlib.util.find_spec("triton") is not None
-    return _try_triton(device)
+    return _try_triton(device, module)
 
 
 @functools.cache
-def _try_triton(device: torch.device) -> bool:
-    """Try all kernels. Triton needs compute capability 7 and, at the first launch, a C compiler."""
+def _try_triton(device: torch.device, module: str) -> bool:
+    """Launch all kernels of a module. Triton needs compute capability 7 and, at the first launch, a C compiler."""
     if importlib.util.find_spec("triton") is None:
         return False
     if torch.version.cuda and torch.cuda.get_device_capability(device) < (7, 0):
         return False
     try:
-        from . import cells, strips_triton
-
         with _disable_current_modes():  # such as that of tensors without data
-            logits = torch.zeros(1, 2, 2, 2, device=device)
-            cells.cross_entropy(logits, cells.argmax(logits, (2, 2)), None, -100, 0.0, needs_gradient=True)
-            x = torch.zeros(1, 32, 1, 1, device=device, dtype=torch.bfloat16)
-            weights = [x.new_zeros(32, 1, 1, taps) for taps in (7, 11, 21)]
-            between = strips_triton.fan(x, weights, [x] * 3, None, 1)
-            strips_triton.fan(between, weights, [], x, 1)
-            strips_triton.correlate(x, between, x, between, 1)
+            importlib.import_module(f"{__name__}.{module}").launch_all(device)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever the compilers of Triton and C raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        _logger.warning(f"Triton does not run here, so training and prediction take more time and memory: {reason}")
+        what = f"The Triton kernels in {module} do not run here"
+        _logger.warning(f"{what}, so training and prediction take more time and memory: {reason}")
         return False
     return True

@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 
 LOG2E = tl.constexpr(1.4426950408889634)  # 1 / log 2: GPUs have an instruction for exp2
+_SIZES = ["height", "width", "target_height", "target_width"]  # not specialized: one compilation for all image sizes
 _CORNER_BYTES = 512 << 20  # size of the gradients of cells' corners, which take four times as much as logits in float32
 
 
@@ -59,17 +60,7 @@ def _read_corners(logits, image, row, column, height, width, classes, index):
     return corner00, corner01, corner10, corner11
 
 
-@triton.jit
-def _write_corners(corner_gradients, gradient00, gradient01, gradient10, gradient11, classes, index):
-    """Write the gradients of this program's cell."""
-    written = corner_gradients + tl.program_id(0).to(tl.int64) * 4 * classes + index
-    tl.store(written, gradient00, mask=index < classes)
-    tl.store(written + classes, gradient01, mask=index < classes)
-    tl.store(written + 2 * classes, gradient10, mask=index < classes)
-    tl.store(written + 3 * classes, gradient11, mask=index < classes)
-
-
-@triton.jit
+@triton.jit(do_not_specialize=_SIZES)
 def _cross_entropy_kernel(
     logits,
     target,
@@ -152,7 +143,11 @@ def _cross_entropy_kernel(
             gradient11 += low * gradient_right
     tl.store(losses + tl.program_id(0), loss)
     if NEEDS_GRADIENT:
-        _write_corners(corner_gradients, gradient00, gradient01, gradient10, gradient11, classes, index)
+        written = corner_gradients + tl.program_id(0).to(tl.int64) * 4 * classes + index
+        tl.store(written, gradient00, mask=valid)
+        tl.store(written + classes, gradient01, mask=valid)
+        tl.store(written + 2 * classes, gradient10, mask=valid)
+        tl.store(written + 3 * classes, gradient11, mask=valid)
 
 
 @triton.jit
@@ -163,7 +158,7 @@ def _read_cell(corner_gradients, image, row, column, rows, columns, corner: tl.c
     return tl.load(corner_gradients + (cell * 4 + corner) * classes + index, mask=(index < classes) & exists, other=0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_SIZES[:2])
 def _gather_kernel(corner_gradients, gradient, height, width, classes, BLOCK: tl.constexpr):
     """Add the gradients of the cells around a logit."""
     rows, columns = tl.maximum(height - 1, 1), tl.maximum(width - 1, 1)
@@ -177,7 +172,7 @@ def _gather_kernel(corner_gradients, gradient, height, width, classes, BLOCK: tl
     tl.store(gradient + place * classes + index, total, mask=index < classes)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_SIZES)
 def _argmax_kernel(
     logits, labels, height, width, classes, target_height, target_width, BLOCK: tl.constexpr, PIXELS: tl.constexpr
 ):
@@ -268,3 +263,9 @@ def argmax(logits: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     with torch.cuda.device_of(source):
         _argmax_kernel[grid](source, labels, height, width, classes, *size, **_launch(classes))
     return labels
+
+
+def launch_all(device: torch.device) -> None:
+    """Try all kernels of this module."""
+    logits = torch.zeros(1, 2, 2, 2, device=device)
+    cross_entropy(logits, argmax(logits, (2, 2)), None, -100, 0.0, needs_gradient=True)

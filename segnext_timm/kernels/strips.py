@@ -38,14 +38,14 @@ def applies(base: torch.Tensor, branches: nn.ModuleList) -> bool:
 
 def add_branches(base: torch.Tensor, branches: Any) -> torch.Tensor:
     """Compute `base + sum(branch(base) for branch in branches)` of features (B, C, H, W), in channels_last."""
-    if not kernels.triton_runs(base.device):
+    if not kernels.triton_runs(base.device, "strips_triton"):
         return add_branches_in_nchw(base, branches)
-    from .strips_triton import Strips
+    from .strips_triton import add_strips
 
     rows, columns = zip(*branches)
     parameters = [getattr(conv, name) for convs in (rows, columns) for name in ("weight", "bias") for conv in convs]
     # cast as autocast would, which does not see them
-    return Strips.apply(base, rows[0].dilation[1], *(parameter.to(base.dtype) for parameter in parameters))
+    return add_strips(base, [parameter.to(base.dtype) for parameter in parameters], rows[0].dilation[1])[0]
 
 
 def add_branches_in_nchw(base: torch.Tensor, branches: Any) -> torch.Tensor:

@@ -15,6 +15,7 @@ import triton.language as tl
 
 _TAPS = tl.constexpr((7, 11, 21))  # of the strips
 _ALL_TAPS = tl.constexpr(sum(_TAPS.value))
+_PER_CHANNEL = 2 * (_ALL_TAPS.value + 3)  # parameters: weights and biases, out and in
 _GROUP = tl.constexpr(8)  # taps of a program that computes gradients of parameters
 _GROUPS = tl.constexpr(tuple(taps // _GROUP.value + 1 for taps in _TAPS.value))
 _CHANNELS = tl.constexpr(32)  # of a program
@@ -98,91 +99,96 @@ def _correlate_kernel(x, gradient, partial, positions, height, width, channels, 
     tl.store(partial + index, tl.sum(sums, 1), mask=(tap <= taps)[:, None] & (channel < channels))
 
 
-# Custom operators, so that torch.compile sees their shapes, and does not trace launches
-@torch.library.custom_op("segnext_timm::fan_strips", mutates_args=())
-def fan(
-    x: torch.Tensor,
-    weights: Sequence[torch.Tensor],
-    biases: Sequence[torch.Tensor],
-    added: torch.Tensor | None,
-    dilation: int,
-) -> torch.Tensor:
+def _fan(x: torch.Tensor, weights: Any, biases: Any, added: torch.Tensor | None, dilation: int) -> torch.Tensor:
     """Fan features (B, C, H, W) out to (3, B, H, W, C); or fan these in, and add `added` (B, C, H, W).
 
     With biases, strips out lie along rows, and strips in along columns; without, in the backward pass, it is reversed.
     """
     batch, channels, height, width = (x if added is None else added).shape
-    positions, y = batch * height * width, _new_features(x, weights, biases, added, dilation)
+    positions, y = batch * height * width, _new_between(x) if added is None else torch.empty_like(added)
     weights = tuple(weight.contiguous() for weight in weights)
     grid = (triton.cdiv(positions * x.element_size(), _BYTES.value), triton.cdiv(channels, _CHANNELS.value))
     sizes = (positions, height, width, channels, dilation)
+    biased, added = tuple(biases or weights), y if added is None else added
     with torch.cuda.device_of(x):
-        _fan_kernel[grid](
-            x,
-            weights,
-            tuple(biases or weights),
-            y if added is None else added,
-            y,
-            *sizes,
-            added is not None,
-            not biases,
-        )
+        _fan_kernel[grid](x, weights, biased, added, y, *sizes, added is not y, not biases)
     return y
 
 
-@fan.register_fake
-def _new_features(
-    x: torch.Tensor, weights: Any, biases: Any, added: torch.Tensor | None, dilation: int
-) -> torch.Tensor:
-    return x.new_empty((3, *x.permute(0, 2, 3, 1).shape)) if added is None else torch.empty_like(added)
+def _new_between(x: torch.Tensor) -> torch.Tensor:
+    return x.new_empty((3, *x.permute(0, 2, 3, 1).shape))
 
 
-@torch.library.custom_op("segnext_timm::correlate_strips", mutates_args=())
-def correlate(
-    x: torch.Tensor, between: torch.Tensor, gradient: torch.Tensor, of_between: torch.Tensor, dilation: int
-) -> torch.Tensor:
-    """Compute gradients (float32, flat) of weights and biases out, then in, from both fans' inputs and gradients."""
-    batch, channels, height, width = x.shape
-    positions = batch * height * width
-    chunk = max(triton.next_power_of_2(triton.cdiv(positions, 512)), 128)
-    partial = x.new_empty((triton.cdiv(positions, chunk), *_new_gradients(x).shape), dtype=torch.float32)
-    grid = (len(partial), triton.cdiv(channels, _CHANNELS.value), sum(_GROUPS.value))
-    sizes = (positions, height, width, channels, dilation, chunk)
-    with torch.cuda.device_of(x):
-        _correlate_kernel[grid](x, of_between, partial, *sizes, False)
-        _correlate_kernel[grid](between, gradient, partial[:, partial.shape[1] // 2 :], *sizes, True)
-    return partial.sum(0)
-
-
-@correlate.register_fake
-def _new_gradients(x: torch.Tensor, *others: Any) -> torch.Tensor:
-    return x.new_empty(2 * (_ALL_TAPS.value + 3) * x.shape[1], dtype=torch.float32)
-
-
-class Strips(torch.autograd.Function):
+# Custom operators, so that torch.compile sees their shapes, and does not trace launches
+@torch.library.custom_op("segnext_timm::add_strips", mutates_args=())
+def add_strips(
+    base: torch.Tensor, parameters: Sequence[torch.Tensor], dilation: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Add three pairs of strip convolutions to features (B, C, H, W) in channels_last; differentiable once.
 
     The parameters are three weights (C, 1, 1, k) and three biases (C,) of strips along rows, then three weights
-    (C, 1, k, 1) and three biases along columns.
+    (C, 1, k, 1) and three biases along columns. Returns the sum, and the features (3, B, H, W, C) between the strips.
     """
+    between = _fan(base, parameters[:3], parameters[3:6], None, dilation)
+    return _fan(between, parameters[6:9], parameters[9:], base, dilation), between
 
-    @staticmethod
-    def forward(ctx: Any, base: torch.Tensor, dilation: int, *parameters: torch.Tensor) -> torch.Tensor:
-        """Compute the sum."""
-        between = fan(base, parameters[:3], parameters[3:6], None, dilation)
-        ctx.save_for_backward(base, between, *parameters)
-        ctx.dilation = dilation
-        return fan(between, parameters[6:9], parameters[9:], base, dilation)
 
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """Compute the gradients of features and parameters."""
-        base, between, *parameters = ctx.saved_tensors
-        gradient = gradient.contiguous(memory_format=torch.channels_last)
-        of_between = fan(gradient, parameters[6:9], [], None, ctx.dilation)
-        of_base = fan(of_between, parameters[:3], [], gradient, ctx.dilation)
-        if not any(ctx.needs_input_grad[2:]):
-            return of_base, None, *(None for _ in parameters)
-        flat = correlate(base, between, gradient, of_between, ctx.dilation).to(parameters[0].dtype)
-        parts = flat.split([parameter.numel() for parameter in parameters])
-        return of_base, None, *(part.view_as(parameter) for part, parameter in zip(parts, parameters))
+@torch.library.custom_op("segnext_timm::add_strips_backward", mutates_args=())
+def _backward(
+    gradient: torch.Tensor,
+    base: torch.Tensor,
+    between: torch.Tensor,
+    parameters: Sequence[torch.Tensor],
+    dilation: int,
+    needs_parameters: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Compute the gradients of the features and, in float32, of weights and biases out, then in: flat, or (0,)."""
+    gradient = gradient.contiguous(memory_format=torch.channels_last)
+    of_between = _fan(gradient, parameters[6:9], [], None, dilation)
+    of_base = _fan(of_between, parameters[:3], [], gradient, dilation)
+    if not needs_parameters:
+        return of_base, of_base.new_empty(0, dtype=torch.float32)
+    batch, channels, height, width = base.shape
+    positions = batch * height * width
+    chunk = max(triton.next_power_of_2(triton.cdiv(positions, 512)), 128)
+    partial = base.new_empty((triton.cdiv(positions, chunk), _PER_CHANNEL * channels), dtype=torch.float32)
+    grid = (len(partial), triton.cdiv(channels, _CHANNELS.value), sum(_GROUPS.value))
+    sizes = (positions, height, width, channels, dilation, chunk)
+    with torch.cuda.device_of(base):
+        _correlate_kernel[grid](base, of_between, partial, *sizes, False)
+        _correlate_kernel[grid](between, gradient, partial[:, _PER_CHANNEL // 2 * channels :], *sizes, True)
+    return of_base, partial.sum(0)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
+    base, parameters, ctx.dilation = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(base, output[1], *parameters)
+
+
+def _compute_gradients(ctx: Any, gradient: torch.Tensor, of_between: None) -> tuple[Any, ...]:
+    base, between, *parameters = ctx.saved_tensors
+    needs_parameters = any(ctx.needs_input_grad[1])
+    of_base, flat = _backward(gradient, base, between, parameters, ctx.dilation, needs_parameters)
+    if not needs_parameters:
+        return of_base, [None] * len(parameters), None
+    parts = flat.to(parameters[0].dtype).split([parameter.numel() for parameter in parameters])
+    return of_base, [part.view_as(parameter) for part, parameter in zip(parts, parameters)], None
+
+
+add_strips.register_fake(lambda base, *others: (torch.empty_like(base), _new_between(base)))
+_backward.register_fake(
+    lambda gradient, base, *others: (
+        torch.empty_like(base),
+        base.new_empty(_PER_CHANNEL * base.shape[1] if others[-1] else 0, dtype=torch.float32),
+    )
+)
+add_strips.register_autograd(_compute_gradients, setup_context=_save)
+
+
+def launch_all(device: torch.device) -> None:
+    """Try all kernels of this module."""
+    x = torch.zeros(1, 32, 1, 1, device=device, dtype=torch.bfloat16)
+    parameters = [x.new_zeros(32, 1, 1, taps) for taps in _TAPS.value] + [x.new_zeros(32)] * 3
+    total, between = add_strips(x, parameters * 2, 1)
+    _backward(total, x, between, parameters * 2, 1, True)

@@ -16,7 +16,8 @@ def applies(logits: torch.Tensor) -> bool:
     """Whether :func:`argmax` and :func:`cross_entropy` take logits (B, classes, h, w)."""
     if not kernels.ENABLED or not logits.is_cuda:
         return kernels.ENABLED and logits.device.type == "cpu"
-    return logits.dtype != torch.float64 and logits.shape[1] <= _MAX_CLASSES and kernels.triton_runs(logits.device)
+    fits = logits.dtype != torch.float64 and logits.shape[1] <= _MAX_CLASSES
+    return fits and kernels.triton_runs(logits.device, "cells")
 
 
 def _kernels(logits: torch.Tensor) -> Any:
@@ -60,9 +61,6 @@ def cross_entropy(
 
     Returns:
         The loss, a scalar, and its gradient (B, h, w, classes), or (0,) without one; both in float32 or wider.
-
-    Raises:
-        OptionError: If the sizes do not fit.
     """
     check_sizes(logits, target)  # where torch.compile did not
     with torch.autocast(logits.device.type, enabled=False):
@@ -71,17 +69,9 @@ def cross_entropy(
 
 
 @cross_entropy.register_fake
-def _new_loss_and_gradient(
-    logits: torch.Tensor,
-    target: torch.Tensor,
-    weight: torch.Tensor | None,
-    ignore_index: int,
-    smoothing: float,
-    needs_gradient: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    batch, classes, height, width = logits.shape
+def _new_loss_and_gradient(logits: torch.Tensor, *others: Any) -> tuple[torch.Tensor, torch.Tensor]:
     loss = logits.new_empty((), dtype=torch.promote_types(logits.dtype, torch.float32))
-    return loss, loss.new_empty((batch, height, width, classes) if needs_gradient else (0,))
+    return loss, loss.new_empty(logits.permute(0, 2, 3, 1).shape if others[-1] else 0)
 
 
 def _save_gradient(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:

@@ -131,13 +131,7 @@ class GroupNorm(nn.GroupNorm):
 class Hamburger(nn.Module):
     """Matrix decomposition between two 1×1 convolutions, with a shortcut: relu(x + bread(NMF(relu(bread(x))))).
 
-    Args:
-        channels: Number of input and output channels.
-        rank: Number of bases of the decomposition.
-        train_steps: Number of its updates in training.
-        eval_steps: Number of its updates in evaluation.
-        one_step_gradient: Back-propagate through its last update only.
-        num_groups: Number of groups of the normalization.
+    Arguments are those of :class:`NMF2d`, and the number of groups of the normalization.
     """
 
     def __init__(

@@ -33,8 +33,8 @@ class SegNeXtHubMixin(SegmentationModel):
 
         `label_names` and `palette` (red, green, blue) of each class; `mean` and `std` of images scaled to 0..1;
         `fit_in`, the long and the short side that :func:`.predict` resizes images to fit; `dataset`, `license`,
-        `description` and `results` for the model card. Results belong to a saved model: a loaded one, which may be
-        trained on, has none.
+        `description` and `results` for the model card. Results belong to what is saved: a loaded model, which may be
+        trained on, has none, so that a folder or repository that it replaces loses them unless they are stated again.
 
         Raises:
             OptionError: If an entry has another form, or is for another number of classes or channels.
@@ -77,7 +77,7 @@ class SegNeXtHubMixin(SegmentationModel):
                 does not fit the model.
             OSError: If the Hub refuses the request or cannot be reached.
         """
-        from .. import hub  # above the models: smp asks a model for its card
+        from ..hub import cards, push  # above the models: smp asks a model for its card
 
         stated: dict[str, Any] = {name: kwargs.pop(name) for name in ("dataset", "metrics") if name in kwargs}
         info = self._update_config({**(model_card_kwargs or {}), **stated})  # before anything is written, or removed
@@ -88,8 +88,8 @@ class SegNeXtHubMixin(SegmentationModel):
             # a copy: smp adds its name of the class to what it saves and takes it away, which other threads would see
             config = config or {**self.config, "pretrained_cfg": info}
             super().save_pretrained(new, config={**config, "_model_class": type(self).__name__})
-            hub.write_card(new)
-        return hub.push_to_hub(folder, repo_id or folder.name, revision=branch, **kwargs) if push_to_hub else None
+            cards.write_card(new)
+        return push.push_to_hub(folder, repo_id or folder.name, revision=branch, **kwargs) if push_to_hub else None
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> CommitInfo | None:
         """Push weights, configuration and a model card to "user/repo" on the Hub: see :meth:`save_pretrained`."""
@@ -99,7 +99,7 @@ class SegNeXtHubMixin(SegmentationModel):
     def _update_config(self, facts: Mapping[str, Any]) -> dict[str, Any]:
         """Make the configuration that of the model as it is, whose head and facts may have been changed in place.
 
-        Returns all facts to save, of which the model keeps no results: it may be trained on.
+        Returns all facts to save. The model keeps them, too, but for results among `facts`: it may be trained on.
         """
         check_not_fused(self)
         head = _describe_head(self.segmentation_head, self.config.get("activation"))
@@ -133,7 +133,7 @@ class SegNeXtHubMixin(SegmentationModel):
             kwargs: Facts, as in the `card` of :func:`segnext_timm.push_to_hub`; `repo_id`, the Hub repository in the
                 card's code (default: the folder of the card).
         """
-        from ..hub import model_card
+        from ..hub.cards import model_card
 
         repo = kwargs.pop("repo_id", None) or "."
         info = update_facts(self.pretrained_cfg, kwargs)

@@ -11,7 +11,7 @@ from segmentation_models_pytorch.base.modules import Activation, ArgMax
 from segmentation_models_pytorch.encoders import get_preprocessing_params
 
 from ..errors import OptionError
-from ..label_sets import Color, name_list, voc_palette
+from ..label_sets import VOC_PALETTE, Color, name_list
 from .facts import check_facts, plain_values
 
 # Per pixel, these keep the order of the logits; smp's argmax gives the largest of them
@@ -40,15 +40,6 @@ class ModelInfo:
     Args:
         model: Any model of smp, or another module that maps images (B, C, H, W) to logits of their size. May be
             wrapped: see :func:`unwrap`.
-
-    Attributes:
-        in_channels: Number of image channels; 3 for models that are not smp's.
-        num_classes: Number of output channels; 150, an upper guess for memory, for models that are not smp's.
-        size_divisor: Number of pixels that the sides of the images must be multiples of.
-        activation: Final activation of an smp model, Identity if it has none; None for other models.
-        keeps_order: Whether the labels of activated logits are those of the logits, pixel by pixel.
-        is_segnext: Whether the model is SegNeXt, whose `forward` takes `upsampling` and `activated`.
-        resizes_logits: Whether SegNeXt's own head applies the activation, after it resized the logits.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -57,20 +48,22 @@ class ModelInfo:
         self._config: Mapping[str, Any] = config if isinstance(config, Mapping) else {}
         self._stated = plain_values(cfg or {})
         self._encoder = getattr(plain, "encoder", None)
-        self.in_channels: int = self._config.get("in_channels", 3)
+        self.in_channels: int = self._config.get("in_channels", 3)  # of images; 3 for models that are not smp's
         divides = getattr(plain, "requires_divisible_input_shape", False)
-        self.size_divisor: int = plain.encoder.output_stride if divides else 1
+        self.size_divisor: int = plain.encoder.output_stride if divides else 1  # of the sides of images, in pixels
 
         head = getattr(plain, "segmentation_head", None)
         convs = [m for m in head.modules() if isinstance(m, nn.Conv2d)] if isinstance(head, nn.Module) else []
+        # output channels; 150, an upper guess for memory, for models that are not smp's
         self.num_classes: int = convs[-1].out_channels if convs else self._config.get("classes", 150)
-        self.is_segnext: bool = getattr(plain, "takes_activated", False)
-        self.resizes_logits = hasattr(head, "takes_size")
+        self.is_segnext: bool = getattr(plain, "takes_activated", False)  # `forward` takes `upsampling` and `activated`
+        self.resizes_logits = hasattr(head, "takes_size")  # SegNeXt's own head, which activates what it resized
         head = unwrap(head) if isinstance(head, nn.Module) else None
         last = head[-1] if isinstance(head, nn.Sequential) and len(head) else None
         is_activation = type(last).__module__ == nn.Sigmoid.__module__
+        # Identity if an smp model has none; None for other models
         self.activation = last.activation if isinstance(last, Activation) else last if is_activation else None
-        self.keeps_order = isinstance(self.activation, _KEEPING_ORDER)
+        self.keeps_order = isinstance(self.activation, _KEEPING_ORDER)  # labels of activated logits are the logits'
 
     @functools.cached_property
     def _cfg(self) -> dict[str, Any]:
@@ -94,7 +87,7 @@ class ModelInfo:
     def palette(self) -> list[Color]:
         """Color of each label, black for the background of a binary model."""
         binary = self.num_classes == 1
-        colors = self._cfg.get("palette") or voc_palette(256)[1 if binary else 0 :][: self.num_classes]
+        colors = self._cfg.get("palette") or VOC_PALETTE[1 if binary else 0 :][: self.num_classes]
         palette = [cast(Color, tuple(color)) for color in colors]
         return [(0, 0, 0), *palette] if binary else palette
 

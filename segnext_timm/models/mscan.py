@@ -419,7 +419,7 @@ def _init_weights(module: nn.Module) -> None:
 
 
 # Parts of published names, after `_STAGE` has moved the number of the stage to the front, and parts of names here. None
-# occurs in a name of the other side, so that the table also leads back: see `checkpoints.dialects.native_to_mmseg`.
+# occurs in a name of the other side, so that the table also leads back: see `examples/deployment/to_mmseg.py`.
 PUBLISHED_NAMES = (
     ("stages.0.patch_embed.proj.0", "stem.conv1"),
     ("stages.0.patch_embed.proj.1", "stem.norm1"),

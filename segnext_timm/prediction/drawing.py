@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from ..errors import OptionError
-from ..label_sets import Color, voc_palette
+from ..label_sets import VOC_PALETTE, Color
 from .images import DARK, read_values, scale_values
 
 NAME = "segnext_timm"  # with which the metadata of results begin
@@ -105,7 +105,7 @@ def overlay(
             f"The image has {tuple(picture.shape[1:])} pixels (height, width), but the labels have {labels.shape}."
         )
     pixels = picture.permute(1, 2, 0).cpu().numpy()
-    palette = voc_palette(256) if palette is None else palette
+    palette = VOC_PALETTE if palette is None else palette
     blended = np.empty(pixels.shape, np.uint8)
     rows = max((1 << 22) // pixels.shape[1], 1)  # at a time, to save memory
     for top in range(0, len(pixels), rows):

@@ -285,7 +285,6 @@ def predict_files(
     resume: bool = False,
     report: Callable[[Path, float], None] = lambda file, share: None,
     origin: str = "",
-    summary: bool = False,
     save_as: Form | None = None,
     simplify: float = 0,
     **options: Any,
@@ -295,13 +294,12 @@ def predict_files(
     Args:
         model: See :func:`predict`.
         places: From :func:`find_images`.
-        out: Folder of what is written of all images, as given to :func:`find_images`.
-        areas: Write the areas to `areas.json` in `out`, even if interrupted.
+        out: Folder of `areas.json` and of `annotations.json` (COCO), which are written even if interrupted.
+        areas: Write the areas of all images.
         resume: Skip images whose labels exist, and probabilities if these are wanted. Polygons are made of labels.
         report: Called with an image and its completed fraction, from 0 to 1; with 1 exactly once per image.
-        origin: Model and options in words. An OptionError is raised if existing labels state another origin.
-        summary: List the areas of images skipped, too, as `areas` does.
-        save_as: See :func:`predict_file`. "coco" writes `annotations.json` of all images, even if interrupted.
+        origin: See :func:`predict_file`. An OptionError is raised if existing labels state another.
+        save_as: See :func:`predict_file`; or "coco".
         simplify: See :func:`predict_file`.
         options: Others of :func:`predict_file`.
     """
@@ -314,7 +312,7 @@ def predict_files(
         labels = Path(kinds.get("labels", ""))
         needed, more = (_RASTER_LABELS,) if save_as == "geojson" else (_LABELS, _RASTER_LABELS), "probabilities"
         if is_video(file):  # its areas are not stored
-            is_complete = "overlay" in kinds and not (areas or summary)
+            is_complete = "overlay" in kinds and not areas
             labels, needed, more = Path(kinds.get("video", "") if is_complete else ""), (".mp4",), "frame_labels"
         if labels.suffix not in needed or (options.get(more) and more not in kinds):
             continue
@@ -344,7 +342,7 @@ def predict_files(
                         if save_as == "geojson":
                             check_place(file)
                         write_polygons(done[file], target, info, simplify, file)
-                    if areas or summary:
+                    if areas:
                         images.append({"file": str(file)} | _areas(done[file], info))
                 if save_as == "coco":
                     name = (result.parent / file.name).relative_to(out or result.parent).as_posix()

@@ -218,17 +218,12 @@ def read_region(raster: Raster, rows: slice = slice(None), columns: slice = slic
 # Arrays
 
 
-def _as_array(image: Any) -> np.ndarray:
-    """Convert an array of any library to NumPy's; raise an ImageError for other objects."""
-    if hasattr(image, "__array__"):
-        return np.asarray(image)
-    raise ImageError(f"An image is a path, a Pillow image, {_ARRAYS}, got {type(image).__name__}.")
-
-
 def _take(image: Any, any_type: bool) -> torch.Tensor:
     """Take the values (C, H, W) of an array or a tensor; without `any_type`, integers have to be uint8 or uint16."""
     given_as_tensor = isinstance(image, torch.Tensor)
-    values: Any = image.detach() if given_as_tensor else _as_array(image)
+    if not hasattr(image, "__array__"):
+        raise ImageError(f"An image is a path, a Pillow image, {_ARRAYS}, got {type(image).__name__}.")
+    values: Any = image.detach() if given_as_tensor else np.asarray(image)
     found = f"{str(values.dtype).removeprefix('torch.')} {tuple(values.shape)}"
     if not (values.ndim == 3 or (values.ndim == 2 and not given_as_tensor)) or 0 in values.shape:
         raise ImageError(f"An image is {_ARRAYS}, got {found}.")

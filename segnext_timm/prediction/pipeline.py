@@ -138,7 +138,6 @@ def predict_pixels(
     pixels: Pixels,
     labels: Callable[[int], Any],
     probabilities: Callable[[tuple[int, ...]], np.ndarray] | None = None,
-    tile: int | None = None,
     progress: Callable[[float], None] | None = None,
     **options: Any,
 ) -> tuple[Any, Any]:
@@ -147,8 +146,6 @@ def predict_pixels(
     `labels` is called with the number of classes, and returns an array (H, W), or another object, whose
     `[rows, columns]` labels are assigned to. The segmenter is in evaluation mode. For the others, see :func:`predict`.
     """
-    if tile is not None and tile < 1:
-        raise OptionError(f"tile must be at least 1, got {tile}")
     mode, passes = _plan(segmenter, pixels, **options)
     progress = progress or (lambda share: None)
     first, averaged, (_, height, width) = passes[0], len(passes) > 1, pixels.shape
@@ -163,9 +160,8 @@ def predict_pixels(
                 stored[:, :] = resized_argmax(logits, first.padded_window)[0, :height, :width].cpu().numpy()
                 progress(1.0)
                 return stored, None
-        if tile is None:
-            tile_bytes = _CPU_TILE_BYTES if pixels.device.type == "cpu" else _TILE_BYTES
-            tile = min(max(int((tile_bytes / 4 / segmenter.info.num_classes) ** 0.5), 64), 4096)
+        tile_bytes = _CPU_TILE_BYTES if pixels.device.type == "cpu" else _TILE_BYTES
+        tile = min(max(int((tile_bytes / 4 / segmenter.info.num_classes) ** 0.5), 1), 4096)
         for rows, columns, scores in _tiles_of_scores(segmenter, passes, (tile, tile)):
             if stored is None:
                 stored = labels(scores.shape[-1])
@@ -188,7 +184,7 @@ def _memory_hint(image: str) -> Iterator[None]:
             raise
         kinds = (MemoryError, torch.OutOfMemoryError, RuntimeError)
         raise next(kind for kind in kinds if isinstance(error, kind))(
-            f"Out of memory for an image of {image}. Use mode='slide', a smaller window or tile, or batch=1. ({error})"
+            f"Out of memory for an image of {image}. Use mode='slide', a smaller window, or batch=1. ({error})"
         ) from error
 
 
@@ -204,7 +200,6 @@ def predict(
     probabilities: bool | Callable[[tuple[int, ...]], np.ndarray] = False,
     precision: Precision = "fp32",
     batch: int | None = None,
-    tile: int | None = None,
     progress: Callable[[float], None] | None = None,
     divisor: int = 1,
     scaled: bool = False,
@@ -236,8 +231,6 @@ def predict(
             (classes, H, W), the array to write them to, which may be a memory-mapped file.
         precision: "bf16" and "fp16" run the model under autocast; "fp32" leaves it as it is.
         batch: Number of windows per batch. Default: what takes less than about 2 GB, up to 16, on a GPU; 1 elsewhere.
-        tile: Side in pixels of the tiles whose scores are computed at once. Affects memory, not the labels. Default:
-            chosen by the number of classes.
         progress: Called with the completed fraction of the image, from 0 to 1.
         divisor: Sides of resized images are rounded up to multiples of it, as mmsegmentation's recipe for ADE20K does.
         scaled: Whether `image` is what :func:`read_image` returns for the model's range and bands.
@@ -269,7 +262,7 @@ def predict(
         sides = info.fit_in if fit_in == "auto" else fit_in
         if sides and fit_in == "auto" and isinstance(image, str | os.PathLike) and is_raster(Path(image)):
             sides = None
-        found = predict_pixels(segmenter, pixels, create, shares, tile, progress, fit_in=sides, **options)
+        found = predict_pixels(segmenter, pixels, create, shares, progress, fit_in=sides, **options)
         return found if shares else found[0]
 
     with evaluation_mode(model):

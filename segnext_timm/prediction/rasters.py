@@ -36,32 +36,25 @@ def import_rasterio(file: str | os.PathLike[str]) -> Any:
 class Raster:
     """An open raster, from :func:`open_raster`: what rasterio's dataset states, and regions of it.
 
-    Attributes:
-        shape: Numbers of bands, rows and columns. A palette, and gray that is inverted or of fewer than 8 bits, are
-            read as three bands of colors.
-        dtype: The common type of all bands.
-        crs: Coordinate reference system, also of a file `.prj` beside a world file; None if none is stated.
-        kinds: What each band is: "red", "gray", "alpha", "undefined" and others of GDAL.
-        bands: The bands that are read, from 1; all, until others are assigned.
-        placed: Whether the file states where it lies: by a transform, a CRS, control points or RPCs.
+    A palette, and gray that is inverted or of fewer than 8 bits, are read as three bands of colors.
     """
 
     def __init__(self, dataset: Any, name: str) -> None:
         self.dataset, self.name = dataset, name
         self.shape: tuple[int, int, int] = (dataset.count, dataset.height, dataset.width)
-        self.dtype = np.result_type(*dataset.dtypes)
+        self.dtype = np.result_type(*dataset.dtypes)  # of all bands
         self.crs, self.transform, self.nodata = dataset.crs, dataset.transform, dataset.nodata
         if self.crs is None and not self.transform.is_identity:  # a file of its own, as comes with a world file
             rasterio = import_rasterio(name)
             with suppress(OSError, rasterio.errors.CRSError):
                 text = Path(name).with_suffix(".prj").read_text(encoding="utf-8", errors="replace")
                 self.crs = rasterio.CRS.from_wkt(text, morph_from_esri_dialect=True)
-        self.kinds = [kind.name for kind in dataset.colorinterp]
+        self.kinds = [kind.name for kind in dataset.colorinterp]  # "red", "gray", "alpha", "undefined", ...
         self._colors = self._read_colors() if len(self.kinds) == 1 and self.dtype == np.uint8 else None  # (256, 3)
         if self._colors is not None:
             self.kinds = ["red", "green", "blue"]
             self.shape = (3, *self.shape[1:])
-        self.bands = [*range(1, len(self.kinds) + 1)]
+        self.bands = [*range(1, len(self.kinds) + 1)]  # those that are read, until others are assigned
         self.placed = bool(not self.transform.is_identity or self.crs or dataset.gcps[0] or dataset.rpcs)
 
     def _read_colors(self) -> np.ndarray | None:

@@ -45,11 +45,6 @@ class Pixels:
         return True
 
 
-def window_origins(full: int, side: int, stride: int) -> list[int]:
-    """Compute first pixels of windows that cover `full` pixels; the last window ends with the image."""
-    return [min(i * stride, full - side) for i in range(-(-(full - side) // stride) + 1)]
-
-
 class Taps(NamedTuple):
     """Pixels that each of `n` pixels of an axis is a weighted sum of; arrays, since slices are computed from them."""
 
@@ -112,7 +107,10 @@ class WindowedMaps:
 
     def __post_init__(self) -> None:
         self.window = (min(self.window[0], self.size[0]), min(self.window[1], self.size[1]))
-        self.origins = [window_origins(*sides) for sides in zip(self.size, self.window, self.stride)]
+        self.origins = [  # first pixels of windows that cover each axis; the last window ends with the image
+            [min(i * stride, full - side) for i in range(-(-(full - side) // stride) + 1)]
+            for full, side, stride in zip(self.size, self.window, self.stride)
+        ]
         divisor = self.segmenter.info.size_divisor
         height, width = (-(-max(side, MIN_SIDE) // divisor) * divisor for side in self.window)
         self.padded_window = (height, width)

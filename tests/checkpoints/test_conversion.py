@@ -1,4 +1,4 @@
-"""Folders for timm, smp and mmsegmentation, and their way to the Hub and back."""
+"""Folders for timm and smp, and their way to the Hub and back."""
 
 import argparse
 import glob
@@ -65,28 +65,6 @@ def test_a_segmenter_becomes_a_folder_that_smp_loads(tmp_path, segmenter, dialec
     assert model.pretrained_cfg["mean"] == [0.485, 0.456, 0.406]
 
 
-def test_native_to_mmsegmentation_and_back_is_the_identity(tmp_path, segmenter, backbone):
-    for name, state_dict in (("segmenter", segmenter), ("backbone", backbone)):
-        convert(write(tmp_path / name, state_dict, "mmseg"), tmp_path / name, rank=24 if name == "segmenter" else None)
-        convert(tmp_path / name, tmp_path / f"{name}_mmseg.pth", to="mmseg")
-        assert equal(torch.load(tmp_path / f"{name}_mmseg.pth")["state_dict"], state_dict)
-        convert(tmp_path / f"{name}_mmseg.pth", tmp_path / f"{name}_again")  # the rank is kept beside the weights
-        for file in ("model.safetensors", "config.json", "README.md"):
-            assert (tmp_path / f"{name}_again" / file).read_bytes() == (tmp_path / name / file).read_bytes()
-
-
-def test_a_trained_model_goes_to_mmsegmentation_with_its_labels(tmp_path):
-    names, palette = ["a", "b", "c"], [[0, 0, 0], [1, 1, 1], [2, 2, 2]]
-    narrow(pretrained_cfg={"label_names": names, "palette": palette}).save_pretrained(tmp_path / "trained")
-    convert(tmp_path / "trained", tmp_path / "mmseg.pth", to="mmseg")
-    meta = torch.load(tmp_path / "mmseg.pth")["meta"]
-    assert meta["dataset_meta"] == {"classes": tuple(names), "palette": palette}
-    convert(tmp_path / "mmseg.pth", tmp_path / "back")
-    back = smp.from_pretrained(tmp_path / "back")
-    assert (back.pretrained_cfg["label_names"], back.pretrained_cfg["palette"]) == (names, palette)
-    assert equal(back.state_dict(), smp.from_pretrained(tmp_path / "trained").state_dict())
-
-
 def test_converted_files_claim_no_license(tmp_path, backbone, segmenter):
     for name, state_dict in (("backbone", backbone), ("segmenter", segmenter)):
         convert(write(tmp_path / name, state_dict, "paper"), tmp_path / name)
@@ -140,7 +118,7 @@ def test_nothing_is_overwritten_or_left_half_made(tmp_path):
     assert sorted(f.name for f in tmp_path.iterdir()) == ["bad.pth", "x.pth"]
     convert(tmp_path / "x.pth", tmp_path / "out")
     (tmp_path / "out" / "README.md").write_text("my words", encoding="utf-8")
-    with pytest.raises(FileExistsError, match="exists: choose another name, or replace it with --force"):
+    with pytest.raises(FileExistsError, match="exists: choose another name, or replace a model folder with --force"):
         convert(tmp_path / "x.pth", tmp_path / "out")
     with pytest.raises(CheckpointError):
         convert(tmp_path / "bad.pth", tmp_path / "out", force=True)
@@ -168,8 +146,6 @@ def test_the_current_folder_is_filled_if_it_is_empty(tmp_path, monkeypatch):
 def test_mistakes_in_converting_are_named(tmp_path, segmenter):
     torch.save(narrow().state_dict(), tmp_path / "x.pth")
     for arguments, message in (
-        ({"dst": tmp_path / "out", "to": "onnx"}, "to must be 'native' or 'mmseg', got 'onnx'"),
-        ({"dst": tmp_path / "out", "to": "mmseg"}, r"mmsegmentation loads \.pth files: choose a name"),
         ({"dst": tmp_path / "out.safetensors"}, r"will be a folder: choose a name without \.safetensors"),
         ({"dst": tmp_path / "out", "rank": 4}, r"x\.pth: its bases are of rank 8, not 4: leave the rank out"),
     ):
@@ -383,27 +359,6 @@ def test_a_converted_folder_holds_the_same_model(tmp_path, settings):
     assert torch.equal(masks(smp.from_pretrained(tmp_path / "model")), masks(model))
 
 
-@pytest.mark.parametrize("settings", [name for name in SETTINGS if name != "facts"])
-def test_a_model_that_mmsegmentation_s_file_cannot_state_is_refused(tmp_path, settings):
-    narrow(**SETTINGS[settings]).save_pretrained(tmp_path / "model")
-    (key,) = SETTINGS[settings]
-    with pytest.raises(CheckpointError, match=rf"model: mmsegmentation's file cannot state {key}=.*: convert"):
-        convert(tmp_path / "model", tmp_path / "x.pth", to="mmseg")
-    assert not (tmp_path / "x.pth").exists()
-
-
-def test_a_model_goes_to_mmsegmentation_and_back_and_its_normalization_is_told(tmp_path, caplog):
-    model = narrow(decoder_dropout=0.2, pretrained_cfg=FACTS)
-    model.save_pretrained(tmp_path / "model")
-    convert(tmp_path / "model", tmp_path / "x.pth", to="mmseg")
-    assert "times 255: mean [0.1, 0.1, 0.1], std [0.3, 0.3, 0.3]." in caplog.text
-    convert(tmp_path / "x.pth", tmp_path / "back")
-    back = smp.from_pretrained(tmp_path / "back")
-    assert torch.equal(masks(back), masks(model))
-    assert back.pretrained_cfg["label_names"] == list("abc")
-    assert "fit_in" not in back.pretrained_cfg  # the file does not say
-
-
 def test_names_given_for_a_folder_change_nothing_else(tmp_path):
     narrow(pretrained_cfg=FACTS | {"palette": [[0, 0, 0], [1, 1, 1], [2, 2, 2]]}).save_pretrained(tmp_path / "model")
     add_results(tmp_path / "model", [{"dataset": "x", "metric": "mIoU", "value": 75.5}])
@@ -428,12 +383,6 @@ def test_a_converted_folder_of_a_backbone_holds_the_same_model(tmp_path):
     before = {file.name: file.read_bytes() for file in (tmp_path / "model").iterdir()}
     convert(tmp_path / "model", tmp_path / "model", force=True)
     assert {file.name: file.read_bytes() for file in (tmp_path / "model").iterdir()} == before
-
-
-def test_a_backbone_of_another_stride_is_refused_for_mmsegmentation(tmp_path):
-    save_backbone(timm.create_model("test_mscan", output_stride=16), tmp_path / "model")
-    with pytest.raises(CheckpointError, match="mmsegmentation's file cannot state output_stride=16: convert to native"):
-        convert(tmp_path / "model", tmp_path / "x.pth", to="mmseg")
 
 
 def test_a_file_with_an_image_classifier_is_converted_without_it_and_says_so(tmp_path, caplog):

@@ -19,7 +19,7 @@ from random_checkpoints import (
     write,
     zero_state_dict,
 )
-from segnext_timm.checkpoints.dialects import load_checkpoint, native_to_mmseg, recognize, segmenter_to_native
+from segnext_timm.checkpoints.dialects import load_checkpoint, recognize, segmenter_to_native
 from segnext_timm.errors import CheckpointError
 from segnext_timm.models.mscan import backbone_to_native
 from segnext_timm.models.state_dicts import check_parameters, take_network, take_state_dict
@@ -97,40 +97,6 @@ def test_a_published_segmenter_has_all_parameters_but_the_bases():
     native = segmenter_to_native({"state_dict": random_state_dict(segmenter_shapes("t", 5))})
     assert set(model.state_dict()) - set(native) == {"decoder.hamburger.nmf.bases"}
     assert set(native) <= set(model.state_dict())
-
-
-# Back to mmsegmentation
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_native_to_mmsegmentation_to_native_is_the_identity(variant):
-    published = zero_state_dict(segmenter_shapes(variant, 7))
-    native = segmenter_to_native(published)
-    back = native_to_mmseg(native)
-    assert {name: v.shape for name, v in back.items()} == {name: v.shape for name, v in published.items()}
-    again = segmenter_to_native(back)
-    assert {name: v.shape for name, v in again.items()} == {name: v.shape for name, v in native.items()}
-    published = zero_state_dict(backbone_shapes(variant, classifier=True))
-    assert native_to_mmseg(backbone_to_native(published)).keys() == published.keys()
-
-
-def test_the_values_come_back_too():
-    published = random_state_dict(segmenter_shapes("t", 7))
-    back = native_to_mmseg(segmenter_to_native(published))
-    assert all(torch.equal(back[name], published[name]) for name in published)
-
-
-def test_the_model_s_bases_stay_here():
-    model = smp.create_model("segnext", "tu-mscan_t", encoder_weights=None, classes=7)
-    assert native_to_mmseg(model.state_dict()).keys() == segmenter_shapes("t", 7).keys()
-
-
-def test_a_parameter_that_mmsegmentation_lacks_is_named():
-    arguments = {"encoder_weights": None, "classes": 2}
-    with pytest.raises(CheckpointError, match=r"no parameter for 'classification_head\."):
-        native_to_mmseg(smp.SegNeXt("tu-test_mscan", aux_params={"classes": 3}, **arguments).state_dict())
-    with pytest.raises(CheckpointError, match="has four stages, this model has fewer"):
-        native_to_mmseg(smp.SegNeXt("tu-test_mscan", encoder_depth=4, **arguments).state_dict())
 
 
 # Recognizing

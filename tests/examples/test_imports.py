@@ -13,9 +13,9 @@ SCRIPTS = sorted(
     for folder in (".", "segmentation", "deployment", "deployment/browser")
     for path in (EXAMPLES / folder).glob("*.py")
 )
-# those of `prediction` are for files of any bands and values, those of `exporting` for converters to other formats
+# those of `prediction` are for files of any bands and values, of `exporting` and `checkpoints` for converters
 PUBLIC_MODULES = {"errors", "label_sets", "variants", "models.mscan", "prediction.images", "prediction.rasters"}
-PUBLIC_MODULES |= {"exporting.exporters", "exporting.label_graph"}
+PUBLIC_MODULES |= {"exporting.exporters", "exporting.label_graph", "checkpoints.dialects"}
 
 
 def private_imports(source):

@@ -32,7 +32,7 @@ def test_rates_and_decays_are_those_of_mmengine(variant):
     from mmengine.optim import LinearLR, PolyLR, build_optim_wrapper
 
     import agreement
-    from segnext_timm.checkpoints.dialects import native_to_mmseg
+    from deployment.to_mmseg import native_to_mmseg
 
     settings = TrainSettings(variant=variant, init_from="none", iterations=160_000)
     classes = [str(i) for i in range(agreement.CLASSES)]

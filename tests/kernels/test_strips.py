@@ -31,7 +31,7 @@ CASES = [  # batch, channels, height, width, dilation
 
 @pytest.fixture
 def use_nchw(use_triton, monkeypatch):
-    monkeypatch.setattr(kernels, "triton_runs", lambda device: False)
+    monkeypatch.setattr(kernels, "triton_runs", lambda *tried: False)
 
 
 def channels_last(*shape, dtype=torch.float32):
@@ -105,6 +105,18 @@ def test_blocks_are_computed_again_with_gradient_checkpointing(use_triton):
     gradients = torch.autograd.grad(model(base), leaves, upstream(base))
     again = torch.utils.checkpoint.checkpoint(model, base, use_reentrant=False)
     assert_close(torch.autograd.grad(again, leaves, upstream(base)), gradients, 1e-6)
+
+
+def test_operators_have_fake_implementations(use_triton):
+    branches, base = attention().branches, channels_last(1, 32, 2, 3)
+    weights, biases = ([getattr(conv, name) for pair in branches for conv in pair] for name in ("weight", "bias"))
+    parameters = [part.detach() for i in (0, 1) for parts in (weights, biases) for part in parts[i::2]]
+    checks = ("test_schema", "test_faketensor")
+    torch.library.opcheck(strips_triton.add_strips, (base, parameters, 1), test_utils=checks)
+    total, between = strips_triton.add_strips(base, parameters, 1)
+    for needs_parameters in (True, False):
+        arguments = (total, base, between, parameters, 1, needs_parameters)
+        torch.library.opcheck(strips_triton._backward, arguments, test_utils=checks)
 
 
 def test_a_second_derivative_is_refused(use_triton):
@@ -204,7 +216,7 @@ def test_traced_and_exported_graphs_hold_convolutions_alone(use_triton):
         str(torch.export.export(model, (base,)).graph),
         str(torch.fx.symbolic_trace(model).graph),
     ]
-    assert not any("fan_strips" in graph for graph in traced)
+    assert not any("add_strips" in graph for graph in traced)
 
 
 @pytest.mark.parametrize("cause", ["Triton fails", "kernels are turned off"])

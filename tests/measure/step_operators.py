@@ -71,7 +71,7 @@ def main() -> None:
     for variant in args.variants:
         with (
             mock.patch.object(strips, "applies", applies),
-            mock.patch.object(strips.kernels, "triton_runs", lambda device: args.strips == "triton"),
+            mock.patch.object(strips.kernels, "triton_runs", lambda *tried: args.strips == "triton"),
         ):
             found = count(variant, args.batch, args.side)
         size = f"{found.counts.total()} operators, {found.bytes.total() / 1e9:.1f} GB"

@@ -32,7 +32,7 @@ OPTIONS = (
     {},
     {"mode": "slide", "window": 64, "stride": 40},
     {"scales": (0.5, 1.5), "flip": True},
-    {"fit_in": (96, 64), "tile": 32},
+    {"fit_in": (96, 64)},
     {"probabilities": True},
 )
 

@@ -10,10 +10,10 @@ from segnext_timm.models.segnext import ResizingHead
 from small_models import narrow
 
 
-def with_head(head):
-    torch.manual_seed(0)
-    model = narrow().eval()
-    model.segmentation_head = head
+def with_head(make):
+    torch.manual_seed(0)  # for the head, too
+    model = narrow()
+    model.segmentation_head = make()
     return model.eval()
 
 
@@ -33,7 +33,7 @@ HEADS = {**OF_SMP, "the paper's": lambda: ResizingHead(32, 7)}
 @torch.no_grad()
 @pytest.mark.parametrize("make", HEADS.values(), ids=HEADS)
 def test_any_head_of_smp_fits_and_gives_maps_of_the_image_s_size(make):
-    model = with_head(make())
+    model = with_head(make)
     classes = model.segmentation_head[0].out_channels
     output = model(x())
     assert output.shape == (1, classes, 71, 97)
@@ -46,8 +46,7 @@ def test_any_head_of_smp_fits_and_gives_maps_of_the_image_s_size(make):
 
 @torch.no_grad()
 def test_what_a_head_returns_is_resized_to_the_image():
-    head = smp.base.SegmentationHead(32, 7, kernel_size=3, upsampling=8)
-    model = with_head(head)
+    model = with_head(lambda: smp.base.SegmentationHead(32, 7, kernel_size=3, upsampling=8))
     raw = model(x(), upsampling=1)
     assert raw.shape == (1, 7, 72, 104)
     torch.testing.assert_close(model(x()), F.interpolate(raw, (71, 97), mode="bilinear"))
@@ -107,7 +106,7 @@ def test_an_activation_that_smp_does_not_name_is_left_out_with_a_warning(tmp_pat
 
 
 def test_a_model_with_another_head_trains_with_the_loss_of_small_logits():
-    model = with_head(smp.base.SegmentationHead(32, 7)).train()
+    model = with_head(lambda: smp.base.SegmentationHead(32, 7)).train()
     model.upsampling = 1
     images, labels = torch.randn(2, 3, 64, 64), torch.randint(0, 7, (2, 64, 64))
     segnext_timm.UpsampledCrossEntropyLoss()(model(images), labels).backward()

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 import segnext_timm.prediction.files
-from segnext_timm import predict
+from segnext_timm import fuse, predict
 from segnext_timm.cli import main
 from segnext_timm.errors import OptionError
 from segnext_timm.prediction.files import find_images, outputs, predict_files
@@ -85,15 +86,14 @@ def test_no_image_is_written_over(tmp_path):
 
 def test_predict_writes_labels_overlay_probabilities_and_areas(model, tmp_path):
     write(tmp_path / "in", "a.jpg", "b/c.png")
-    done = run(
-        model, tmp_path / "in", "-o", tmp_path / "out", "--areas", "--probabilities", "--no-fuse", "--device", "cpu"
-    )
+    done = run(model, tmp_path / "in", "-o", tmp_path / "out", "--areas", "--probabilities", "--device", "cpu")
     assert done.exit_code == 0, done.output
     assert f"Predicted 2 of 2 images to {tmp_path / 'out'}." in done.output
     files = sorted(str(f.relative_to(tmp_path / "out")) for f in (tmp_path / "out").rglob("*") if f.is_file())
     each = (".png", "_overlay.jpg", "_probabilities.npy")
     assert files == sorted([*(f"a{e}" for e in each), *(f"b/c{e}" for e in each), "areas.json"])
-    expected = predict(smp.from_pretrained(model).eval(), tmp_path / "in" / "b" / "c.png")
+    loaded = fuse(smp.from_pretrained(model).eval()).to(memory_format=torch.channels_last)
+    expected = predict(loaded, tmp_path / "in" / "b" / "c.png")
     assert len(np.unique(expected)) > 1
     with Image.open(tmp_path / "out" / "b" / "c.png") as picture:
         assert np.array_equal(np.asarray(picture), expected)
@@ -258,11 +258,9 @@ def test_images_in_hidden_folders_are_left_out(tmp_path):
 
 
 @pytest.mark.parametrize("names", [("a_overlay.jpg", "a.jpg"), ("a.jpg", "a_overlay.jpg")])
-def test_labels_named_as_an_overlay_are_kept_and_listed_as_labels(model, tmp_path, names):
+def test_labels_named_as_an_overlay_are_kept(model, tmp_path, names):
     write(tmp_path / "in", *names)
-    done = run(model, *(tmp_path / "in" / name for name in names), "-o", tmp_path / "out", "--json", "--no-overlay")
-    results = [{"labels": str(tmp_path / "out" / name.replace("jpg", "png"))} for name in names]
-    assert [image["outputs"] for image in json.loads(done.stdout)["images"]] == results
+    run(model, *(tmp_path / "in" / name for name in names), "-o", tmp_path / "out", "--no-overlay")
     assert {f.name for f in (tmp_path / "out").iterdir()} == {"a.png", "a_overlay.png"}
 
 
@@ -282,30 +280,22 @@ def test_files_that_no_prediction_wrote_stay_however_often_is_predicted(model, t
     assert outputs(tmp_path / "out" / "a") == {"labels": str(tmp_path / "out" / "a.png")}
 
 
-def test_json_sums_up_every_image_on_standard_output(model, tmp_path):
+def test_areas_are_those_of_every_image_and_unreadable_ones_are_listed(model, tmp_path):
     write(tmp_path / "in", "a.png", "b.jpg")
     (tmp_path / "in" / "text.jpg").write_text("no image", encoding="utf-8")
     run(model, tmp_path / "in" / "a.png", "-o", tmp_path / "out")
-    done = run(model, tmp_path / "in", "-o", tmp_path / "out", "--json", "--resume")
+    done = run(model, tmp_path / "in", "-o", tmp_path / "out", "--areas", "--resume")
     assert done.exit_code == 1
-    summary = json.loads(done.stdout)
-    assert (summary["model"], summary["out"]) == (str(model), str(tmp_path / "out"))
-    first, second = summary["images"]
-    assert first["outputs"] == {
-        "labels": str(tmp_path / "out" / "a.png"),
-        "overlay": str(tmp_path / "out" / "a_overlay.jpg"),
-    }
-    assert set(second["outputs"]) == {"labels", "overlay"}
-    for entry in (first, second):
-        with Image.open(entry["outputs"]["labels"]) as picture:
+    entries = json.loads((tmp_path / "out" / "areas.json").read_text(encoding="utf-8"))["images"]
+    assert [Path(entry["file"]).name for entry in entries] == ["a.png", "b.jpg"]
+    for entry in entries:
+        with Image.open(tmp_path / "out" / f"{Path(entry['file']).stem}.png") as picture:
             labels = np.asarray(picture)
         assert (entry["height"], entry["width"]) == labels.shape == (50, 70)
         pixels = {int(label): int((labels == label).sum()) for label in np.unique(labels)}
         assert {c["label"]: c["pixels"] for c in entry["classes"]} == pixels
-    (failure,) = summary["failures"]
-    assert failure["file"] == str(tmp_path / "in" / "text.jpg")
-    assert failure["reason"].startswith("cannot be read as an image")
-    assert f"Predicted 1 of 3 images to {tmp_path / 'out'}; the labels of 1 were there." in done.stderr
+    assert f"{tmp_path / 'in' / 'text.jpg'}: cannot be read as an image" in done.stderr
+    assert f"Predicted 1 of 3 images to {tmp_path / 'out'}; the labels of 1 were there." in done.stdout
 
 
 def test_options_reach_the_prediction(model, tmp_path, monkeypatch):
@@ -317,9 +307,7 @@ def test_options_reach_the_prediction(model, tmp_path, monkeypatch):
         return {}
 
     monkeypatch.setattr(segnext_timm.prediction.files, "predict_file", noted)
-    options = (
-        "--mode slide --window 64 --stride 32x48 --scales 0.5,1 --flip --fit 80x60 --precision bf16 --batch 2 --tile 99"
-    )
+    options = "--mode slide --window 64 --stride 32x48 --scales 0.5,1 --flip --fit 80x60 --precision bf16 --batch 2"
     done = run(model, tmp_path / "a.png", "-o", tmp_path / "out", "--device", "cpu", "--no-overlay", *options.split())
     assert done.exit_code == 0, done.output
     del given["progress"], given["origin"]
@@ -332,7 +320,6 @@ def test_options_reach_the_prediction(model, tmp_path, monkeypatch):
         "fit_in": (80, 60),
         "precision": "bf16",
         "batch": 2,
-        "tile": 99,
         "overlays": False,
         "probabilities": False,
         "save_as": None,

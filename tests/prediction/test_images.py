@@ -8,7 +8,7 @@ from PIL import Image
 
 from segnext_timm import overlay
 from segnext_timm.errors import ImageError, OptionError
-from segnext_timm.label_sets import voc_palette
+from segnext_timm.label_sets import VOC_PALETTE
 from segnext_timm.prediction.drawing import class_areas, colored, label_picture, share_text
 from segnext_timm.prediction.images import read_image
 
@@ -120,11 +120,11 @@ def test_more_pixels_than_pillow_trusts_are_told(tmp_path, monkeypatch):
 
 def test_label_pictures_hold_labels_and_palette(tmp_path):
     labels = noise(20, 30, 1)[..., 0]
-    label_picture(labels, voc_palette(5)).save(tmp_path / "x.png")
+    label_picture(labels, VOC_PALETTE[:5]).save(tmp_path / "x.png")
     with Image.open(tmp_path / "x.png") as picture:
         assert picture.mode == "P"
         assert np.array_equal(np.asarray(picture), labels)
-        assert picture.getpalette()[:15] == [value for color in voc_palette(5) for value in color]
+        assert picture.getpalette()[:15] == [value for color in VOC_PALETTE[:5] for value in color]
     wide = labels.astype(np.int32) * 4
     label_picture(wide, ()).save(tmp_path / "x.png")
     with Image.open(tmp_path / "x.png") as picture:

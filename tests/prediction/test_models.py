@@ -13,6 +13,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 import stress
+from scores import shrink_tiles
 from segnext_timm import predict, predict_file
 from segnext_timm.errors import OptionError
 from segnext_timm.models.segmenter import evaluation_mode
@@ -286,12 +287,13 @@ def test_probabilities_of_an_activation_that_smp_does_not_name_are_its_own():
     np.testing.assert_allclose(shares, model(normalized(image))[0].detach(), rtol=1e-4, atol=1e-5)
 
 
-def test_a_model_returns_its_activated_output_while_another_thread_predicts():
+def test_a_model_returns_its_activated_output_while_another_thread_predicts(monkeypatch):
+    shrink_tiles(monkeypatch, 32)
     model, image = unet(classes=3, activation="sigmoid"), noise()
     x, seen = normalized(image), []
     with torch.no_grad():
         expected = model(x)
-        predict(model, image, progress=lambda share: seen.append(model(x)), mode="slide", window=48, tile=32)
+        predict(model, image, progress=lambda share: seen.append(model(x)), mode="slide", window=48)
         stop = threading.Event()
         worker = threading.Thread(target=lambda: [predict(model, image) for _ in range(30)] and stop.set())
         worker.start()
@@ -301,7 +303,8 @@ def test_a_model_returns_its_activated_output_while_another_thread_predicts():
     assert all(torch.equal(output, expected) for output in seen)
 
 
-def test_predicting_changes_nothing_of_a_model():
+def test_predicting_changes_nothing_of_a_model(monkeypatch):
+    shrink_tiles(monkeypatch, 32)
     model = segnext(activation="softmax2d")
     before = {name: (module, dict(module._forward_hooks)) for name, module in model.named_modules()}
     inside = []
@@ -309,7 +312,7 @@ def test_predicting_changes_nothing_of_a_model():
     def look(share):
         inside.append({name: (module, dict(module._forward_hooks)) for name, module in model.named_modules()})
 
-    predict(model, noise(), progress=look, tile=32, probabilities=True)
+    predict(model, noise(), progress=look, probabilities=True)
     assert inside
     assert all(state == before for state in inside)
 

@@ -7,7 +7,7 @@ import segmentation_models_pytorch as smp
 import torch
 from PIL import Image
 
-from scores import segment
+from scores import segment, shrink_tiles
 from segnext_timm import predict
 from segnext_timm.errors import ImageError, OptionError
 from segnext_timm.models.model_info import ModelInfo
@@ -200,27 +200,30 @@ def test_windows_give_the_labels_of_the_whole_image_away_from_their_borders():
 
 
 @pytest.mark.parametrize("views", [{}, {"scales": (0.7, 1.5), "flip": True}, {"fit_in": (96, 64)}])
-def test_any_tile_gives_the_same_labels(model, views):
+def test_any_tile_gives_the_same_labels(model, views, monkeypatch):
     image = noise(90, 120)
     for mode in ({"mode": "slide", "window": 48, "stride": 32}, {"mode": "whole"}):
         expected = segment(model, torch.from_numpy(image).permute(2, 0, 1), **mode, **views).argmax(0).numpy()
         for tile in (29, 64, 500):
-            assert np.array_equal(predict(model, image, tile=tile, **mode, **views), expected), (mode, tile)
+            shrink_tiles(monkeypatch, tile)
+            assert np.array_equal(predict(model, image, **mode, **views), expected), (mode, tile)
 
 
 def test_windows_can_be_forgotten_and_seen_again(model, monkeypatch):
-    options = {"mode": "slide", "window": 48, "stride": 32, "tile": 33}
+    options = {"mode": "slide", "window": 48, "stride": 32}
+    shrink_tiles(monkeypatch, 33)
     expected = predict(model, noise(100, 130), **options)
     monkeypatch.setattr("segnext_timm.prediction.windows._CACHE_BYTES", 1)
     assert np.array_equal(predict(model, noise(100, 130), **options), expected)
     assert np.array_equal(predict(model, noise(100, 130), batch=3, **options), expected)
 
 
-def test_models_without_logits_of_their_own_slide_too():
+def test_models_without_logits_of_their_own_slide_too(monkeypatch):
+    shrink_tiles(monkeypatch, 40)
     torch.manual_seed(0)
     model = smp.Unet("tu-test_mscan", encoder_weights=None, classes=3, decoder_channels=(16, 8, 8, 8, 8)).eval()
     options = {"mode": "slide", "window": 50, "stride": 40}
-    labels, shares = predict(model, noise(75, 110), probabilities=True, tile=40, **options)
+    labels, shares = predict(model, noise(75, 110), probabilities=True, **options)
     scores = segment(model, pixels(75, 110), **options)
     assert np.array_equal(labels, scores.argmax(0).numpy())
     np.testing.assert_allclose(shares, scores.softmax(0).numpy(), rtol=1e-4, atol=1e-5)
@@ -303,9 +306,10 @@ def test_other_numbers_of_channels_need_their_own_statistics():
     assert (predict(gray, noise(40, 60)) == expected).mean() > 0.99
 
 
-def test_progress_is_told(model):
+def test_progress_is_told(model, monkeypatch):
+    shrink_tiles(monkeypatch, 32)
     told = []
-    predict(model, noise(60, 70), mode="slide", window=40, tile=32, progress=told.append)
+    predict(model, noise(60, 70), mode="slide", window=40, progress=told.append)
     assert told == sorted(told)
     assert len(told) == 6
     assert told[-1] == 1
@@ -387,7 +391,6 @@ def test_invalid_options_and_images_raise_errors_that_name_them(model):
         ({"fit_in": (0, 0)}, "fit_in must be a number of pixels"),
         ({"precision": "int8"}, "precision must be one of fp32, bf16, fp16, got 'int8'"),
         ({"batch": 0}, "batch must be at least 1"),
-        ({"tile": 0}, "tile must be at least 1"),
     ):
         with pytest.raises(OptionError, match=message):
             predict(model, noise(40, 40), **options)

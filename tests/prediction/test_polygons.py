@@ -105,11 +105,11 @@ def test_the_command_writes_what_each_image_allows_and_says_so(tmp_path):
     (tmp_path / "in").mkdir()
     write_raster(tmp_path / "in" / "a.tif", noise(3, 40, 60))
     command = ["predict", str(tmp_path / "model"), str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--device", "cpu"]
-    done = CliRunner().invoke(main, [*command, "--areas", "--json", "--save_as", "geojson", "--simplify", "1"])
+    done = CliRunner().invoke(main, [*command, "--areas", "--save_as", "geojson", "--simplify", "1"])
     assert done.exit_code == 0, done.output
-    (image,) = json.loads(done.stdout)["images"]
-    files = {"labels": "a.tif", "overlay": "a_overlay.jpg", "polygons": "a.geojson"}
-    assert image["outputs"] == {kind: str(tmp_path / "out" / name) for kind, name in files.items()}
+    (image,) = json.loads((tmp_path / "out" / "areas.json").read_text())["images"]
+    names = {"a.tif", "a_overlay.jpg", "a.geojson", "areas.json"}
+    assert {file.name for file in (tmp_path / "out").iterdir()} == names
     names = {f["properties"]["name"] for f in json.loads((tmp_path / "out" / "a.geojson").read_text())["features"]}
     assert names == {entry["name"] for entry in image["classes"]}
     assert "the labels of 1 were there" in CliRunner().invoke(main, [*command, "--resume"]).output

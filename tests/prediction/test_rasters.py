@@ -6,6 +6,7 @@ from PIL import Image
 
 import segnext_timm.prediction.raster_labels
 import segnext_timm.prediction.rasters
+from scores import shrink_tiles
 from segnext_timm import predict
 from segnext_timm.errors import ImageError, OptionError
 from segnext_timm.prediction.files import find_images, outputs, predict_file, predict_files
@@ -63,14 +64,15 @@ def test_files_that_are_no_rasters_are_refused_by_name(tmp_path):
 @pytest.mark.parametrize(
     "options",
     [
-        {"mode": "slide", "tile": 50},
+        {"mode": "slide"},
         {"mode": "slide", "window": 64, "stride": 41, "scales": (1.0, 1.5), "flip": True},
         {"fit_in": 100},
         {"divisor": 32},
         {},
     ],
 )
-def test_labels_of_a_raster_are_those_of_the_image_in_memory_and_lie_where_it_lies(tmp_path, options):
+def test_labels_of_a_raster_are_those_of_the_image_in_memory_and_lie_where_it_lies(tmp_path, options, monkeypatch):
+    shrink_tiles(monkeypatch, 50)
     model, values = model_of(5, range=[0, 4000]), noise(5, 90, 120, "uint16") * 16
     file = write_raster(tmp_path / "a.tif", values, tiled=True, blockxsize=64, blockysize=64)
     entry = predict_file(model, file, tmp_path / "out" / "a", **options)
@@ -179,7 +181,7 @@ def test_a_huge_raster_takes_the_time_of_its_data(tmp_path):
     values = noise(3, 100, 200) // 2 + 1
     with rasterio.open(file, "w", driver="GTiff", **profile, **blocks) as raster:
         raster.write(values, window=((9_000, 9_100), (2_000, 2_200)))
-    entry = predict_file(model_of(classes=2), file, tmp_path / "out" / "a", tile=512, window=512, overlays=False)
+    entry = predict_file(model_of(classes=2), file, tmp_path / "out" / "a", window=512, overlays=False)
     assert (entry["height"], entry["width"]) == (16_000, 15_000)
     assert sum(c["pixels"] for c in entry["classes"]) == 20_000
     with rasterio.open(tmp_path / "out" / "a.tif") as raster:
@@ -259,7 +261,7 @@ def test_rasters_are_interrupted_and_resumed_as_other_images(tmp_path):
         if file.name == "b.tif" and share > 0:
             raise KeyboardInterrupt
 
-    options = {"areas": True, "origin": "m, mode slide", "mode": "slide", "tile": 64}
+    options = {"areas": True, "origin": "m, mode slide", "mode": "slide"}
     with pytest.raises(KeyboardInterrupt):
         predict_files(model_of(), places, out, report=interrupt, **options)
     assert sorted(f.name for f in out.iterdir()) == ["a.tif", "a_overlay.jpg", "areas.json"]

@@ -8,7 +8,7 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from segnext_timm import create_segmenter, load_segmenter, predict, predict_file
+from segnext_timm import create_segmenter, fuse, load_segmenter, predict, predict_file
 from segnext_timm.cli import main
 from segnext_timm.errors import OptionError
 from segnext_timm.models.model_info import ModelInfo
@@ -96,9 +96,9 @@ def test_the_command_resizes_to_the_model_s_scale_and_says_so_once(folder, photo
     done = run(folder, photo, tmp_path / "b.png", "-o", tmp_path / "out")
     assert done.exit_code == 0
     assert done.stderr.count(SAID) == 1
-    model = load_segmenter(folder)
+    model = fuse(load_segmenter(folder))
     for sides, options in ((SIDES, ()), (None, ("--fit", "own")), ((70, 60), ("--fit", "70x60"))):
-        done = run(folder, photo, "-o", tmp_path / "new", "--no-fuse", *options)
+        done = run(folder, photo, "-o", tmp_path / "new", *options)
         assert (SAID in done.stderr) == (not options)
         expected = predict(model.to(memory_format=torch.channels_last), photo, fit_in=sides)
         assert np.array_equal(labels_of(tmp_path / "new" / "a.png"), expected)

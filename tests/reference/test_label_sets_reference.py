@@ -3,7 +3,7 @@
 import pytest
 
 from publishing.reference import import_mmseg
-from segnext_timm.label_sets import LABEL_SETS, voc_palette
+from segnext_timm.label_sets import LABEL_SETS, VOC_PALETTE
 
 DATASETS = {
     "ade20k": "ADE20KDataset",
@@ -28,5 +28,5 @@ def test_all_classes_and_colors_agree_with_mmsegmentation(key):
     if key == "isaid":
         names = [name.lower() for name in names]
     assert list(ours.classes) == names
-    colors = voc_palette(len(names)) if key in WITHOUT_COLORS else [tuple(color) for color in theirs["palette"]]
+    colors = VOC_PALETTE[: len(names)] if key in WITHOUT_COLORS else [tuple(color) for color in theirs["palette"]]
     assert tuple(ours.palette) == tuple(colors)

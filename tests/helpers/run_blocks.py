@@ -2,7 +2,8 @@
 
 Blocks of `bash` run in bash, those of `bash fails` have to fail, those of `python` share one namespace. Blocks after
 a comment `<!-- needs: ... -->` are not run. Commands that install packages are left out, and so is the README's first
-command up to its script. Trainings are shortened: numbers of iterations are at most those of SHORTENED. A block of `python` that begins with `# NAME.py` is that file too.
+command up to its script. Trainings are shortened: numbers of iterations are at most those of SHORTENED. A block of
+`python` that begins with `# NAME.py` is that file too.
 """
 
 import re

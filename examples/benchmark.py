@@ -171,16 +171,20 @@ def table(results: list[Result], ceiling: tuple[float, float]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def draw(groups: list[list[Result]], path: Path, title: str) -> None:
+def draw(groups: list[list[Result]], path: Path, host: dict[str, str | int], classes: int) -> None:
     """Draw speeds as bars, or times over the number of pixels if there are several sizes or batches."""
+    machine = f"on {host['device']}, {host['threads']} threads"
+    first, note = groups[0][0], f"torch {str(host['torch']).split('+')[0]}, {classes} classes"
     if len({(r.height, r.width, r.batch) for group in groups for r in group}) == 1:
-        draw_bars({g[0].task: {r.contender: g[0].median / r.median for r in g} for g in groups}, path, title)
+        note += f", batch {first.batch}, images of {first.height}×{first.width}"
+        speeds = {g[0].task: {r.contender: g[0].median / r.median for r in g} for g in groups}
+        draw_bars(speeds, path, machine, note)
         return
     curves: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for r in (result for group in groups for result in group):
         curve = curves.setdefault(r.task, {}).setdefault(r.contender, [])
         curve.append((r.batch * r.height * r.width / 1e6, r.median))
-    draw_growth(curves, path, title)
+    draw_growth(curves, path, machine, note)
 
 
 def check_contender(text: str) -> None:
@@ -240,8 +244,7 @@ def main(argv: list[str]) -> None:
                     content["results"] = [asdict(result) for group in groups for result in group]
                     (out / "benchmark.json").write_text(json.dumps(content, indent=1))
                     (out / "table.md").write_text("\n".join(table(group, ceiling) for group in groups))
-    title = f"{host['device']}, {host['threads']} threads, torch {host['torch']}"
-    draw(groups, out / "benchmark.png", title)
+    draw(groups, out / "benchmark.png", host, settings.classes)
     print(f"{out / 'benchmark.json'}, {out / 'table.md'}, {out / 'benchmark.png'}")
 
 

@@ -68,6 +68,11 @@ def remove_drawn(folder: Path) -> None:
     mark.unlink(missing_ok=True)
 
 
+def colored_names() -> list[str]:
+    """Lines of classes.txt: each class and the color that pictures show it in."""
+    return [f"{name} #{bytes(color).hex()}" for name, color in zip(scenes.CLASSES, scenes.PALETTE)]
+
+
 def _entry(file: Path, folder: Path) -> str:
     return f"{file.stat().st_size} {file.relative_to(folder).as_posix()}"
 
@@ -76,7 +81,7 @@ def main(argv: list[str]) -> None:
     settings = tyro.cli(Settings, args=argv, description=__doc__.split("\n")[0], use_underscores=True)
     if settings.binary and settings.binary not in scenes.CLASSES:
         raise SettingsError(f"unknown class {settings.binary!r}: choose from {', '.join(scenes.CLASSES)}.")
-    names = ("background", settings.binary) if settings.binary else scenes.CLASSES
+    names = ["background", settings.binary] if settings.binary else colored_names()
     remove_drawn(settings.folder)
     for seed, (split, count) in enumerate((("train", settings.train), ("val", settings.val))):
         for kind in ("images", "labels"):

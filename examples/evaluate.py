@@ -60,6 +60,8 @@ def main(argv: list[str]) -> Scores:
         if file.name and file.is_dir():
             raise SettingsError(f"--{option} {file} is a folder: name a file.")
         check_writable(option, file.parent)
+        if file.is_file():
+            print(f"{file} will be replaced.")
     check_writable("plots", Path(settings.plots or ""))
     accelerator = Accelerator(mixed_precision=mixed_precision(settings.precision), kwargs_handlers=[PATIENT])
     if slow := slow_precision(accelerator.device, settings.precision):

@@ -9,14 +9,15 @@ line. The labels of an image are a PNG of the same name. Its pixels are line num
 `classes.txt` (`255 person`, `#ff0000 road`). One more value, `--ignore-index` (default: 255), marks pixels to ignore.
 
 The results go to `runs/quickstart`: `model.safetensors`, `config.json` and the model card `README.md`, which
-`smp.from_pretrained` loads; `predictions.png` and `training.png`. Ctrl-C ends the training early and keeps the
-model so far.
+`smp.from_pretrained` loads; `predictions.png` and `training.png`; and held-out scenes in `scenes`, for the command that
+is printed at the end. Ctrl-C ends the training early and keeps the model so far.
 
 This script trains for a few hundred steps with a fast schedule. `train.py` follows the paper's recipes.
 """
 
 import argparse
 import math
+import os
 import sys
 import time
 from pathlib import Path
@@ -42,7 +43,7 @@ from segmentation.pictures import draw_predictions, draw_training
 from segmentation.progress import progress_bar, report
 from segmentation.recipe import DataSettings, UserError
 from segmentation.transforms import RandomResizedCrop, TrainTransform
-from segnext_timm import SegNeXtError, predict
+from segnext_timm import SegNeXtError, load_segmenter, predict
 from segnext_timm.variants import MIN_SIDE
 
 
@@ -109,6 +110,13 @@ def save(model: torch.nn.Module, split: Split, scores: Scores, history: dict, fo
     draw_training(history["loss"], mious, folder / "training.png", "cross-entropy + Dice")
 
 
+def write_scenes(split: Scenes, folder: Path, count: int = 8) -> None:
+    """Write held-out scenes as PNG files, to predict them with the command."""
+    folder.mkdir(exist_ok=True)
+    for index, (image, _) in enumerate(split.drawn[:count]):
+        Image.fromarray(image).save(folder / f"{index:03d}.png")
+
+
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
@@ -117,10 +125,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--ignore-index", "--ignore_index", type=int, default=255, help="value of the pixels to ignore")
     parser.add_argument("--out", type=Path, default=Path("runs/quickstart"), help="folder of the results")
     parser.add_argument("--encoder", default="tu-mscan_t", help="any encoder of smp")
-    parser.add_argument("--encoder-weights", help="'imagenet' to start from pretrained weights")
+    parser.add_argument("--encoder-weights", "--encoder_weights", help="'imagenet' to start from pretrained weights")
     parser.add_argument("--steps", type=int, default=260, help="number of training steps")
-    parser.add_argument("--batch-size", type=int, default=8, help="images per step")
-    parser.add_argument("--crop-size", type=int, default=128, help="side of the training images, in pixels")
+    parser.add_argument("--batch-size", "--batch_size", type=int, default=8, help="images per step")
+    parser.add_argument("--crop-size", "--crop_size", type=int, default=128, help="side of training images in pixels")
     parser.add_argument("--lr", type=float, default=2e-3, help="maximum learning rate")
     parser.add_argument("--seed", type=int, default=0, help="seed of the data, the weights and the training order")
     parser.add_argument("--cpu", action="store_true", help="use the CPU even if there is an accelerator")
@@ -136,6 +144,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     check_writable("out", args.out)
+    if (args.out / "config.json").exists():
+        print(f"The model in {args.out} will be replaced.")
     torch.manual_seed(args.seed)
     start = time.monotonic()
     on_gpu = torch.cuda.is_available() and not args.cpu
@@ -182,14 +192,21 @@ def main(argv: list[str] | None = None) -> None:
     # 5. Results: written, then loaded back
     with fill_when_complete(args.out) as folder:
         save(model, val_split, scores, history, folder)
-    loaded = smp.from_pretrained(args.out).to(accelerator.device, memory_format=torch.channels_last)
+    loaded = load_segmenter(args.out).to(accelerator.device, memory_format=torch.channels_last)
     image = val_split.open(0)[0]
     if not np.array_equal(predict(model, image), predict(loaded, image)):
         raise UserError(f"the model loaded from {args.out} gives different predictions from the saved one.")
     print(f"Saved to {args.out} and loaded back: the predictions are equal.")
     print(f"  {args.out / 'predictions.png'}: image, truth, prediction")
     print(f"  {args.out / 'training.png'}: loss and mIoU")
-    print(f"Done in {time.monotonic() - start:.0f} s.")
+    print(f"Done in {time.monotonic() - start:.0f} s. To predict images with the model:")
+    images = args.data / "images" / "val" if args.data else args.out / "scenes"
+    if args.data is None:
+        write_scenes(val_split, images)
+    command = os.path.relpath(Path(sys.executable).with_name("segnext-timm"))
+    print(f"  {command} predict {args.out} {images} -o predictions")
+    if len(history["loss"]) < args.steps:
+        sys.exit(130)  # 128 + SIGINT: as after Ctrl-C in the other scripts
 
 
 if __name__ == "__main__":
@@ -198,4 +215,5 @@ if __name__ == "__main__":
     except (UserError, SegNeXtError, OSError) as error:
         sys.exit(f"quickstart: {error}")
     except KeyboardInterrupt:
-        sys.exit("quickstart: interrupted")
+        print("quickstart: interrupted", file=sys.stderr)
+        sys.exit(130)

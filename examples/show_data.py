@@ -38,6 +38,8 @@ def main(argv: list[str]) -> None:
         raise SettingsError(f"--picture {picture} is not the name of a PNG file, such as data.png.")
     if settings.augment:
         own_transform(settings.augment)  # refuses a wrong name before the data are read
+    if picture.exists():
+        print(f"{picture} will be replaced.")
     picture.parent.mkdir(parents=True, exist_ok=True)
     splits = [open_split(settings.dataset, settings.data_root, n, settings.ignore_index) for n in ("train", "val")]
     form, note = measure_form(splits[0], settings)

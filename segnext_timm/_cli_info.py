@@ -70,23 +70,13 @@ def describe_model(name: str) -> dict[str, Any]:
         return _described(cfg.name, config, cfg.parameters)
     folder = Path(name)
     if (backbone := catalog.find_backbone(name)) is not None and not (folder / CONFIG).is_file():
-        return _described_backbone(backbone)
+        config = {"architecture": backbone.variant.backbone, "num_classes": 1000}
+        return _described(backbone.name, config | {"pretrained_cfg": backbone.pretrained_cfg}, backbone.parameters)
     if not folder.is_dir():
         if not names_repository(name):
             raise FileNotFoundError(unknown_model(name, [*catalog.list_segmenters(), *catalog.list_backbones()]))
         folder = hub_config(name).parent
     return _described(name, read_config(folder))
-
-
-def _described_backbone(backbone: catalog.BackboneCfg) -> dict[str, Any]:
-    from .models.mscan import default_cfgs  # the address and the preprocessing, as timm has them
-
-    architecture = backbone.variant.backbone
-    cfg = default_cfgs[architecture].default.to_dict()
-    cfg |= {"dataset": backbone.dataset, "dataset_terms": backbone.terms, "results": [backbone.result]}
-    cfg["license_note"] = catalog.ORIGINS[backbone.origin].license_note
-    config = {"architecture": architecture, "num_classes": cfg["num_classes"], "pretrained_cfg": cfg}
-    return _described(backbone.name, config, backbone.parameters)
 
 
 def _described(name: str, config: dict[str, Any], parameters: int | None = None) -> dict[str, Any]:

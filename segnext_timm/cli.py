@@ -97,7 +97,11 @@ def _examples(*lines: str) -> str:
     return "\n".join(["\b", "Examples:", *(f"  segnext-timm {line}" for line in lines)])
 
 
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+_SETTINGS = {"help_option_names": ["-h", "--help"], "show_default": True}
+_SETTINGS["token_normalize_func"] = lambda name: name.replace("_", "-")  # both spellings of each option
+
+
+@click.group(cls=_Group, context_settings=_SETTINGS)
 @click.version_option(__version__, message="%(prog)s %(version)s", help="Show the version.")
 def main() -> None:
     """SegNeXt for timm, segmentation-models-pytorch and the Hugging Face Hub.
@@ -223,7 +227,8 @@ def export_command(model: str, file: Path, size: tuple[int, int] | None, batch: 
     if height % info.size_divisor or width % info.size_divisor:
         raise OptionError(f"{model} takes sizes that are multiples of {info.size_divisor}, got {height}x{width}.")
     shape = (batch, info.in_channels, height, width)
-    click.echo(f"Exporting for images {'like ' if options['dynamic'] else ''}{shape} ...")
+    replaced = f", replacing {file}" if file.exists() else ""
+    click.echo(f"Exporting for images {'like ' if options['dynamic'] else ''}{shape}{replaced} ...")
     export(segmenter, file, shape, **options)
     click.echo(f"Wrote {file} ({file.stat().st_size / 1e6:.1f} MB).")
 
@@ -288,6 +293,8 @@ def predict_command(model: str, images: tuple[str, ...], out: Path, device: str 
     for file in videos:
         check_video(file, options["save_as"], options["probabilities"], options["overlays"])
     kind = "files" if videos else "images"
+    if not options["resume"] and (earlier := sum("labels" in outputs(result) for result in places.values())):
+        click.echo(f"The labels of {earlier} images in {out} will be replaced; --resume keeps them.", err=True)
     if target.type == "cpu" and options["precision"] != "fp32":
         click.echo(f"On most CPUs, {options['precision']} is about ten times slower than fp32.", err=True)
     try:

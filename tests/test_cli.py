@@ -22,7 +22,7 @@ from segnext_timm import __version__, load_segmenter
 from segnext_timm.cli import main
 from segnext_timm.errors import CheckpointError, ExportError, HubError, OptionError
 
-QUICK = [("--help",), ("--version",), ("models",), ("info", "segnext_b"), ("predict", "--help")]
+QUICK = [("--help",), ("--version",), ("models",), ("info", "segnext_b"), ("info", "mscan_t"), ("predict", "--help")]
 HEAVY = {"torch", "torchvision", "timm", "segmentation_models_pytorch", "numpy", "PIL", "huggingface_hub"}
 
 

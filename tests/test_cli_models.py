@@ -15,7 +15,7 @@ import torch
 import hub_server
 from command import COMMAND, last_line, run, save_segmenter
 from segnext_timm import add_results, load_segmenter
-from segnext_timm.checkpoints.catalog import ORIGINS, find_backbone, get_segmenter_cfg
+from segnext_timm.checkpoints.catalog import ORIGINS, find_backbone, get_segmenter_cfg, list_backbones
 from segnext_timm.errors import CheckpointError
 from segnext_timm.hub.cards import write_card
 
@@ -150,13 +150,15 @@ def test_info_describes_published_segmenters_without_their_weights(empty_cache):
     assert "0 wall, 1 building" in run("info", "segnext_b").output
 
 
-@pytest.mark.parametrize("name", ["mscan_t", "mscan_t.in1k"])
-def test_info_describes_published_backbones_without_their_weights(empty_cache, name):
+@pytest.mark.parametrize("name", ["mscan_t", *list_backbones()])
+def test_info_says_of_published_backbones_what_timm_knows(empty_cache, name):
     info = json.loads(run("info", name, "--json").output)
-    cfg = timm.get_pretrained_cfg("mscan_t")
-    assert (info["kind"], info["parameters"], info["classes"]) == ("backbone", 4_160_584, 1000)
-    assert (info["mean"], info["license"], info["url"]) == (list(cfg.mean), cfg.license, cfg.url)
-    assert info["results"][0]["value"] == 75.9
+    cfg = timm.get_pretrained_cfg(name)
+    assert (info["kind"], info["classes"], info["parameters"]) == ("backbone", 1000, find_backbone(name).parameters)
+    assert (info["in_channels"], *info["input_size"]) == cfg.input_size
+    for key, known in (("mean", list(cfg.mean)), ("std", list(cfg.std)), ("license", cfg.license), ("url", cfg.url)):
+        assert info[key] == known
+    assert (info["origin"], info["results"][0]["value"]) == (cfg.origin_url, find_backbone(name).top1)
     assert not empty_cache.exists()
 
 
@@ -276,6 +278,7 @@ def test_models_that_give_no_labels_are_named(tmp_path):
         (tmp_path / "backbone", "backbone: holds test_mscan, not a segmentation model"),
         (tmp_path / "broken", "config.json: not a JSON object ("),
         (tmp_path / "y.pth", "y.pth: a file, not a model folder. Convert it to a folder with `segnext-timm convert`."),
+        (tmp_path / "backbone" / "config.json", "a file of a model folder. Give the folder, "),
     ):
         done = run("predict", name, tmp_path, "-o", tmp_path / "out")
         assert done.exit_code == 1

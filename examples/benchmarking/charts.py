@@ -71,13 +71,14 @@ def _comparison(speeds: Mapping[str, float], reference: str, several: bool) -> s
     return f"{contender_name(best)}: {up_to}{speeds[best]:.1f}× as fast as {contender_name(reference)}"
 
 
-def draw_bars(speeds: Mapping[str, Mapping[str, float]], path: Path, title: str) -> None:
+def draw_bars(speeds: Mapping[str, Mapping[str, float]], path: Path, machine: str, note: str) -> None:
     """Draw how many times as fast as the first contender each is, the fastest first, a panel a task.
 
     Args:
         speeds: Task to contender to speed.
         path: The picture.
-        title: Where this was measured.
+        machine: Where this was measured, for the title.
+        note: What was measured.
     """
     rows = [len(bars) + 0.6 for bars in speeds.values()]
     figure, axes = new_figure(0.27 * sum(rows) + 0.35 * len(rows) + 0.9, len(speeds), sharex=True, height_ratios=rows)
@@ -99,12 +100,13 @@ def draw_bars(speeds: Mapping[str, Mapping[str, float]], path: Path, title: str)
         axis.spines["bottom"].set_visible(False)
         axis.set_xticks([])
         axis.margins(x=0.1, y=0.02)
-    set_title(figure, _comparison(highest, reference, len(speeds) > 1), f"× the speed of the gray bar. {_plain(title)}")
+    title = f"{_comparison(highest, reference, len(speeds) > 1)}, {_plain(machine)}"
+    set_title(figure, title, f"× the speed of the gray bar. {note}")
     save(figure, path)
 
 
-def _plain(title: str) -> str:
-    return re.sub(r"\((R|TM)\)", "", title)
+def _plain(machine: str) -> str:
+    return re.sub(r"\((R|TM)\)", "", machine)
 
 
 def _spread(positions: Sequence[float], gap: float) -> list[float]:
@@ -145,13 +147,16 @@ def _draw_lines(axis: Axes, lines: Mapping[str, Sequence[tuple[float, float]]]) 
     axis.grid(alpha=0.4, color=LIGHT)
 
 
-def draw_growth(curves: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], path: Path, title: str) -> None:
+def draw_growth(
+    curves: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], path: Path, machine: str, note: str
+) -> None:
     """Draw time over megapixels, a panel a task, each line with its name at its end.
 
     Args:
         curves: Task to contender to its points, megapixels of a batch and milliseconds.
         path: The picture.
-        title: Where this was measured.
+        machine: Where this was measured, for the title.
+        note: What was measured.
     """
     figure, axes = new_figure(3.4 * len(curves) + 0.6, len(curves), sharex=True)
     for axis, (task, lines) in zip(axes[:, 0], curves.items()):
@@ -162,5 +167,6 @@ def draw_growth(curves: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]
     reference = next(iter(first))
     size, slowest = max(first[reference])
     speeds = {name: slowest / dict(points)[size] for name, points in first.items() if size in dict(points)}
-    set_title(figure, f"{_comparison(speeds, reference, False)}, at {size:.3g}\u00a0megapixels", _plain(title))
+    title = f"{_comparison(speeds, reference, False)}, at {size:.3g}\u00a0megapixels, {_plain(machine)}"
+    set_title(figure, title, note)
     save(figure, path)

@@ -1,15 +1,23 @@
 """Pictures that explain SegNeXt: what it costs and gains, how it is built, how far it sees, what its parts pick out.
 
-    python examples/figures/draw.py hero runs/quickstart -o DIR       # hero.png: three images and their predictions
+    python examples/figures/draw.py hero runs/scenes/best -o DIR      # hero.png: three images and their predictions
     python examples/figures/draw.py architecture -o DIR               # architecture.svg: encoder, decoder, block
     python examples/figures/draw.py cost -o DIR                       # accuracy.png: published mIoU over GMACs
     python examples/figures/draw.py benchmark benchmark.json -o DIR   # benchmark.png: measured speed
-    python examples/figures/draw.py model runs/quickstart -o DIR      # attention.png, receptive_field.png, bases.png
+    python examples/figures/draw.py model runs/scenes/best -o DIR     # attention.png, receptive_field.png, bases.png
     python examples/figures/draw.py model MODEL --image street.jpg    # on an image of yours
     python examples/figures/draw.py count                             # counts the GMACs of `PUBLISHED` again
 
 MODEL is a published segmenter's name, a folder, or a repository on the Hugging Face Hub; for `model`, a SegNeXt on
-MSCAN. Without `--image`, the images are street scenes drawn here. `count` needs mmsegmentation 1.2.2, with mmcv-lite.
+MSCAN. Without `--image`, the images are street scenes drawn here; `--size` is their side, which is that of the training
+images: 128 for `runs/quickstart`. `count` needs mmsegmentation 1.2.2, with mmcv-lite.
+
+The pictures of README and guides show a model that was trained on a CPU with these settings:
+
+    python examples/draw_scenes.py data/scenes --size 512 --train 160 --val 8
+    python examples/train.py examples/recipes/folder.yaml --data_root data/scenes --out runs/scenes --init_from none
+        --crop_size 256 --batch_size 4 --iterations 1000 --warmup 50 --lr 1e-3 --decoder_lr_factor 2
+        --resize_factors 0.7 1.4 --eval_every 250
 """
 
 import argparse
@@ -24,6 +32,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch.utils.flop_counter import FlopCounterMode
@@ -51,7 +60,8 @@ PUBLISHED = {
     "UPerNet on Swin": {"swin-tiny": (236.86, 44.41), "swin-small": (260.58, 47.72), "swin-base": (298.98, 47.99)},
     "DeepLabV3+ on ResNet": {"deeplabv3plus_r50": (177.26, 43.95), "deeplabv3plus_r101": (254.84, 45.47)},
 }  # fmt: skip
-SCENES = (2, 19, 30)  # held out by the quickstart
+SCENES = (16, 0, 30)  # of the validation images that draw_scenes.py draws, and of those that the quickstart holds out
+_CELL, _DARKEST = 8, 1e-3  # of the receptive fields: pixels of a side, and the share that is black
 CONFIGS = {
     "segnext": "segnext/{}_1xb16-adamw-160k_ade20k-512x512.py",
     "segformer": "segformer/{}_8xb2-160k_ade20k-512x512.py",
@@ -144,7 +154,7 @@ def draw_hero(model: torch.nn.Module, images: Sequence[np.ndarray], path: Path) 
             axis.imshow(_crop(picture, 0.73), interpolation="bicubic")
             axis.set_axis_off()
     add_legend(figure, sorted(present), info.label_names, info.palette)
-    set_title(figure, "SegNeXt names every pixel of an image")
+    set_title(figure, "SegNeXt predicts the class of every pixel")
     save(figure, path, smooth=True, exact=[info.palette[label] for label in present])
 
 
@@ -155,13 +165,7 @@ def draw_benchmark(file: Path, path: Path) -> None:
     content = json.loads(file.read_text(encoding="utf-8"))
     results = [benchmark.Result(**result) for result in content["results"]]
     groups = [list(group) for _, group in itertools.groupby(results, lambda r: (r.task, r.height, r.width, r.batch))]
-    host, first = content["machine"], results[0]
-    title = f"{host['device']}, {host['threads']} threads, torch {host['torch'].split('+')[0]}"
-    if all((r.height, r.width, r.batch) == (first.height, first.width, first.batch) for r in results):
-        title += (
-            f"; images of {first.height}×{first.width}, batch {first.batch}, {content['settings']['classes']} classes"
-        )
-    benchmark.draw(groups, path, title)
+    benchmark.draw(groups, path, content["machine"], content["settings"]["classes"])
 
 
 def _prepare(model: torch.nn.Module, image: np.ndarray) -> torch.Tensor:
@@ -201,8 +205,10 @@ def draw_attention(model: SegNeXt, image: np.ndarray, path: Path) -> None:
     figure, axes = _panels(["image", *(f"stage {i + 1}, stride {4 << i}" for i in range(len(gates)))])
     axes[0].imshow(image)
     for axis, gate in zip(axes[1:], gates):
-        axis.imshow(_enlarged(gate[0].abs().mean(0), image.shape[:2]), cmap="magma")
-    note = "Mean magnitude over the channels in each stage's last block; brightest: the largest of the stage."
+        strength = gate[0].abs().mean(0)
+        low, high = strength.quantile(torch.tensor([0.02, 0.98])).tolist()
+        axis.imshow(_enlarged(strength, image.shape[:2]), cmap="magma", vmin=low, vmax=high)
+    note = "Mean magnitude over the channels in each stage's last block, from the stage's lowest 2% to its highest 2%."
     set_title(figure, "Where the attention of each stage is strong", note)
     save(figure, path, smooth=True)
 
@@ -211,7 +217,7 @@ def draw_receptive_field(model: SegNeXt, images: list[np.ndarray], path: Path) -
     """The effective receptive field of each stage: the gradient of its central feature, over the pixels.
 
     Magnitudes are summed over the channels and averaged over the images
-    (https://arxiv.org/abs/1701.04128); the square holds nine tenths of them.
+    (https://arxiv.org/abs/1701.04128); the square holds nine tenths of them. The scale of the colors is logarithmic.
     """
     fields = None
     for image in images:
@@ -232,7 +238,9 @@ def draw_receptive_field(model: SegNeXt, images: list[np.ndarray], path: Path) -
         reach = torch.maximum(rows.abs()[:, None], columns.abs()[None])
         while reach_90 < max(height, width) // 2 and field[reach <= reach_90].sum() < 0.9 * total:
             reach_90 += 1
-        axis.imshow((field / field.max()).sqrt(), cmap="magma")
+        mean = F.avg_pool2d(field[None], _CELL, ceil_mode=True, count_include_pad=False)[0]
+        shares = (mean / mean.max()).clamp(min=_DARKEST)
+        shown = axis.imshow(shares, cmap="magma", norm=LogNorm(_DARKEST, 1), extent=(0, width, height, 0))
         corner = (width // 2 - reach_90, height // 2 - reach_90)
         axis.add_patch(Rectangle(corner, 2 * reach_90, 2 * reach_90, fill=False, color="white", linewidth=1.2))
         sides.append(min(2 * reach_90 + 1, max(height, width)))
@@ -240,9 +248,13 @@ def draw_receptive_field(model: SegNeXt, images: list[np.ndarray], path: Path) -
         bottom = height // 2 + reach_90 + (0.02 if small else -0.02) * height
         style = {"ha": "center", "va": "top" if small else "bottom", "color": "white", "fontsize": 10, "weight": "bold"}
         axis.text(width // 2, bottom, f"{sides[-1]} px", **style)
-    height, width = fields[0].shape
+    bar = figure.colorbar(shown, ax=axes, aspect=18, pad=0.01, shrink=0.72)
+    bar.set_ticks([_DARKEST, 0.01, 0.1, 1], labels=[f"{_DARKEST:g}", "0.01", "0.1", "1"])
+    bar.ax.tick_params(labelsize=8, colors=INK, which="both", length=0)
+    bar.outline.set_visible(False)
     note = (
-        f"Gradient of a stage's central feature over the pixels of {width}×{height} images; squares hold nine tenths."
+        f"Gradient of a stage's central feature over the pixels of {width}×{height} images, as a share of the largest "
+        f"mean of {_CELL}×{_CELL} pixels; squares hold nine tenths of it."
     )
     set_title(figure, f"How far a feature sees, stage by stage: {', '.join(map(str, sides))} pixels across", note)
     save(figure, path, smooth=True)
@@ -288,6 +300,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     drawn = commands.add_parser("model", help="draw what a model does with an image")
     for command in (hero, drawn):
         command.add_argument("model", help="published name, folder, or repository on the Hub")
+        command.add_argument("--size", type=int, default=512, help="side of the street scenes, that of the training")
     hero.add_argument("--image", type=Path, nargs="+", help="image files, best three; street scenes by default")
     drawn.add_argument("--image", type=Path, help="image file; a street scene by default")
     for command in (cost, architecture, measured, hero, drawn):
@@ -303,14 +316,14 @@ def draw_model(args: argparse.Namespace) -> list[str]:
     """Draw what a model does with an image. Returns the names of the pictures."""
     model = load_segmenter(args.model)
     if args.command == "hero":
-        images = [_read(file) for file in args.image or ()] or [scenes.draw(1, index, 256)[0] for index in SCENES]
+        images = [_read(file) for file in args.image or ()] or [scenes.draw(1, index, args.size)[0] for index in SCENES]
         draw_hero(model, images, args.out / "hero.png")
         return ["hero.png"]
     if not isinstance(model, SegNeXt) or "mscan" not in model.config["encoder_name"]:
         raise OptionError(f"{args.model}: these pictures are of a SegNeXt on MSCAN.")
-    image = _read(args.image) if args.image else scenes.draw(1, SCENES[0], 256)[0]
+    image = _read(args.image) if args.image else scenes.draw(1, SCENES[0], args.size)[0]
     draw_attention(model, image, args.out / "attention.png")
-    several = [image] if args.image else [scenes.draw(1, index, 512)[0] for index in range(8)]
+    several = [image] if args.image else [scenes.draw(1, index, args.size)[0] for index in range(8)]
     draw_receptive_field(model, several, args.out / "receptive_field.png")
     draw_bases(model, image, args.out / "bases.png")
     return ["attention.png", "receptive_field.png", "bases.png"]

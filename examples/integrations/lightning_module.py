@@ -11,10 +11,10 @@ import tempfile
 import warnings
 from pathlib import Path
 
+import generated
 import lightning as L
 import segmentation_models_pytorch as smp
 import torch
-from generated import CLASSES, MEAN, STD, normalize, show_versions, street_scenes
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.classification import MulticlassJaccardIndex
 
@@ -55,14 +55,14 @@ class Segmenter(L.LightningModule):
 
 
 def main() -> None:
-    show_versions("lightning", "torchmetrics")
+    generated.show_versions("lightning", "torchmetrics")
     warnings.filterwarnings("ignore", module="lightning")  # advice on workers and log steps
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     L.seed_everything(0)
-    images, labels = street_scenes(40)
-    data = TensorDataset(normalize(images), labels)
+    images, labels = generated.street_scenes(40)
+    data = TensorDataset(generated.normalize(images), labels)
     train, val = torch.utils.data.random_split(data, [32, 8])
-    segmenter = Segmenter("tu-mscan_t", len(CLASSES), lr=5e-4)
+    segmenter = Segmenter("tu-mscan_t", len(generated.CLASSES), lr=5e-4)
     with tempfile.TemporaryDirectory() as folder:
         trainer = L.Trainer(
             accelerator="cpu",  # or "auto", devices=4, strategy="ddp", precision="bf16-mixed", sync_batchnorm=True
@@ -80,7 +80,7 @@ def main() -> None:
 
         again = Segmenter.load_from_checkpoint(trainer.checkpoint_callback.best_model_path, weights_only=True)
         model = again.model.eval()
-        model.pretrained_cfg.update(mean=MEAN, std=STD, label_names=list(CLASSES))
+        model.pretrained_cfg.update(mean=generated.MEAN, std=generated.STD, label_names=list(generated.CLASSES))
         model.save_pretrained(Path(folder) / "segnext")
         loaded = smp.from_pretrained(Path(folder) / "segnext").eval()
         assert torch.equal(loaded.predict_labels(data[0][0][None]), model.predict_labels(data[0][0][None]))

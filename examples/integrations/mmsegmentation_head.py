@@ -9,8 +9,8 @@ mmsegmentation's: its predictions are the same at every call, theirs are drawn a
 
 import warnings
 
+import generated
 import torch
-from generated import CLASSES, batches, normalize, show_versions, street_scenes
 
 import segnext_timm
 from publishing.reference import import_mmseg  # `generated` makes the other examples importable
@@ -46,7 +46,7 @@ class DeterministicHamHead(BaseDecodeHead):
 def config(head: dict) -> dict:
     """What a configuration file of mmsegmentation holds under `model`."""
     common = {
-        "in_channels": [64, 160, 256], "in_index": [1, 2, 3], "channels": 128, "num_classes": len(CLASSES),
+        "in_channels": [64, 160, 256], "in_index": [1, 2, 3], "channels": 128, "num_classes": len(generated.CLASSES),
         "align_corners": False, "loss_decode": {"type": "CrossEntropyLoss"},
     }  # fmt: skip
     backbone = {"type": "TIMMBackbone", "model_name": "mscan_t", "pretrained": False, "out_indices": (0, 1, 2, 3)}
@@ -55,10 +55,10 @@ def config(head: dict) -> dict:
 
 
 def main() -> None:
-    show_versions("mmsegmentation", "mmengine")
+    generated.show_versions("mmsegmentation", "mmengine")
     init_default_scope("mmseg")
-    images, labels = street_scenes(8)
-    images = normalize(images)
+    images, labels = generated.street_scenes(8)
+    images = generated.normalize(images)
     theirs = {"type": "LightHamHead", "ham_channels": 128, "norm_cfg": {"type": "GN", "num_groups": 32}}
     theirs["ham_kwargs"] = {"MD_R": 16}
     for head, steady in (({"type": "DeterministicHamHead", "rank": 16}, True), (theirs, False)):
@@ -66,7 +66,7 @@ def main() -> None:
         model = MODELS.build(config(head))
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
         losses = []
-        for x, y in batches(images, labels, 4, 6):
+        for x, y in generated.batches(images, labels, 4, 6):
             samples = [SegDataSample(gt_sem_seg=PixelData(data=label[None])) for label in y]
             loss = model.loss(x, samples)["decode.loss_ce"]
             optimizer.zero_grad()

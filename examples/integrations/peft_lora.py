@@ -12,9 +12,9 @@ import copy
 import tempfile
 from pathlib import Path
 
+import generated
 import segmentation_models_pytorch as smp
 import torch
-from generated import CLASSES, batches, normalize, show_versions, street_scenes
 from peft import LoraConfig, PeftModel, get_peft_model
 
 import segnext_timm  # noqa: F401  (registers MSCAN with timm and SegNeXt with smp)
@@ -39,7 +39,7 @@ def train(model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor) ->
     """Train what may be trained; the loss before and after."""
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-3)
     losses = []
-    for x, y in batches(images, labels, 4, STEPS):
+    for x, y in generated.batches(images, labels, 4, STEPS):
         loss = torch.nn.functional.cross_entropy(model(x), y)
         optimizer.zero_grad()
         loss.backward()
@@ -50,12 +50,12 @@ def train(model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor) ->
 
 
 def main() -> None:
-    show_versions("peft", "segmentation-models-pytorch")
+    generated.show_versions("peft", "segmentation-models-pytorch")
     torch.manual_seed(0)
-    images, labels = street_scenes(16)
-    images = normalize(images)
+    images, labels = generated.street_scenes(16)
+    images = generated.normalize(images)
     # with encoder_weights="imagenet", the published weights
-    base = smp.create_model("segnext", "tu-mscan_t", encoder_weights=None, classes=len(CLASSES))
+    base = smp.create_model("segnext", "tu-mscan_t", encoder_weights=None, classes=len(generated.CLASSES))
 
     config = LoraConfig(
         r=8,

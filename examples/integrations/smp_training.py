@@ -5,9 +5,9 @@
 Nothing is needed but `import segnext_timm`: SegNeXt gives logits at the images' size, as every model of smp does.
 """
 
+import generated
 import segmentation_models_pytorch as smp
 import torch
-from generated import CLASSES, batches, normalize, show_versions, street_scenes
 
 import segnext_timm  # registers MSCAN with timm and SegNeXt with smp
 
@@ -17,7 +17,7 @@ def measure(model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor) 
     model.eval()
     with torch.no_grad():
         found = model.predict_labels(images)
-    counts = smp.metrics.get_stats(found, labels, mode="multiclass", num_classes=len(CLASSES))
+    counts = smp.metrics.get_stats(found, labels, mode="multiclass", num_classes=len(generated.CLASSES))
     counts = [count.sum(0, keepdim=True) for count in counts]  # over images, so that absent classes do not count as 1
     return {
         "IoU": smp.metrics.iou_score(*counts, reduction="macro").item(),
@@ -26,17 +26,17 @@ def measure(model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor) 
 
 
 def main() -> None:
-    show_versions("segmentation-models-pytorch")
+    generated.show_versions("segmentation-models-pytorch")
     torch.manual_seed(0)
-    images, labels = street_scenes(40)
-    images = normalize(images)
-    model = smp.create_model("segnext", "tu-mscan_t", encoder_weights=None, classes=len(CLASSES))
+    images, labels = generated.street_scenes(40)
+    images = generated.normalize(images)
+    model = smp.create_model("segnext", "tu-mscan_t", encoder_weights=None, classes=len(generated.CLASSES))
     dice = smp.losses.DiceLoss("multiclass", ignore_index=255)
     focal = smp.losses.FocalLoss("multiclass", ignore_index=255)
     optimizer = torch.optim.AdamW(segnext_timm.parameter_groups(model, lr=2e-4))
     before = measure(model, images[32:], labels[32:])
     model.train()
-    for x, y in batches(images[:32], labels[:32], 4, 30):
+    for x, y in generated.batches(images[:32], labels[:32], 4, 30):
         logits = model(x)
         loss = dice(logits, y) + focal(logits, y)
         optimizer.zero_grad()

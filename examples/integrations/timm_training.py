@@ -17,9 +17,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+import generated
 import timm
 import torch
-from generated import show_versions
 from PIL import Image
 from timm.data import Mixup, create_dataset, create_loader, resolve_data_config
 from timm.loss import SoftTargetCrossEntropy
@@ -111,7 +111,7 @@ def main() -> None:
         sys.path.insert(0, str(Path(script).resolve().parent))
         runpy.run_path(script, run_name="__main__")
         return
-    show_versions("torchvision")
+    generated.show_versions("torchvision")
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         draw(Path(folder), "train", 24)

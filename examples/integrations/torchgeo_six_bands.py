@@ -11,10 +11,10 @@ import logging
 import tempfile
 import warnings
 
+import generated
 import lightning as L
 import segmentation_models_pytorch as smp
 import torch
-from generated import CLASSES, show_versions, street_scenes
 from torch.utils.data import DataLoader, Dataset
 
 import segnext_timm
@@ -27,7 +27,7 @@ class Bands(Dataset):
     """Scenes with three bands more, made of the visible ones with noise, in torchgeo's form; from 0 to 1."""
 
     def __init__(self, count: int, seed: int) -> None:
-        visible, self.labels = street_scenes(count, seed=seed)
+        visible, self.labels = generated.street_scenes(count, seed=seed)
         generator = torch.Generator().manual_seed(seed)
         invisible = visible.flip(1) * 0.7 + 0.3 * torch.rand(visible.shape, generator=generator)
         self.raw = torch.cat([visible, invisible], 1)
@@ -55,12 +55,12 @@ class SegNeXtTask(SemanticSegmentationTask):
 
 
 def main() -> None:
-    show_versions("torchgeo", "lightning", "segmentation-models-pytorch")
+    generated.show_versions("torchgeo", "lightning", "segmentation-models-pytorch")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     data, held_out = Bands(24, seed=0), Bands(4, seed=1)
     for make in (SemanticSegmentationTask, SegNeXtTask):
         L.seed_everything(0, verbose=False)
-        task = make(model="unet", backbone="tu-mscan_t", in_channels=6, num_classes=len(CLASSES), lr=1e-3)
+        task = make(model="unet", backbone="tu-mscan_t", in_channels=6, num_classes=len(generated.CLASSES), lr=1e-3)
         with tempfile.TemporaryDirectory() as folder:
             trainer = L.Trainer(
                 accelerator="cpu", max_epochs=2, logger=False, default_root_dir=folder,
@@ -75,7 +75,7 @@ def main() -> None:
         assert after < before
 
     model = task.model.eval()
-    model.pretrained_cfg.update(mean=data.mean.tolist(), std=data.std.tolist(), label_names=list(CLASSES))
+    model.pretrained_cfg.update(mean=data.mean.tolist(), std=data.std.tolist(), label_names=list(generated.CLASSES))
     labels = segnext_timm.predict(model, data.raw[0])
     print(f"predict on a raw tensor {tuple(data.raw[0].shape)}: labels {labels.shape}")
     assert labels.shape == (96, 96)

@@ -9,9 +9,9 @@ a list, so a module of ten lines puts the pyramid on it. It fits any timm model.
 import time
 from collections import OrderedDict
 
+import generated
 import timm
 import torch
-from generated import show_versions
 from torch import nn
 from torchvision.models.detection import FasterRCNN, MaskRCNN
 from torchvision.ops import FeaturePyramidNetwork, masks_to_boxes
@@ -55,7 +55,7 @@ def discs(count: int, size: int, seed: int) -> tuple[list[torch.Tensor], list[di
 
 
 def main() -> None:
-    show_versions("torchvision")
+    generated.show_versions("torchvision")
     size = 128
     for detector in (FasterRCNN, MaskRCNN):
         start = time.monotonic()

@@ -8,8 +8,8 @@ backbone among timm's models. `TimmBackbone.from_pretrained("mscan_t")` loads th
 
 import tempfile
 
+import generated
 import torch
-from generated import CLASSES, batches, normalize, show_versions, street_scenes
 from transformers import (
     Mask2FormerConfig,
     Mask2FormerForUniversalSegmentation,
@@ -51,28 +51,28 @@ def save_and_load(model: torch.nn.Module, images: torch.Tensor, output: str) -> 
 
 
 def main() -> None:
-    show_versions("transformers")
+    generated.show_versions("transformers")
     torch.manual_seed(0)
-    images, labels = street_scenes(8)
-    images = normalize(images)
+    images, labels = generated.street_scenes(8)
+    images = generated.normalize(images)
 
     config = UperNetConfig(
-        backbone_config=backbone_config(), hidden_size=64, use_auxiliary_head=False, num_labels=len(CLASSES)
+        backbone_config=backbone_config(), hidden_size=64, use_auxiliary_head=False, num_labels=len(generated.CLASSES)
     )
     model = UperNetForSemanticSegmentation(config)
-    losses = train(model, [{"pixel_values": x, "labels": y} for x, y in batches(images, labels, 4, 8)])
+    losses = train(model, [{"pixel_values": x, "labels": y} for x, y in generated.batches(images, labels, 4, 8)])
     assert losses[-1] < losses[0]
     save_and_load(model, images[:2], "logits")
 
     # Mask2Former takes a mask and a class of each region
     config = Mask2FormerConfig(
-        backbone_config=backbone_config(), num_labels=len(CLASSES), num_queries=20, encoder_layers=2, decoder_layers=3,
-        hidden_dim=64, feature_size=64, mask_feature_size=64, dim_feedforward=128, encoder_feedforward_dim=128,
-        num_attention_heads=4, train_num_points=1024,
+        backbone_config=backbone_config(), num_labels=len(generated.CLASSES), num_queries=20, encoder_layers=2,
+        decoder_layers=3, hidden_dim=64, feature_size=64, mask_feature_size=64, dim_feedforward=128,
+        encoder_feedforward_dim=128, num_attention_heads=4, train_num_points=1024,
     )  # fmt: skip
     model = Mask2FormerForUniversalSegmentation(config)
     inputs = []
-    for x, y in batches(images, labels, 2, 6):
+    for x, y in generated.batches(images, labels, 2, 6):
         classes = [one.unique() for one in y]
         masks = [(one == present[:, None, None]).float() for one, present in zip(y, classes)]
         inputs.append({"pixel_values": x, "mask_labels": masks, "class_labels": classes})

@@ -20,11 +20,11 @@ import PIL
 from PIL import Image, UnidentifiedImageError
 
 from segnext_timm import SegNeXtError
-from segnext_timm.prediction.images import loses_values, read_values
+from segnext_timm.prediction.images import count_pages, loses_values, read_values
 from segnext_timm.prediction.rasters import open_dataset
 
 from .files import replace_when_complete
-from .label_files import open_label_file, pages, why_unreadable
+from .label_files import open_label_file, why_unreadable
 from .progress import progress_bar
 from .recipe import DataError
 
@@ -102,7 +102,7 @@ def _image_facts(path: Path, content: bytes, digest: str) -> Facts:
     number, place = 1, ()
     try:
         image = Image.open(io.BytesIO(content))
-        size, number, place = image.size, pages(image, content), _place(image)
+        size, number, place = image.size, count_pages(io.BytesIO(content)), _place(image)
         if image.mode[0] in "IF" or loses_values(image, None):
             return replace(_array_facts(path, digest), pages=number, place=place)
         if image.format == "JPEG":  # an eighth of the size is decoded much faster, and still takes all of the file

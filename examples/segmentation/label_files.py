@@ -2,19 +2,19 @@
 
 import io
 import zlib
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from segnext_timm.prediction.images import count_pages
+
 from .class_list import IGNORED, color_codes, color_name
 from .recipe import DataError
 
 # Pillow spreads grays of 2 and 4 bits over 0 to 255 (its raw modes "L;2" and "L;4", with letters for the order of bits)
 _SPREAD = {"L;2": 85, "L;4": 17}
-NEW_SUBFILE_TYPE = 254  # the tag of TIFF whose bit 0 marks a smaller copy, and bit 2 a mask of transparency
 GDAL_NODATA = 42113
 _LOSSY = {"JPEG": "JPEG", "MPO": "JPEG", "AVIF": "AVIF", "HEIF": "HEIF"}
 
@@ -162,7 +162,7 @@ def open_label_file(path: Path, content: bytes | None = None) -> LabelFile:
         arguments = image.tile[0][3] if image.tile else ""
         raw_mode = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
         lossy = _LOSSY.get(image.format, "WebP" if image.format == "WEBP" and _is_lossy_webp(content) else "")
-        if (number := pages(image, content)) > 1:
+        if (number := count_pages(io.BytesIO(content))) > 1:
             raise DataError(f"holds {number} pages: labels are one picture; save the one that is meant.")
         image.load()
         kind = image.format
@@ -196,23 +196,6 @@ def why_unreadable(error: Exception, content: bytes | None) -> str:
     if not content.strip():
         return "it is empty."
     return "it holds text." if content[:512].isascii() and b"\0" not in content[:512] else "it is of no known format."
-
-
-def pages(image: Image.Image, content: bytes) -> int:
-    """Number of pictures in a file, without the smaller copies and masks that TIFFs hold.
-
-    Args:
-        image: The file, opened.
-        content: Its bytes, since to look at other pictures changes the opened one.
-    """
-    if image.format != "TIFF":
-        return 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
-    number, other = 0, Image.open(io.BytesIO(content))
-    with suppress(Exception):  # of masks, which Pillow cannot open
-        for frame in range(other.n_frames):
-            other.seek(frame)
-            number += not other.tag_v2.get(NEW_SUBFILE_TYPE, 0) & 5
-    return max(number, 1)
 
 
 def _is_lossy_webp(content: bytes) -> bool:

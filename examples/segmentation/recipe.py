@@ -393,4 +393,5 @@ def run(main: Callable[[list[str]], None]) -> None:
         line = str(error).strip().splitlines()[-1].removeprefix(f"{kind.__module__}.{kind.__name__}: ")
         sys.exit(f"{Path(sys.argv[0]).name}: {line}")
     except KeyboardInterrupt:
-        sys.exit(f"{Path(sys.argv[0]).name}: interrupted")
+        print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
+        sys.exit(130)  # 128 + SIGINT, as shells have it

@@ -34,7 +34,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class BackboneCfg:
-    """A published ImageNet backbone; its address and sha256 are in models/mscan.py."""
+    """A published ImageNet backbone; models/mscan.py, which imports nothing of this room, has its address, too."""
 
     name: str  # in timm, with the tag, which is the key of the data set too
     origin: str  # key in `ORIGINS`
@@ -44,6 +44,23 @@ class BackboneCfg:
     parameters: int  # their number, with the classifier's
     top1: float  # the paper's, in percent
     result: dict[str, Any]  # the same, in the form that model cards need
+    url: str
+
+    @property
+    def pretrained_cfg(self) -> dict[str, Any]:
+        """Facts that go with the weights, a part of timm's: preprocessing, license, terms and origin."""
+        return {
+            "url": self.url,
+            "input_size": [3, 224, 224],
+            "mean": [0.5] * 3,
+            "std": [0.5] * 3,
+            "dataset": self.dataset,
+            "license": "apache-2.0",
+            "license_note": ORIGINS[self.origin].license_note,
+            "dataset_terms": [*self.terms],
+            "origin_url": "https://github.com/Visual-Attention-Network/SegNeXt",
+            "results": [self.result],
+        }
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,8 @@ def check_segmenter(name: str | Path) -> None:
 def unknown_model(text: str, names: Sequence[str]) -> str:
     """Error message for a name that is not one of the published `names`, not a folder, and not a Hub repository."""
     path = Path(text)
+    if path.is_file() and (path.parent / CONFIG).is_file():
+        return f"{text}: a file of a model folder. Give the folder, {str(path.parent)!r}."
     if path.is_file():
         return f"{text}: a file, not a model folder. Convert it to a folder with `segnext-timm convert`."
     beside = [folder.parent.name for folder in path.parent.glob(f"*/{CONFIG}")]

@@ -21,7 +21,7 @@ from .._atomic import fill_when_complete, replace_when_complete
 from ..errors import ImageError, OptionError
 from ..models.model_info import ModelInfo
 from .drawing import EXIF_SOFTWARE, NAME, class_areas, label_picture, overlay, save_overlay
-from .images import list_files, list_images, read_image
+from .images import check_address, count_pages, list_files, list_images, read_image
 from .pipeline import predict
 from .polygons import ENDINGS, Form, add_to_coco, check_options, check_place, write_names, write_polygons
 from .raster_labels import ORIGIN, SOFTWARE, predict_raster, raster_areas
@@ -70,6 +70,7 @@ def find_images(paths: Sequence[str | Path], out: str | Path) -> dict[Path, Path
 
     Raises:
         FileNotFoundError: If there is no such file or folder, or no image in them.
+        ImageError: If an address is given.
         OptionError: If `out` is a file or contains images to predict, or if two results would have the same name.
     """
     out = Path(out)
@@ -78,6 +79,8 @@ def find_images(paths: Sequence[str | Path], out: str | Path) -> dict[Path, Path
         raise OptionError(f"{lowest} is a file, but the results need a folder.")
     places: dict[Path, Path] = {}
     beside: set[Path] = set()  # videos in folders
+    for address in paths:
+        check_address(address)
     for path in map(Path, paths):
         root, files = path.parent, [path]
         if path.is_dir():
@@ -187,6 +190,8 @@ def predict_file(
             raise ImageError(f"{polygons} was corrected, or is another file: move it, or choose another folder.")
     if save_as == "geojson":
         check_place(file)
+    if (pages := count_pages(file)) > 1:
+        _logger.warning(f"{file} holds {pages} pages: only the first one is predicted.")
     as_raster = save_as == "geojson" or is_raster(file)
     labels = _named(result, _RASTER_LABELS if as_raster else _LABELS)
     # the labels come last: if they exist, so do the other results

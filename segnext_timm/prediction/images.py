@@ -2,11 +2,12 @@
 
 import logging
 import os
+import re
 import warnings
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ _DARK_WARNING = (
     "An image of 16 bits uses a small part of them, and becomes nearly black: state which values are black and white, "
     f"in the units of the file: {_RANGE_HINT}."
 )
+_SUBFILE_TYPE, _SMALLER_OR_MASK = 254, 1 | 4  # a tag of TIFF, and bits of its value
 _BITS, _SAMPLES, _PLANAR, _SAMPLE_FORMAT, _NODATA = 258, 277, 284, 339, 42113  # tags of TIFF, the last one GDAL's
 logging.getLogger("PIL.TiffImagePlugin").addHandler(logging.NullHandler())  # else it prints, of many bands
 
@@ -98,6 +100,26 @@ def list_images(folder: Path) -> list[Path]:
     return [f for f in files if f.suffix.lower() in known] or [f for f in files if f.suffix == ".npy"]
 
 
+def check_address(image: Any) -> None:
+    """Raise an ImageError for an address, such as https://..., since images are files."""
+    if re.match(r"\w+://", str(image)):
+        raise ImageError(f"{image} is an address, not a file: download it first.")
+
+
+def count_pages(file: str | os.PathLike[str] | IO[bytes]) -> int:
+    """Count the pictures in a file, without the smaller copies and masks that TIFFs hold; 1 if Pillow cannot tell."""
+    number = 0
+    with suppress(Exception), warnings.catch_warnings():  # of masks, which Pillow cannot open
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with Image.open(file) as image:
+            if image.format != "TIFF":
+                return 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+            for page in range(image.n_frames):
+                image.seek(page)
+                number += not image.tag_v2.get(_SUBFILE_TYPE, 0) & _SMALLER_OR_MASK
+    return max(number, 1)
+
+
 def loses_values(image: Any, channels: int | None = 3) -> bool:
     """Whether Pillow drops or confuses bits or bands of a file when it decodes it; `image` is Pillow's, not loaded yet.
 
@@ -130,6 +152,7 @@ def read_values(
         return image
     if not isinstance(image, str | os.PathLike | Image.Image):
         return Values(_select(_take(image, any_type), bands))
+    check_address(image)
     with named(image):
         if isinstance(image, Image.Image):
             return _decode(ImageOps.exif_transpose(image), channels, bands)

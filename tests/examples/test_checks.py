@@ -11,7 +11,7 @@ from PIL import Image
 
 from segmentation import file_facts
 from segmentation.checks import check_files, check_labels, check_lines, check_splits
-from segmentation.label_files import NEW_SUBFILE_TYPE, read_labels
+from segmentation.label_files import read_labels
 from segmentation.layouts import open_split
 from segmentation.recipe import DataError
 
@@ -386,7 +386,7 @@ def test_labels_of_several_pages_are_refused_and_images_pointed_out(tmp_path):
 
 def test_smaller_copies_in_a_tiff_are_no_pages(tmp_path):
     small = Image.fromarray(HALVES).resize((32, 32))
-    small.encoderinfo = {"tiffinfo": {NEW_SUBFILE_TYPE: 1}}
+    small.encoderinfo = {"tiffinfo": {254: 1}}  # NewSubfileType: a smaller copy
     Image.fromarray(HALVES).save(tmp_path / "a.tif", save_all=True, append_images=[small])
     assert Image.open(tmp_path / "a.tif").n_frames == 2
     assert np.array_equal(read_labels(tmp_path / "a.tif"), HALVES)

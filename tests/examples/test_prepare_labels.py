@@ -407,7 +407,7 @@ def test_ctrl_c_ends_in_a_line_and_leaves_whole_files(tmp_path):
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to all processes
     _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 1
+    assert process.returncode == 130
     assert stderr.splitlines()[-1] == "prepare_labels.py: interrupted"
     assert "Traceback" not in stderr
     finished = sorted(made.glob("[0-9]*.png"))

@@ -1,5 +1,6 @@
 import re
 import runpy
+import shlex
 import signal
 import subprocess
 import sys
@@ -83,7 +84,7 @@ def test_ctrl_c_keeps_the_model_so_far(folder):
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     stdout, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, shown
+    assert process.returncode == 130, shown
     assert "keeping the model so far" in stdout
     assert (out / "model.safetensors").is_file()
     assert b"Traceback" not in shown
@@ -151,7 +152,7 @@ def test_errors_are_printed_without_a_traceback(folder):
 @pytest.mark.timed
 @pytest.mark.slow
 def test_the_main_job_reaches_its_accuracy_in_minutes(tmp_path):
-    result = subprocess.run([sys.executable, str(SCRIPT), "--out", str(tmp_path)], capture_output=True, text=True)
+    result = subprocess.run([sys.executable, SCRIPT], cwd=tmp_path, capture_output=True, text=True)
     print(result.stdout)
     assert result.returncode == 0, result.stderr
     names = (*scenes.CLASSES, "mean")
@@ -161,9 +162,13 @@ def test_the_main_job_reaches_its_accuracy_in_minutes(tmp_path):
     assert int(re.search(r"Done in (\d+) s", result.stdout)[1]) < 300
 
     # windows as large as the training images see nearly what the whole image shows
-    model = smp.from_pretrained(tmp_path).eval()
+    model = smp.from_pretrained(tmp_path / "runs" / "quickstart").eval()
     agreement = []
     for index in range(4):
         image = scenes.draw(1, index, 256)[0]
         agreement.append((predict(model, image, mode="slide") == predict(model, image, mode="whole")).mean())
     assert np.mean(agreement) > 0.9
+
+    following = subprocess.run(shlex.split(result.stdout.splitlines()[-1]), cwd=tmp_path, capture_output=True)
+    assert following.returncode == 0, following.stderr
+    assert len(list((tmp_path / "predictions").glob("*_overlay.jpg"))) == 8

@@ -1,8 +1,9 @@
 """Run the code blocks of a Markdown page in order, in the current folder: `python run_blocks.py PAGE.md`.
 
 Blocks of `bash` run in bash, those of `bash fails` have to fail, those of `python` share one namespace. Blocks after
-a comment `<!-- needs: ... -->` are not run. Commands that install packages are left out, and trainings are shortened:
-numbers of iterations are at most those of SHORTENED. A block of `python` that begins with `# NAME.py` is that file too.
+a comment `<!-- needs: ... -->` are not run. Commands that install packages are left out, and so is the README's first
+command up to its script. Trainings are shortened: numbers of iterations are at most those of SHORTENED. A block of
+`python` that begins with `# NAME.py` is that file too.
 """
 
 import re
@@ -12,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SHORTENED = {"--iterations": 6, "--warmup": 2, "--eval_every": 3}
+QUICKSTART = "python examples/quickstart.py"
+FRESH = re.compile(rf"^python3 -m venv .*/(?={QUICKSTART})")
 INSTALLS = re.compile(r"^(pip install|python3 -m venv|source )")
 
 
@@ -27,12 +30,12 @@ class Block:
     def commands(self) -> list[str]:
         """Lines of a bash block without comments and installations; continued lines are joined."""
         lines = self.text.replace("\\\n", " ").splitlines()
-        lines = [re.sub(r"(^|\s+)#.*", "", line).strip() for line in lines]
+        lines = [FRESH.sub("", re.sub(r"(^|\s+)#.*", "", line).strip()) for line in lines]
         return [line for line in lines if line and not INSTALLS.match(line)]
 
     def shortened(self) -> str:
         """The commands of a bash block, with trainings of a few iterations."""
-        text = "\n".join(self.commands())
+        text = "\n".join(self.commands()).replace(QUICKSTART, f"{QUICKSTART} --steps {SHORTENED['--iterations']}")
         pattern = rf"({'|'.join(SHORTENED)}) (\d+)"
         return re.sub(pattern, lambda found: f"{found[1]} {min(int(found[2]), SHORTENED[found[1]])}", text)
 

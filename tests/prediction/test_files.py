@@ -163,6 +163,22 @@ def test_resume_leaves_out_what_is_there(model, tmp_path):
     assert sorted(f.name for f in (tmp_path / "out").iterdir()) == ["a.png", "areas.json", "b.png"]
 
 
+def test_labels_that_will_be_replaced_are_counted_before(model, tmp_path):
+    write(tmp_path / "in", "a.png", "b.png")
+    said = "The labels of 1 images in"
+    assert said not in run(model, tmp_path / "in" / "a.png", "-o", tmp_path / "out").output
+    assert run(model, tmp_path / "in", "-o", tmp_path / "out").output.startswith(said)
+    assert said not in run(model, tmp_path / "in", "-o", tmp_path / "out", "--resume").output
+
+
+def test_an_image_of_several_pages_is_named(model, tmp_path):
+    pages = [Image.fromarray(noise(50, 70, seed)) for seed in range(3)]
+    pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
+    done = run(model, tmp_path / "a.tif", "-o", tmp_path / "out", "--no_overlay")  # or --no-overlay
+    assert "a.tif holds 3 pages: only the first one is predicted." in done.output
+    assert done.exit_code == 0
+
+
 def test_resume_predicts_again_what_is_damaged_or_lacks_probabilities(model, tmp_path):
     write(tmp_path / "in", "a.png", "b.png")
     command = (model, tmp_path / "in", "-o", tmp_path / "out", "--no-overlay", "--resume")
@@ -373,6 +389,7 @@ def test_mistakes_end_in_one_line_before_anything_is_done(model, tmp_path):
             "Error: Invalid value for '--stride': stride must be from 1 to the window's side, got (99, 99) of (64, 64)",
         ),
         ((model, tmp_path / "a.png"), "Missing option '-o'"),
+        ((model, "https://x.org/a.png", "-o", tmp_path / "out"), "https://x.org/a.png is an address, not a file"),
     ):
         done = run(*arguments)
         assert done.exit_code not in (0, None)

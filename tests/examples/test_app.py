@@ -1,11 +1,14 @@
 """The page of examples/app.py, in a real browser."""
 
+import asyncio
 import importlib
 import itertools
 import os
 import shutil
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +19,7 @@ import yaml
 from click.testing import CliRunner
 from PIL import Image
 
+import hub_server
 import segnext_timm
 from page_pictures import chromium, frames, legend_colors, served
 from segnext_timm import cli
@@ -44,11 +48,32 @@ def model(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module", autouse=True)
+def hub(model, tmp_path_factory):
+    """A Hub that holds the model as user/repo, for this process and for those that it starts."""
+    files = {name: (model / name).read_bytes() for name in ("config.json", "model.safetensors")}
+    home = tmp_path_factory.mktemp("home")
+    with hub_server.serve() as server, pytest.MonkeyPatch.context() as patch:
+        server.repos["user/repo"] = hub_server.Repo(branches={"main": files})
+        patch.setenv("HF_ENDPOINT", server.url)
+        patch.setenv("HF_HOME", str(home))
+        with hub_server.client(server.url, home, "hf_reader"):
+            yield server
+
+
 @pytest.fixture(scope="module")
 def address(model):
     pytest.importorskip("gradio")
-    with served(model, "segnext_b.mmseg_ade20k", "user/repo", "--any-model") as found:
-        yield found
+    with served(model, "segnext_b.mmseg_ade20k", "user/repo", "--any-model") as server:
+        yield server.address
+
+
+@pytest.fixture(scope="module")
+def patient(model):
+    """A page without a limit that anyone reaches, whose requests may take minutes."""
+    pytest.importorskip("gradio")
+    with served(model, "--max-megapixels", "1000", "--max-seconds", "1000") as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
@@ -58,13 +83,13 @@ def browser():
 
 
 @pytest.fixture
-def open_page(browser, address):
+def open_page(browser, request):
     pages = []
 
-    def make(width=1280, height=960, **options):
+    def make(width=1280, height=960, address=None, **options):
         page = browser.new_context(viewport={"width": width, "height": height}, **options).new_page()
         page.set_default_timeout(60_000)
-        page.goto(address, wait_until="domcontentloaded")
+        page.goto(address or request.getfixturevalue("address"), wait_until="domcontentloaded")
         page.wait_for_selector("#run")
         page.wait_for_selector("#image input[type=file]", state="attached")
         pages.append(page)
@@ -140,12 +165,23 @@ def test_upload_predict_read_the_legend(open_page, model, tmp_path):
     page.screenshot(path=tmp_path / "page.png", full_page=True)
 
     # an example
-    page.get_by_role("button", name="Two cars").click()
-    page.get_by_text("512 × 512 pixels in").wait_for()
+    page.get_by_role("button", name="Street 1").click()
+    page.get_by_text("64 × 64 pixels in").wait_for()
     with page.expect_download() as waiting:
         page.locator("#overlay").click()
     with Image.open(waiting.value.path()) as drawn:
-        assert drawn.size == (512, 512)
+        assert drawn.size == (64, 64)
+
+
+@browser_test
+def test_a_photo_of_the_camera_is_segmented(open_page):
+    page = open_page(permissions=["camera"])
+    page.get_by_label("Capture from camera").click()
+    page.get_by_text("Click to Access Webcam").click()
+    page.wait_for_function("document.querySelector('#image video')?.videoWidth > 0")
+    page.get_by_label("capture photo").click()
+    page.get_by_text("640 × 480 pixels in").wait_for()
+    assert len(rows(page)) > 0
 
 
 @browser_test
@@ -164,11 +200,11 @@ def test_broken_files_are_told_on_the_page_and_the_next_is_segmented(open_page, 
 @browser_test
 def test_every_input_has_a_name_and_every_picture_a_text(open_page):
     page = open_page()
-    page.get_by_role("button", name="Two cars").click()
+    page.get_by_role("button", name="Street 1").click()
     page.get_by_text("pixels in").wait_for()
     for label in ("Model", "Mode", "Scales", "Average with the mirrored image", "Upload file", "Remove Image"):
         assert page.get_by_label(label, exact=True).count() == 1, label
-    assert page.get_by_role("heading").all_inner_texts() == ["SegNeXt", "Input", "Inference", "Result"]
+    assert page.get_by_role("heading").all_inner_texts() == ["SegNeXt", "Input", "Result", "Settings"]
     images = page.locator("img:visible").evaluate_all("all => all.map(one => one.alt)")
     assert len(images) == 1 + 4 + 2
     assert all(images)
@@ -183,9 +219,9 @@ def test_every_input_has_a_name_and_every_picture_a_text(open_page):
 @browser_test
 def test_the_keyboard_moves_the_slider_and_chooses_an_example(open_page):
     page = open_page()
-    page.get_by_role("button", name="Evening").focus()
+    page.get_by_role("button", name="Street 3").focus()
     page.keyboard.press("Enter")
-    page.get_by_text("512 × 512 pixels in").wait_for()
+    page.get_by_text("64 × 64 pixels in").wait_for()
     slider = page.get_by_role("slider")
     slider.focus()
     page.keyboard.press("End")
@@ -193,21 +229,17 @@ def test_the_keyboard_moves_the_slider_and_chooses_an_example(open_page):
     assert page.locator(".compare").evaluate("e => getComputedStyle(e).outlineStyle") == "solid"
     order = []
     page.locator("#examples button").last.focus()
-    for _ in range(6):
+    for _ in range(9):
         page.keyboard.press("Tab")
         order.append(page.evaluate("document.activeElement.ariaLabel || document.activeElement.innerText.trim()"))
-    assert [name for name in order if name in ("Model", "Mode", "Scales", "Segment")] == [
-        "Model",
-        "Mode",
-        "Scales",
-        "Segment",
-    ]
+    names = ["Labels (PNG)", "Model", "Mode", "Scales", "Segment"]
+    assert [name for name in order if name in names] == names
 
 
 @browser_test
 def test_the_legend_has_the_palette_s_colors_and_the_slider_s_pictures_move(open_page):
     page = open_page(device_scale_factor=2)
-    page.get_by_role("button", name="Two cars").click()
+    page.get_by_role("button", name="Street 1").click()
     page.get_by_text("pixels in").wait_for()
     stated, shown = legend_colors(page)
     names = [name for name, _ in rows(page)]
@@ -225,10 +257,12 @@ def test_nothing_overflows_on_a_phone(open_page, tmp_path, scheme):
     page.get_by_role("button", name="Model card").click()
     page.get_by_role("heading", name="The card of a small model").wait_for()
     assert fits(page)
-    page.get_by_role("button", name="Two cars").click()
+    page.get_by_role("button", name="Street 1").click()
     page.get_by_text("pixels in").wait_for()
     page.wait_for_function("document.querySelector('#slider').getBoundingClientRect().top < innerHeight")
     assert fits(page)
+    tops = [page.locator(f"#{name}").bounding_box()["y"] for name in ("inputs", "result", "settings")]
+    assert tops == sorted(tops)
     choose(page, "Model", "user/repo")
     card(page).wait_for()
     assert fits(page)
@@ -278,10 +312,125 @@ def test_two_users_at_once_get_their_own(open_page, model, tmp_path):
         assert rows(page) == expected(model, path)
 
 
+LARGE = """
+import sys
+from gradio_client import Client, handle_file
+job = Client(sys.argv[1], verbose=False).submit(handle_file(sys.argv[2]), mode="sliding windows", api_name="/predict")
+print(job.result() if sys.argv[3] == "wait" else input() or job.cancel(), flush=True)
+input()
+"""
+
+
+@pytest.mark.parametrize("end", ["kill", "cancel"])
+def test_the_work_of_a_client_that_is_killed_or_cancels_stops(patient, tmp_path, end):
+    psutil = pytest.importorskip("psutil")
+    path = picture(tmp_path / "large.png", 5000, 8000, seed=0)
+    server = psutil.Process(patient.process.pid)
+    spent = sum(server.cpu_times()[:2])
+    command = [sys.executable, "-c", LARGE, patient.address, str(path), end]
+    client = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    while sum(server.cpu_times()[:2]) < spent + 5:  # it is at work
+        time.sleep(0.2)
+        assert client.poll() is None
+    if end == "cancel":
+        client.stdin.write("\n")
+        client.stdin.flush()
+        assert client.stdout.readline() == "True\n"
+    else:
+        client.kill()
+    time.sleep(2)
+    spent = sum(server.cpu_times()[:2])
+    time.sleep(3)
+    assert sum(server.cpu_times()[:2]) < spent + 1
+    client.kill()
+
+
+@browser_test
+def test_a_visitor_sees_the_queue_and_one_who_leaves_makes_room(open_page, patient, model, tmp_path):
+    first, second = (open_page(address=patient.address) for _ in range(2))
+    first.set_input_files("#image input[type=file]", picture(tmp_path / "large.png", 5000, 8000, seed=0))
+    first.get_by_text("segmenting").wait_for()
+    path = picture(tmp_path / "small.png", 100, 120, seed=1)
+    second.set_input_files("#image input[type=file]", path)
+    second.get_by_text("queue: 1/1").wait_for()
+    second.screenshot(path=tmp_path / "queue.png")
+    first.close()
+    second.get_by_text("120 × 100 pixels in").wait_for()
+    assert rows(second) == expected(model, path)
+
+
+@browser_test
+def test_the_stop_button_ends_a_request(open_page, patient, tmp_path):
+    page = open_page(address=patient.address)
+    page.set_input_files("#image input[type=file]", picture(tmp_path / "large.png", 5000, 8000, seed=0))
+    page.get_by_text("segmenting").wait_for()
+    page.get_by_role("button", name="Stop").click()
+    page.get_by_text("segmenting").wait_for(state="detached")
+    page.get_by_role("button", name="Street 2").click()
+    page.get_by_text("64 × 64 pixels in").wait_for()
+
+
+def test_programs_call_one_endpoint_by_its_name(address, model, tmp_path):
+    gradio_client = pytest.importorskip("gradio_client")
+    client = gradio_client.Client(address, verbose=False)
+    assert list(client.view_api(return_format="dict")["named_endpoints"]) == ["/predict"]
+    path = picture(tmp_path / "a.png", 90, 120, seed=0)
+    given = {"mode": "sliding windows", "flip": True}
+    labels, drawn, areas = client.predict(gradio_client.handle_file(path), **given, api_name="/predict")
+    loaded = segnext_timm.fuse(smp.from_pretrained(model).eval())
+    found = segnext_timm.predict(loaded, path, mode="slide", flip=True)
+    with Image.open(labels) as saved, Image.open(drawn) as overlaid:
+        assert np.array_equal(saved, found)
+        assert overlaid.size == (120, 90)
+    assert areas == segnext_timm.class_areas(found, NAMES)
+    (tmp_path / "broken.jpg").write_text("no image", encoding="utf-8")
+    with pytest.raises(gradio_client.exceptions.AppError, match="The file cannot be read as an image"):
+        client.predict(gradio_client.handle_file(tmp_path / "broken.jpg"), api_name="/predict")
+
+
 @pytest.fixture
 def app():
     pytest.importorskip("gradio")
     return importlib.import_module("app")
+
+
+def segmented(app, page, path, mode="whole image", scales="1", flip=False):
+    """What the page shows of an image: HTML of the result and of the legend."""
+    request = app.gr.Request(session_hash="a visitor")
+    work = page.segment(str(path), page.models[0], mode, scales, flip, request)
+    with ThreadPoolExecutor(1) as threads:  # in this one, Playwright's loop is running
+        return threads.submit(asyncio.run, work).result()[:2]
+
+
+def test_a_request_that_takes_too_long_is_stopped(app, model, tmp_path):
+    page = app.App([str(model)], max_seconds=0.01)
+    shown, legend = segmented(app, page, picture(tmp_path / "a.png", 600, 800, seed=0))
+    assert "Stopped after 0.01 s, the limit of this page." in shown
+    assert legend == ""
+    assert not page.running
+
+
+@pytest.mark.parametrize(("scales", "flip", "size"), [("1", False, (200, 100)), ("0.5, 1, 1.5", True, (74, 37))])
+def test_photos_beyond_the_limit_are_reduced_so_that_all_scales_are_within(app, model, tmp_path, scales, flip, size):
+    page = app.App([str(model)], max_megapixels=0.02)
+    path = picture(tmp_path / "a.png", 400, 800, seed=0)
+    _, legend = segmented(app, page, path, scales=scales, flip=flip)
+    assert f"{size[0]} × {size[1]} pixels (reduced: this page has a limit) in" in legend
+    with Image.open(page.newest[-1] / "labels.png") as labels:
+        assert labels.size == size
+
+
+def test_images_beyond_the_limit_that_cannot_be_reduced_are_refused(app, model, tmp_path):
+    page = app.App([str(model)], max_megapixels=0.02)
+    Image.fromarray(np.zeros((400, 800), np.uint16)).save(tmp_path / "a.tif")
+    shown, _ = segmented(app, page, tmp_path / "a.tif")
+    assert "The file has 0.32 megapixels; this page takes 0.02." in shown
+
+
+def test_limits_have_to_be_positive(app, model, capsys):
+    with pytest.raises(SystemExit):
+        app.main([str(model), "--max-seconds", "0"])
+    assert "--max-seconds must be positive, got 0.0" in capsys.readouterr().err
 
 
 def test_a_space_has_all_that_the_hub_wants(app, model, tmp_path):
@@ -332,12 +481,16 @@ def test_the_page_takes_the_names_that_the_command_takes(app, tmp_path, name):
     assert f"MODELS = ['{name}']" in (tmp_path / "space" / "app.py").read_text(encoding="utf-8")
 
 
-def test_wrong_models_are_told_in_one_line_as_the_command_tells_them(app, tmp_path):
+def test_wrong_models_are_told_in_one_line_as_the_command_tells_them(app, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("x")
     (tmp_path / "empty").mkdir()
     (tmp_path / "timm").mkdir()
+    (tmp_path / "runs").mkdir()
     (tmp_path / "timm" / "config.json").write_text('{"architecture": "resnet18"}')
-    for name in ("none", "segnext_x", "mscan_b", *(str(tmp_path / one) for one in ("file", "empty", "timm"))):
+    picture(tmp_path / "x.jpg", 40, 40, seed=0)
+    monkeypatch.chdir(tmp_path)
+    here = (str(tmp_path / one) for one in ("file", "empty", "timm"))
+    for name in ("none", "segnext_x", "mscan_b", "runs/quickstrat", "user/unknown", *here):
         told = CliRunner().invoke(cli.main, ["predict", name, "x.jpg", "-o", str(tmp_path / "out")]).output
         for options in ([], ["--make-space", str(tmp_path / "space")]):
             with pytest.raises((FileNotFoundError, ValueError)) as raised:
@@ -374,16 +527,19 @@ def test_a_result_names_the_page_of_the_weights(app, model, tmp_path):
     loaded.pretrained_cfg["origin_url"] = "https://example.org/weights"
     loaded.save_pretrained(tmp_path / "model")
     page = app.App([str(tmp_path / "model")])
-    path = str(picture(tmp_path / "a.png", 60, 80, seed=0))
-    _, legend, *_ = page.segment(path, page.models[0], "whole image", "1", False)
+    _, legend = segmented(app, page, picture(tmp_path / "a.png", 60, 80, seed=0))
     assert 'href="https://example.org/weights"' in legend
 
 
-def test_examples_are_larger_than_the_scenes_to_train_on(app):
-    page = app.App(["user/repo"])
-    sizes = [Image.open(path).size for path in page.scenes.values()]
-    assert len(sizes) >= 3
-    assert all(min(size) >= 512 for size in sizes)
+@pytest.mark.parametrize(
+    ("facts", "size"),
+    [({"input_size": [3, 128, 128]}, 128), ({"input_size": [3, 512, 512], "fit_in": [2048, 1024]}, 1024), ({}, 512)],
+)
+def test_examples_have_the_size_that_the_model_was_trained_on(app, facts, size):
+    page = app.App(["user/repo"], size=app.trained_size(facts))
+    assert {Image.open(path).size for path in page.scenes.values()} == {(size, size)}
+    assert app.trained_size(app.stated_facts("segnext_t.mmseg_ade20k")) == 512
+    assert app.trained_size(app.stated_facts("user/repo")) == 64
 
 
 def test_a_result_says_the_scale_of_the_model(app, model, tmp_path):
@@ -391,8 +547,8 @@ def test_a_result_says_the_scale_of_the_model(app, model, tmp_path):
     loaded.pretrained_cfg["fit_in"] = [96, 80]
     loaded.save_pretrained(tmp_path / "model")
     page = app.App([str(tmp_path / "model")])
-    path = str(picture(tmp_path / "a.png", 60, 80, seed=0))
-    _, legend, *_ = page.segment(path, page.models[0], "whole image", "1", False)
+    path = picture(tmp_path / "a.png", 60, 80, seed=0)
+    _, legend = segmented(app, page, path)
     assert "80 × 60 pixels at the model&#x27;s scale, 96 × 80, in" in legend
     with Image.open(page.newest[-1] / "labels.png") as labels:
         assert np.array_equal(

@@ -1,11 +1,9 @@
 """The page of examples/deployment/browser, in a real browser: Python's labels, no request elsewhere, offline."""
 
-import functools
-import http.server
+import io
 import shutil
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from page_pictures import chromium, hosted
 from segmentation import scenes
 from segnext_timm import export
 from small_models import narrow
@@ -48,28 +47,30 @@ def site(model, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def address(site):
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=site)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()  # it ends within 10 ms
-        yield f"http://127.0.0.1:{server.server_port}/"
-        server.shutdown()
+    with hosted(site) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
-def page(address):
-    from playwright import sync_api
+def open_page(address):
+    """Opens the page in a browser of its own."""
+    with chromium() as browser:
 
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
-        page = browser.new_page(viewport={"width": 900, "height": 900})
-        page.set_default_timeout(60_000)
-        page.requests = []
-        page.on("request", lambda request: page.requests.append(request.url))
-        page.goto(address)
-        page.get_by_text("Ready. Drop a photo.").wait_for()
-        yield page
-        browser.close()
+        def make(width=900, height=900, **options):
+            page = browser.new_context(viewport={"width": width, "height": height}, **options).new_page()
+            page.set_default_timeout(60_000)
+            page.requests = []
+            page.on("request", lambda request: page.requests.append(request.url))
+            page.goto(address)
+            page.get_by_text("Ready. Drop a photo.").wait_for()
+            return page
+
+        yield make
+
+
+@pytest.fixture(scope="module")
+def page(open_page):
+    return open_page()
 
 
 def expected_labels(model, picture):
@@ -103,22 +104,77 @@ def test_labels_equal_python_s_without_a_request_elsewhere_and_offline(page, mod
     expected = expected_labels(model, scene)
     assert labels.shape == expected.shape
     assert (labels == expected).mean() > 0.999
-    legend = page.locator("#legend li").all_inner_texts()
+    legend = dict(line.split("\n") for line in page.locator("#legend li").all_inner_texts())
     shares = {name: (expected == i).mean() for i, name in enumerate(["sky", "road", "car"]) if (expected == i).any()}
-    assert {line.rsplit(" ", 1)[0] for line in legend} == set(shares)
+    assert {name: float(share.removesuffix("%")) for name, share in legend.items()} == pytest.approx(
+        {name: 100 * share for name, share in shares.items()}, abs=0.2
+    )
     assert all(url.startswith((address, "blob:", "data:")) for url in page.requests)
     page.screenshot(path=tmp_path / "page.png", full_page=True)
 
 
-def test_the_slider_uncovers_the_photo(page):
+def show_scene(page, tmp_path):
+    scene = Image.fromarray(scenes.draw(3, 0, 96)[0])
+    scene.save(tmp_path / "photo.png")
+    page.set_input_files("#file", tmp_path / "photo.png")
+    page.get_by_text("Segmented at 96 × 96 pixels").wait_for()
+    return np.array(scene)
+
+
+def test_the_slider_shows_the_photo_on_its_left_and_the_classes_on_its_right_as_their_labels_say(open_page, tmp_path):
+    page = open_page()
+    photo = show_scene(page, tmp_path)
     page.locator("#slider").fill("25")
-    assert "inset(0px 75% 0px 0px)" in page.locator("#overlay").evaluate("e => getComputedStyle(e).clipPath")
+    assert page.locator("#overlay").evaluate("e => getComputedStyle(e).clipPath") == "inset(0px 0px 0px 25%)"
+    left, right = (page.locator(".tag", has_text=text).bounding_box()["x"] for text in ("Photo", "Classes"))
+    assert left < right
+    with Image.open(io.BytesIO(page.locator("#compare").screenshot())) as shot:
+        shown = np.array(shot.convert("RGB").resize((96, 96), Image.Resampling.BOX)).astype(int)
+    difference = abs(shown - photo)[20:90].mean((0, 2))
+    assert 3 * difference[:20].mean() < difference[30:90].mean()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_phones_and_screens_show_all_in_light_and_dark(open_page, tmp_path, scheme, width):
+    page = open_page(width, 844, color_scheme=scheme)
+    show_scene(page, tmp_path)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    color = page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
+    assert (min(int(value) for value in color[4:-1].split(",")) > 128) == (scheme == "light")
+    stage, legend = (page.locator(name).bounding_box() for name in ("#compare", "#legend"))
+    assert (legend["y"] >= stage["y"] + stage["height"]) == (width == 390)
+    page.screenshot(path=tmp_path / "page.png", full_page=True)
+
+
+def test_the_page_opens_again_without_a_network(open_page, tmp_path):
+    page = open_page()
+    page.context.set_offline(True)
+    page.reload()
+    page.get_by_text("Ready. Drop a photo.").wait_for()
+    show_scene(page, tmp_path)
+
+
+def test_the_camera_s_picture_is_segmented_until_it_is_stopped(open_page):
+    page = open_page(permissions=["camera"])
+    page.get_by_role("button", name="Use the camera").click()
+    page.get_by_text("Segmented at 128 × 96 pixels").wait_for()
+    page.get_by_role("button", name="Stop the camera").click()
+    page.get_by_role("button", name="Use the camera").wait_for()
 
 
 def test_a_file_that_is_no_image_is_named(page, tmp_path):
     (tmp_path / "notes.png").write_text("no image")
     page.set_input_files("#file", tmp_path / "notes.png")
-    page.get_by_text("notes.png cannot be read as an image.").wait_for()
+    page.get_by_text("notes.png cannot be read as an image").wait_for()
+    assert page.locator("#result").is_hidden()
+
+
+def test_a_model_that_is_not_there_is_told(open_page, address):
+    page = open_page()
+    page.context.route("**/model.onnx", lambda route: route.fulfill(status=404))
+    page.reload()
+    page.get_by_text("The model cannot be loaded: model.onnx: 404").wait_for()
 
 
 def test_graphs_that_do_not_fit_the_page_are_named(model, tmp_path):

@@ -1,34 +1,44 @@
-"""Take the pictures of the page `examples/app.py` that README.md shows: the page, and its slider in motion.
+"""Take the pictures of the two pages that the guides show, at their default settings, on a scene of the trained size.
 
-    python tests/measure/page_pictures.py MODEL        # needs the extra `app`, Chromium and playwright
+    python tests/measure/page_pictures.py MODEL        # needs the extras `app` and `export`, Chromium, playwright, npm
 
-Writes app.png, in true color at twice the page's size, and slider.webp, an animation, to examples/images. MODEL is
-named as for `segnext-timm predict`; the page shows the last two parts of a folder's path. Stops if the legend's colors
-are not the palette's.
+Writes app.png, of the page `examples/app.py`, in true color, slider.webp, an animation of its slider, and browser.png,
+of the page `examples/deployment/browser`, to examples/images. MODEL is named as for `segnext-timm predict`; the page
+shows the last two parts of a folder's path. Stops if the legend's colors are not the palette's.
 """
 
 import argparse
+import functools
+import http.server
 import io
 import math
 import shutil
 import socket
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
-import numpy as np
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+FLAGS += ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]  # a camera of Chromium's own
 WIDTH, FRAMES, LIMIT = 800, 16, 1_000_000  # of the animation: pixels, pictures, bytes
+
+
+class Server(NamedTuple):
+    address: str
+    process: subprocess.Popen
 
 
 @contextmanager
 def served(model, *options):
-    """Serve the page for a model on a free port, and yield its address."""
+    """Serve the page for a model on a free port."""
     folder, name, place = Path(model).absolute(), str(model), None
     if folder.is_dir():
         name, place = str(Path(*folder.parts[-2:])), folder.parents[1]
@@ -45,10 +55,25 @@ def served(model, *options):
             if server.poll() is not None:
                 raise RuntimeError("The server ended.")
             time.sleep(0.5)
-        yield f"http://127.0.0.1:{port}"
+        yield Server(f"http://127.0.0.1:{port}", server)
     finally:
         server.terminate()
         server.wait(20)
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+@contextmanager
+def hosted(folder):
+    """Serve the files of a folder on a free port, and yield the address."""
+    handler = functools.partial(QuietHandler, directory=folder)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()  # it ends within 10 ms
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
 
 
 @contextmanager
@@ -67,10 +92,8 @@ def picture(screenshot):
     return Image.open(io.BytesIO(screenshot)).convert("RGB")
 
 
-def segment_example(page, scales="0.5"):
-    """Segment the first example, at half its size: the drawn scenes to train on are smaller."""
-    page.get_by_label("Scales").click()
-    page.get_by_role("option", name=scales, exact=True).click()
+def segment_example(page):
+    """Segment the first example."""
     for _ in range(2):  # the first run loads the model, and would show a longer time
         if page.get_by_label("Remove Image").is_visible():
             page.get_by_label("Remove Image").click()
@@ -113,31 +136,64 @@ def save_animation(shots, path):
     raise SystemExit(f"{path} has {path.stat().st_size} bytes, more than {LIMIT}.")
 
 
+def whole_page(page, boxes, path):
+    """Save a picture of a page from its top to the end of some elements, 1400 pixels wide: below a megabyte."""
+    width = page.viewport_size["width"]
+    found = [page.locator(name).bounding_box() for name in boxes]
+    bottom = max(box["y"] + box["height"] for box in found) + 16
+    shot = picture(page.screenshot(clip={"x": 0, "y": 0, "width": width, "height": bottom}))
+    shot.resize((1400, round(shot.height * 1400 / shot.width)), Image.Resampling.LANCZOS).save(path, optimize=True)
+    print(f"{path}: {path.stat().st_size} bytes")
+
+
+def picture_of_browser_page(model, new_page, path):
+    """Build the static page for a model at its trained size, segment a scene of that size, and take its picture."""
+    sys.path.insert(0, str(ROOT / "examples"))
+    import app
+    import segnext_timm
+    from segmentation import scenes
+
+    loaded = segnext_timm.load_segmenter(model)
+    side = app.trained_size(loaded.pretrained_cfg)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        file = segnext_timm.export(loaded, folder / "model.onnx", (1, 3, side, side), argmax=True, portable=True)
+        build = ROOT / "examples" / "deployment" / "browser" / "build.py"
+        subprocess.run([sys.executable, build, file, folder / "site"], check=True)
+        Image.fromarray(scenes.draw(*app.EXAMPLES[0], side)[0]).save(folder / "street.png")
+        with hosted(folder / "site") as address:
+            page = new_page({"width": 900, "height": 900})
+            page.goto(address)
+            page.get_by_text("Ready. Drop a photo.").wait_for()
+            for _ in range(2):  # the first run is slower
+                page.set_input_files("#file", folder / "street.png")
+                page.get_by_text("Segmented at").wait_for()
+                page.wait_for_timeout(1000)
+            whole_page(page, ["#compare", "#legend"], path)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("model", help="model folder, published name, or repository on the Hub")
     parser.add_argument("--out", type=Path, default=ROOT / "examples" / "images", help="folder of the pictures")
     parser.add_argument("--color-scheme", choices=["light", "dark"], default="light")
     args = parser.parse_args()
-    with served(args.model) as address, chromium() as browser:
-        page = browser.new_page(
-            viewport={"width": 1100, "height": 1200}, device_scale_factor=2, color_scheme=args.color_scheme
-        )
-        page.goto(address, wait_until="domcontentloaded")
+    with served(args.model) as server, chromium() as browser:
+
+        def new_page(size):
+            return browser.new_page(viewport=size, device_scale_factor=2, color_scheme=args.color_scheme)
+
+        page = new_page({"width": 1100, "height": 1200})
+        page.goto(server.address, wait_until="domcontentloaded")
         page.wait_for_selector("#run")
         segment_example(page)
         stated, shown = legend_colors(page)
         if stated != shown:
             raise SystemExit(f"The legend shows {shown}, but its colors are {stated}.")
-        boxes = [page.locator(name).bounding_box() for name in ("#overlay", "#run")]
-        bottom = max(box["y"] + box["height"] for box in boxes)
-        whole = picture(page.screenshot(clip={"x": 0, "y": 0, "width": 1100, "height": bottom + 16}))
-        size = (1400, round(whole.height * 1400 / whole.width))  # below a megabyte without fewer colors
-        whole.resize(size, Image.Resampling.LANCZOS).save(args.out / "app.png", optimize=True)
+        whole_page(page, ["#overlay", "#run"], args.out / "app.png")
         save_animation(list(frames(page)), args.out / "slider.webp")
-    colors = len(np.unique(np.asarray(whole).reshape(-1, 3), axis=0))
-    print(f"app.png: {whole.size}, {colors} colors, {(args.out / 'app.png').stat().st_size} bytes")
-    print(f"slider.webp: {FRAMES} frames, {(args.out / 'slider.webp').stat().st_size} bytes")
+        print(f"slider.webp: {FRAMES} frames, {(args.out / 'slider.webp').stat().st_size} bytes")
+        picture_of_browser_page(args.model, new_page, args.out / "browser.png")
 
 
 if __name__ == "__main__":

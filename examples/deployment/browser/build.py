@@ -21,7 +21,7 @@ import onnx
 
 HERE = Path(__file__).resolve().parent
 VERSION = "1.30.0"  # of onnxruntime-web
-PAGE = ("index.html", "segment.js")
+PAGE = ("index.html", "segment.js", "offline.js")
 RUNTIME = (
     "ort.wasm.min.mjs",
     "ort.webgpu.min.mjs",

@@ -2,15 +2,12 @@
 // and padded at the right and bottom; the labels of the padding are cut off.
 
 const $ = (id) => document.getElementById(id);
-const hasGpu = "gpu" in navigator && (await navigator.gpu.requestAdapter().catch(() => null)) !== null;
-const ort = await import(hasGpu ? "./runtime/ort.webgpu.min.mjs" : "./runtime/ort.wasm.min.mjs");
-ort.env.wasm.wasmPaths = new URL("./runtime/", import.meta.url).href;
-ort.env.wasm.numThreads = self.crossOriginIsolated ? Math.min(navigator.hardwareConcurrency, 4) : 1;
+const LARGEST = 4096; // side of a photo in pixels; larger ones are reduced, which browsers' canvases need
 
-const metadata = await (await fetch("metadata.json")).json();
-const [, , height, width] = metadata.input_size;
-const names = metadata.label_names ?? [];
-const palette = metadata.palette ?? Array.from({ length: 256 }, (_, i) => [(i * 67) % 256, (i * 131) % 256, (i * 29) % 256]);
+function say(text, wrong = false) {
+  $("status").textContent = text;
+  $("status").classList.toggle("wrong", wrong);
+}
 
 // Bilinear resizing with half-pixel centers, as torch.nn.functional.interpolate does it.
 export function resize(pixels, fromWidth, fromHeight, toWidth, toHeight) {
@@ -44,8 +41,52 @@ export function prepare(image) {
   return { input, size };
 }
 
-let session;
+// Read a file, and report the share of it that is there.
+async function download(url, report) {
+  const response = await fetch(url);
+  if (!response.ok) throw new Error(`${url}: ${response.status} ${response.statusText}`);
+  const total = Number(response.headers.get("Content-Length")), chunks = [];
+  let count = 0;
+  for (const reader = response.body.getReader(); ;) {
+    const { done, value } = await reader.read();
+    if (done) return new Uint8Array(await new Blob(chunks).arrayBuffer());
+    chunks.push(value);
+    count += value.length;
+    report(total ? Math.min(count / total, 1) : undefined); // a compressed file states a smaller length
+  }
+}
+
+// Let the service worker see all that is loaded from here on, so that later visits need no network.
+async function keepForLater() {
+  const worker = navigator.serviceWorker;
+  if (!worker || worker.controller) return;
+  const controlled = new Promise((done) => worker.addEventListener("controllerchange", done, { once: true }));
+  const registered = worker.register("offline.js").then(() => controlled);
+  await Promise.race([registered.catch(() => {}), new Promise((late) => setTimeout(late, 3000))]);
+}
+
+async function load() {
+  await keepForLater();
+  const hasGpu = "gpu" in navigator && (await navigator.gpu.requestAdapter().catch(() => null)) !== null;
+  ort = await import(hasGpu ? "./runtime/ort.webgpu.min.mjs" : "./runtime/ort.wasm.min.mjs");
+  ort.env.wasm.wasmPaths = new URL("./runtime/", import.meta.url).href;
+  ort.env.wasm.numThreads = self.crossOriginIsolated ? Math.min(navigator.hardwareConcurrency, 4) : 1;
+  metadata = await (await fetch("metadata.json")).json();
+  [, , height, width] = metadata.input_size;
+  palette = metadata.palette ?? palette;
+  device = hasGpu ? "WebGPU" : "WebAssembly";
+  const model = await download("model.onnx", (share) => {
+    if (share !== undefined) $("progress").value = share;
+    say(`Loading the model ... ${share === undefined ? "" : `${Math.round(100 * share)}%`}`);
+  });
+  $("progress").removeAttribute("value"); // starting the model takes an unknown time
+  const session = await ort.InferenceSession.create(model, { executionProviders: hasGpu ? ["webgpu", "wasm"] : ["wasm"] });
+  $("progress").hidden = true;
+  return session;
+}
+
 async function segment(image) {
+  const session = await ready;
   const { input, size } = prepare(image);
   const start = performance.now();
   const { labels } = await session.run({ images: new ort.Tensor("float32", input, [1, 3, height, width]) });
@@ -55,83 +96,127 @@ async function segment(image) {
   return { labels: cropped, size, seconds: (performance.now() - start) / 1000 };
 }
 
-function draw({ labels, size, seconds }) {
-  const canvas = $("overlay"), picture = new ImageData(...size), counts = new Map();
-  [canvas.width, canvas.height] = size;
+function element(kind, name, text = "") {
+  const made = document.createElement(kind);
+  made.className = name;
+  made.textContent = text;
+  return made;
+}
+
+function put(id, image) {
+  const canvas = $(id);
+  [canvas.width, canvas.height] = [image.width, image.height];
+  canvas.getContext("2d").putImageData(image, 0, 0);
+}
+
+function showPhoto(image) {
+  put("photo", image);
+  $("compare").style.setProperty("--ratio", image.width / image.height);
+  $("result").hidden = false;
+}
+
+function showLabels({ labels, size, seconds }) {
+  const picture = new ImageData(...size), counts = new Map();
   labels.forEach((label, i) => {
     picture.data.set([...(palette[label] ?? [0, 0, 0]), 255], 4 * i);
     counts.set(label, (counts.get(label) ?? 0) + 1);
   });
-  canvas.getContext("2d").putImageData(picture, 0, 0);
+  put("overlay", picture);
   $("legend").replaceChildren(...[...counts].sort((a, b) => b[1] - a[1]).map(([label, count]) => {
-    const item = document.createElement("li"), swatch = document.createElement("span");
-    swatch.style.background = `rgb(${(palette[label] ?? [0, 0, 0]).join(" ")})`;
-    item.append(swatch, `${names[label] ?? `class ${label}`} ${(100 * count / labels.length).toFixed(1)}%`);
+    const item = document.createElement("li"), share = `${(100 * count / labels.length).toFixed(1)}%`;
+    const swatch = element("span", "swatch"), bar = element("span", "bar");
+    swatch.style.background = bar.style.background = `rgb(${(palette[label] ?? [0, 0, 0]).join(" ")})`;
+    bar.style.width = share;
+    item.append(swatch, element("span", "name", metadata.label_names?.[label] ?? `class ${label}`), element("span", "share", share), bar);
     return item;
   }));
-  $("status").textContent = `Segmented in ${seconds.toFixed(2)} s by ${hasGpu ? "WebGPU" : "WebAssembly"}.`;
+  say(`Segmented at ${size[0]} × ${size[1]} pixels in ${seconds.toFixed(2)} s by ${device}.`);
   window.result = { labels, size };
 }
 
-async function show(source, sourceWidth, sourceHeight) {
-  const canvas = $("photo");
-  [canvas.width, canvas.height] = [sourceWidth, sourceHeight];
-  const context = canvas.getContext("2d", { willReadFrequently: true });
-  context.drawImage(source, 0, 0);
-  $("stage").style.display = "block";
-  $("status").textContent = "Segmenting ...";
-  draw(await segment(context.getImageData(0, 0, sourceWidth, sourceHeight)));
+// Pixels of a picture or a video
+function pixels(source, sourceWidth, sourceHeight) {
+  const scale = Math.min(1, LARGEST / Math.max(sourceWidth, sourceHeight));
+  const size = [Math.max(Math.round(sourceWidth * scale), 1), Math.max(Math.round(sourceHeight * scale), 1)];
+  const context = new OffscreenCanvas(...size).getContext("2d", { willReadFrequently: true });
+  context.imageSmoothingQuality = "high";
+  context.drawImage(source, 0, 0, ...size);
+  return context.getImageData(0, 0, ...size);
 }
 
-async function open(file) {
-  try {
-    const bitmap = await createImageBitmap(file);
-    await show(bitmap, bitmap.width, bitmap.height);
-  } catch (error) {
-    $("status").textContent = `${file.name} cannot be read as an image.`;
-  }
+let newest = 0, turn = Promise.resolve();
+function open(file) {
+  stopCamera();
+  const number = ++newest;
+  turn = turn.then(async () => { // the runtime takes one image at a time
+    if (number !== newest) return;
+    let bitmap;
+    $("result").hidden = true; // the one before
+    try {
+      bitmap = await createImageBitmap(file);
+    } catch (error) {
+      say(`${file.name} cannot be read as an image: this browser opens JPEG, PNG, WebP and others.`, true);
+      return;
+    }
+    const image = pixels(bitmap, bitmap.width, bitmap.height);
+    put("overlay", new ImageData(1, 1));
+    $("legend").replaceChildren();
+    showPhoto(image);
+    if ($("progress").hidden) say("Segmenting ...");
+    await new Promise((painted) => setTimeout(painted, 50));
+    showLabels(await segment(image));
+  }).catch((error) => say(`${file.name} cannot be segmented: ${error.message}`, true));
 }
-
-$("file").addEventListener("change", (event) => event.target.files[0] && open(event.target.files[0]));
-$("slider").addEventListener("input", (event) => {
-  $("overlay").style.clipPath = `inset(0 ${100 - event.target.value}% 0 0)`;
-});
-$("drop").addEventListener("dragover", (event) => { event.preventDefault(); $("drop").classList.add("over"); });
-$("drop").addEventListener("dragleave", () => $("drop").classList.remove("over"));
-$("drop").addEventListener("drop", (event) => {
-  event.preventDefault();
-  $("drop").classList.remove("over");
-  if (event.dataTransfer.files[0]) open(event.dataTransfer.files[0]);
-});
 
 let stream = null;
-$("camera").addEventListener("click", async () => {
-  if (stream !== null) {
-    stream.getTracks().forEach((track) => track.stop());
-    stream = null;
-    $("camera").textContent = "Use the camera";
-    return;
-  }
+function stopCamera() {
+  stream?.getTracks().forEach((track) => track.stop());
+  stream = null;
+  $("camera").textContent = "Use the camera";
+}
+
+async function startCamera() {
   try {
     stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
   } catch (error) {
-    $("status").textContent = "The camera cannot be used: allow it for this page.";
+    say("The camera cannot be used: allow it for this page, which has to come from https or localhost.", true);
     return;
   }
+  const mine = stream, video = document.createElement("video");
   $("camera").textContent = "Stop the camera";
-  const video = document.createElement("video");
   video.srcObject = stream;
+  video.playsInline = true;
   await video.play();
-  while (stream !== null) {
-    await show(video, video.videoWidth, video.videoHeight);
-    await new Promise(requestAnimationFrame);
-  }
+  turn = turn.then(async () => {
+    while (stream === mine) {
+      const image = pixels(video, video.videoWidth, video.videoHeight), found = await segment(image);
+      if (stream !== mine) return;
+      showPhoto(image);
+      showLabels(found);
+      await new Promise(requestAnimationFrame);
+    }
+  }).catch((error) => say(`The camera's picture cannot be segmented: ${error.message}`, true));
+}
+
+$("file").addEventListener("change", (event) => {
+  if (event.target.files[0]) open(event.target.files[0]);
+  event.target.value = ""; // or the same photo could not be chosen again
+});
+$("camera").addEventListener("click", () => (stream === null ? startCamera() : stopCamera()));
+$("slider").addEventListener("input", (event) => $("compare").style.setProperty("--at", `${event.target.value}%`));
+document.addEventListener("dragover", (event) => { event.preventDefault(); $("drop").classList.add("over"); });
+document.addEventListener("dragleave", () => $("drop").classList.remove("over"));
+document.addEventListener("drop", (event) => {
+  event.preventDefault();
+  $("drop").classList.remove("over");
+  if (event.dataTransfer.files[0]) open(event.dataTransfer.files[0]);
+  else say("Drop an image file: this is none.", true);
 });
 
-try {
-  const providers = hasGpu ? ["webgpu", "wasm"] : ["wasm"];
-  session = await ort.InferenceSession.create("model.onnx", { executionProviders: providers });
-  $("status").textContent = "Ready. Drop a photo.";
-} catch (error) {
-  $("status").textContent = `The model cannot be loaded: ${error.message}`;
-}
+let ort, metadata, width, height, device;
+let palette = Array.from({ length: 256 }, (_, i) => [(i * 67) % 256, (i * 131) % 256, (i * 29) % 256]);
+const ready = load();
+ready.then(() => $("result").hidden && say("Ready. Drop a photo."), (error) => {
+  $("progress").hidden = true;
+  say(`The model cannot be loaded: ${error.message}`, true);
+});

@@ -63,7 +63,7 @@ def convert(folder: Path, file: Path) -> None:
     meta: dict[str, Any] = {}
     if "encoder_name" in config:
         model, facts = load_segmenter(folder), config.get("pretrained_cfg") or {}
-        meta["config"] = f"ham_kwargs=dict(MD_R={config['decoder_rank']})"
+        meta["config"] = f"ham_kwargs=dict(MD_R={config.get('decoder_rank')})"
         mean, std = facts.get("mean"), facts.get("std")
         if mean and (mean, std) != STATISTICS:
             print(f"State in mmsegmentation's configuration, times 255: mean {mean}, std {std}.")

@@ -41,11 +41,11 @@ class LightHamDecoder(nn.Module):
         encoder_channels: Channels of the encoder's features, the image first, strides doubling. The first three
             (strides 1, 2, 4) are not used; at least one more is needed.
         channels: Width of the decoder, divisible by 32.
-        rank: Number of bases of the matrix decomposition; see :class:`segnext_timm.models.hamburger.NMF2d`.
+        rank: Number of bases of the matrix decomposition.
         dropout: Rate at which whole channels of the output are dropped in training.
-        train_steps: See NMF2d.
-        eval_steps: See NMF2d.
-        one_step_gradient: See NMF2d.
+        train_steps: Updates of the matrix decomposition in training.
+        eval_steps: Updates of the matrix decomposition in evaluation.
+        one_step_gradient: Back-propagate through the last of these updates only.
 
     Raises:
         OptionError: If `channels` is not divisible by 32.

@@ -205,13 +205,13 @@ def test_any_tile_gives_the_same_labels(model, views, monkeypatch):
     for mode in ({"mode": "slide", "window": 48, "stride": 32}, {"mode": "whole"}):
         expected = segment(model, torch.from_numpy(image).permute(2, 0, 1), **mode, **views).argmax(0).numpy()
         for tile in (29, 64, 500):
-            shrink_tiles(monkeypatch, tile)
+            shrink_tiles(monkeypatch, tile, classes=5)
             assert np.array_equal(predict(model, image, **mode, **views), expected), (mode, tile)
 
 
 def test_windows_can_be_forgotten_and_seen_again(model, monkeypatch):
     options = {"mode": "slide", "window": 48, "stride": 32}
-    shrink_tiles(monkeypatch, 33)
+    shrink_tiles(monkeypatch, 33, classes=5)
     expected = predict(model, noise(100, 130), **options)
     monkeypatch.setattr("segnext_timm.prediction.windows._CACHE_BYTES", 1)
     assert np.array_equal(predict(model, noise(100, 130), **options), expected)
@@ -307,7 +307,7 @@ def test_other_numbers_of_channels_need_their_own_statistics():
 
 
 def test_progress_is_told(model, monkeypatch):
-    shrink_tiles(monkeypatch, 32)
+    shrink_tiles(monkeypatch, 32, classes=5)
     told = []
     predict(model, noise(60, 70), mode="slide", window=40, progress=told.append)
     assert told == sorted(told)

@@ -58,7 +58,8 @@ def find_images(paths: Sequence[str | Path], out: str | Path) -> dict[Path, Path
         if path.is_dir():
             if path.resolve() == out.resolve():
                 raise OptionError(f"{out} is the folder of the images: choose another for the results.")
-            root, files = path, [f for f in list_images(path) if out.resolve() not in f.resolve().parents]
+            root, holds_out = path, path.resolve() in out.resolve().parents
+            files = [f for f in list_images(path) if not holds_out or out.resolve() not in f.resolve().parents]
         elif not path.exists():
             if not glob.has_magic(str(path)):
                 raise FileNotFoundError(f"{path}: no such file or folder.")

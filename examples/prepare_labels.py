@@ -422,6 +422,8 @@ def main(argv: list[str]) -> None:
         raise UserError(f"val_share must be from 0 to 1, got {settings.val_share}.")
     if settings.workers < 1:
         raise UserError(f"workers must be at least 1, got {settings.workers}.")
+    if settings.target.is_file():
+        raise UserError(f"{settings.target} is a file: give a folder as TARGET.")
     planned = {Masks: plan_masks, Unpacked: plan_unpacked, Painted: plan_regions}
     plan, items, skipped = next(how for kind, how in planned.items() if isinstance(settings, kind))(settings)
     jobs = assign(items, settings, skipped)

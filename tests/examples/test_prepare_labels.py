@@ -450,6 +450,7 @@ def test_mistakes_are_named(images, tmp_path):
         (("coco", images, broken, target), r"broken\.json cannot be read as JSON"),
         (("coco", images, panoptic, target), r"panoptic\.json is a panoptic COCO file"),
         (("coco", images, annotations, target, "--val_share", 2), "val_share must be from 0 to 1"),
+        (("coco", images, annotations, broken), r"broken\.json is a file: give a folder as TARGET"),
         (("labelme", images, target), "holds no JSON files of LabelMe"),
         (("colors", images, images, target, "--classes", masks), "names do not tell which are masks"),
         (("colors", images, tmp_path / "none", target), "none does not exist"),

@@ -16,6 +16,7 @@ Masks that hold the numbers, values or colors of `classes.txt` exactly need no c
 """
 
 import hashlib
+import re
 import signal
 import time
 from collections import Counter
@@ -46,6 +47,7 @@ from segmentation.sources.unpacking import Unpacked, work_folder
 
 MOST_SKIPPED = 0.1  # share of the images; if more are skipped, the command fails
 SAVE_EVERY = 60.0  # seconds between writes of the record
+_NO_NAME = re.compile(r"-|.*[\n\r].*|.*\s#(\s.*|[0-9a-fA-F]{6})", re.DOTALL)  # what means something else in classes.txt
 
 
 @dataclass
@@ -160,6 +162,11 @@ def write_classes(plan: Plan, jobs: list[Job], dry_run: bool) -> None:
         raise UserError(
             f"There are {len(plan.classes)} classes ({', '.join(plan.classes[:5])}): 2 to 254 are possible."
         )
+    if odd := [name for name in plan.classes if _NO_NAME.fullmatch(name)]:
+        raise UserError(f"classes.txt cannot hold the class {odd[0]!r}: give it another name in the annotations.")
+    for name, count in Counter(map(str.casefold, plan.classes)).items():
+        if count > 1:
+            print(f"Warning: {count} classes differ in the case of letters only: {name!r}.")
     # with values, since a name may begin with a number; with the colors of color masks
     shown = plan.masks.classes.palette if plan.masks and plan.masks.classes.by_color else ()
     colors = [f" {color_name(int(code))}" for code in color_codes(np.array(shown))] if shown else []
@@ -415,6 +422,8 @@ def main(argv: list[str]) -> None:
         raise UserError(f"val_share must be from 0 to 1, got {settings.val_share}.")
     if settings.workers < 1:
         raise UserError(f"workers must be at least 1, got {settings.workers}.")
+    if settings.target.is_file():
+        raise UserError(f"{settings.target} is a file: give a folder as TARGET.")
     planned = {Masks: plan_masks, Unpacked: plan_unpacked, Painted: plan_regions}
     plan, items, skipped = next(how for kind, how in planned.items() if isinstance(settings, kind))(settings)
     jobs = assign(items, settings, skipped)

@@ -17,6 +17,7 @@ from PIL import Image
 from segnext_timm import SegNeXtError
 from segnext_timm.prediction.images import loses_values, read_values
 
+from .check_messages import named
 from .recipe import SettingsError, TrainSettings
 from .resuming import load_checkpoint
 from .transforms import MEAN, STD, Normalization
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 _FILES = 50  # that are measured
 _PIXELS = 1 << 14  # of each
 _PERCENTILES = (0.5, 99.5)  # that become 0 and 1
+_FAR = 10  # times the range of all other values
 
 Range = tuple[float, float] | tuple[tuple[float, float], ...]
 
@@ -111,8 +113,12 @@ def measure_form(split: "Split", settings: TrainSettings) -> tuple[ImageForm, st
     if stated is not None and len(stated) not in (1, count):
         raise SettingsError(f"--range has {len(stated)} pairs of low and high: give one, or {count} for the bands.")
     values = np.concatenate([sample.reshape(count, -1) for sample in samples], 1).astype(np.float64)
+    fills: set[float] = set()
     if stated is None:
         of_bytes = samples[0].dtype == np.uint8
+        for band in () if of_bytes else values:
+            fills.update(far := _far_values(band))
+            band[np.isin(band, far)] = np.nan
         stated = ((0.0, 255.0),) if of_bytes else tuple(_percentiles(band) for band in values)
     pairs = np.array(stated)
     low, high = pairs[:, :1], pairs[:, 1:]
@@ -129,7 +135,8 @@ def measure_form(split: "Split", settings: TrainSettings) -> tuple[ImageForm, st
     is_scaled = samples[0].dtype != np.uint8 or settings.range is not None
     value_range = (stated[0] if len(stated) == 1 else stated) if is_scaled else None
     form = ImageForm(channels, bands, value_range, (mean, std))
-    return form, _described(form, samples, len(stated), settings)
+    far = f"; without {named([f'{fill:g}' for fill in sorted(fills)])}, far from all other values" if fills else ""
+    return form, _described(form, samples, len(stated), settings) + far
 
 
 def find_form(split: "Split", settings: TrainSettings, checkpoint: Path) -> tuple[ImageForm, str | None]:
@@ -193,6 +200,14 @@ def _read_samples(paths: Sequence[Path], channels: int | None, bands: Sequence[i
         found.append(flat[:, :: max(flat.shape[1] // _PIXELS, 1)].numpy())
     kinds = Counter((sample.dtype, len(sample)) for sample in found)
     return [sample for sample in found if (sample.dtype, len(sample)) == kinds.most_common(1)[0][0]]
+
+
+def _far_values(band: np.ndarray) -> list[float]:
+    """The lowest and the highest value of a band if frequent and far from all others, as where there is no data."""
+    known, counts = np.unique(band[np.isfinite(band)], return_counts=True)
+    least = counts.sum() * _PERCENTILES[0] / 100  # fewer are no ends of the range
+    ends = [(known[end], np.delete(known, end)) for end in (0, -1) if len(known) > 16 and counts[end] > least]
+    return [float(end) for end, rest in ends if abs(rest - end).min() > _FAR * np.ptp(rest)]
 
 
 def _percentiles(band: np.ndarray) -> tuple[float, float]:

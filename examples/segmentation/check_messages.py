@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .data import Split
 
 Palette = tuple[int, dict[int, int]]  # digest of the whole palette, and the color code of each number that is used
+BACKGROUND = ("background", "_background_", "bg", "unlabeled")  # names of it, in small letters
 _NEAR = 16  # distance up to which JPEG and smoothing move most values
 
 
@@ -89,7 +90,7 @@ def other_size(
     sizes = f"{labels} has {'×'.join(map(str, labels_size))} pixels (width×height), its image {image.name} "
     sizes += "×".join(map(str, image_size))
     if labels_size != image_size[::-1]:
-        return f"{sizes}: make them equal."
+        return f"{sizes}: make them equal{', and the array (height, width, bands)' if image.suffix == '.npy' else ''}."
     if orientation < 5:
         return f"{sizes}: one of the two is rotated. Rotate it back."
     return (
@@ -213,6 +214,22 @@ def other_palettes(split: "Split | ClassList", labels: Iterable[tuple[Path, Pale
             if other != code and its_whole != whole:
                 found = f"{value} is {color_name(code)} in one and {color_name(other)} in the other"
                 return f"{path} and {there.name} have different palettes: {found}. {example}"
+    return None
+
+
+def black_class(split: "Split | ClassList", labels: Iterable[tuple[Path, Palette]]) -> str | None:
+    """A palette shows another class than the background in black, since an editor sorted it anew."""
+    background = next((label for label, name in enumerate(split.classes) if name.lower() in BACKGROUND), None)
+    for path, (_, used) in labels:
+        shown = {label_of(value, split): code for value, code in used.items()}
+        black = next((label for label, code in shown.items() if not code and label < len(split.classes)), None)
+        code = shown.get(background, 0)
+        if code and black is not None and code != color_codes(np.array(split.palette[background])):
+            first, second = (repr(split.classes[label]) for label in (background, black))
+            return (
+                f"{path} shows {first} as {color_name(code)} and {second} as black: if its colors count, not its "
+                f"numbers, give each class its color in classes.txt, such as '#000000 {split.classes[background]}'."
+            )
     return None
 
 

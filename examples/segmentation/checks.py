@@ -18,6 +18,8 @@ from accelerate.utils import broadcast_object_list
 
 from .bands import ImageForm
 from .check_messages import (
+    BACKGROUND,
+    black_class,
     counted,
     half_used,
     label_of,
@@ -39,7 +41,6 @@ if TYPE_CHECKING:
     from .data import Split
 
 T = TypeVar("T")
-_BACKGROUND = {"background", "_background_", "bg", "unlabeled"}
 _VALUES = "with values that no class has"
 PATIENT = InitProcessGroupKwargs(timeout=timedelta(hours=2))  # for processes that wait for the one that checks
 _LEAST_SHARE = 0.05  # of the range, which values have to reach
@@ -105,7 +106,7 @@ class Report:
     @property
     def empty(self) -> int:
         """Number of label files that hold nothing but background and pixels left out."""
-        objects = [label for label, name in enumerate(self.split.classes) if name.lower() not in _BACKGROUND]
+        objects = [label for label, name in enumerate(self.split.classes) if name.lower() not in BACKGROUND]
         return int((self.by_class[:, objects].sum(1) == 0).sum())
 
     def sizes(self) -> str:
@@ -184,7 +185,10 @@ def check_files(split: "Split", root: Path | str | None = None, workers: int = 1
         )
     warnings = filter(
         None,
-        (_absent(report), _depths(split, labels), _binary(report), _rotated(report), _dark(report), _pages(report)),
+        (
+            *(_absent(report), _depths(split, labels), black_class(split, used), _binary(report)),
+            *(_rotated(report), _dark(report), _pages(report)),
+        ),
     )
     report.warnings += [f"Warning: {warning}" for warning in warnings]
     if gray := sum(facts.depth == "colors" for facts in labels) if not split.by_color else 0:

@@ -15,7 +15,7 @@ from .recipe import DataError
 
 # Pillow spreads grays of 2 and 4 bits over 0 to 255 (its raw modes "L;2" and "L;4", with letters for the order of bits)
 _SPREAD = {"L;2": 85, "L;4": 17}
-GDAL_NODATA = 42113
+SAMPLES, GDAL_NODATA = 277, 42113  # tags of TIFF
 _LOSSY = {"JPEG": "JPEG", "MPO": "JPEG", "AVIF": "AVIF", "HEIF": "HEIF"}
 
 
@@ -164,6 +164,8 @@ def open_label_file(path: Path, content: bytes | None = None) -> LabelFile:
         lossy = _LOSSY.get(image.format, "WebP" if image.format == "WEBP" and _is_lossy_webp(content) else "")
         if (number := count_pages(io.BytesIO(content))) > 1:
             raise DataError(f"holds {number} pages: labels are one picture; save the one that is meant.")
+        if (bands := getattr(image, "tag_v2", {}).get(SAMPLES, 1)) > len(image.getbands()):
+            raise DataError(f"holds {bands} bands: labels have one; save the one that is meant.")
         image.load()
         kind = image.format
         if image.getexif().get(0x0112, 1) != 1:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .check_messages import other_palettes
+from .check_messages import black_class, other_palettes
 from .class_list import ClassList, color_name
 from .file_facts import Facts, gather
 from .label_files import open_label_file, read_colors, read_labels
@@ -173,12 +173,14 @@ def mask_rule(classes: ClassList, threshold: int | None, nearest: float) -> Mask
 
 
 def check_palettes(masks: Iterable[Path], classes: ClassList, workers: int) -> None:
-    """Raise a UserError if palettes of index masks contradict their numbers."""
+    """Raise a UserError if palettes of index masks contradict their numbers, or warn if they seem to."""
     indexed = [path for path in masks if _has_palette(path)] if not classes.by_color else []
     found = gather([(path, "values") for path in indexed], None, workers, "check palettes")
     used = [(path, facts.palette) for (path, _), facts in found.items() if isinstance(facts, Facts)]
     if message := other_palettes(classes, used):
         raise UserError(message)
+    if message := black_class(classes, used):
+        print(f"Warning: {message}")
 
 
 def _has_palette(path: Path) -> bool:

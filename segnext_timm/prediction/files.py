@@ -87,8 +87,9 @@ def find_images(paths: Sequence[str | Path], out: str | Path) -> dict[Path, Path
             if path.resolve() == out.resolve():
                 raise OptionError(f"{out} is the folder of the images: choose another for the results.")
             videos = [f for f in list_files(path) if is_video(f)]
-            found = [f for f in [*list_images(path), *videos] if out.resolve() not in f.resolve().parents]
-            root, files, beside = path, found, {*beside, *videos}
+            root, holds_out, beside = path, path.resolve() in out.resolve().parents, {*beside, *videos}
+            files = [*list_images(path), *videos]
+            files = [f for f in files if not holds_out or out.resolve() not in f.resolve().parents]
         elif not path.exists():
             if not glob.has_magic(str(path)):
                 raise FileNotFoundError(f"{path}: no such file or folder.")

@@ -267,6 +267,20 @@ def test_palettes_that_say_what_the_classes_say_are_no_fault(tmp_path, masks, cl
     assert not check_files(write(tmp_path, masks, classes)).warnings
 
 
+def test_a_palette_that_shows_another_class_than_the_background_in_black_is_pointed_out(tmp_path):
+    split = write(tmp_path, [indexed(HALVES, RED, BLACK)] * 2)
+    assert "0.png shows 'background' as #ff0000 and 'road' as black" in check_labels(split)
+    assert check_labels(write(tmp_path, [indexed(HALVES, BLACK, RED)] * 2)) is None
+
+
+def test_labels_of_several_bands_are_refused(tmp_path):
+    rasterio = pytest.importorskip("rasterio")
+    with rasterio.open(tmp_path / "a.tif", "w", driver="GTiff", width=64, height=64, count=2, dtype="uint8") as file:
+        file.write(np.stack([1 - HALVES, HALVES]))
+    with pytest.raises(DataError, match=r"a\.tif .*: holds 2 bands: labels have one"):
+        read_labels(tmp_path / "a.tif")
+
+
 def test_masks_in_a_tiff_that_pillow_does_not_open_are_no_pages(tmp_path):
     rasterio = pytest.importorskip("rasterio")
     with (

@@ -14,6 +14,8 @@ import torch
 from accelerate import Accelerator
 from huggingface_hub import ModelCard
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import evaluate
 import miniatures
@@ -350,6 +352,30 @@ def test_windows_are_those_of_predict_in_scores_and_pictures(root, given, window
         add_to_confusion(confusion, *(torch.from_numpy(x.astype("int64")) for x in (labels, predicted)), 255)
     assert differ
     assert torch.equal(evaluation.evaluate(model, split, settings, Accelerator()).confusion, confusion)
+
+
+class Largest(TorchDispatchMode):
+    """Finds the number of elements of the largest tensor that an operator returns."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+        self.elements = max(self.elements, *(tensor.numel() for tensor in tensors), 0)
+        return result
+
+
+@pytest.mark.parametrize("mode", ["whole", "slide"])
+def test_an_evaluation_holds_no_scores_of_all_classes_at_the_size_of_an_image(tmp_path, mode):
+    miniatures.make("folder", tmp_path, [0, 1, 2], sizes=((300, 400),))
+    classes = 150
+    (tmp_path / "classes.txt").write_text("".join(f"class {label}\n" for label in range(classes)), encoding="utf-8")
+    arguments = {"encoder_weights": None, "classes": classes, "decoder_channels": 32, "decoder_rank": 4}
+    model, split = smp.SegNeXt("tu-test_mscan", **arguments), layouts.open_split("folder", tmp_path, "val")
+    with Largest() as found:
+        evaluation.evaluate(model, split, EvalSettings(workers=0, eval_mode=mode, eval_window=128), Accelerator())
+    assert 300 * 400 * 3 <= found.elements < classes * 300 * 400 / 4
 
 
 def test_a_split_whose_pixels_are_all_left_out_is_refused_even_without_the_check(root):

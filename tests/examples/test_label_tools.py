@@ -68,6 +68,13 @@ def test_cvat_polygons_are_painted_by_their_layers(cvat, task):
     assert np.array_equal(labels, expected)
 
 
+def test_frames_of_a_video_in_cvat_are_found_without_their_ending(tmp_path):
+    draw_images(tmp_path / "images", "frame_000001.PNG", "a.jpg.png")
+    for name, found in (("frame_000001", True), ("a.jpg", False)):
+        made = Made("cvat", tmp_path / "images", cvat_file(tmp_path / "a.xml", polygon(), name), tmp_path / "data")
+        assert ("frame_000001" in made.labels) == found == (not made.skipped)
+
+
 def test_cvat_boxes_and_ellipses_are_turned_about_their_centers(cvat):
     half = 10 / np.sqrt(2)
     sides = f'xtl="{20 - half}" ytl="{15 - half}" xbr="{20 + half}" ybr="{15 + half}"'

@@ -420,6 +420,21 @@ def test_ctrl_c_ends_in_a_line_and_leaves_whole_files(tmp_path):
     }
 
 
+@pytest.mark.parametrize("name", ["-", "a\nb", "road #ff0000", "room # 3"])
+def test_a_class_that_the_list_cannot_hold_is_refused(images, tmp_path, name):
+    annotations = write_coco(tmp_path / "train.json", [])
+    annotations.write_text(annotations.read_text().replace('"square"', json.dumps(name)))
+    with pytest.raises(UserError, match=rf"classes\.txt cannot hold the class {re.escape(repr(name))}"):
+        run("coco", images, annotations, tmp_path / "data")
+    assert not (tmp_path / "data/classes.txt").exists()
+
+
+def test_classes_that_differ_in_case_only_are_pointed_out(images, tmp_path, capsys):
+    write_labelme(images / "0.json", [("square", "polygon", SQUARE), ("Square ", "polygon", SQUARE)])
+    run("labelme", images, tmp_path / "data")
+    assert "Warning: 2 classes differ in the case of letters only: 'square'." in capsys.readouterr().out
+
+
 def test_mistakes_are_named(images, tmp_path):
     target = tmp_path / "data"
     annotations = write_coco(tmp_path / "train.json", [])
@@ -435,6 +450,7 @@ def test_mistakes_are_named(images, tmp_path):
         (("coco", images, broken, target), r"broken\.json cannot be read as JSON"),
         (("coco", images, panoptic, target), r"panoptic\.json is a panoptic COCO file"),
         (("coco", images, annotations, target, "--val_share", 2), "val_share must be from 0 to 1"),
+        (("coco", images, annotations, broken), r"broken\.json is a file: give a folder as TARGET"),
         (("labelme", images, target), "holds no JSON files of LabelMe"),
         (("colors", images, images, target, "--classes", masks), "names do not tell which are masks"),
         (("colors", images, tmp_path / "none", target), "none does not exist"),

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import segmentation_models_pytorch as smp
 import torch
+from click.testing import CliRunner
 from PIL import Image
 from timm.models import adapt_input_conv
 
@@ -22,6 +23,7 @@ from segmentation.layouts import open_split
 from segmentation.recipe import DataError, SettingsError, TrainSettings
 from segmentation.transforms import MEAN, STD, PhotometricDistortion, RandomResizedCrop, TrainTransform
 from segnext_timm import predict, read_image
+from segnext_timm.cli import main
 
 
 def write(root, arrays, suffix=".npy", labels=None):
@@ -94,6 +96,24 @@ def test_range_and_statistics_are_those_of_the_training_images(tmp_path):
     assert torch.allclose(scaled.std((1, 2)), torch.tensor(form.normalization[1]), atol=0.02)
     assert note.startswith("images: 5 channels of uint16; black and white at ")
     assert "(measured on 3 files); mean" in note
+
+
+def test_a_value_far_from_all_others_does_not_stretch_the_range(tmp_path):
+    arrays = scenes(2, "float32", 0.5)
+    for array in arrays:
+        array[:10] = -9999
+    form, note = form_of(write(tmp_path, arrays, labels=np.eye(48, 64, dtype=np.uint8)))
+    assert np.min(form.value_range) >= 0 and np.max(form.value_range) < 0.51
+    assert note.endswith("; without -9999, far from all other values")
+    array = read_image(tmp_path / "images/train/train0.npy", 2, form.value_range)
+    assert not array[:, :10].any()
+
+
+def test_an_array_of_other_axes_is_told_the_right_ones(tmp_path):
+    arrays = [array.transpose(2, 0, 1) for array in scenes(5)]
+    split = open_split("folder", write(tmp_path, arrays, labels=np.eye(48, 64, dtype=np.uint8)), "train")
+    with pytest.raises(DataError, match=r"train0\.npy 48×5: make them equal, and the array \(height, width, bands\)"):
+        check_files(split)
 
 
 def test_gray_of_12_bits_keeps_its_levels_in_three_channels(tmp_path):
@@ -212,6 +232,36 @@ def test_a_run_on_five_bands_is_evaluated_and_predicts_files_without_options(tmp
     assert smp.from_pretrained(tmp_path / "run/last").pretrained_cfg["range"] == [0, 5000]
     with pytest.raises(SettingsError, match=r"was written with bands None, not \(1, 2\); range None"):
         training.run("folder", *options, "--bands", 1, 2, "--range", 0, 1)
+
+
+@pytest.mark.slow
+def test_geotiffs_are_trained_on_evaluated_and_predicted_where_they_lie(tmp_path):
+    for package in ("rasterio.features", "rasterio.warp", "shapely"):
+        pytest.importorskip(package)
+    import rasterio
+
+    data = tmp_path / "data"
+    draw_scenes.main([str(data), "--geotiff", "--train", "4", "--val", "2", "--size", "64"])
+    model = train_run(data, tmp_path / "run", "--iterations", 6)
+    arguments = [str(tmp_path / "run/last"), str(training.RECIPES / "folder.yaml"), "--data_root", str(data)]
+    scores = evaluate.main([*arguments, "--workers", "0"])
+    images, maps = data / "images/val", tmp_path / "maps"
+    options = ["predict", arguments[0], str(images), "-o", str(maps), "--save_as", "geojson"]
+    done = CliRunner().invoke(main, options)
+    assert done.exit_code == 0, done.output
+    split, right = open_split("folder", data, "val"), []
+    for index, path in enumerate(split.images):
+        with rasterio.open(path) as image, rasterio.open(maps / path.name) as found:
+            assert (found.crs, found.transform, found.shape) == (image.crs, image.transform, image.shape)
+            labels, place = found.read(1), {"transform": found.transform, "out_shape": found.shape}
+        assert np.array_equal(labels, predict(model, path))
+        right.append(labels == split.open_labels(index))
+        features = json.loads((maps / path.name).with_suffix(".geojson").read_text())["features"]
+        outlines = [rasterio.warp.transform_geom("EPSG:4326", found.crs, feature["geometry"]) for feature in features]
+        numbers = [feature["properties"]["label"] for feature in features]
+        drawn = rasterio.features.rasterize(zip(outlines, numbers), fill=255, **place)
+        assert np.array_equal(drawn, labels)  # polygons lie on top of the labels
+    assert scores.aacc == pytest.approx(np.mean(right))
 
 
 def test_bands_in_another_order_and_a_range_are_kept_by_the_model(tmp_path):

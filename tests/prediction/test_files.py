@@ -63,6 +63,7 @@ def test_results_lie_as_the_images_do(tmp_path):
     assert places == {tmp_path / "in" / file: out / place for file, place in expected.items()}
     assert find_images([tmp_path / "in" / "*" / "*.webp"], out) == {tmp_path / "in" / "b" / "c.webp": out / "b" / "c"}
     assert find_images([tmp_path / "in" / "b" / "c.png"], out) == {tmp_path / "in" / "b" / "c.png": out / "c"}
+    assert out / "old.png" in find_images([tmp_path / "in"], tmp_path)  # results go beside the folder
 
 
 def test_no_image_is_written_over(tmp_path):

@@ -12,6 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import tyro
+from PIL import Image
 
 from ..class_list import LEFT_OUT
 from ..mask_labels import IGNORED, UnusableError
@@ -224,8 +225,12 @@ class ImageFolder:
         return found[0] if found else None
 
     def _all_files(self) -> dict[tuple[str, bool], list[Path]]:
-        """The files by their names without folders, and whether the prefix of an upload is missing there."""
+        """The files by their names without folders, and whether the prefix of an upload is missing there.
+
+        Images also have their names without the ending.
+        """
         index: dict[tuple[str, bool], list[Path]] = {}
+        images = Image.registered_extensions()
         for path in sorted(self.folder.rglob("*")):
             if path.is_file() and not path.absolute().is_relative_to(self.without):
                 key = _plain(path.name)
@@ -233,6 +238,9 @@ class ImageFolder:
                 index.setdefault((key, False), []).append(path)
                 if original != key:
                     index.setdefault((original, True), []).append(path)
+                stem = Path(key).stem
+                if Path(key).suffix in images and Path(stem).suffix not in images:  # CVAT names frames of a video so
+                    index.setdefault((stem, False), []).append(path)
         return index
 
 
@@ -322,4 +330,5 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON: {' '.join(str(error).split())}") from None
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} cannot be read as JSON: {reason}. It has to be unpacked text in UTF-8.") from None

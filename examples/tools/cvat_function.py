@@ -25,15 +25,15 @@ try:
     from segnext_timm.errors import SegNeXtError
     from segnext_timm.models.model_info import ModelInfo
     from segnext_timm.prediction.polygons import bridge_holes, check_options, trace
-except ImportError:
-    sys.exit(f"cvat_function.py: {sys.executable}, which runs cvat-cli, has no segnext-timm: install it there.")
+except ImportError as error:
+    sys.exit(f"cvat_function.py: {error}. Install segnext-timm for {sys.executable}, which runs cvat-cli.")
 
 
 class Function:
     def __init__(self, model: str, device: str, simplify: float) -> None:
-        check = segnext_timm.load_segmenter(model)
-        self.info, self.simplify = ModelInfo(check), simplify
-        self.model = segnext_timm.fuse(check).to(device or torch.accelerator.current_accelerator(True) or "cpu")
+        segmenter = segnext_timm.load_segmenter(model)
+        self.info, self.simplify = ModelInfo(segmenter), simplify
+        self.model = segnext_timm.fuse(segmenter).to(device or torch.accelerator.current_accelerator(True) or "cpu")
 
     @cached_property
     def spec(self) -> cvataa.DetectionFunctionSpec:

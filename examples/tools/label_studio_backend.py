@@ -72,12 +72,8 @@ class Backend(LabelStudioMLBase):
         found = self.numbers[segnext_timm.predict(self.segmenter, file)]
         (height, width), kind = found.shape, self.tag.tag.lower()
         if kind == "brushlabels":
-            masks = [(label, found == number) for number, label in enumerate(self.labels, 1)]
-            shapes = [
-                (label, {"format": "rle", "rle": mask2rle(mask.astype(np.uint8) * 255)})
-                for label, mask in masks
-                if mask.any()
-            ]
+            masks = ((label, (found == number) * np.uint8(255)) for number, label in enumerate(self.labels, 1))
+            shapes = [(label, {"format": "rle", "rle": mask2rle(mask)}) for label, mask in masks if mask.any()]
         else:
             areas = trace(found, ModelInfo(self.segmenter), self.simplify)
             outlines = ((number, bridge_holes(area) / (width, height) * 100) for number, area in areas)  # in percent

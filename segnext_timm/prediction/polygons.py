@@ -69,10 +69,10 @@ def write_polygons(labels: Path, file: Path, info: ModelInfo, simplify: float = 
     `simplify` is a tolerance in pixels: polygons stay valid, but neighbors may overlap, or leave gaps between them.
     """
     with open_raster(labels) as raster, replace_when_complete(file) as new, new.open("w", encoding="utf-8") as written:
-        traced, (height, width) = _trace(raster, info, simplify), raster.shape[1:]
+        traced, (height, width) = trace(raster.dataset.read(1), info, simplify, raster.nodata), raster.shape[1:]
         if file.suffix == ENDINGS["yolo"]:
             for label, polygon in traced:
-                shares = (_bridge_holes(polygon) / (width, height)).ravel()
+                shares = (bridge_holes(polygon) / (width, height)).ravel()
                 print(label, *(f"{share:.6f}" for share in shares), file=written)
             return
         head: dict[str, Any] = {"type": "FeatureCollection", SOFTWARE: f"{NAME}: polygons", "features": []}
@@ -82,7 +82,7 @@ def write_polygons(labels: Path, file: Path, info: ModelInfo, simplify: float = 
             place = Path(os.path.relpath(source, here) if source.drive == here.drive else source).as_posix()
             head = {SOFTWARE: f"{NAME}: labelme", "version": "6.0.0", "flags": {}, "imagePath": place}
             head |= {"imageData": None, "imageHeight": height, "imageWidth": width, "shapes": []}
-            shapes = ((names[label], _bridge_holes(polygon).tolist()) for label, polygon in traced)
+            shapes = ((names[label], bridge_holes(polygon).tolist()) for label, polygon in traced)
             entries = ({"label": name, "points": points, "shape_type": "polygon"} for name, points in shapes)
         written.write(json.dumps(head, ensure_ascii=False)[:-2])  # one line, which tells whose the file is
         separator = "\n"
@@ -116,15 +116,16 @@ def add_to_coco(content: dict[str, Any], labels: Path, name: str, info: ModelInf
     with open_raster(labels) as raster:
         image |= {"height": raster.shape[1], "width": raster.shape[2]}
         added = []
-        for number, (label, polygon) in enumerate(_trace(raster, info, simplify), len(annotations) + 1):
-            (left, top, right, bottom), outline = polygon.bounds, _bridge_holes(polygon).ravel().tolist()
+        traced = trace(raster.dataset.read(1), info, simplify, raster.nodata)
+        for number, (label, polygon) in enumerate(traced, len(annotations) + 1):
+            (left, top, right, bottom), outline = polygon.bounds, bridge_holes(polygon).ravel().tolist()
             shape = {"segmentation": [outline], "bbox": [left, top, right - left, bottom - top], "area": polygon.area}
             added.append({"id": number, "image_id": image["id"], "category_id": label + 1, "iscrowd": 0} | shape)
     images.append(image)
     annotations += added
 
 
-def _bridge_holes(polygon: Any) -> np.ndarray:
+def bridge_holes(polygon: Any) -> np.ndarray:
     """Join the outline and the holes of a shapely polygon to one outline (N, 2), by horizontal bridges of no width."""
     outline, *holes = (np.array(ring.coords)[:-1] for ring in (polygon.exterior, *polygon.interiors))
     for hole in sorted(holes, key=lambda points: points[:, 0].min()):  # what lies to the left of one is joined already
@@ -140,23 +141,23 @@ def _bridge_holes(polygon: Any) -> np.ndarray:
     return outline
 
 
-def _trace(raster: Raster, info: ModelInfo, tolerance: float, placed: bool = False) -> Iterator[tuple[int, Any]]:
-    """Trace labels: label and shapely polygon of each area, in pixels or, if `placed`, in the raster's coordinates."""
+def trace(labels: Any, info: ModelInfo, simplify: float = 0, nodata: float | None = None) -> Iterator[tuple[int, Any]]:
+    """Trace labels (H, W), or a band in its coordinates: label and shapely polygon of each area but `nodata`."""
     import rasterio.features
     import shapely
 
-    source = rasterio.band(raster.dataset, 1) if placed else raster.dataset.read(1)
-    for outline, label in rasterio.features.shapes(source, connectivity=4):
-        if (info.num_classes == 1) <= label != raster.nodata:
+    for outline, label in rasterio.features.shapes(labels, connectivity=4):
+        if (info.num_classes == 1) <= label != nodata:
             polygon = shapely.geometry.polygon.orient(shapely.geometry.shape(outline))  # holes run the other way
-            yield int(label), shapely.simplify(polygon, tolerance) if tolerance else polygon
+            yield int(label), shapely.simplify(polygon, simplify) if simplify else polygon
 
 
 def _features(raster: Raster, info: ModelInfo, simplify: float) -> Iterator[dict[str, Any]]:
+    import rasterio
     import shapely
 
     names, pixel = info.label_names, abs(raster.transform.determinant) ** 0.5
-    traced = _trace(raster, info, simplify * pixel, placed=True)
+    traced = trace(rasterio.band(raster.dataset, 1), info, simplify * pixel, raster.nodata)
 
     def project(polygons: np.ndarray, crs: str) -> np.ndarray:
         return shapely.transform(polygons, lambda points: raster.project(crs, *points.T).T)

@@ -196,10 +196,11 @@ def push_command(src: Path, repo: str, **options: Any) -> None:
         "export my-segnext model.pt2 --dynamic",
         "export my-segnext model.onnx --precision int8 --calibration photos/",
         "export my-segnext model.onnx --target deepness --resolution 10",
+        "export my-segnext for-transformers --target transformers",
     ),
 )
 @click.argument("model")
-@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.argument("file", type=_PATH)
 @click.option("--size", type=_Size(MIN_SIDE), help="Size of the images.  [default: as trained, or 512]")
 @click.option("--batch", type=click.IntRange(1), default=1, help="Images per batch.")
 @click.option("--dynamic", is_flag=True, help="Accept other batch and image sizes.")
@@ -207,12 +208,13 @@ def push_command(src: Path, repo: str, **options: Any) -> None:
 @click.option("--portable", is_flag=True, help="Labels by static shapes only, for TensorRT and others.")
 @click.option("--precision", type=click.Choice(FORMATS[".onnx"]), default="fp32", help="16 or 8 bits: ONNX.")
 @click.option("--calibration", type=_FOLDER, help="Folder of images for int8.")
-@click.option("--target", type=click.Choice(TARGETS), help="For a tool: deepness (QGIS; also GeoDeep).")
-@click.option("--resolution", type=float, help="For a target: centimeters per pixel of the maps.")
+@click.option("--target", type=click.Choice(TARGETS), help="For a tool: QGIS and GeoDeep (deepness), or a folder.")
+@click.option("--resolution", type=float, help="For deepness: centimeters per pixel of the maps.")
 def export_command(model: str, file: Path, size: tuple[int, int] | None, batch: int, **options: Any) -> None:
     """Export MODEL (a published name, a folder or a Hub repository) to FILE: .onnx or .pt2.
 
     FILE runs without this package. It takes images normalized with the mean and standard deviation in its metadata.
+    With --target transformers or transformers.js, FILE is a folder that these libraries load.
     """
     check_segmenter(model)
     check_export(file, batch, size, **options)
@@ -230,7 +232,8 @@ def export_command(model: str, file: Path, size: tuple[int, int] | None, batch: 
     replaced = f", replacing {file}" if file.exists() else ""
     click.echo(f"Exporting for images {'like ' if options['dynamic'] else ''}{shape}{replaced} ...")
     export(segmenter, file, shape, **options)
-    click.echo(f"Wrote {file} ({file.stat().st_size / 1e6:.1f} MB).")
+    size_on_disk = sum(path.stat().st_size for path in ([*file.rglob("*")] if file.is_dir() else [file]))
+    click.echo(f"Wrote {file} ({size_on_disk / 1e6:.1f} MB).")
 
 
 @main.command(

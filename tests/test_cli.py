@@ -319,7 +319,7 @@ def test_predict_checks_its_options_before_a_download(empty_cache, image, tmp_pa
     ("arguments", "status", "message"),
     [
         (("export", "segnext_t", "x.txt"), 1, "x.txt: the name of an exported model ends in .onnx"),
-        (("export", "segnext_t", "."), 2, "is a directory."),
+        (("export", "segnext_t", "."), 1, ".: the name of an exported model ends in .onnx"),
         (("export", "segnext_t", "x.pt2", "--size", "512,512"), 2, "'512,512' is not a size: give pixels"),
         (("convert", "x.pth", "out", "--rank", "0"), 2, "0 is not in the range x>=1."),
         (("push", "folder", "model"), 2, "'model' is not a repository on the Hub: give user/name."),

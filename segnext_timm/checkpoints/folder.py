@@ -10,6 +10,9 @@ from ..label_sets import name_list
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 MODEL_FILES = {WEIGHTS, CONFIG, CARD, ".gitattributes"}
+TARGET_FILES = {"preprocessor_config.json", "modeling_segnext.py", "handler.py"} | {
+    f"onnx/model{precision}.onnx" for precision in ("", "_fp16", "_quantized")
+}  # of folders for transformers and transformers.js
 PICKLE_SUFFIXES = {".bin", ".ckpt", ".joblib", ".npy", ".npz", ".pdopt", ".pdparams", ".pickle", ".pkl", ".pt", ".pth"}
 
 
@@ -28,13 +31,18 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def read_model_config(folder: Path) -> dict[str, Any]:
-    """Read the configuration of a folder that holds a whole model; a CheckpointError says what is missing."""
-    if missing := [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]:
+def read_model_config(folder: Path, targets: bool = False) -> dict[str, Any]:
+    """Read the configuration of a folder that holds a whole model; a CheckpointError says what is missing.
+
+    With `targets`, it may be one for transformers or transformers.js, which has that of the SegNeXt in `segmenter`.
+    """
+    has_graphs = targets and (folder / CONFIG).is_file() and "transformers.js_config" in read_config(folder)
+    weights = () if has_graphs else (WEIGHTS,)
+    if missing := [name for name in (CONFIG, *weights) if not (folder / name).is_file()]:
         reason = f"because it has no {' and no '.join(missing)}"
         raise CheckpointError(f"{folder}: not a model folder, {reason}. Convert a checkpoint first.")
     config = read_config(folder)
-    if not {"encoder_name", "architecture"} & config.keys():
+    if not {"encoder_name", "architecture", *(["segmenter"] if targets else [])} & config.keys():
         raise CheckpointError(f"{folder / CONFIG}: not the configuration of a model of smp or timm.")
     return config
 

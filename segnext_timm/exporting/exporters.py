@@ -23,8 +23,17 @@ from ..prediction.pipeline import check_model
 from .calibration import Image, read_calibration
 from .float16 import half_copy
 from .label_graph import LabelGraph
-from .options import MAX_SIDE, MIN_SIDE, check_export
-from .targets import DeepnessGraph, deepness_metadata
+from .options import FOLDERS, MAX_SIDE, MIN_SIDE, check_export
+from .targets import (
+    DeepnessGraph,
+    LogitsGraph,
+    deepness_metadata,
+    name_pixel_values,
+    transformers_js_file,
+    transformers_settings,
+    write_transformers,
+    write_transformers_js,
+)
 
 _logger = logging.getLogger(__name__)
 
@@ -45,10 +54,10 @@ def export(
     portable: bool = False,
     precision: Precision = "fp32",
     calibration: str | Path | Sequence[Image] | None = None,
-    target: Literal["deepness"] | None = None,
+    target: Literal["deepness", "transformers", "transformers.js"] | None = None,
     resolution: float | None = None,
 ) -> Path:
-    """Export a model to a file that runs without this package: ONNX, or a program of torch.export.
+    """Export a model to a file that runs without this package: ONNX, or a program of torch.export; or for one tool.
 
     The input `images` is a batch of normalized images (B, C, H, W) in float32. The output is `logits` (B, classes, H,
     W), or `labels` (B, H, W) in int64; a feature extractor's outputs are `feature0` and so on. The metadata holds mean
@@ -59,7 +68,8 @@ def export(
 
     Args:
         model: SegNeXt on any encoder, another smp model, or a timm model. It is not changed.
-        path: The file to write: .onnx or .pt2 (torch.export).
+        path: The file to write: .onnx or .pt2 (torch.export); with target "transformers" or "transformers.js" a folder
+            of its own, in which transformers.js finds several precisions if they are exported one after another.
         input_size: Shape (B, C, H, W) of the images.
         dynamic: Accept other batch sizes and image sizes, with sides from 33 to 16,384 pixels; for smp models with a
             size divisor, multiples of it.
@@ -73,7 +83,10 @@ def export(
             :func:`predict` takes. A quarter is held out to compare the labels with the float32 model's.
         target: "deepness" for the QGIS plugin Deepness and for GeoDeep: the graph takes one square image of bytes
             divided by 255, and outputs `probabilities` (1, classes, H, W), of two classes for a binary model.
-        resolution: With a target, and only then: centimeters per pixel of the maps that the model was trained on.
+            "transformers" for a folder with the weights of a SegNeXt, which `from_pretrained` and `pipeline` load with
+            `trust_remote_code=True` where this package is installed. "transformers.js" for a folder with an ONNX file
+            from `pixel_values` to `logits`, of dynamic size. Both get images of three channels of bytes.
+        resolution: For Deepness, and only then: centimeters per pixel of the maps that the model was trained on.
 
     Raises:
         OptionError: If an option is invalid, or does not fit the model.
@@ -91,6 +104,13 @@ def export(
     info = ModelInfo(model)
     samples = None if calibration is None else read_calibration(calibration, info, input_size)
     model = copy.deepcopy(model).to("cpu", torch.float32).eval()
+    file, settings = path, None
+    if target in FOLDERS:
+        settings = transformers_settings(model, path, str(target))
+        if target == "transformers":
+            write_transformers(model, path, settings)
+            return path
+        file, dynamic = transformers_js_file(path, precision), True
     if fuse:
         model = fuse_model(model, inplace=True)
     images = torch.randn(input_size, generator=torch.Generator().manual_seed(0))
@@ -98,12 +118,15 @@ def export(
         output = model(images)  # raises if the shape does not fit
         if argmax or target or precision == "int8":
             Segmenter(model)(images)  # raises unless the model gives scores of each pixel
-    names = ["labels"] if argmax else ["probabilities"] if target else _output_names(output)
+    names = {None: _output_names(output), "deepness": ["probabilities"]}.get(target, ["logits"])
+    names = ["labels"] if argmax else names
     metadata = describe_graph(model, input_size, names) | {"dynamic": dynamic, "precision": precision}
     metadata["size_divisor"] = info.size_divisor
     half = half_copy(model) if precision == "fp16" else model
     graph, traced = (LabelGraph(part, portable) if argmax else part for part in (model, half))
-    if resolution is not None:
+    if settings:
+        graph, traced = LogitsGraph(model), LogitsGraph(half)
+    elif resolution is not None:
         graph, traced = DeepnessGraph(model), DeepnessGraph(half)
         metadata |= deepness_metadata(info, input_size, resolution)
     program = _trace(traced, images, info.size_divisor if dynamic else None)
@@ -111,8 +134,8 @@ def export(
     if dynamic:
         batch, channels, height, width = input_size
         sizes.append((batch + 1, channels, height + info.size_divisor, width + 2 * info.size_divisor))
-    with replace_when_complete(path) as written:
-        if path.suffix == ".onnx":
+    with replace_when_complete(file) as written:
+        if file.suffix == ".onnx":
             _write_onnx(program, written, names, metadata)
         else:
             content = io.BytesIO()  # torch's own writer aborts the process when a disk is full
@@ -125,6 +148,10 @@ def export(
             from .quantization import quantize_checked
 
             quantize_checked(written, *samples, info.threshold)
+        if settings:
+            name_pixel_values(written)
+    if settings:
+        write_transformers_js(path, settings)
     return path
 
 

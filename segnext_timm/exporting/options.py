@@ -8,7 +8,8 @@ from ..errors import ExportError, OptionError
 
 MIN_SIDE, MAX_SIDE = 33, 16384  # of dynamic sizes, in pixels; from 33 on, no feature map is a single pixel
 FORMATS = {".onnx": ("fp32", "fp16", "int8"), ".pt2": ("fp32",)}  # precisions by suffix
-TARGETS = ("deepness",)  # tools that read a form of their own
+FOLDERS = {"transformers": ("fp32",), "transformers.js": FORMATS[".onnx"]}  # precisions by target of a folder
+TARGETS = ("deepness", *FOLDERS)  # tools that read a form of their own
 
 
 def check_export(
@@ -29,31 +30,39 @@ def check_export(
         OptionError: If an option is invalid, or does not fit the others.
         ExportError: If a package is missing.
     """
-    if path.suffix not in FORMATS:
+    if target not in (None, *TARGETS):
+        raise OptionError(f"target is {', '.join(TARGETS)} or nothing, got {target!r}.")
+    is_folder = target in FOLDERS
+    if is_folder and (path.suffix in FORMATS or path.is_file()):
+        raise OptionError(f"{path}: {target} reads a folder: choose the name of one.")
+    if not is_folder and path.suffix not in FORMATS:
         known = " or ".join(FORMATS)
         hint = "For LiteRT, ncnn and Core ML there are examples/deployment/to_*.py."
         raise OptionError(f"{path}: the name of an exported model ends in {known}. {hint}")
-    if path.is_dir():
+    if not is_folder and path.is_dir():
         raise OptionError(f"{path} is a folder: choose another name.")
-    if precision not in FORMATS[path.suffix]:
-        raise OptionError(f"{path}: {path.suffix} can be {', '.join(FORMATS[path.suffix])}, not {precision!r}.")
+    kind, precisions = (target, FOLDERS[target]) if target in FOLDERS else (path.suffix, FORMATS[path.suffix])
+    if precision not in precisions:
+        raise OptionError(f"{path}: {kind} can be {', '.join(precisions)}, not {precision!r}.")
     if portable and not argmax:
         raise OptionError("portable applies to graphs of labels: set argmax (--argmax) too.")
     if (precision == "int8") != (calibration is not None):
         raise OptionError("int8 needs calibration images, and only int8 takes them: pass a folder (--calibration DIR).")
-    if dynamic and size and not MIN_SIDE <= min(size) <= max(size) <= MAX_SIDE:
+    if (dynamic or target == "transformers.js") and size and not MIN_SIDE <= min(size) <= max(size) <= MAX_SIDE:
         raise OptionError(f"Dynamic sizes have sides from {MIN_SIDE} to {MAX_SIDE} pixels, got {size[0]}x{size[1]}.")
-    if (target, resolution) != (None, None) and not (target in TARGETS and resolution and resolution > 0):
-        what = f"target is {' or '.join(TARGETS)}, with a resolution in cm per pixel (--resolution 10)"
+    if (target == "deepness") != (resolution is not None) or (resolution is not None and not resolution > 0):
+        what = "Deepness, and no other target, needs a resolution in cm per pixel (--resolution 10)"
         raise OptionError(f"{what}, got {target!r} with {resolution}.")
-    if target:
+    if is_folder and argmax:
+        raise OptionError(f"{target} computes the labels from logits: leave argmax (--argmax) out.")
+    if target == "deepness":
         refused = {path.suffix: path.suffix != ".onnx", "dynamic": dynamic, "argmax": argmax}
         refused |= {"int8": precision == "int8", f"batches of {batch}": batch > 1}
         refused |= {f"a size of {size}": size and size[0] != size[1]}
         if wrong := ", ".join(name for name, given in refused.items() if given):
             raise OptionError(f"{target} reads .onnx files that give probabilities of one square image, not {wrong}.")
-    needed = ("onnx", "onnxruntime", "onnxscript") if path.suffix == ".onnx" else ()
+    needed = () if kind in (".pt2", "transformers") else ("onnx", "onnxruntime", "onnxscript")
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
         install = 'pip install "onnx>=1.16" onnxruntime onnxscript'
-        raise ExportError(f"Exporting to {path.suffix} needs {', '.join(missing)}: {install}")
+        raise ExportError(f"Exporting to {kind} needs {', '.join(missing)}: {install}")

@@ -32,7 +32,9 @@ _SMP_CARD = re.compile(re.sub(r"\\\{\\\{.*?\\\}\\\}", ".*?", re.escape(MODEL_CAR
 
 
 def model_card(config: Mapping[str, Any], repo: str = ".") -> ModelCard:
-    """Write the card of an smp or timm model from its configuration; its code loads `repo`, "." for its own folder."""
+    """Write the card of a model from its configuration; its code loads `repo`, "." for its own folder."""
+    target = _target(config)
+    config = config["segmenter"] if target else config
     info = read_facts(config)
     segmenter = "encoder_name" in config
     architecture = config.get("_model_class", "SegNeXt") if segmenter else config["architecture"]
@@ -46,11 +48,13 @@ def model_card(config: Mapping[str, Any], repo: str = ".") -> ModelCard:
     license = (info if segmenter else config.get("_pretrained_cfg") or {}).get("license")
     results = _eval_results(info, task)
     is_segnext = architecture == "SegNeXt" or (has_mscan and not segmenter)
-    tags = ["semantic-segmentation", "segmentation-models-pytorch", "pytorch"] if segmenter else [task, "pytorch"]
+    library = target or ("segmentation-models-pytorch" if segmenter else "timm")
+    tags = ["semantic-segmentation", library] if segmenter else [task]
+    tags.append("onnx" if target == "transformers.js" else "pytorch")
     tags += [tag for tag, fits in (("segnext", is_segnext), ("mscan", has_mscan), ("timm", is_timm)) if fits]
     data = ModelCardData(
         model_name=f"{architecture} on {backbone}" if segmenter else architecture,
-        library_name="segmentation-models-pytorch" if segmenter else "timm",
+        library_name=library,
         pipeline_tag=task,
         license=license,
         base_model=started_from if is_hub_id(started_from or "") else None,  # the Hub accepts only its own ids
@@ -59,9 +63,14 @@ def model_card(config: Mapping[str, Any], repo: str = ".") -> ModelCard:
         metrics=sorted({result.metric_type for result in results}) or None,
         eval_results=results or None,
     )
-    facts: dict[str, Any] = {"config": config, "info": info, "name": data.model_name, "repo": repo}
+    facts: dict[str, Any] = {"config": config, "info": info, "name": data.model_name, "repo": repo, "target": target}
     card = ModelCard.from_template(data, str(_TEMPLATE), **facts, has_mscan=has_mscan, started_from=started_from)
     return ModelCard(_signed(re.sub(r"\n{3,}", "\n\n", str(card))))
+
+
+def _target(config: Mapping[str, Any]) -> str | None:
+    """Name the tool that a folder's configuration is for, if it is neither smp nor timm."""
+    return ("transformers" if "auto_map" in config else "transformers.js") if "segmenter" in config else None
 
 
 def _dataset_id(name: str) -> str:
@@ -96,7 +105,8 @@ def write_card(
     Facts are those of :func:`update_facts`. A card that was edited by hand stays, but for the repository in its code;
     `on_hub` is the repository's current card, used if that of the folder is generated.
     """
-    config = read_model_config(folder)
+    whole = read_model_config(folder, targets=True)
+    config = whole.get("segmenter", whole)  # of a folder for transformers
     key = info_key(config)
     known = config.get(key) or {}
     info = update_facts(known, facts or {})
@@ -105,19 +115,20 @@ def write_card(
         raise OptionError(f"pretrained_cfg does not fit the model: {misfit}.")
     if info or known:
         config[key] = info
-    card = str(model_card(config, repo)).encode()
+    card = str(model_card(whole, repo)).encode()
     for path in [path for path in (folder / CARD, on_hub) if path is not None and path.is_file()]:
         if not is_generated(path.read_text("utf-8-sig", "replace")):
             card = path.read_bytes()
             if repo != ".":
                 card = card.replace(b'from_pretrained(".")', f'from_pretrained("{repo}")'.encode())
                 card = card.replace(b'local-dir:."', f'hf-hub:{repo}"'.encode())
+                card = card.replace(b'"image-segmentation", "."', f'"image-segmentation", "{repo}"'.encode())
             if facts:
                 _logger.warning(f"{CARD} was edited by hand: it stays as it is, and states no new facts.")
             break
     with fill_when_complete(folder, last=CONFIG) as new:
         (new / CARD).write_bytes(card)
-        (new / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
+        (new / CONFIG).write_text(json.dumps(whole, indent=2, sort_keys=True), encoding="utf-8")
 
 
 def save_backbone(model: Any, folder: Path, facts: Mapping[str, Any] | None = None) -> None:

@@ -11,7 +11,7 @@ from huggingface_hub import CommitInfo, HfApi, ModelCard, get_token
 from segmentation_models_pytorch.base import SegmentationModel
 from timm.models import FeatureInfo
 
-from ..checkpoints.folder import CARD, MODEL_FILES, info_key, read_model_config
+from ..checkpoints.folder import CARD, MODEL_FILES, TARGET_FILES, info_key, read_model_config
 from ..checkpoints.lookup import hub_errors
 from ..errors import OptionError
 from ..models.facts import plain_values
@@ -123,9 +123,10 @@ def _copy_folder(source: Path, folder: Path) -> None:
     """Copy the model's files, and no others: a folder of a training may hold pickles."""
     if not source.exists():
         raise FileNotFoundError(f"{source}: no such folder.")
-    read_model_config(source)  # raises an error if the folder is not a model's
-    for name in MODEL_FILES:
+    config = read_model_config(source, targets=True)  # raises an error if the folder is not a model's
+    for name in MODEL_FILES | (TARGET_FILES if "segmenter" in config else set()):
         if (source / name).is_file():
+            (folder / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(source / name, folder / name)
 
 

@@ -45,7 +45,7 @@ def test_deepness_gets_the_probabilities_that_predict_gives(architecture, classe
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"target": "qgis", "resolution": 10}, "target is deepness, with a resolution in cm per pixel"),
+        ({"target": "qgis", "resolution": 10}, "target is deepness, .* or nothing, got 'qgis'"),
         ({"resolution": None}, r"\(--resolution 10\), got 'deepness' with None"),
         ({"resolution": 0}, "got 'deepness' with 0"),
         ({"target": None}, "got None with 10"),

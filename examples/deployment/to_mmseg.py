@@ -57,13 +57,15 @@ def convert(folder: Path, file: Path) -> None:
     if file.suffix != ".pth" or file.exists():
         raise FileExistsError(f"{file}: choose a new name that ends in .pth.")
     config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if config.get("_model_class", "SegNeXt") != "SegNeXt":
+        raise CheckpointError(f"{folder}: holds {config['_model_class']}, not SegNeXt or MSCAN.")
     settings = {**config, **(config.get("model_args") or {})}
     if lost := [f"{key}={settings[key]!r}" for key, value in FIXED.items() if settings.get(key, value) != value]:
         raise CheckpointError(f"{folder}: mmsegmentation's file cannot state {', '.join(lost)}.")
     meta: dict[str, Any] = {}
     if "encoder_name" in config:
         model, facts = load_segmenter(folder), config.get("pretrained_cfg") or {}
-        meta["config"] = f"ham_kwargs=dict(MD_R={config.get('decoder_rank')})"
+        meta["config"] = f"ham_kwargs=dict(MD_R={config['decoder_rank']})"
         mean, std = facts.get("mean"), facts.get("std")
         if mean and (mean, std) != STATISTICS:
             print(f"State in mmsegmentation's configuration, times 255: mean {mean}, std {std}.")

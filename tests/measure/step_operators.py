@@ -2,7 +2,8 @@
 
 Runs what `train.py` does with a batch on CUDA under bf16, forward pass to update, on tensors without data that pretend
 to be there: 16 images of 512², 150 classes. Prints how many operators write memory, and the bytes that they read and
-write, in total and by kind. Views and allocations do not count. Needs no GPU.
+write, in total and by kind. Views and allocations do not count, nor do maps within an operator, such as the gradients
+between Triton's strips. Needs no GPU.
 
 An operator is one kernel or a few: layout transforms within cuDNN are not seen, for instance. `--strips` chooses the
 form of MSCA's strip convolutions: cuDNN's, torch's own in NCHW, or Triton's.

@@ -69,7 +69,9 @@ def test_the_package_imports_what_it_declares():
 
 
 def test_the_extras_declare_what_the_examples_import():
-    known = declared("train", "export", "integrations", "app", "benchmark", "litert", "ncnn", "coreml", "labels", "geo")
+    known = declared(
+        "train", "export", "integrations", "app", "benchmark", "litert", "ncnn", "coreml", "labels", "geo", "serve"
+    )
     known |= {"cvat-sdk", "label-studio-ml", "label-studio-sdk"}  # tools that run a script in their own environment
     assert {name: files for name, files in imported(ROOT / "examples").items() if name not in known} == {}
 

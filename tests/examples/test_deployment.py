@@ -91,3 +91,15 @@ def test_a_mistake_is_one_line(tmp_path):
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
         assert done.returncode == code
         assert message in done.stderr.splitlines()[-1]
+
+
+def test_the_operators_of_graphs_are_listed_side_by_side(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    files = [export(narrow().eval(), tmp_path / f"{argmax}.onnx", (1, 3, 64, 64), argmax=argmax) for argmax in (0, 1)]
+    done = subprocess.run([sys.executable, FOLDER / "list_operators.py", *files], capture_output=True, text=True)
+    rows = {row.split(" | ")[0].strip("| "): row.strip("| ").split(" | ")[1:] for row in done.stdout.splitlines()}
+    graph = onnx.load(files[0]).graph
+    assert int(rows["Conv"][0]) == sum(node.op_type == "Conv" for node in graph.node)
+    assert sum(int(row[0]) for name, row in rows.items() if row and row[0].strip().isdigit()) == len(graph.node)
+    done = subprocess.run([sys.executable, FOLDER / "list_operators.py", "none.onnx"], capture_output=True, text=True)
+    assert done.stderr == "list_operators.py: none.onnx: give .onnx files or .mlpackage folders that exist\n"

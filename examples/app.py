@@ -32,7 +32,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-import gradio as gr
+try:
+    import gradio as gr
+except ModuleNotFoundError as error:
+    sys.exit(f'app: {error.name} is not installed: pip install "segnext-timm[app]"')
 import torch
 from huggingface_hub import ModelCard
 from PIL import Image, ImageOps, UnidentifiedImageError

@@ -22,7 +22,8 @@ from PIL import Image
 
 import segnext_timm
 from segnext_timm.errors import ImageError, SegNeXtError
-from segnext_timm.label_sets import voc_palette
+from segnext_timm.models.model_info import ModelInfo
+from segnext_timm.prediction.drawing import label_picture
 
 BATCHED = 1 << 19  # pixels: larger images fill a GPU alone, and `predict` may cut them into windows
 WAIT = 0.005  # seconds for other requests of a batch
@@ -42,11 +43,7 @@ class Server(litserve.LitAPI):
     def setup(self, device: str) -> None:
         model = segnext_timm.fuse(segnext_timm.load_segmenter(self.name), inplace=True)
         self.model = model.to(device, memory_format=torch.channels_last)
-        self.facts = getattr(model, "pretrained_cfg", None) or {}
-        names, palette = self.facts.get("label_names") or [], self.facts.get("palette") or voc_palette(256)
-        binary = model.config["classes"] == 1  # its labels are 0 and 1
-        self.names = ["background", *names] if binary and names else names
-        self.palette = [(0, 0, 0), *palette][:256] if binary else palette
+        self.info = ModelInfo(model)
 
     def decode_request(
         self, request: Annotated[tuple, Depends(read_upload)], context: dict
@@ -64,9 +61,7 @@ class Server(litserve.LitAPI):
                 raise ImageError(f"The upload is no whole image ({reason}): send a JPEG, PNG or the like.") from None
             if pixels > self.max_pixels:
                 raise ImageError(f"The image has {pixels} pixels; at most {self.max_pixels} are allowed.")
-            return segnext_timm.read_image(
-                image, self.model.config["in_channels"], self.facts.get("range"), self.facts.get("bands")
-            )
+            return segnext_timm.read_image(image, self.info.in_channels, self.info.value_range, self.info.bands)
         except SegNeXtError as error:
             return error
 
@@ -89,7 +84,7 @@ class Server(litserve.LitAPI):
     def batchable(self, image: torch.Tensor) -> bool:
         """Whether an image runs whole and at its own size; on a CPU, batches take longer than images in turn."""
         short, long = sorted(image.shape[1:])
-        fit = sorted(self.facts.get("fit_in") or (short, long))
+        fit = sorted(self.info.fit_in or (short, long))
         on_cpu = next(self.model.parameters()).device.type == "cpu"
         return not on_cpu and short * long <= BATCHED and min(fit[0] / short, fit[1] / long) == 1
 
@@ -106,14 +101,9 @@ class Server(litserve.LitAPI):
         if isinstance(output, SegNeXtError):
             return JSONResponse({"detail": " ".join(str(output).split())}, status_code=422)
         if context["answer"] == "areas":
-            return JSONResponse(segnext_timm.class_areas(output, self.names))
+            return JSONResponse(segnext_timm.class_areas(output, self.info.label_names))
         file = io.BytesIO()
-        if output.dtype == np.uint8:
-            picture = Image.fromarray(output)
-            picture.putpalette([value for color in self.palette for value in color])
-        else:  # more than 256 classes have no palette
-            picture = Image.fromarray(output.astype(np.uint16))
-        picture.save(file, "png")
+        label_picture(output, self.info.palette).save(file, "png")
         return Response(file.getvalue(), media_type="image/png")
 
 

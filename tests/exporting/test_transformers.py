@@ -215,8 +215,7 @@ def test_the_endpoint_answers_pictures_and_texts(model, transformers, photos, tm
     endpoint, file = handler.EndpointHandler(str(tmp_path)), io.BytesIO()
     photos[0].save(file, "PNG")
     for inputs in (photos[0], base64.b64encode(file.getvalue()).decode()):
-        answer = json.loads(json.dumps(endpoint({"inputs": inputs})))
-        masks = [{**one, "mask": Image.open(io.BytesIO(base64.b64decode(one["mask"])))} for one in answer]
+        masks = endpoint({"inputs": inputs})
         names = {name: i for i, name in enumerate(scenes.CLASSES)}
         right = predict(model, photos[0])
         assert (labels_of(masks, names, right.shape) == right).mean() > 0.9999

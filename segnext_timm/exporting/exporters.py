@@ -22,7 +22,6 @@ from ..models.segmenter import Segmenter
 from ..prediction.pipeline import check_model
 from . import targets
 from .calibration import Image, read_calibration
-from .float16 import half_copy
 from .label_graph import LabelGraph
 from .options import FOLDERS, MAX_SIDE, MIN_SIDE, check_export
 
@@ -113,7 +112,7 @@ def export(
     names = ["labels"] if argmax else ["probabilities"] if target == "deepness" else _output_names(output)
     metadata = describe_graph(model, input_size, names) | {"dynamic": dynamic, "precision": precision}
     metadata["size_divisor"] = info.size_divisor
-    half = half_copy(model) if precision == "fp16" else model
+    half = _half_copy(model) if precision == "fp16" else model
     graph, traced = (LabelGraph(part, portable) if argmax else part for part in (model, half))
     if resolution is not None:
         graph, traced = targets.DeepnessGraph(model), targets.DeepnessGraph(half)
@@ -160,6 +159,32 @@ def _output_names(output: Any) -> list[str]:
     if isinstance(output, list):
         return [f"feature{i}" for i in range(len(output))]
     return ["logits", "image_logits"] if isinstance(output, tuple) else ["logits"]  # the former with a classifier
+
+
+def _half_copy(model: nn.Module) -> nn.Module:
+    """Copy a model for tracing in float16, with inputs and outputs in float32.
+
+    Norms, the matrix decomposition (by itself) and everything after a segmentation head's convolution run in float32.
+    ONNX Runtime's converter of graphs would round every intermediate result of the decomposition to float16.
+    """
+    model = copy.deepcopy(model).half()
+    for module in model.modules():
+        if isinstance(module, nn.LayerNorm | nn.GroupNorm):
+            module.float()
+            module.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
+            module.register_forward_hook(lambda _, inputs, output: output.half())
+    first: Any = getattr(model, "encoder", model)
+    first.register_forward_pre_hook(lambda _, inputs: (inputs[0].half(), *inputs[1:]))
+    head: Any = getattr(model, "segmentation_head", model)
+    convolutions = [module for module in head.modules() if isinstance(module, nn.Conv2d)]
+    for last in (model if head is model else convolutions[-1], getattr(model, "classification_head", None)):
+        if last is not None:
+            last.register_forward_hook(_to_float)
+    return model
+
+
+def _to_float(module: nn.Module, inputs: Any, output: Any) -> Any:
+    return output.float() if isinstance(output, torch.Tensor) else type(output)(x.float() for x in output)
 
 
 def _trace(graph: nn.Module, images: torch.Tensor, step: int | None) -> ExportedProgram:

@@ -162,11 +162,11 @@ class Verification:
         """Evaluate some images at a time, on a GPU if there is one, from the saved state on."""
         how, accelerator = cfg.evaluation, Accelerator()
         settings = DataSettings(
-            eval_mode=how.mode,
-            eval_window=how.window,
-            eval_stride=how.stride,
-            fit_in=how.fit_in,
-            eval_divisor=how.divisor,
+            eval_mode=how["mode"],
+            eval_window=how.get("window"),
+            eval_stride=how.get("stride"),
+            fit_in=how.get("fit_in"),
+            eval_divisor=how.get("divisor", 1),
         )
         classes = len(split.classes)
         state = {"split": split.fingerprint(), "done": 0, "confusion": torch.zeros(classes, classes, dtype=torch.int64)}

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ..errors import OptionError
 from ..label_sets import LABEL_SETS
@@ -64,17 +64,6 @@ class BackboneCfg:
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """How a published result was measured; all sizes in pixels."""
-
-    mode: Literal["whole", "slide"]
-    fit_in: tuple[int, int] | None = None  # maximum long and short side of resized images; None to keep their size
-    window: tuple[int, int] | None = None  # height and width
-    stride: tuple[int, int] | None = None  # vertical and horizontal
-    divisor: int = 1  # sides of resized images are rounded up to its multiples
-
-
-@dataclass(frozen=True)
 class SegmenterCfg:
     """A published segmenter."""
 
@@ -88,7 +77,9 @@ class SegmenterCfg:
     encoder_name: str  # in smp
     parameters: int  # their number
     input_size: tuple[int, int, int]  # channels, height and width of the crops in training
-    evaluation: Evaluation  # how the single-scale result was measured
+    # How the single-scale result was measured: `mode`, whole or slide; and in pixels, where they apply, `fit_in`, the
+    # maximum long and short side of resized images, `divisor` of their sides, and the windows' `window` and `stride`
+    evaluation: dict[str, Any]
     url: str  # digits at its end do not begin the file's sha256
     cached_name: str  # the file's name: the last part of the address, unless catalog.json has another
     miou: dict[str, float]  # on the validation set in percent, by setting; empty if none was published
@@ -108,7 +99,7 @@ class SegmenterCfg:
             "tag": tag,
             "url": self.url,
             "input_size": list(self.input_size),
-            "fit_in": self.evaluation.fit_in and list(self.evaluation.fit_in),
+            "fit_in": [*self.evaluation["fit_in"]] if "fit_in" in self.evaluation else None,
             "mean": list(IMAGENET_MEAN),
             "std": list(IMAGENET_STD),
             "dataset": self.dataset,
@@ -143,7 +134,7 @@ def _read_segmenters() -> Iterator[SegmenterCfg]:
         origin, labels = tag.split("_", 1)
         dataset, count = LABEL_SETS[labels].name, len(LABEL_SETS[labels].classes)
         shared = {"origin": origin, "labels": labels, "dataset": dataset, "num_classes": count}
-        shared |= {"input_size": group["input_size"], "evaluation": Evaluation(**group["evaluation"])}
+        shared |= {"input_size": group["input_size"], "evaluation": group["evaluation"]}
         source = {"source": ORIGINS[origin].url, "source_name": ORIGINS[origin].name}
         measure = {"dataset": dataset, "split": "validation", "metric": "mIoU"}
         for key, facts in group["models"].items():

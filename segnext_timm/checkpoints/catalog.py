@@ -152,7 +152,7 @@ def _read_segmenters() -> Iterator[SegmenterCfg]:
 
 
 ORIGINS = {key: Origin(**facts) for key, facts in _CATALOG["origins"].items()}
-_BACKBONES = {cfg.name: cfg for cfg in _read_backbones()}
+BACKBONES = {cfg.name: cfg for cfg in _read_backbones()}
 _CFGS = {cfg.name: cfg for cfg in _read_segmenters()}
 
 
@@ -163,11 +163,6 @@ def list_segmenters(filter: str = "") -> list[str]:
         filter: A pattern with wildcards, such as "*ade20k".
     """
     return [name for name in _CFGS if fnmatch.fnmatch(name, filter or "*")]
-
-
-def list_backbones() -> list[str]:
-    """List the names of published ImageNet backbones, for `timm.create_model`."""
-    return list(_BACKBONES)
 
 
 def _complete(name: str, names: Iterable[str]) -> str:
@@ -182,7 +177,7 @@ def find_segmenter(name: str) -> SegmenterCfg | None:
 
 def find_backbone(name: str) -> BackboneCfg | None:
     """Look up a published backbone by its name, or the part before its dot; None if no backbone has that name."""
-    return _BACKBONES.get(_complete(name, _BACKBONES))
+    return BACKBONES.get(_complete(name, BACKBONES))
 
 
 def get_segmenter_cfg(name: str) -> SegmenterCfg:
@@ -190,7 +185,7 @@ def get_segmenter_cfg(name: str) -> SegmenterCfg:
     return _CFGS[published_name(name, _CFGS, "segmenter")]
 
 
-def published_name(name: str, names: Iterable[str] = (*_BACKBONES, *_CFGS), what: str = "checkpoint") -> str:
+def published_name(name: str, names: Iterable[str] = (*BACKBONES, *_CFGS), what: str = "checkpoint") -> str:
     """Complete the name of a published checkpoint with its tag; an OptionError suggests near names."""
     if full := _complete(name, names):
         return full

@@ -12,7 +12,7 @@ import published_server
 from segnext_timm import SegNeXt, create_segmenter, list_segmenters, load_segmenter
 from segnext_timm._cli_info import list_models
 from segnext_timm.checkpoints import catalog
-from segnext_timm.checkpoints.catalog import ORIGINS, find_backbone, get_segmenter_cfg, list_backbones, published_name
+from segnext_timm.checkpoints.catalog import BACKBONES, ORIGINS, find_backbone, get_segmenter_cfg, published_name
 from segnext_timm.checkpoints.dialects import segmenter_to_native
 from segnext_timm.label_sets import LABEL_SETS
 from segnext_timm.variants import VARIANTS
@@ -130,7 +130,7 @@ def test_the_authors_cityscapes_results_are_jseg_s():
 
 
 def test_backbones_have_the_paper_s_accuracy():
-    cfgs = [find_backbone(name) for name in list_backbones()]
+    cfgs = BACKBONES.values()
     assert [cfg.top1 for cfg in cfgs] == [75.9, 81.2, 83.0, 83.9]
 
 
@@ -144,7 +144,7 @@ def test_the_catalog_has_the_types_that_it_states():
         assert cfg.hf_hub_id is None or cfg.hf_hub_id.count("/") == 1
 
 
-@pytest.mark.parametrize("name", [*list_backbones(), *list_segmenters()])
+@pytest.mark.parametrize("name", [*BACKBONES, *list_segmenters()])
 def test_terms_of_every_data_set_have_a_source(name):
     cfg = find_backbone(name) or get_segmenter_cfg(name)
     assert cfg.terms
@@ -197,7 +197,7 @@ def count_parameters(create, name, **arguments):
 
 
 def test_the_catalog_counts_the_parameters_that_the_models_have():
-    for cfg in map(find_backbone, list_backbones()):
+    for cfg in BACKBONES.values():
         assert cfg.parameters == count_parameters(timm.create_model, cfg.name), cfg.name
     for cfg in map(get_segmenter_cfg, list_segmenters()):
         arguments = {"decoder_channels": cfg.decoder_channels, "classes": cfg.num_classes}
@@ -222,8 +222,8 @@ def test_each_origin_states_license_and_source():
 
 
 def test_the_table_of_backbones_is_timm_s():
-    assert sorted(timm.list_pretrained("mscan*")) == sorted(list_backbones())
-    assert len(list_backbones()) == 4
+    assert sorted(timm.list_pretrained("mscan*")) == sorted(BACKBONES)
+    assert len(BACKBONES) == 4
     assert timm.get_pretrained_cfg("mscan_b").tag == "in1k"
 
 

@@ -6,7 +6,7 @@ from transformers import pipeline
 
 
 class EndpointHandler:
-    """Answers requests as the endpoint does by itself for models of transformers: that would not load this code."""
+    """Answers requests as the endpoint's own handler, which loads a folder's code only with HF_TRUST_REMOTE_CODE=1."""
 
     def __init__(self, path: str = "") -> None:
         self.pipeline = pipeline("image-segmentation", path, trust_remote_code=True)

@@ -17,7 +17,7 @@ def list_models(dataset: str | None = None, origin: str | None = None) -> dict[s
     """List published backbones and segmenters, of one data set or origin if given, with their accuracy in percent."""
     backbones = [
         _row(cfg, top1=cfg.top1)
-        for cfg in filter(None, map(catalog.find_backbone, catalog.list_backbones()))
+        for cfg in catalog.BACKBONES.values()
         if dataset is None and origin in (None, cfg.origin)
     ]
     segmenters = [
@@ -74,7 +74,7 @@ def describe_model(name: str) -> dict[str, Any]:
         return _described(backbone.name, config | {"pretrained_cfg": backbone.pretrained_cfg}, backbone.parameters)
     if not folder.is_dir():
         if not names_repository(name):
-            raise FileNotFoundError(unknown_model(name, [*catalog.list_segmenters(), *catalog.list_backbones()]))
+            raise FileNotFoundError(unknown_model(name, [*catalog.list_segmenters(), *catalog.BACKBONES]))
         folder = hub_config(name).parent
     return _described(name, read_config(folder))
 

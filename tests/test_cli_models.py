@@ -15,7 +15,7 @@ import torch
 import hub_server
 from command import COMMAND, last_line, run, save_segmenter
 from segnext_timm import add_results, load_segmenter
-from segnext_timm.checkpoints.catalog import ORIGINS, find_backbone, get_segmenter_cfg, list_backbones
+from segnext_timm.checkpoints.catalog import BACKBONES, ORIGINS, find_backbone, get_segmenter_cfg
 from segnext_timm.errors import CheckpointError
 from segnext_timm.hub.cards import write_card
 
@@ -150,7 +150,7 @@ def test_info_describes_published_segmenters_without_their_weights(empty_cache):
     assert "0 wall, 1 building" in run("info", "segnext_b").output
 
 
-@pytest.mark.parametrize("name", ["mscan_t", *list_backbones()])
+@pytest.mark.parametrize("name", ["mscan_t", *BACKBONES])
 def test_info_says_of_published_backbones_what_timm_knows(empty_cache, name):
     info = json.loads(run("info", name, "--json").output)
     cfg = timm.get_pretrained_cfg(name)

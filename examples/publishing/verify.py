@@ -32,7 +32,7 @@ from segmentation.layouts import LAYOUTS, open_split
 from segmentation.metrics import Scores
 from segmentation.recipe import DataSettings, UserError, run
 from segnext_timm import SegNeXt, list_segmenters
-from segnext_timm.checkpoints.catalog import SINGLE_SCALE, SegmenterCfg, list_backbones
+from segnext_timm.checkpoints.catalog import BACKBONES, SINGLE_SCALE, SegmenterCfg
 from segnext_timm.checkpoints.dialects import load_checkpoint
 from segnext_timm.checkpoints.formats import read_checkpoint
 from segnext_timm.downloads import fetch, file_sha256
@@ -162,11 +162,11 @@ class Verification:
         """Evaluate some images at a time, on a GPU if there is one, from the saved state on."""
         how, accelerator = cfg.evaluation, Accelerator()
         settings = DataSettings(
-            eval_mode=how.mode,
-            eval_window=how.window,
-            eval_stride=how.stride,
-            fit_in=how.fit_in,
-            eval_divisor=how.divisor,
+            eval_mode=how["mode"],
+            eval_window=how.get("window"),
+            eval_stride=how.get("stride"),
+            fit_in=how.get("fit_in"),
+            eval_divisor=how.get("divisor", 1),
         )
         classes = len(split.classes)
         state = {"split": split.fingerprint(), "done": 0, "confusion": torch.zeros(classes, classes, dtype=torch.int64)}
@@ -205,7 +205,7 @@ def read_report(path: Path) -> dict[str, dict[str, Any]]:
 
 def write_report(path: Path, entries: Mapping[str, Any]) -> None:
     """Write the entries of a report: backbones, then segmenters, in the catalog's order."""
-    order = [*list_backbones(), *list_segmenters()]
+    order = [*BACKBONES, *list_segmenters()]
     known = {name: entries[name] for name in order if name in entries}
     with replace_when_complete(path) as new:
         new.write_text(json.dumps({"checkpoints": known | entries}, indent=1) + "\n", encoding="utf-8")
@@ -236,7 +236,7 @@ def verify(
         ValueError: If a name is unknown.
         UserError: If `report` is a file of another kind, or a file of a data set is invalid.
     """
-    wanted = [get_published(name) for name in (list(names) or [*list_backbones(), *list_segmenters()])]
+    wanted = [get_published(name) for name in (list(names) or [*BACKBONES, *list_segmenters()])]
     entries = read_report(report)
     for number, published in enumerate(wanted, start=1):
         split = (splits or {}).get(published.cfg.labels) if published.cfg else None

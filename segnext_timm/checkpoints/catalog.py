@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ..errors import OptionError
 from ..label_sets import LABEL_SETS
@@ -64,17 +64,6 @@ class BackboneCfg:
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """How a published result was measured; all sizes in pixels."""
-
-    mode: Literal["whole", "slide"]
-    fit_in: tuple[int, int] | None = None  # maximum long and short side of resized images; None to keep their size
-    window: tuple[int, int] | None = None  # height and width
-    stride: tuple[int, int] | None = None  # vertical and horizontal
-    divisor: int = 1  # sides of resized images are rounded up to its multiples
-
-
-@dataclass(frozen=True)
 class SegmenterCfg:
     """A published segmenter."""
 
@@ -88,7 +77,9 @@ class SegmenterCfg:
     encoder_name: str  # in smp
     parameters: int  # their number
     input_size: tuple[int, int, int]  # channels, height and width of the crops in training
-    evaluation: Evaluation  # how the single-scale result was measured
+    # How the single-scale result was measured: `mode`, whole or slide; and in pixels, where they apply, `fit_in`, the
+    # maximum long and short side of resized images, `divisor` of their sides, and the windows' `window` and `stride`
+    evaluation: dict[str, Any]
     url: str  # digits at its end do not begin the file's sha256
     cached_name: str  # the file's name: the last part of the address, unless catalog.json has another
     miou: dict[str, float]  # on the validation set in percent, by setting; empty if none was published
@@ -108,7 +99,7 @@ class SegmenterCfg:
             "tag": tag,
             "url": self.url,
             "input_size": list(self.input_size),
-            "fit_in": self.evaluation.fit_in and list(self.evaluation.fit_in),
+            "fit_in": [*self.evaluation["fit_in"]] if "fit_in" in self.evaluation else None,
             "mean": list(IMAGENET_MEAN),
             "std": list(IMAGENET_STD),
             "dataset": self.dataset,
@@ -143,7 +134,7 @@ def _read_segmenters() -> Iterator[SegmenterCfg]:
         origin, labels = tag.split("_", 1)
         dataset, count = LABEL_SETS[labels].name, len(LABEL_SETS[labels].classes)
         shared = {"origin": origin, "labels": labels, "dataset": dataset, "num_classes": count}
-        shared |= {"input_size": group["input_size"], "evaluation": Evaluation(**group["evaluation"])}
+        shared |= {"input_size": group["input_size"], "evaluation": group["evaluation"]}
         source = {"source": ORIGINS[origin].url, "source_name": ORIGINS[origin].name}
         measure = {"dataset": dataset, "split": "validation", "metric": "mIoU"}
         for key, facts in group["models"].items():
@@ -161,7 +152,7 @@ def _read_segmenters() -> Iterator[SegmenterCfg]:
 
 
 ORIGINS = {key: Origin(**facts) for key, facts in _CATALOG["origins"].items()}
-_BACKBONES = {cfg.name: cfg for cfg in _read_backbones()}
+BACKBONES = {cfg.name: cfg for cfg in _read_backbones()}
 _CFGS = {cfg.name: cfg for cfg in _read_segmenters()}
 
 
@@ -172,11 +163,6 @@ def list_segmenters(filter: str = "") -> list[str]:
         filter: A pattern with wildcards, such as "*ade20k".
     """
     return [name for name in _CFGS if fnmatch.fnmatch(name, filter or "*")]
-
-
-def list_backbones() -> list[str]:
-    """List the names of published ImageNet backbones, for `timm.create_model`."""
-    return list(_BACKBONES)
 
 
 def _complete(name: str, names: Iterable[str]) -> str:
@@ -191,7 +177,7 @@ def find_segmenter(name: str) -> SegmenterCfg | None:
 
 def find_backbone(name: str) -> BackboneCfg | None:
     """Look up a published backbone by its name, or the part before its dot; None if no backbone has that name."""
-    return _BACKBONES.get(_complete(name, _BACKBONES))
+    return BACKBONES.get(_complete(name, BACKBONES))
 
 
 def get_segmenter_cfg(name: str) -> SegmenterCfg:
@@ -199,7 +185,7 @@ def get_segmenter_cfg(name: str) -> SegmenterCfg:
     return _CFGS[published_name(name, _CFGS, "segmenter")]
 
 
-def published_name(name: str, names: Iterable[str] = (*_BACKBONES, *_CFGS), what: str = "checkpoint") -> str:
+def published_name(name: str, names: Iterable[str] = (*BACKBONES, *_CFGS), what: str = "checkpoint") -> str:
     """Complete the name of a published checkpoint with its tag; an OptionError suggests near names."""
     if full := _complete(name, names):
         return full

@@ -20,20 +20,10 @@ from ..models.fusion import fuse as fuse_model
 from ..models.model_info import ModelInfo
 from ..models.segmenter import Segmenter
 from ..prediction.pipeline import check_model
+from . import targets
 from .calibration import Image, read_calibration
-from .float16 import half_copy
 from .label_graph import LabelGraph
 from .options import FOLDERS, MAX_SIDE, MIN_SIDE, check_export
-from .targets import (
-    DeepnessGraph,
-    LogitsGraph,
-    deepness_metadata,
-    name_pixel_values,
-    transformers_js_file,
-    transformers_settings,
-    write_transformers,
-    write_transformers_js,
-)
 
 _logger = logging.getLogger(__name__)
 
@@ -106,11 +96,12 @@ def export(
     model = copy.deepcopy(model).to("cpu", torch.float32).eval()
     file, settings = path, None
     if target in FOLDERS:
-        settings = transformers_settings(model, path, str(target))
+        settings = targets.transformers_settings(model, path, str(target))
+        targets.leave_logits(model)
         if target == "transformers":
-            write_transformers(model, path, settings)
+            targets.write_folder(path, settings, model)
             return path
-        file, dynamic = transformers_js_file(path, precision), True
+        file, dynamic = targets.transformers_js_file(path, precision), True
     if fuse:
         model = fuse_model(model, inplace=True)
     images = torch.randn(input_size, generator=torch.Generator().manual_seed(0))
@@ -118,17 +109,14 @@ def export(
         output = model(images)  # raises if the shape does not fit
         if argmax or target or precision == "int8":
             Segmenter(model)(images)  # raises unless the model gives scores of each pixel
-    names = {None: _output_names(output), "deepness": ["probabilities"]}.get(target, ["logits"])
-    names = ["labels"] if argmax else names
+    names = ["labels"] if argmax else ["probabilities"] if target == "deepness" else _output_names(output)
     metadata = describe_graph(model, input_size, names) | {"dynamic": dynamic, "precision": precision}
     metadata["size_divisor"] = info.size_divisor
-    half = half_copy(model) if precision == "fp16" else model
+    half = _half_copy(model) if precision == "fp16" else model
     graph, traced = (LabelGraph(part, portable) if argmax else part for part in (model, half))
-    if settings:
-        graph, traced = LogitsGraph(model), LogitsGraph(half)
-    elif resolution is not None:
-        graph, traced = DeepnessGraph(model), DeepnessGraph(half)
-        metadata |= deepness_metadata(info, input_size, resolution)
+    if resolution is not None:
+        graph, traced = targets.DeepnessGraph(model), targets.DeepnessGraph(half)
+        metadata |= targets.deepness_metadata(info, input_size, resolution)
     program = _trace(traced, images, info.size_divisor if dynamic else None)
     sizes = [input_size]
     if dynamic:
@@ -136,7 +124,7 @@ def export(
         sizes.append((batch + 1, channels, height + info.size_divisor, width + 2 * info.size_divisor))
     with replace_when_complete(file) as written:
         if file.suffix == ".onnx":
-            _write_onnx(program, written, names, metadata)
+            _write_onnx(program, written, "pixel_values" if settings else "images", names, metadata)
         else:
             content = io.BytesIO()  # torch's own writer aborts the process when a disk is full
             torch.export.save(program, content, extra_files={"metadata.json": json.dumps(metadata)})
@@ -148,10 +136,8 @@ def export(
             from .quantization import quantize_checked
 
             quantize_checked(written, *samples, info.threshold)
-        if settings:
-            name_pixel_values(written)
     if settings:
-        write_transformers_js(path, settings)
+        targets.write_folder(path, settings)
     return path
 
 
@@ -175,6 +161,32 @@ def _output_names(output: Any) -> list[str]:
     return ["logits", "image_logits"] if isinstance(output, tuple) else ["logits"]  # the former with a classifier
 
 
+def _half_copy(model: nn.Module) -> nn.Module:
+    """Copy a model for tracing in float16, with inputs and outputs in float32.
+
+    Norms, the matrix decomposition (by itself) and everything after a segmentation head's convolution run in float32.
+    ONNX Runtime's converter of graphs would round every intermediate result of the decomposition to float16.
+    """
+    model = copy.deepcopy(model).half()
+    for module in model.modules():
+        if isinstance(module, nn.LayerNorm | nn.GroupNorm):
+            module.float()
+            module.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
+            module.register_forward_hook(lambda _, inputs, output: output.half())
+    first: Any = getattr(model, "encoder", model)
+    first.register_forward_pre_hook(lambda _, inputs: (inputs[0].half(), *inputs[1:]))
+    head: Any = getattr(model, "segmentation_head", model)
+    convolutions = [module for module in head.modules() if isinstance(module, nn.Conv2d)]
+    for last in (model if head is model else convolutions[-1], getattr(model, "classification_head", None)):
+        if last is not None:
+            last.register_forward_hook(_to_float)
+    return model
+
+
+def _to_float(module: nn.Module, inputs: Any, output: Any) -> Any:
+    return output.float() if isinstance(output, torch.Tensor) else type(output)(x.float() for x in output)
+
+
 def _trace(graph: nn.Module, images: torch.Tensor, step: int | None) -> ExportedProgram:
     """Trace a graph for sizes that are multiples of `step`, or for one size."""
     shapes = None
@@ -194,11 +206,13 @@ def _trace(graph: nn.Module, images: torch.Tensor, step: int | None) -> Exported
         raise ExportError(f"The model cannot be exported: {reason}") from error  # whose traceback names the part
 
 
-def _write_onnx(program: ExportedProgram, path: Path, names: Sequence[str], metadata: dict[str, Any]) -> None:
+def _write_onnx(
+    program: ExportedProgram, path: Path, input_name: str, names: Sequence[str], metadata: dict[str, Any]
+) -> None:
     """Write an ONNX model without names of this machine's folders."""
     import onnx
 
-    options: dict[str, Any] = {"input_names": ["images"], "output_names": names, "verbose": False}
+    options: dict[str, Any] = {"input_names": [input_name], "output_names": names, "verbose": False}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         proto = cast(Any, torch.onnx.export(program, (), dynamo=True, **options)).model_proto
@@ -215,7 +229,8 @@ def _compare(path: Path, graph: nn.Module, images: torch.Tensor, names: Sequence
         import onnxruntime
 
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-        outputs = [torch.from_numpy(output) for output in session.run(None, {"images": images.numpy()})]
+        inputs = {session.get_inputs()[0].name: images.numpy()}
+        outputs = [torch.from_numpy(output) for output in session.run(None, inputs)]
     else:
         outputs = _as_list(torch.export.load(path).module()(images))
     for name, output, expected in zip(names, outputs, _as_list(graph(images))):

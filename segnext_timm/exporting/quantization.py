@@ -29,13 +29,14 @@ _logger = logging.getLogger(__name__)
 class Reader(CalibrationDataReader):
     """Feeds calibration images to ONNX Runtime."""
 
-    def __init__(self, images: Iterable[np.ndarray]) -> None:
+    def __init__(self, graph: Path, images: Iterable[np.ndarray]) -> None:
+        self.name = onnx.load(graph).graph.input[0].name
         self.images = iter(images)
 
     def get_next(self) -> dict[str, np.ndarray] | None:
         """Return the next image as the graph's input; None at the end."""
         image = next(self.images, None)
-        return None if image is None else {"images": image}
+        return None if image is None else {self.name: image}
 
 
 def quantize(source: Path, target: Path, images: Sequence[np.ndarray], keep_float: Sequence[str] = ()) -> None:
@@ -43,7 +44,7 @@ def quantize(source: Path, target: Path, images: Sequence[np.ndarray], keep_floa
     quantize_static(
         source,
         target,
-        Reader(images),
+        Reader(source, images),
         quant_format=QuantFormat.QDQ,
         op_types_to_quantize=["Conv"],
         per_channel=True,
@@ -99,7 +100,7 @@ def _rank_by_error(source: Path, quantized: Path, images: Sequence[np.ndarray]) 
     for file in (source, quantized):
         augmented = file.with_name(f"{file.stem}_activations.onnx")
         debug.modify_model_output_intermediate_tensors(file, augmented)
-        activations.append(debug.collect_activations(str(augmented), Reader(images)))
+        activations.append(debug.collect_activations(str(augmented), Reader(file, images)))
     errors = debug.compute_activation_error(debug.create_activation_matching(activations[1], activations[0]))
     ratios = {name: error["qdq_err"] for name, error in errors.items()}  # signal to noise: small is bad
     nodes = [node for node in onnx.load(source).graph.node if node.op_type == "Conv"]
@@ -109,7 +110,7 @@ def _rank_by_error(source: Path, quantized: Path, images: Sequence[np.ndarray]) 
 def labels_of(path: Path, images: Iterable[np.ndarray], threshold: float) -> list[np.ndarray]:
     """Predict labels (B, H, W) for images by a graph whose first output is logits or labels."""
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    outputs = [session.run(None, {"images": image})[0] for image in images]
+    outputs = [session.run(None, {session.get_inputs()[0].name: image})[0] for image in images]
     if outputs[0].ndim == 3:
         return outputs
     return [o.argmax(1) if o.shape[1] > 1 else (o[:, 0] > threshold).astype(np.int64) for o in outputs]

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,7 @@ import numpy as np
 import torch
 import torch.nn as nn
 from safetensors.torch import save_file
+from segmentation_models_pytorch.base.modules import Activation
 
 from .._atomic import fill_when_complete
 from ..checkpoints.folder import CARD, CONFIG, WEIGHTS, read_config
@@ -65,20 +64,6 @@ def deepness_metadata(info: ModelInfo, input_size: tuple[int, int, int, int], re
     }
 
 
-class LogitsGraph(nn.Module):
-    """Wraps a SegNeXt for tracing."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.segmenter = Segmenter(model)
-        self.model = model  # registers its parameters
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Images (B, C, H, W) to logits (B, classes, H / 8, W / 8), rounded up, of at least two classes."""
-        logits = self.segmenter(images)
-        return logits if logits.shape[1] > 1 else torch.cat([torch.zeros_like(logits), logits], 1)
-
-
 def transformers_settings(model: nn.Module, folder: Path, target: str) -> dict[str, dict[str, Any]]:
     """Describe a SegNeXt as transformers or transformers.js reads it: contents of JSON files by name.
 
@@ -125,16 +110,15 @@ def transformers_settings(model: nn.Module, folder: Path, target: str) -> dict[s
     return {CONFIG: config, "preprocessor_config.json": processor}
 
 
-def write_transformers(model: nn.Module, folder: Path, settings: dict[str, dict[str, Any]]) -> None:
-    """Write a folder that transformers loads with `trust_remote_code=True`."""
-    weights = {name: x for name, x in model.state_dict().items() if not name.startswith("classification_head.")}
-    for name in ("segmentation_head.0.weight", "segmentation_head.0.bias"):
-        if len(weights[name]) == 1:
-            weights[name] = torch.cat([torch.zeros_like(weights[name]), weights[name]])
-    with _fill(folder, settings) as new:
-        save_file({f"model.{name}": x.contiguous() for name, x in weights.items()}, new / WEIGHTS, {"format": "pt"})
-        for name in ("modeling_segnext.py", "handler.py"):
-            shutil.copyfile(Path(__file__).with_name(name), new / name)
+def leave_logits(model: Any) -> None:
+    """Change a SegNeXt in place to one that returns logits (B, classes, H / 8, W / 8), of at least two classes."""
+    model.upsampling, model.classification_head = 1, None
+    head = model.segmentation_head
+    head[2] = Activation(None)
+    if head[0].out_channels == 1:
+        head[0].out_channels = 2
+        for name, values in [*head[0].named_parameters()]:
+            setattr(head[0], name, nn.Parameter(torch.cat([torch.zeros_like(values), values]).detach()))
 
 
 def transformers_js_file(folder: Path, precision: str) -> Path:
@@ -142,32 +126,19 @@ def transformers_js_file(folder: Path, precision: str) -> Path:
     return folder / "onnx" / f"{_DTYPES[precision][1]}.onnx"
 
 
-def name_pixel_values(file: Path) -> None:
-    """Rename the input of an ONNX file as transformers.js calls it."""
-    import onnx
-
-    proto = onnx.load(file)
-    proto.graph.input[0].name = "pixel_values"
-    for node in proto.graph.node:
-        node.input[:] = ["pixel_values" if name == "images" else name for name in node.input]
-    onnx.save(proto, file)
-
-
-def write_transformers_js(folder: Path, settings: dict[str, dict[str, Any]]) -> None:
-    """Write the settings of a folder that holds graphs for transformers.js."""
-    found = [dtype for precision, (dtype, _) in _DTYPES.items() if transformers_js_file(folder, precision).exists()]
-    settings[CONFIG]["transformers.js_config"] = {"dtype": found[0]}  # of the file to load, unless a page asks for one
-    with _fill(folder, settings):
-        pass
-
-
-@contextmanager
-def _fill(folder: Path, settings: dict[str, dict[str, Any]]) -> Iterator[Path]:
-    """Fill a folder with JSON files, a card, and what the block writes to the path it gets."""
+def write_folder(folder: Path, settings: dict[str, dict[str, Any]], model: nn.Module | None = None) -> None:
+    """Write JSON files and a card: beside graphs for transformers.js, or with weights and code for transformers."""
+    if model is None:
+        found = [dtype for precision, (dtype, _) in _DTYPES.items() if transformers_js_file(folder, precision).exists()]
+        settings[CONFIG]["transformers.js_config"] = {"dtype": found[0]}  # to load unless a page asks for another
     with fill_when_complete(folder, last=CONFIG) as new:
         if (folder / CARD).is_file():
             shutil.copyfile(folder / CARD, new / CARD)
-        yield new
+        if model is not None:
+            weights = {f"model.{name}": x.contiguous() for name, x in model.state_dict().items()}
+            save_file(weights, new / WEIGHTS, {"format": "pt"})
+            for name in ("modeling_segnext.py", "handler.py"):
+                shutil.copyfile(Path(__file__).with_name(name), new / name)
         for name, content in settings.items():
             (new / name).write_text(json.dumps(content, indent=2), encoding="utf-8")
         write_card(new)

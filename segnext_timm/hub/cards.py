@@ -33,8 +33,8 @@ _SMP_CARD = re.compile(re.sub(r"\\\{\\\{.*?\\\}\\\}", ".*?", re.escape(MODEL_CAR
 
 def model_card(config: Mapping[str, Any], repo: str = ".") -> ModelCard:
     """Write the card of a model from its configuration; its code loads `repo`, "." for its own folder."""
-    target = _target(config)
-    config = config["segmenter"] if target else config
+    target = ("transformers" if "auto_map" in config else "transformers.js") if "segmenter" in config else None
+    config = config.get("segmenter", config)
     info = read_facts(config)
     segmenter = "encoder_name" in config
     architecture = config.get("_model_class", "SegNeXt") if segmenter else config["architecture"]
@@ -66,11 +66,6 @@ def model_card(config: Mapping[str, Any], repo: str = ".") -> ModelCard:
     facts: dict[str, Any] = {"config": config, "info": info, "name": data.model_name, "repo": repo, "target": target}
     card = ModelCard.from_template(data, str(_TEMPLATE), **facts, has_mscan=has_mscan, started_from=started_from)
     return ModelCard(_signed(re.sub(r"\n{3,}", "\n\n", str(card))))
-
-
-def _target(config: Mapping[str, Any]) -> str | None:
-    """Name the tool that a folder's configuration is for, if it is neither smp nor timm."""
-    return ("transformers" if "auto_map" in config else "transformers.js") if "segmenter" in config else None
 
 
 def _dataset_id(name: str) -> str:

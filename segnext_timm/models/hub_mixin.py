@@ -43,10 +43,7 @@ class SegNeXtHubMixin(SegmentationModel):
 
     @pretrained_cfg.setter
     def pretrained_cfg(self, cfg: Mapping[str, Any] | None) -> None:
-        fitting, misfits = _fit_pretrained_cfg(cfg or {}, ModelInfo(self).num_classes, self.in_channels)
-        if misfits:
-            raise OptionError(f"pretrained_cfg does not fit the model: {misfits}.")
-        self.config["pretrained_cfg"] = fitting
+        self.config["pretrained_cfg"] = self._fitting_facts(cfg or {}, ModelInfo(self).num_classes, strict=True)
 
     def save_pretrained(
         self,
@@ -109,11 +106,23 @@ class SegNeXtHubMixin(SegmentationModel):
         self.config.update(head)
         return info
 
-    def _fitting_facts(self, cfg: Mapping[str, Any], classes: int) -> dict[str, Any]:
-        """Leave out the entries of a `pretrained_cfg` for another number of classes or channels, with a warning."""
-        fitting, misfits = _fit_pretrained_cfg(cfg, classes, self.in_channels)
-        if misfits:
-            _logger.warning(f"pretrained_cfg: left out {misfits}.")
+    def _fitting_facts(self, cfg: Mapping[str, Any], classes: int, strict: bool = False) -> dict[str, Any]:
+        """Leave out the entries of a `pretrained_cfg` for another number of classes or channels, with a warning.
+
+        Raises an OptionError instead if `strict`.
+        """
+        fitting = plain_values(cfg)
+        if misfits := check_facts(fitting, classes, self.in_channels):
+            if strict:
+                raise OptionError(f"pretrained_cfg does not fit the model: {', '.join(misfits.values())}.")
+            _logger.warning(f"pretrained_cfg: left out {', '.join(misfits.values())}.")
+        # results belong to the classes
+        untrue = {*misfits, *(("dataset", "results") if "label_names" in misfits else ())}
+        fitting = {name: value for name, value in fitting.items() if name not in untrue}
+        if names := fitting.get("label_names"):
+            fitting["label_names"] = name_list(names)
+        if input_size := fitting.get("input_size"):
+            fitting["input_size"] = [self.in_channels, *input_size[1:]]
         return fitting
 
     @classmethod
@@ -151,17 +160,3 @@ def _describe_head(head: Any, activation: str | None) -> dict[str, Any]:
         _logger.warning(f"activation: left out {head[2]}, which is not the configuration's: a saved model has none.")
         activation = None
     return {"classes": head[0].out_channels, "activation": activation}
-
-
-def _fit_pretrained_cfg(cfg: Mapping[str, Any], classes: int, in_channels: int) -> tuple[dict[str, Any], str]:
-    """Split a `pretrained_cfg` into the entries that fit a model and a description of those that do not."""
-    fitting = plain_values(cfg)
-    misfits = check_facts(fitting, classes, in_channels)
-    # results belong to the classes
-    untrue = {*misfits, *(("dataset", "results") if "label_names" in misfits else ())}
-    fitting = {name: value for name, value in fitting.items() if name not in untrue}
-    if names := fitting.get("label_names"):
-        fitting["label_names"] = name_list(names)
-    if input_size := fitting.get("input_size"):
-        fitting["input_size"] = [in_channels, *input_size[1:]]
-    return fitting, ", ".join(misfits.values())

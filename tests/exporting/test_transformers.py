@@ -165,7 +165,8 @@ def transformers(tmp_path_factory):
         mock.patch("huggingface_hub.constants.HF_HUB_OFFLINE", True),
     ):
         yield library
-    sys.path.remove(cache)
+    if cache in sys.path:  # once code of a folder was loaded
+        sys.path.remove(cache)
 
 
 def labels_of(found, names, size):
@@ -215,8 +216,7 @@ def test_the_endpoint_answers_pictures_and_texts(model, transformers, photos, tm
     endpoint, file = handler.EndpointHandler(str(tmp_path)), io.BytesIO()
     photos[0].save(file, "PNG")
     for inputs in (photos[0], base64.b64encode(file.getvalue()).decode()):
-        answer = json.loads(json.dumps(endpoint({"inputs": inputs})))
-        masks = [{**one, "mask": Image.open(io.BytesIO(base64.b64decode(one["mask"])))} for one in answer]
+        masks = endpoint({"inputs": inputs})
         names = {name: i for i, name in enumerate(scenes.CLASSES)}
         right = predict(model, photos[0])
         assert (labels_of(masks, names, right.shape) == right).mean() > 0.9999
@@ -268,6 +268,7 @@ def test_trainer_fine_tunes_the_model_on_other_classes_and_saves_it_with_its_cod
 @pytest.mark.slow
 def test_a_missing_package_is_named(transformers, tmp_path):
     export(narrow(pretrained_cfg=FACTS, classes=7), tmp_path, target="transformers")
+    config = transformers.AutoConfig  # imported here
     absent = mock.Mock(find_spec=mock.Mock(side_effect=ModuleNotFoundError("No module named 'segnext_timm'")))
     with (
         mock.patch.dict(sys.modules),
@@ -275,7 +276,7 @@ def test_a_missing_package_is_named(transformers, tmp_path):
         pytest.raises(ImportError, match=r"packages that were not found in your environment: segnext_timm") as caught,
     ):
         del sys.modules["segnext_timm"]
-        transformers.AutoConfig.from_pretrained(tmp_path, trust_remote_code=True)
+        config.from_pretrained(tmp_path, trust_remote_code=True)
     assert len(str(caught.value).splitlines()) == 1
 
 

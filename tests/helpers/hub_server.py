@@ -313,6 +313,7 @@ def client(url: str, home: Path, token: str):
         "HUGGINGFACE_CO_URL_TEMPLATE": url + "/{repo_id}/resolve/{revision}/{filename}",
         "HF_HUB_CACHE": str(home / "hub"),
         "HF_TOKEN_PATH": str(home / "token"),
+        "HF_HUB_OFFLINE": False,  # whatever a fixture of the module sets
         "HF_HUB_DISABLE_XET": True,  # a storage of the Hub's own; LFS is the protocol that is open
     }
     with contextlib.ExitStack() as stack:

@@ -15,13 +15,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from segnext_timm import SegNeXt
 from segnext_timm.checkpoints.catalog import (
+    BACKBONES,
     MULTI_SCALE,
     ORIGINS,
     SINGLE_SCALE,
     BackboneCfg,
-    find_backbone,
     get_segmenter_cfg,
-    list_backbones,
     list_segmenters,
 )
 
@@ -88,7 +87,7 @@ def table(report=REPORT):
     columns = ("name", "data set", "parameters, M", "GMACs", "published, %", "origin", "verified")
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     groups, terms = {}, {}
-    for cfg in (*map(find_backbone, list_backbones()), *map(get_segmenter_cfg, list_segmenters())):
+    for cfg in (*BACKBONES.values(), *map(get_segmenter_cfg, list_segmenters())):
         groups.setdefault(cfg.name.split(".")[1], []).append(cfg)
         terms[cfg.dataset] = cfg.terms
     for tag, cfgs in groups.items():

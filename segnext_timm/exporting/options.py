@@ -53,8 +53,8 @@ def check_export(
     if (target == "deepness") != (resolution is not None) or (resolution is not None and not resolution > 0):
         what = "Deepness, and no other target, needs a resolution in cm per pixel (--resolution 10)"
         raise OptionError(f"{what}, got {target!r} with {resolution}.")
-    if is_folder and argmax:
-        raise OptionError(f"{target} computes the labels from logits: leave argmax (--argmax) out.")
+    if is_folder and (argmax or dynamic):
+        raise OptionError(f"{target} takes logits, of images of any size: leave argmax and dynamic out.")
     if target == "deepness":
         refused = {path.suffix: path.suffix != ".onnx", "dynamic": dynamic, "argmax": argmax}
         refused |= {"int8": precision == "int8", f"batches of {batch}": batch > 1}

@@ -107,7 +107,8 @@ def test_a_folder_is_written_again_but_not_over_another_model(tmp_path):
     ("options", "message"),
     [
         ({"path": "model.onnx"}, "model.onnx: transformers reads a folder: choose the name of one"),
-        ({"argmax": True}, "computes the labels from logits: leave argmax"),
+        ({"argmax": True}, "takes logits, of images of any size: leave argmax and dynamic out"),
+        ({"dynamic": True}, "leave argmax and dynamic out"),
         ({"precision": "fp16"}, "transformers can be fp32, not 'fp16'"),
         ({"resolution": 10}, "Deepness, and no other target, needs a resolution"),
         ({"range": [0, 3000]}, "three channels of bytes, but this model takes 3 channels, .* of values from .0, 3000."),

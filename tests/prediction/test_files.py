@@ -230,7 +230,7 @@ def test_ctrl_c_says_what_is_kept_and_the_same_command_goes_on(model, tmp_path):
     assert running.returncode == 130
     kept = len(list((tmp_path / "out").glob("*.png")))
     assert 0 < kept < 30
-    message = f"Interrupted. Labels of {kept} of 30 images are in {tmp_path / 'out'}; run the same command with"
+    message = f"Interrupted. Labels of {kept} of 30 files are in {tmp_path / 'out'}; run the same command with"
     assert stderr.splitlines()[-1] == f"{message} --resume to go on."
     other = subprocess.run([*command, "--resume"], capture_output=True, text=True)
     made = f"{model}, mode slide, window (32, 32), scales (1.0, 2.0, 3.0, 4.0), flip True"
@@ -294,7 +294,7 @@ def test_files_that_no_prediction_wrote_stay_however_often_is_predicted(model, t
             loaded, tmp_path / "in" / "a.jpg", tmp_path / "out" / "a", overlays=False
         )
     assert {f: f.read_bytes() for f in before} == before
-    assert outputs(tmp_path / "out" / "a") == {"labels": str(tmp_path / "out" / "a.png")}
+    assert outputs(tmp_path / "out" / "a") == {"labels": tmp_path / "out" / "a.png"}
 
 
 def test_areas_are_those_of_every_image_and_unreadable_ones_are_listed(model, tmp_path):

@@ -108,16 +108,13 @@ def find_images(paths: Sequence[str | Path], out: str | Path) -> dict[Path, Path
         raise FileNotFoundError(f"no images in {', '.join(map(str, paths))}.")
     for file in places:
         if file.resolve().parent == out.resolve():
-            raise OptionError(
-                f"{out} contains {file.name}, {'a video' if is_video(file) else 'an image'} to predict: choose another "
-                f"folder for the results."
-            )
+            raise OptionError(f"{out} contains {file.name}, a file to predict: choose another folder for the results.")
     stems = Counter(place.with_suffix("") for place in places.values())
     places = {f: place.with_suffix("") if stems[place.with_suffix("")] == 1 else place for f, place in places.items()}
     twice = [place for place, count in Counter(places.values()).items() if count > 1]
     if twice:
         raise OptionError(
-            f"{len(twice)} results would share the name of another, {twice[0]}: predict the folders one by one."
+            f"{len(twice)} results would share a name with another, {twice[0]}: predict each folder alone."
         )
     return {file: out / place for file, place in places.items()}
 
@@ -284,7 +281,7 @@ class Predictions:
 def predict_files(
     model: nn.Module,
     places: dict[Path, Path],
-    out: str | Path | None = None,
+    out: str | Path,
     areas: bool = False,
     resume: bool = False,
     report: Callable[[Path, float], None] = lambda file, share: None,
@@ -301,15 +298,14 @@ def predict_files(
         out: Folder of `areas.json` and of `annotations.json` (COCO), which are written even if interrupted.
         areas: Write the areas of all images.
         resume: Skip images whose labels exist, and probabilities if these are wanted. Polygons are made of labels.
-        report: Called with an image and its completed fraction, from 0 to 1; with 1 exactly once per image.
+        report: Called with an image and its completed fraction, from 0 to 1.
         origin: See :func:`predict_file`. An OptionError is raised if existing labels state another.
         save_as: See :func:`predict_file`; or "coco".
         simplify: See :func:`predict_file`.
         options: Others of :func:`predict_file`.
     """
-    predictions, info, coco = Predictions(), ModelInfo(model), dict[str, Any]()
-    if out is not None and save_as and save_as != "geojson":
-        coco = write_names(Path(out), save_as, info)
+    out, predictions, info = Path(out), Predictions(), ModelInfo(model)
+    coco = write_names(out, save_as, info) if save_as and save_as != "geojson" else {}
     done: dict[Path, Path] = {}
     for file, result in places.items() if resume else ():
         found, needed, more = outputs(result), ["labels"], "probabilities"
@@ -338,8 +334,8 @@ def predict_files(
             report(file, 0)
             try:
                 if file not in done:
-                    progress = lambda share, file=file: report(file, min(share, 0.999))  # noqa: E731
-                    images.append(predict_file(model, file, result, progress=progress, origin=origin, **options))
+                    options |= {"progress": partial(report, file)}
+                    images.append(predict_file(model, file, result, origin=origin, **options))
                     predictions.predicted += 1
                 else:
                     target = _named(result, ENDINGS.get(str(save_as), ""))
@@ -350,7 +346,7 @@ def predict_files(
                     if areas:
                         images.append({"file": str(file)} | _areas(done[file], info))
                 if save_as == "coco":
-                    name = (result.parent / file.name).relative_to(out or result.parent).as_posix()
+                    name = (result.parent / file.name).relative_to(out).as_posix()
                     labels = done.get(file) or _named(result, _RASTER_LABELS if is_raster(file) else _LABELS)
                     add_to_coco(coco, labels, name, info, simplify)
             except (FileNotFoundError, ImageError) as error:
@@ -362,7 +358,7 @@ def predict_files(
         raise KeyboardInterrupt(" ".join(told)) from None
     finally:
         for name, content in {"areas.json": {"images": images} if areas else {}, "annotations.json": coco}.items():
-            if out is not None and content.get("images"):
-                with replace_when_complete(Path(out) / name) as new:
+            if content.get("images"):
+                with replace_when_complete(out / name) as new:
                     new.write_text(json.dumps(content, indent=1 if name == "areas.json" else None), encoding="utf-8")
     return predictions

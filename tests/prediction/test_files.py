@@ -69,12 +69,12 @@ def test_results_lie_as_the_images_do(tmp_path):
 def test_no_image_is_written_over(tmp_path):
     write(tmp_path, "a.png", "b/a.png")
     for paths, out, error, message in (
-        ([tmp_path / "a.png"], tmp_path, OptionError, r"contains a\.png, an image to predict: choose another folder"),
+        ([tmp_path / "a.png"], tmp_path, OptionError, r"contains a\.png, a file to predict: choose another folder"),
         (
             [tmp_path / "a.png", tmp_path / "b" / "a.png"],
             tmp_path / "o",
             OptionError,
-            "results would share the name of another",
+            "results would share a name with another",
         ),
         ([tmp_path], tmp_path, OptionError, "is the folder of the images: choose another for the results"),
         ([tmp_path / "a.png"], tmp_path / "a.png", OptionError, r"a\.png is a file, but the results need a folder"),
@@ -378,7 +378,7 @@ def test_mistakes_end_in_one_line_before_anything_is_done(model, tmp_path):
     for arguments, message in (
         ((model, tmp_path / "none.png", "-o", tmp_path / "out"), "no such file or folder"),
         ((tmp_path / "none", tmp_path / "a.png", "-o", tmp_path / "out"), "not a folder, not a Hub repository"),
-        ((model, tmp_path / "a.png", "-o", tmp_path), "contains a.png, an image to predict"),
+        ((model, tmp_path / "a.png", "-o", tmp_path), "contains a.png, a file to predict"),
         (
             (model, tmp_path / "a.png", "-o", tmp_path / "a.png" / "out"),
             "a.png is a file, but the results need a folder",

@@ -1,4 +1,4 @@
-"""Videos: every frame is predicted as an image is, and what is written keeps its times, its place and its sound."""
+"""Videos: every frame is predicted as an image is, and what is written keeps its times, and its place."""
 
 import json
 import signal
@@ -84,12 +84,6 @@ def frames(file):
         return [(frame.to_ndarray(format="rgb24"), float(frame.time)) for frame in source.decode(video=0)]
 
 
-def packets(file):
-    """Packets of sound."""
-    with av.open(str(file)) as source:
-        return [(bytes(p), float(p.pts * p.time_base)) for p in source.demux(audio=0) if p.dts is not None]
-
-
 def test_every_frame_is_predicted_at_its_own_time(folder, tmp_path):
     video = draw(tmp_path / "street.mp4")
     done = run("predict", folder, video, "-o", tmp_path / "out", "--frame_labels", "--areas", "--device", "cpu")
@@ -116,21 +110,6 @@ def test_every_frame_is_predicted_at_its_own_time(folder, tmp_path):
     assert counted == {label: (np.stack(labels) == label).sum() for label in np.unique(labels)}
     with Image.open(tmp_path / "out" / "street_overlay.jpg") as still:
         assert still.height > 48
-
-
-def test_sound_and_duration_are_kept(model, tmp_path):
-    video = draw(tmp_path / "a.mp4")
-    predict_file(model, video, tmp_path / "out" / "a")
-    assert packets(tmp_path / "out" / "a_overlay.mp4") == packets(video)
-    with av.open(str(video)) as source, av.open(str(tmp_path / "out" / "a_overlay.mp4")) as made:
-        assert made.duration == source.duration
-
-
-def test_a_video_whose_sound_mp4_does_not_take_is_drawn_without(folder, tmp_path):
-    video = draw(tmp_path / "a.mov", sound="pcm_alaw")
-    done = run("predict", folder, video, "-o", tmp_path / "out")
-    assert f"{video}: its sound (pcm_alaw) is left out: MP4 does not take it." in done.output
-    assert len(frames(tmp_path / "out" / "a_overlay.mp4")) == 6
 
 
 @pytest.mark.parametrize("matrix", TURNS)

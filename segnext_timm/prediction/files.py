@@ -100,9 +100,7 @@ def find_images(paths: Sequence[str | Path], out: str | Path) -> dict[Path, Path
             videos = [f for f in files if is_video(f) and f not in named]
             files, left = (images, videos) if (images := list_images(files)) else (videos, [])
             if left:
-                _logger.info(
-                    f"Left out {len(left)} videos beside images, such as {left[0]}: name them to predict them."
-                )
+                _logger.info(f"Left out {len(left)} videos beside images, such as {left[0]}: name the ones to predict.")
         places |= {file: file.relative_to(root) for file in files}
     if not places:
         raise FileNotFoundError(f"no images in {', '.join(map(str, paths))}.")
@@ -113,9 +111,7 @@ def find_images(paths: Sequence[str | Path], out: str | Path) -> dict[Path, Path
     places = {f: place.with_suffix("") if stems[place.with_suffix("")] == 1 else place for f, place in places.items()}
     twice = [place for place, count in Counter(places.values()).items() if count > 1]
     if twice:
-        raise OptionError(
-            f"{len(twice)} results would share a name with another, {twice[0]}: predict each folder alone."
-        )
+        raise OptionError(f"{len(twice)} results would share a name, {twice[0]}: predict the folders one by one.")
     return {file: out / place for file, place in places.items()}
 
 

@@ -70,12 +70,7 @@ def test_no_image_is_written_over(tmp_path):
     write(tmp_path, "a.png", "b/a.png")
     for paths, out, error, message in (
         ([tmp_path / "a.png"], tmp_path, OptionError, r"contains a\.png, a file to predict: choose another folder"),
-        (
-            [tmp_path / "a.png", tmp_path / "b" / "a.png"],
-            tmp_path / "o",
-            OptionError,
-            "results would share a name with another",
-        ),
+        ([tmp_path / "a.png", tmp_path / "b" / "a.png"], tmp_path / "o", OptionError, "results would share a name"),
         ([tmp_path], tmp_path, OptionError, "is the folder of the images: choose another for the results"),
         ([tmp_path / "a.png"], tmp_path / "a.png", OptionError, r"a\.png is a file, but the results need a folder"),
         ([tmp_path / "none.png"], tmp_path / "o", FileNotFoundError, r"none\.png: no such file or folder"),
@@ -352,7 +347,7 @@ def test_videos_in_a_folder_are_left_out_beside_images_but_not_without(model, tm
     for video in (*videos, tmp_path / "videos" / "._b.mp4"):
         video.touch()
     done = run(model, tmp_path / "both", "-o", tmp_path / "out")
-    assert f"Left out 1 videos beside images, such as {videos[0]}: name them to predict them." in done.output
+    assert f"Left out 1 videos beside images, such as {videos[0]}: name the ones to predict." in done.output
     assert "Predicted 1 of 1 images" in done.output
     assert [*find_images([tmp_path / "both", videos[0]], tmp_path / "out")] == [tmp_path / "both" / "a.png", videos[0]]
     found = find_images([tmp_path / "videos"], tmp_path / "out")

@@ -304,13 +304,14 @@ def predict_files(
     coco = write_names(out, save_as, info) if save_as and save_as != "geojson" else {}
     done: dict[Path, Path] = {}
     for file, result in places.items() if resume else ():
-        found, needed, more = outputs(result), ["labels"], "probabilities"
-        if is_video(file):  # only a complete one has the picture with all classes
-            needed, more = ["video", "overlay"], "frame_labels"
-        needed += [more] * bool(options.get(more))
-        if not found.keys() >= {*needed} or (areas and is_video(file)):  # areas of a video are not stored
+        found, kind, more = outputs(result), "labels", "probabilities"
+        if is_video(file):
+            if areas or "overlay" not in found:  # its areas are not stored; without the picture, it is not complete
+                continue
+            kind, more = "video", "frame_labels"
+        if kind not in found or (options.get(more) and more not in found):
             continue
-        labels = found[needed[0]]
+        labels = found[kind]
         if save_as == "geojson" and labels.suffix != _RASTER_LABELS:
             continue
         try:

@@ -182,8 +182,8 @@ def _memory_hint(image: str) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        kind = type(error) if isinstance(error, RuntimeError) else MemoryError  # NumPy's takes a shape
-        raise kind(
+        kinds = (MemoryError, torch.OutOfMemoryError, RuntimeError)
+        raise next(kind for kind in kinds if isinstance(error, kind))(
             f"Out of memory for an image of {image}. Use mode='slide', a smaller window, or batch=1. ({error})"
         ) from error
 

@@ -295,22 +295,13 @@ def predict_command(model: str, images: tuple[str, ...], out: Path, device: str 
     videos = [file for file in places if is_video(file)]
     for file in videos:
         check_video(file, options["save_as"], options["probabilities"], options["overlays"])
-    kind = "files" if videos else "images"
     if not options["resume"] and (earlier := sum("labels" in outputs(result) for result in places.values())):
         click.echo(f"The labels of {earlier} images in {out} will be replaced; --resume keeps them.", err=True)
     if target.type == "cpu" and options["precision"] != "fp32":
         click.echo(f"On most CPUs, {options['precision']} is about ten times slower than fp32.", err=True)
-    try:
-        found = _predict(model, places, target, out=out, **options)
-    except KeyboardInterrupt as interrupt:
-        last = {file: "overlay" if is_video(file) else "labels" for file in places}  # what a complete result has
-        kept = sum(last[file] in outputs(result) for file, result in places.items())
-        raise KeyboardInterrupt(
-            *interrupt.args,
-            f"Labels of {kept} of {len(places)} {kind} are in {out}; run the same command with --resume to go on.",
-        ) from None
+    found = _predict(model, places, target, out=out, **options)
     kept = len(places) - found.predicted - len(found.failures)
-    there = f"; the labels of {kept} were there" if kept else ""
+    there, kind = f"; the labels of {kept} were there" if kept else "", "files" if videos else "images"
     click.echo(f"Predicted {found.predicted} of {len(places)} {kind} to {out}{there}.")
     for file, reason in found.failures.items():
         click.echo(f"{file}: {reason}", err=True)

@@ -10,7 +10,7 @@ from torchvision.transforms.v2 import functional as TF
 
 from ..errors import OptionError
 from ..models.model_info import ModelInfo
-from ..prediction.images import list_images, read_image
+from ..prediction.images import list_files, list_images, read_image
 
 Image = str | Path | PIL.Image.Image | np.ndarray | torch.Tensor
 
@@ -48,6 +48,6 @@ def _find_images(folder: Path) -> list[Image]:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder of calibration images.")
     root = folder / "images" if (folder / "images").is_dir() else folder
-    if not (files := list_images(root)):
+    if not (files := list_images(list_files(root))):
         raise FileNotFoundError(f"{folder} holds no calibration images.")
     return [files[i] for i in np.linspace(0, len(files) - 1, min(len(files), _MAX_IMAGES)).round().astype(int)]

@@ -78,60 +78,51 @@ def find_images(paths: Sequence[str | Path], out: str | Path) -> dict[Path, Path
     if not lowest.is_dir():
         raise OptionError(f"{lowest} is a file, but the results need a folder.")
     places: dict[Path, Path] = {}
-    beside: set[Path] = set()  # videos in folders
     for address in paths:
         check_address(address)
+    named = {*map(Path, paths)}  # predicted in any case
     for path in map(Path, paths):
         root, files = path.parent, [path]
         if path.is_dir():
             if path.resolve() == out.resolve():
                 raise OptionError(f"{out} is the folder of the images: choose another for the results.")
-            videos = [f for f in list_files(path) if is_video(f)]
-            root, holds_out, beside = path, path.resolve() in out.resolve().parents, {*beside, *videos}
-            files = [*list_images(path), *videos]
-            files = [f for f in files if not holds_out or out.resolve() not in f.resolve().parents]
+            root, holds_out = path, path.resolve() in out.resolve().parents
+            files = [f for f in list_files(path) if not holds_out or out.resolve() not in f.resolve().parents]
         elif not path.exists():
             if not glob.has_magic(str(path)):
                 raise FileNotFoundError(f"{path}: no such file or folder.")
             files = sorted(Path(f) for f in glob.glob(str(path), recursive=True) if Path(f).is_file())  # noqa: PTH207
             root = Path(*path.parts[: next(i for i, part in enumerate(path.parts) if glob.has_magic(part))])
+        if earlier := [f for f in files if f not in named and _stated_kinds(f)]:
+            _logger.info(f"Left out {len(earlier)} results of earlier predictions, such as {earlier[0]}.")
+            files = sorted({*files} - {*earlier})
+        if path.is_dir():
+            videos = [f for f in files if is_video(f) and f not in named]
+            files, left = (images, videos) if (images := list_images(files)) else (videos, [])
+            if left:
+                _logger.info(f"Left out {len(left)} videos beside images, such as {left[0]}: name the ones to predict.")
         places |= {file: file.relative_to(root) for file in files}
-    named = {*map(Path, paths)}  # predicted in any case
-    if earlier := [file for file in places if file not in named and _stated_kinds(file)]:
-        _logger.info(f"Left out {len(earlier)} results of earlier predictions, such as {earlier[0]}.")
-        for file in earlier:
-            del places[file]
-    if (left := [f for f in places if f in beside - named]) and not all(map(is_video, places)):
-        _logger.info(f"Left out {len(left)} videos beside images, such as {left[0]}: name them to predict them.")
-        for file in left:
-            del places[file]
     if not places:
         raise FileNotFoundError(f"no images in {', '.join(map(str, paths))}.")
     for file in places:
         if file.resolve().parent == out.resolve():
-            raise OptionError(
-                f"{out} contains {file.name}, {'a video' if is_video(file) else 'an image'} to predict: choose another "
-                f"folder for the results."
-            )
+            raise OptionError(f"{out} contains {file.name}, a file to predict: choose another folder for the results.")
     stems = Counter(place.with_suffix("") for place in places.values())
     places = {f: place.with_suffix("") if stems[place.with_suffix("")] == 1 else place for f, place in places.items()}
     twice = [place for place, count in Counter(places.values()).items() if count > 1]
     if twice:
-        raise OptionError(
-            f"{len(twice)} results would share the name of another, {twice[0]}: predict the folders one by one."
-        )
+        raise OptionError(f"{len(twice)} results would share a name, {twice[0]}: predict the folders one by one.")
     return {file: out / place for file, place in places.items()}
 
 
-def outputs(result: Path) -> dict[str, str]:
+def outputs(result: Path) -> dict[str, Path]:
     """Existing files of a result by kind: `labels`, `overlay`, `probabilities`, `polygons` (GeoJSON), `labelme`.
 
     Files that no prediction wrote are left out; but labels, whose metadata an editor may drop, only beside others.
     """
-    found = [ending for ending in _KINDS if _named(result, ending).is_file()]
-    labels = [ending for ending in found if _KINDS[ending] == "labels"]
-    written = [ending for ending in found if _is_written(result, ending)]
-    return {_KINDS[ending]: str(_named(result, ending)) for ending in (*labels, *written)}
+    files = {ending: file for ending in _KINDS if (file := _named(result, ending)).is_file()}
+    labels = {_KINDS[ending]: files[ending] for ending in (_LABELS, _RASTER_LABELS) if ending in files}
+    return labels | {_KINDS[ending]: file for ending, file in files.items() if _is_written(result, ending)}
 
 
 def predict_file(
@@ -286,7 +277,7 @@ class Predictions:
 def predict_files(
     model: nn.Module,
     places: dict[Path, Path],
-    out: str | Path | None = None,
+    out: str | Path,
     areas: bool = False,
     resume: bool = False,
     report: Callable[[Path, float], None] = lambda file, share: None,
@@ -303,33 +294,34 @@ def predict_files(
         out: Folder of `areas.json` and of `annotations.json` (COCO), which are written even if interrupted.
         areas: Write the areas of all images.
         resume: Skip images whose labels exist, and probabilities if these are wanted. Polygons are made of labels.
-        report: Called with an image and its completed fraction, from 0 to 1; with 1 exactly once per image.
+        report: Called with an image and its completed fraction, from 0 to 1.
         origin: See :func:`predict_file`. An OptionError is raised if existing labels state another.
         save_as: See :func:`predict_file`; or "coco".
         simplify: See :func:`predict_file`.
         options: Others of :func:`predict_file`.
     """
-    predictions, info, coco = Predictions(), ModelInfo(model), dict[str, Any]()
-    if out is not None and save_as and save_as != "geojson":
-        coco = write_names(Path(out), save_as, info)
+    out, predictions, info = Path(out), Predictions(), ModelInfo(model)
+    coco = write_names(out, save_as, info) if save_as and save_as != "geojson" else {}
     done: dict[Path, Path] = {}
     for file, result in places.items() if resume else ():
-        kinds = outputs(result)
-        labels = Path(kinds.get("labels", ""))
-        needed, more = (_RASTER_LABELS,) if save_as == "geojson" else (_LABELS, _RASTER_LABELS), "probabilities"
-        if is_video(file):  # its areas are not stored
-            is_complete = "overlay" in kinds and not areas
-            labels, needed, more = Path(kinds.get("video", "") if is_complete else ""), (".mp4",), "frame_labels"
-        if labels.suffix not in needed or (options.get(more) and more not in kinds):
+        found, kind, more = outputs(result), "labels", "probabilities"
+        if is_video(file):
+            if areas or "overlay" not in found:  # its areas are not stored; without the picture, it is not complete
+                continue
+            kind, more = "video", "frame_labels"
+        if kind not in found or (options.get(more) and more not in found):
+            continue
+        labels = found[kind]
+        if save_as == "geojson" and labels.suffix != _RASTER_LABELS:
             continue
         try:
-            found = _read_tags(labels).get(ORIGIN) or origin
+            stated = _read_tags(labels).get(ORIGIN) or origin
         except (ImageError, OSError):  # damaged: predicted again
             continue
         done[file] = labels
-        if found != origin:
+        if stated != origin:
             raise OptionError(
-                f"{labels} was predicted with {found}, not with {origin}: choose another folder, or predict all "
+                f"{labels} was predicted with {stated}, not with {origin}: choose another folder, or predict all "
                 f"images again, without resuming."
             )
     images = predictions.images
@@ -339,8 +331,8 @@ def predict_files(
             report(file, 0)
             try:
                 if file not in done:
-                    progress = lambda share, file=file: report(file, min(share, 0.999))  # noqa: E731
-                    images.append(predict_file(model, file, result, progress=progress, origin=origin, **options))
+                    options |= {"progress": partial(report, file)}
+                    images.append(predict_file(model, file, result, origin=origin, **options))
                     predictions.predicted += 1
                 else:
                     target = _named(result, ENDINGS.get(str(save_as), ""))
@@ -351,15 +343,19 @@ def predict_files(
                     if areas:
                         images.append({"file": str(file)} | _areas(done[file], info))
                 if save_as == "coco":
-                    name = (result.parent / file.name).relative_to(out or result.parent).as_posix()
+                    name = (result.parent / file.name).relative_to(out).as_posix()
                     labels = done.get(file) or _named(result, _RASTER_LABELS if is_raster(file) else _LABELS)
                     add_to_coco(coco, labels, name, info, simplify)
             except (FileNotFoundError, ImageError) as error:
                 predictions.failures[file] = " ".join(str(error).removeprefix(f"{file}").lstrip(": ").split())
             report(file, 1)
+    except KeyboardInterrupt as interrupt:
+        kept = f"Labels of {predictions.predicted + len(done)} of {len(places)} files are in {out}"
+        told = [*interrupt.args, f"{kept}; run the same command with --resume to go on."]
+        raise KeyboardInterrupt(" ".join(told)) from None
     finally:
         for name, content in {"areas.json": {"images": images} if areas else {}, "annotations.json": coco}.items():
-            if out is not None and content.get("images"):
-                with replace_when_complete(Path(out) / name) as new:
+            if content.get("images"):
+                with replace_when_complete(out / name) as new:
                     new.write_text(json.dumps(content, indent=1 if name == "areas.json" else None), encoding="utf-8")
     return predictions

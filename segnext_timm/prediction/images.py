@@ -93,10 +93,9 @@ def list_files(folder: Path) -> list[Path]:
     return [f for f in sorted(folder.rglob("*")) if "/." not in f"/{f.relative_to(folder).as_posix()}" and f.is_file()]
 
 
-def list_images(folder: Path) -> list[Path]:
-    """List the images, or else the arrays (.npy), in a folder, see :func:`list_files`."""
+def list_images(files: Sequence[Path]) -> list[Path]:
+    """List the images among files, or else the arrays (.npy)."""
     known = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN} | {*SUFFIXES}
-    files = list_files(folder)
     return [f for f in files if f.suffix.lower() in known] or [f for f in files if f.suffix == ".npy"]
 
 

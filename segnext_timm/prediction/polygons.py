@@ -85,10 +85,8 @@ def write_polygons(labels: Path, file: Path, info: ModelInfo, simplify: float = 
             shapes = ((names[label], bridge_holes(polygon).tolist()) for label, polygon in traced)
             entries = ({"label": name, "points": points, "shape_type": "polygon"} for name, points in shapes)
         written.write(json.dumps(head, ensure_ascii=False)[:-2])  # one line, which tells whose the file is
-        separator = "\n"
-        for entry in entries:
-            written.write(separator + json.dumps(entry, ensure_ascii=False))
-            separator = ",\n"
+        for number, entry in enumerate(entries):
+            written.write((",\n" if number else "\n") + json.dumps(entry, ensure_ascii=False))
         written.write("\n]}\n")
 
 

@@ -158,7 +158,6 @@ def open_raster(file: str | os.PathLike[str]) -> Iterator[Raster]:
         FileNotFoundError: If there is no such file.
         ImageError: If rasterio is missing, or cannot read the file, or its values are complex numbers.
     """
-    import_rasterio(file)
     if not Path(file).exists():
         raise FileNotFoundError(f"{file}: no such file.")
     with open_dataset(file) as dataset:

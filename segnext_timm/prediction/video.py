@@ -1,6 +1,5 @@
 """Predict videos frame by frame, and draw the labels over them, by PyAV, which :func:`.files.check_video` imports."""
 
-import logging
 import zipfile
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -15,7 +14,6 @@ from ..models.model_info import ModelInfo
 from .drawing import add_legend, list_areas, overlay, save_overlay
 from .pipeline import predict
 
-_logger = logging.getLogger(__name__)
 OVERLAY, FRAME_LABELS = "_overlay.mp4", "_labels.npz"
 CODEC, _QUALITY = "libx264", {"crf": "18", "bf": "0"}  # with B-frames, MP4's durations would be inexact
 _BT709 = 1  # number of a color space, and of the range of values that goes with it, in FFmpeg
@@ -48,7 +46,7 @@ def predict_video(
     av: Any, model: nn.Module, file: Path, out: Path, tags: dict[str, str], frame_labels: bool, **options: Any
 ) -> tuple[dict[str, Any], BaseException | None]:
     """Predict a video; write files that begin with `out`. Return areas, and the error or Ctrl-C that ended it early."""
-    info, faults, seconds, sounds = ModelInfo(model), list[str](), list[float](), list[Any]()
+    info, faults, seconds = ModelInfo(model), list[str](), list[float]()
     counts, last, end, progress = np.zeros(max(info.num_classes, 2), np.int64), -1, 0.0, options.pop("progress", None)
     ended: BaseException | None = None
     with ExitStack() as stack:
@@ -66,20 +64,11 @@ def predict_video(
         coder = stream.codec_context
         coder.time_base, coder.sample_aspect_ratio = video.time_base, video.sample_aspect_ratio or 1
         coder.colorspace = coder.color_primaries = coder.color_trc = coder.color_range = _BT709
-        copies = {}
-        for other in source.streams.audio:
-            try:
-                copies[other.index] = made.add_stream_from_template(other)
-            except ValueError:
-                _logger.warning(f"{file}: its sound ({other.name}) is left out: MP4 does not take it.")
         arrays = frame_labels and stack.enter_context(zipfile.ZipFile(f"{out}{FRAME_LABELS}", "w", 8))
         try:
             for part in _read(av, source, faults):
                 end = max(end, float(((part.pts or 0) + (part.duration or 0)) * (part.time_base or 0)) - start)
-                if isinstance(part, av.Packet):
-                    if part.stream.index in copies and part.dts is not None:  # else an empty one, the last
-                        part.stream = copies[part.stream.index]
-                        sounds.append(part)
+                if isinstance(part, av.Packet):  # of sound, which may be longer
                     continue
                 pixels = _upright(part)
                 labels = predict(model, pixels, **options)
@@ -93,8 +82,7 @@ def predict_video(
                 pts = part.dts if source.format.name == "avi" else part.pts  # AVI states the order of decoding only
                 last = max(last + 1, last + (part.duration or 1) if pts is None else pts)
                 drawn.pts, drawn.time_base, drawn.duration = last, video.time_base, part.duration
-                made.mux([*stream.encode(drawn), *sounds])
-                sounds.clear()
+                made.mux(stream.encode(drawn))
                 if arrays:
                     with arrays.open(f"{len(seconds):06d}.npy", "w") as entry:
                         np.lib.format.write_array(entry, labels)
@@ -106,7 +94,7 @@ def predict_video(
             ended = interrupt
         if not seconds:
             raise ended or ImageError(f"{file} has no frame that PyAV decodes.")
-        made.mux([*stream.encode(None), *sounds])
+        made.mux(stream.encode(None))
         if arrays:
             with arrays.open("seconds.npy", "w") as entry:
                 np.lib.format.write_array(entry, np.array(seconds))

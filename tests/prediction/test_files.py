@@ -69,13 +69,8 @@ def test_results_lie_as_the_images_do(tmp_path):
 def test_no_image_is_written_over(tmp_path):
     write(tmp_path, "a.png", "b/a.png")
     for paths, out, error, message in (
-        ([tmp_path / "a.png"], tmp_path, OptionError, r"contains a\.png, an image to predict: choose another folder"),
-        (
-            [tmp_path / "a.png", tmp_path / "b" / "a.png"],
-            tmp_path / "o",
-            OptionError,
-            "results would share the name of another",
-        ),
+        ([tmp_path / "a.png"], tmp_path, OptionError, r"contains a\.png, a file to predict: choose another folder"),
+        ([tmp_path / "a.png", tmp_path / "b" / "a.png"], tmp_path / "o", OptionError, "results would share a name"),
         ([tmp_path], tmp_path, OptionError, "is the folder of the images: choose another for the results"),
         ([tmp_path / "a.png"], tmp_path / "a.png", OptionError, r"a\.png is a file, but the results need a folder"),
         ([tmp_path / "none.png"], tmp_path / "o", FileNotFoundError, r"none\.png: no such file or folder"),
@@ -230,7 +225,7 @@ def test_ctrl_c_says_what_is_kept_and_the_same_command_goes_on(model, tmp_path):
     assert running.returncode == 130
     kept = len(list((tmp_path / "out").glob("*.png")))
     assert 0 < kept < 30
-    message = f"Interrupted. Labels of {kept} of 30 images are in {tmp_path / 'out'}; run the same command with"
+    message = f"Interrupted. Labels of {kept} of 30 files are in {tmp_path / 'out'}; run the same command with"
     assert stderr.splitlines()[-1] == f"{message} --resume to go on."
     other = subprocess.run([*command, "--resume"], capture_output=True, text=True)
     made = f"{model}, mode slide, window (32, 32), scales (1.0, 2.0, 3.0, 4.0), flip True"
@@ -294,7 +289,7 @@ def test_files_that_no_prediction_wrote_stay_however_often_is_predicted(model, t
             loaded, tmp_path / "in" / "a.jpg", tmp_path / "out" / "a", overlays=False
         )
     assert {f: f.read_bytes() for f in before} == before
-    assert outputs(tmp_path / "out" / "a") == {"labels": str(tmp_path / "out" / "a.png")}
+    assert outputs(tmp_path / "out" / "a") == {"labels": tmp_path / "out" / "a.png"}
 
 
 def test_areas_are_those_of_every_image_and_unreadable_ones_are_listed(model, tmp_path):
@@ -352,7 +347,7 @@ def test_videos_in_a_folder_are_left_out_beside_images_but_not_without(model, tm
     for video in (*videos, tmp_path / "videos" / "._b.mp4"):
         video.touch()
     done = run(model, tmp_path / "both", "-o", tmp_path / "out")
-    assert f"Left out 1 videos beside images, such as {videos[0]}: name them to predict them." in done.output
+    assert f"Left out 1 videos beside images, such as {videos[0]}: name the ones to predict." in done.output
     assert "Predicted 1 of 1 images" in done.output
     assert [*find_images([tmp_path / "both", videos[0]], tmp_path / "out")] == [tmp_path / "both" / "a.png", videos[0]]
     found = find_images([tmp_path / "videos"], tmp_path / "out")
@@ -378,7 +373,7 @@ def test_mistakes_end_in_one_line_before_anything_is_done(model, tmp_path):
     for arguments, message in (
         ((model, tmp_path / "none.png", "-o", tmp_path / "out"), "no such file or folder"),
         ((tmp_path / "none", tmp_path / "a.png", "-o", tmp_path / "out"), "not a folder, not a Hub repository"),
-        ((model, tmp_path / "a.png", "-o", tmp_path), "contains a.png, an image to predict"),
+        ((model, tmp_path / "a.png", "-o", tmp_path), "contains a.png, a file to predict"),
         (
             (model, tmp_path / "a.png", "-o", tmp_path / "a.png" / "out"),
             "a.png is a file, but the results need a folder",

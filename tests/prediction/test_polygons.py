@@ -131,10 +131,10 @@ def test_a_picture_with_a_world_file_gets_polygons(tmp_path, name):
     predict_files(model_of(), places, out, origin="m")
     assert predict_files(model_of(), places, out, resume=True, save_as="geojson", origin="m").predicted == 1
     assert json.loads((out / "a.geojson").read_text())["features"]
-    assert outputs(out / "a")["labels"] == str(out / "a.tif")
+    assert outputs(out / "a")["labels"] == out / "a.tif"
     assert not (out / "a.png").exists()
     predict_files(model_of(), places, out, origin="m")
-    assert outputs(out / "a") == {"labels": str(out / "a.png"), "overlay": str(out / "a_overlay.jpg")}
+    assert outputs(out / "a") == {"labels": out / "a.png", "overlay": out / "a_overlay.jpg"}
 
 
 def test_resuming_simplifies_polygons_that_are_there(tmp_path):

@@ -270,7 +270,7 @@ def test_rasters_are_interrupted_and_resumed_as_other_images(tmp_path):
     assert done.predicted == 1
     first, second = json.loads((out / "areas.json").read_text())["images"]
     assert first["classes"] == second["classes"]
-    assert outputs(out / "a") == {"labels": str(out / "a.tif"), "overlay": str(out / "a_overlay.jpg")}
+    assert outputs(out / "a") == {"labels": out / "a.tif", "overlay": out / "a_overlay.jpg"}
     with pytest.raises(OptionError, match=r"a\.tif was predicted with m, mode slide, not with another"):
         predict_files(model_of(), places, out, resume=True, **options | {"origin": "another"})
 

@@ -46,8 +46,7 @@ from segmentation import scenes
 from segmentation.page import CSS, comparison, legend, link, note, wrong
 from segnext_timm import class_areas, overlay, predict
 from segnext_timm.errors import ImageError
-from segnext_timm.models.model_info import ModelInfo
-from segnext_timm.prediction.drawing import label_picture
+from segnext_timm.label_sets import VOC_PALETTE
 from segnext_timm.prediction.images import loses_values
 
 KEPT = 50  # results that can be downloaded, of the newest predictions
@@ -212,8 +211,9 @@ class App:
         image = limited(file, self.max_megapixels * 1e6 / passes)
         labels = predict(model, image, mode=MODES[mode], scales=SCALES[scales], flip=flip, progress=report)
         seconds = time.monotonic() - start
-        info = ModelInfo(model)
-        names, palette = info.label_names, info.palette
+        names, palette = facts.get("label_names") or [], facts.get("palette") or VOC_PALETTE
+        if len(names) == 1:  # labels of a binary model are 0 and 1
+            names, palette = ["background", *names], [(0, 0, 0), *palette]
         areas = class_areas(labels, names)
         height, width = labels.shape
         said = f"{width} × {height} pixels " + ("" if image is file else "(reduced: this page has a limit) ")
@@ -223,7 +223,10 @@ class App:
         origin = f'<div class="note">Weights: {link(url, url)}</div>' if url.startswith("https://") else ""
         picture, drawn = (overlay(image, labels, names, palette, alpha, legend=False) for alpha in (0, 0.6))
         folder = self.keep()
-        label_picture(labels, palette).save(folder / "labels.png")
+        indexed = Image.fromarray(labels)
+        if indexed.mode == "L":  # more than 256 classes have no palette
+            indexed.putpalette([value for color in palette for value in color])
+        indexed.save(folder / "labels.png")
         drawn.save(folder / "overlay.jpg", quality=95)
         files = (str(folder / "labels.png"), str(folder / "overlay.jpg"))
         return Result(comparison(picture, drawn, areas), legend(areas, palette) + said + origin, *files, areas)

@@ -10,6 +10,7 @@ The labels are those of `segnext-timm predict`. What is wrong with an upload is 
 
 import argparse
 import io
+import signal
 import sys
 from typing import Annotated, Literal
 
@@ -126,6 +127,7 @@ def main() -> None:
         workers_per_device=args.workers,
         max_payload_size=args.max_bytes,
     )
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # which lets LitServe end its processes
     server.run(host=args.host, port=args.port, generate_client_file=False, log_level="warning")
 
 

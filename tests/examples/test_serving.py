@@ -54,7 +54,7 @@ def server(tmp_path_factory):
         yield f"{url}/predict", folder
     finally:
         process.terminate()
-        process.wait(30)
+        assert process.wait(30) == 0  # it ended its own processes
 
 
 def wait_until_ready(url, process, seconds=120):

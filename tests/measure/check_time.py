@@ -4,6 +4,7 @@ python tests/measure/check_time.py [--images 2000] [--workers 2]
 """
 
 import argparse
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 from segmentation.checks import check_files
 from segmentation.layouts import open_split
 

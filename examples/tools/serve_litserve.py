@@ -83,7 +83,7 @@ class Server(litserve.LitAPI):
         return outputs
 
     def batchable(self, image: torch.Tensor) -> bool:
-        """Whether an image runs whole and at its own size; on a CPU, batches take longer than images in turn."""
+        """Whether an image runs whole and at its own size, on an accelerator: on a CPU, images run in turn."""
         short, long = sorted(image.shape[1:])
         fit = sorted(self.info.fit_in or (short, long))
         on_cpu = next(self.model.parameters()).device.type == "cpu"

@@ -350,8 +350,10 @@ def predict_files(
                 predictions.failures[file] = " ".join(str(error).removeprefix(f"{file}").lstrip(": ").split())
             report(file, 1)
     except KeyboardInterrupt as interrupt:
-        kept = f"Labels of {predictions.predicted + len(done)} of {len(places)} files are in {out}"
-        told = [*interrupt.args, f"{kept}; run the same command with --resume to go on."]
+        # by the files, not by a counter: Ctrl-C may come between the two
+        kept = sum(("overlay" if is_video(file) else "labels") in outputs(result) for file, result in places.items())
+        told = [*interrupt.args, f"Labels of {kept} of {len(places)} files are in {out};"]
+        told.append("run the same command with --resume to go on.")
         raise KeyboardInterrupt(" ".join(told)) from None
     finally:
         for name, content in {"areas.json": {"images": images} if areas else {}, "annotations.json": coco}.items():

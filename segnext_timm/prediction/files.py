@@ -302,44 +302,20 @@ def predict_files(
     """
     out, predictions, info = Path(out), Predictions(), ModelInfo(model)
     coco = write_names(out, save_as, info) if save_as and save_as != "geojson" else {}
-    done: dict[Path, Path] = {}
-    for file, result in places.items() if resume else ():
-        found, kind, more = outputs(result), "labels", "probabilities"
-        if is_video(file):
-            if areas or "overlay" not in found:  # its areas are not stored; without the picture, it is not complete
-                continue
-            kind, more = "video", "frame_labels"
-        if kind not in found or (options.get(more) and more not in found):
-            continue
-        labels = found[kind]
-        if save_as == "geojson" and labels.suffix != _RASTER_LABELS:
-            continue
-        try:
-            stated = _read_tags(labels).get(ORIGIN) or origin
-        except (ImageError, OSError):  # damaged: predicted again
-            continue
-        done[file] = labels
-        if stated != origin:
-            raise OptionError(
-                f"{labels} was predicted with {stated}, not with {origin}: choose another folder, or predict all "
-                f"images again, without resuming."
-            )
+    done = _find_done(places, origin, areas, save_as == "geojson", options) if resume else {}
+    form = None if save_as == "coco" else save_as  # of the files for one image
+    options |= {"origin": origin, "save_as": form, "simplify": simplify}
     images = predictions.images
-    options |= {"save_as": None if save_as == "coco" else save_as, "simplify": simplify}
     try:
         for file, result in places.items():
             report(file, 0)
             try:
                 if file not in done:
-                    options |= {"progress": partial(report, file)}
-                    images.append(predict_file(model, file, result, origin=origin, **options))
+                    images.append(predict_file(model, file, result, progress=partial(report, file), **options))
                     predictions.predicted += 1
                 else:
-                    target = _named(result, ENDINGS.get(str(save_as), ""))
-                    if options["save_as"] and (not target.exists() or (simplify and save_as == "geojson")):
-                        if save_as == "geojson":
-                            check_place(file)
-                        write_polygons(done[file], target, info, simplify, file)
+                    if form:
+                        _write_missing_polygons(file, done[file], _named(result, ENDINGS[form]), info, simplify)
                     if areas:
                         images.append({"file": str(file)} | _areas(done[file], info))
                 if save_as == "coco":
@@ -353,11 +329,47 @@ def predict_files(
         # by the files, not by a counter: Ctrl-C may come between the two
         kept = sum(("overlay" if is_video(file) else "labels") in outputs(result) for file, result in places.items())
         told = [*interrupt.args, f"Labels of {kept} of {len(places)} files are in {out};"]
-        told.append("run the same command with --resume to go on.")
-        raise KeyboardInterrupt(" ".join(told)) from None
+        raise KeyboardInterrupt(" ".join([*told, "run the same command with --resume to go on."])) from None
     finally:
         for name, content in {"areas.json": {"images": images} if areas else {}, "annotations.json": coco}.items():
             if content.get("images"):
                 with replace_when_complete(out / name) as new:
                     new.write_text(json.dumps(content, indent=1 if name == "areas.json" else None), encoding="utf-8")
     return predictions
+
+
+def _find_done(
+    places: dict[Path, Path], origin: str, areas: bool, needs_raster: bool, options: dict[str, Any]
+) -> dict[Path, Path]:
+    """Find the labels of the images, and the overlays of the videos, that need not be predicted again, by image."""
+    done: dict[Path, Path] = {}
+    for file, result in places.items():
+        found, kind, more = outputs(result), "labels", "probabilities"
+        if is_video(file):
+            if areas or "overlay" not in found:  # its areas are not stored; without the picture, it is not complete
+                continue
+            kind, more = "video", "frame_labels"
+        if kind not in found or (options.get(more) and more not in found):
+            continue
+        if needs_raster and found[kind].suffix != _RASTER_LABELS:
+            continue
+        try:
+            stated = _read_tags(found[kind]).get(ORIGIN) or origin
+        except (ImageError, OSError):  # damaged: predicted again
+            continue
+        if stated != origin:
+            raise OptionError(
+                f"{found[kind]} was predicted with {stated}, not with {origin}: choose another folder, or predict all "
+                f"images again, without resuming."
+            )
+        done[file] = found[kind]
+    return done
+
+
+def _write_missing_polygons(file: Path, labels: Path, target: Path, info: ModelInfo, simplify: float) -> None:
+    """Write the polygons of an image whose labels exist, unless they exist too; GeoJSON always, to be simplified."""
+    as_geojson = target.suffix == ENDINGS["geojson"]
+    if not target.exists() or (simplify and as_geojson):
+        if as_geojson:
+            check_place(file)
+        write_polygons(labels, target, info, simplify, file)

@@ -14,7 +14,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from segmentation_models_pytorch.base.hub_mixin import MODEL_CARD
-from timm.models import is_model_in_modules, save_for_hf
+from timm.models import save_for_hf
 
 from .._atomic import fill_when_complete
 from ..checkpoints.folder import CARD, CONFIG, info_key, read_facts, read_model_config
@@ -22,6 +22,7 @@ from ..checkpoints.lookup import is_hub_id
 from ..errors import OptionError
 from ..label_sets import LABEL_SETS
 from ..models.facts import check_facts, update_facts
+from ..variants import NARROW, VARIANTS
 
 _logger = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ def model_card(config: Mapping[str, Any], repo: str = ".") -> ModelCard:
     architecture = config.get("_model_class", "SegNeXt") if segmenter else config["architecture"]
     encoder = str(config["encoder_name"]) if segmenter else f"tu-{architecture}"
     backbone, is_timm = encoder.removeprefix("tu-"), encoder.startswith("tu-")
-    has_mscan = is_timm and is_model_in_modules(backbone.split(".")[0], ["mscan"])
+    has_mscan = is_timm and backbone.split(".")[0] in {one.backbone for one in (*VARIANTS.values(), NARROW)}
     task = "image-classification" if config.get("num_classes") else "image-feature-extraction"
     task = "image-segmentation" if segmenter else task
     started_from = info.get("base_model") or (info.get("training") or {}).get("init_from")

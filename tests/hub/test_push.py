@@ -1,6 +1,9 @@
 """Folders and models on their way to the Hub and back."""
 
 import json
+import os
+import re
+import subprocess
 
 import pytest
 import segmentation_models_pytorch as smp
@@ -12,6 +15,7 @@ from safetensors.torch import load_file
 
 import hub_server
 import segnext_timm
+from command import COMMAND
 from random_checkpoints import write
 from segnext_timm import CheckpointError, convert, push_to_hub
 from segnext_timm.cli import main
@@ -88,6 +92,21 @@ assert HfApi().model_info("writer/segmenter").private
     assert "0 a, 1 b, 2 c" in card.text
     sent = {r.split("/")[-1] for r in server.requests}
     assert {"create", "preupload", "batch", "verify"} <= sent | {r.split("/")[-2] for r in server.requests}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["backbone", "segmenter"])
+def test_the_command_pushes_the_card_that_is_in_the_folder(hub, tmp_path, kind, request):
+    server, _ = hub
+    convert(write(tmp_path / "weights", request.getfixturevalue(kind), "mmseg"), tmp_path / "model")
+    environment = {**os.environ, "HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "hf"), "HF_TOKEN": "hf_writer"}
+    command = [COMMAND, "push", tmp_path / "model", "writer/model"]  # which loads less than `import segnext_timm`
+    subprocess.run(command, env=environment | {"HF_HUB_DISABLE_XET": "1"}, check=True)
+    pushed = server.repos["writer/model"].branches["main"]["README.md"].decode()
+    assert "segnext_timm" in pushed
+    ours = [(tmp_path / "model" / "README.md").read_text(encoding="utf-8"), pushed]
+    plain = [re.sub("<!-- .*-->|local-dir:[.]|hf-hub:writer/model|from_pretrained.*", "", text) for text in ours]
+    assert plain[0] == plain[1]
 
 
 @pytest.mark.slow

@@ -29,7 +29,8 @@ APP = Path(__file__).parents[2] / "examples" / "app.py"
 NAMES = ["road", "car", "<b>sky</b>"]
 PALETTE = [[128, 64, 128], [0, 0, 142], [70, 130, 180]]
 README = (
-    "---\nlicense: mit\n---\n\n# The card of a small model\n\n" + "| a long table |" * 30 + "\n" + "|---|" * 30 + "\n"
+    "---\nlicense: mit\n---\n\n# The card of a small model\n\n|" + " a long table |" * 30 + "\n|" + "---|" * 30 + "\n"
+    "\n## Facts\n\n|  |  |\n|---|---|\n| classes | 3 |\n"
 )
 browser_test = pytest.mark.browser
 
@@ -257,6 +258,9 @@ def test_nothing_overflows_on_a_phone(open_page, tmp_path, scheme):
     page.get_by_role("button", name="Model card").click()
     page.get_by_role("heading", name="The card of a small model").wait_for()
     assert fits(page)
+    lines = "e => { const all = document.createRange(); all.selectNodeContents(e); return all.getClientRects().length }"
+    assert page.locator(".card th").first.evaluate(lines) == 3  # of a word each: the table scrolls in the card
+    assert [head.is_visible() for head in page.locator(".card thead").all()] == [True, False]  # the other one is empty
     page.get_by_role("button", name="Street 1").click()
     page.get_by_text("pixels in").wait_for()
     page.wait_for_function("document.querySelector('#slider').getBoundingClientRect().top < innerHeight")

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -412,6 +413,14 @@ def test_a_request_that_takes_too_long_is_stopped(app, model, tmp_path):
     assert "Stopped after 0.01 s, the limit of this page." in shown
     assert legend == ""
     assert not page.running
+
+
+def test_a_request_that_is_canceled_when_its_labels_are_there_is_not_drawn(app, model, tmp_path):
+    page, stopped = app.App([str(model)]), threading.Event()
+    options = (str(picture(tmp_path / "a.png", 64, 64, seed=0)), str(model), "automatic", "1", False)
+    with pytest.raises(InterruptedError, match="canceled"):
+        page.work(*options, stopped, lambda share, desc: share == 1 and stopped.set())
+    assert not page.newest
 
 
 @pytest.mark.parametrize(("scales", "flip", "size"), [("1", False, (200, 100)), ("0.5, 1, 1.5", True, (74, 37))])

@@ -221,7 +221,12 @@ class App:
         said = note(f"{said}in {seconds:.2f} s on {next(model.parameters()).device.type}, {name}")
         url = str(facts.get("origin_url"))
         origin = f'<div class="note">Weights: {link(url, url)}</div>' if url.startswith("https://") else ""
-        picture, drawn = (overlay(image, labels, names, palette, alpha, legend=False) for alpha in (0, 0.6))
+        drawings = []
+        for alpha in (0, 0.6):
+            check()  # drawing a large image takes seconds
+            drawings.append(overlay(image, labels, names, palette, alpha, legend=False))
+        check()
+        picture, drawn = drawings
         folder = self.keep()
         indexed = Image.fromarray(labels)
         if indexed.mode == "L":  # more than 256 classes have no palette

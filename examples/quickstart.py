@@ -17,7 +17,7 @@ This script trains for a few hundred steps with a fast schedule. `train.py` foll
 
 import argparse
 import math
-import os
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -203,7 +203,8 @@ def main(argv: list[str] | None = None) -> None:
     images = args.data / "images" / "val" if args.data else args.out / "scenes"
     if args.data is None:
         write_scenes(val_split, images)
-    command = os.path.relpath(Path(sys.executable).with_name("segnext-timm"))
+    command = Path(shutil.which("segnext-timm", path=str(Path(sys.executable).parent)) or "segnext-timm")
+    command = command.relative_to(Path.cwd()) if command.is_relative_to(Path.cwd()) else command
     print(f"  {command} predict {args.out} {images} -o predictions")
     if len(history["loss"]) < args.steps:
         sys.exit(130)  # 128 + SIGINT: as after Ctrl-C in the other scripts

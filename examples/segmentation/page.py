@@ -19,6 +19,7 @@ CSS = """
 #result { grid-area: result; min-width: 0 !important; }
 #settings { grid-area: settings; min-width: 0 !important; }
 @media (max-width: 760px) { #layout { grid-template: none; } #layout > * { grid-area: auto; } }
+.icon-button-wrapper:not(:has(*)) { display: none !important; }
 #image img { width: 100%; height: 100%; object-fit: contain; }
 .prose h2 { margin: 4px 0 0 !important; }
 :focus-visible, .compare:has(input:focus-visible) { outline: 3px solid var(--color-accent) !important;
@@ -56,6 +57,9 @@ CSS = """
     overflow-wrap: anywhere; }
 .dark .wrong { color: #fecdca; background: #55160c; border-color: #b42318; }
 .card { overflow-x: auto; overflow-wrap: anywhere; }
+.card :is(th, td) { overflow-wrap: normal; word-break: normal; }
+.card thead:not(:has(th:not(:empty))) { display: none; }
+.card :is(h1, h2, h3) { margin: 20px 0 8px !important; }
 body:not(.dark) { --block-label-text-color: var(--primary-700); --block-title-text-color: var(--primary-700);
     --block-info-text-color: var(--neutral-600); --body-text-color-subdued: var(--neutral-600);
     --button-primary-background-fill: var(--primary-600); --button-primary-background-fill-hover: var(--primary-700); }

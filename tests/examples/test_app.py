@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -29,7 +30,8 @@ APP = Path(__file__).parents[2] / "examples" / "app.py"
 NAMES = ["road", "car", "<b>sky</b>"]
 PALETTE = [[128, 64, 128], [0, 0, 142], [70, 130, 180]]
 README = (
-    "---\nlicense: mit\n---\n\n# The card of a small model\n\n" + "| a long table |" * 30 + "\n" + "|---|" * 30 + "\n"
+    "---\nlicense: mit\n---\n\n# The card of a small model\n\n|" + " a long table |" * 30 + "\n|" + "---|" * 30 + "\n"
+    "\n## Facts\n\n|  |  |\n|---|---|\n| classes | 3 |\n"
 )
 browser_test = pytest.mark.browser
 
@@ -257,6 +259,9 @@ def test_nothing_overflows_on_a_phone(open_page, tmp_path, scheme):
     page.get_by_role("button", name="Model card").click()
     page.get_by_role("heading", name="The card of a small model").wait_for()
     assert fits(page)
+    lines = "e => { const all = document.createRange(); all.selectNodeContents(e); return all.getClientRects().length }"
+    assert page.locator(".card th").first.evaluate(lines) == 3  # of a word each: the table scrolls in the card
+    assert [head.is_visible() for head in page.locator(".card thead").all()] == [True, False]  # the other one is empty
     page.get_by_role("button", name="Street 1").click()
     page.get_by_text("pixels in").wait_for()
     page.wait_for_function("document.querySelector('#slider').getBoundingClientRect().top < innerHeight")
@@ -408,6 +413,14 @@ def test_a_request_that_takes_too_long_is_stopped(app, model, tmp_path):
     assert "Stopped after 0.01 s, the limit of this page." in shown
     assert legend == ""
     assert not page.running
+
+
+def test_a_request_that_is_canceled_when_its_labels_are_there_is_not_drawn(app, model, tmp_path):
+    page, stopped = app.App([str(model)]), threading.Event()
+    options = (str(picture(tmp_path / "a.png", 64, 64, seed=0)), str(model), "automatic", "1", False)
+    with ThreadPoolExecutor(1) as threads, pytest.raises(InterruptedError, match="canceled"):  # a context of its own
+        threads.submit(page.work, *options, stopped, lambda share, desc: share == 1 and stopped.set()).result()
+    assert not page.newest
 
 
 @pytest.mark.parametrize(("scales", "flip", "size"), [("1", False, (200, 100)), ("0.5, 1, 1.5", True, (74, 37))])

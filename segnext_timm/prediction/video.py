@@ -3,6 +3,7 @@
 import zipfile
 from collections.abc import Iterator
 from contextlib import ExitStack
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +32,18 @@ def _read(av: Any, source: Any, faults: list[str]) -> Iterator[Any]:
         faults.append(f"its end cannot be read, {error.strerror}")
 
 
-def _upright(frame: Any) -> np.ndarray:
-    """Convert a frame to colors (H, W, 3), by the nearest quarter turn and the mirroring of its display matrix."""
-    pixels, matrix = frame.to_ndarray(format="rgb24"), frame.side_data.get("DISPLAYMATRIX")
+def _upright(frame: Any) -> tuple[np.ndarray, bool]:
+    """Convert a frame to colors (H, W, 3), by the nearest quarter turn and the mirroring of its display matrix.
+
+    Returns also whether rows became columns.
+    """
+    pixels, matrix, turned = frame.to_ndarray(format="rgb24"), frame.side_data.get("DISPLAYMATRIX"), False
     if matrix is not None:  # (x, y) becomes (a x + c y, b x + d y)
         a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].tolist()
-        if abs(b) > abs(a):
+        if turned := abs(b) > abs(a):
             pixels, a, d = pixels.transpose(1, 0, 2), c, b
         pixels = pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
-    return np.ascontiguousarray(pixels)
+    return np.ascontiguousarray(pixels), turned
 
 
 def predict_video(
@@ -62,7 +66,7 @@ def predict_video(
         stack.enter_context(made).metadata.update(tags)
         stream = made.add_stream(CODEC, rate=video.average_rate or 25, options=_QUALITY)
         coder = stream.codec_context
-        coder.time_base, coder.sample_aspect_ratio = video.time_base, video.sample_aspect_ratio or 1
+        coder.time_base, aspect = video.time_base, video.sample_aspect_ratio or Fraction(1)
         coder.colorspace = coder.color_primaries = coder.color_trc = coder.color_range = _BT709
         arrays = frame_labels and stack.enter_context(zipfile.ZipFile(f"{out}{FRAME_LABELS}", "w", 8))
         try:
@@ -70,12 +74,13 @@ def predict_video(
                 end = max(end, float(((part.pts or 0) + (part.duration or 0)) * (part.time_base or 0)) - start)
                 if isinstance(part, av.Packet):  # of sound, which may be longer
                     continue
-                pixels = _upright(part)
+                pixels, turned = _upright(part)
                 labels = predict(model, pixels, **options)
                 picture = overlay(pixels, labels, palette=info.palette, legend=False)
                 if not seconds:
                     first, (height, width) = picture, labels.shape
                     stream.height, stream.width = height + height % 2, width + width % 2
+                    coder.sample_aspect_ratio = 1 / aspect if turned else aspect
                 odd = [(0, side % 2) for side in labels.shape]  # repeat edges: YUV 4:2:0 needs even sides
                 drawn = av.VideoFrame.from_ndarray(np.pad(np.asarray(picture), [*odd, (0, 0)], "edge"))
                 drawn = drawn.reformat(format="yuv420p", dst_colorspace=_BT709)

@@ -43,11 +43,11 @@ def model(folder):
     return smp.from_pretrained(folder).eval()
 
 
-def draw(file, size=(48, 80), times=TIMES, codec="libx264", sound="aac", unit=Fraction(1, 1000), **options):
-    """Draw a video of a square that moves over colors."""
+def draw(file, size=(48, 80), times=TIMES, codec="libx264", sound="aac", unit=Fraction(1, 1000), aspect=1, **options):
+    """Draw a video of a square that moves over colors; `aspect` is the width of its pixels over their height."""
     with av.open(str(file), "w", container_options=options) as made:
         stream = made.add_stream(codec, rate=25, width=size[1], height=size[0])
-        stream.codec_context.time_base = unit
+        stream.codec_context.time_base, stream.codec_context.sample_aspect_ratio = unit, aspect
         tone = sound and made.add_stream(sound, rate=48000, layout="mono")
         for number, milliseconds in enumerate(times):
             rows, columns = np.mgrid[: size[0], : size[1]]
@@ -114,7 +114,7 @@ def test_every_frame_is_predicted_at_its_own_time(folder, tmp_path):
 
 @pytest.mark.parametrize("matrix", TURNS)
 def test_frames_are_upright(model, tmp_path, matrix):
-    video = turn(draw(tmp_path / "a.mp4", times=(0, 40), sound=None), matrix)
+    video = turn(draw(tmp_path / "a.mp4", times=(0, 40), sound=None, aspect=Fraction(4, 3)), matrix)
     areas = predict_file(model, video, tmp_path / "out" / "a", frame_labels=True)
     source, upright = frames(video), TURNS[matrix]
     stored = np.load(tmp_path / "out" / "a_labels.npz")
@@ -123,6 +123,9 @@ def test_frames_are_upright(model, tmp_path, matrix):
     size = upright(source[0][0]).shape
     assert (areas["height"], areas["width"]) == size[:2]
     assert [image.shape for image, _ in frames(tmp_path / "out" / "a_overlay.mp4")] == [size, size]
+    with av.open(str(tmp_path / "out" / "a_overlay.mp4")) as drawn:
+        turned = size[0] > size[1]
+        assert drawn.streams.video[0].sample_aspect_ratio == (Fraction(3, 4) if turned else Fraction(4, 3))
 
 
 def test_sides_are_even_but_labels_have_the_frames_size(model, tmp_path):

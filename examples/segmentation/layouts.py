@@ -7,9 +7,9 @@ A folder of your own holds images and labels in one of these arrangements, and `
     train, train_labels             val, val_labels
     train                           val                         both side by side, as `a.jpg` and `a_mask.png`
 
-`SPLITS`, `IMAGE_FOLDERS` and `LABEL_FOLDERS` give other names that the folders may have; `pairs.py` finds the labels of
-each image, `class_list.py` has the rules of `classes.txt`. Pixels of label files hold line numbers of `classes.txt`
-from 0, or the values (`255 person`) or colors (`#ff0000 road`) that it gives.
+`SPLITS`, `IMAGE_FOLDERS` and `LABEL_FOLDERS` of `name_rules.py` give other names that the folders may have; `pairs.py`
+finds the labels of each image, `class_list.py` has the rules of `classes.txt`. Pixels of label files hold line numbers
+of `classes.txt` from 0, or the values (`255 person`) or colors (`#ff0000 road`) that it gives.
 
 To add a benchmark, write its names and colors in `segnext_timm/label_sets.py`, and its layout here.
 """
@@ -25,6 +25,7 @@ from segnext_timm.label_sets import LABEL_SETS
 
 from .class_list import find_class_list, read_classes
 from .data import Split
+from .name_rules import IMAGE_FOLDERS, LABEL_FOLDERS, SPLITS
 from .pairs import endings, lossy, pair, pictures
 from .recipe import DataError
 
@@ -147,16 +148,6 @@ def isaid(root: Path, split: str) -> Files:
 
 
 LAYOUTS = {layout.__name__: layout for layout in (ade20k, cityscapes, coco_stuff164k, voc2012, pascal_context, isaid)}
-
-
-# Names of folders in a folder of your own, in any case; the first ones go before the others
-SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
-IMAGE_FOLDERS = ("images", "image", "imgs", "img", "JPEGImages", "img_dir", "images_png", "rgb", "sat")
-IMAGE_FOLDERS += ("original", "originals", "input", "inputs", "x")
-LABEL_FOLDERS = ("labels", "label", "masks", "mask", "annotations", "annotation", "SegmentationClass", "segmentations")
-LABEL_FOLDERS += ("segmentation", "gt", "ground_truth", "groundtruth", "ann_dir", "annot", "masks_png", "manual")
-LABEL_FOLDERS += ("1st_manual", "2nd_manual", "target", "targets", "semantic", "map", "masks_machine", "y")
-LABEL_FOLDERS += ("SegmentationClassPNG", "SegmentationClassRaw")
 
 
 def find_folders(root: Path, split: str) -> tuple[Path, Path]:

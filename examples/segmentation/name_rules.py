@@ -25,6 +25,16 @@ IMAGE_WORDS |= {"input", "x"}
 PREVIEW_WORDS = {"color", "colour", "rgb", "vis", "viz", "overlay", "preview", "blend", "thumb", "small"}
 
 
+# Names of folders in a folder of your own, in any case; the first ones go before the others
+SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
+IMAGE_FOLDERS = ("images", "image", "imgs", "img", "JPEGImages", "img_dir", "images_png", "rgb", "sat")
+IMAGE_FOLDERS += ("original", "originals", "input", "inputs", "x")
+LABEL_FOLDERS = ("labels", "label", "masks", "mask", "annotations", "annotation", "SegmentationClass", "segmentations")
+LABEL_FOLDERS += ("segmentation", "gt", "ground_truth", "groundtruth", "ann_dir", "annot", "masks_png", "manual")
+LABEL_FOLDERS += ("1st_manual", "2nd_manual", "target", "targets", "semantic", "map", "masks_machine", "y")
+LABEL_FOLDERS += ("SegmentationClassPNG", "SegmentationClassRaw")
+
+
 @dataclass(frozen=True)
 class Rule:
     """How the name of an image becomes that of its labels: by another beginning, another end, or both.

@@ -100,7 +100,8 @@ def plan_masks(settings: Masks) -> Found:
     if lists := find_lists([settings.images, settings.images.parent], found):
         splits, note = lists
         found = keep(found, set().union(*splits.values()))
-        print(note)
+        unused = settings.val_share and settings.split == "train" and len(splits) > 1
+        print(note + "; --val_share is not used" * bool(unused))
     print(found)
     if settings.classes is None:
         show_values(found.labels)

@@ -29,7 +29,7 @@ from segnext_timm.label_sets import LABEL_SETS
 
 from .class_list import find_class_list, read_classes
 from .data import Split
-from .name_rules import ANY_FOLDERS, IMAGE_FOLDERS, LABEL_FOLDERS, SPLITS, plain
+from .name_rules import ANY_FOLDERS, IMAGE_FOLDERS, LABEL_FOLDERS, SPLITS, plain, tokens
 from .pairs import Pairs, endings, lossy, pair, pictures
 from .recipe import DataError
 from .split_lists import find_lists, keep
@@ -37,6 +37,7 @@ from .split_lists import find_lists, keep
 # Images, the label file of each, and the label of each value in the label files (None: the values are the labels)
 Files = tuple[list[Path], list[Path], np.ndarray | None]
 
+_OF_NO_MEANING = {"set", "data", "dataset", " ", "_", "-"}  # at the end of folders' names
 IGNORED = 255  # label of pixels that do not count
 
 # The 19 classes of Cityscapes among its label ids (github.com/mcordts/cityscapesScripts, helpers/labels.py)
@@ -222,10 +223,14 @@ def _dividing(root: Path, folders: tuple[Path, Path]) -> str:
 
 
 def _split_folders(root: Path, names: Sequence[str]) -> list[Path]:
-    """The folders in a folder whose names end with that of a split and hold no other one, such as `uavid_train`."""
+    """The folders in a folder whose names end with that of one split, such as `uavid_train` and `Training Set`."""
     every = {name for names in SPLITS.values() for name in names}
-    parts = {path: re.split(r"[ _-]", path.name.lower()) for path in sorted(root.iterdir()) if path.is_dir()}
-    return [path for path, words in parts.items() if words[-1] in names and len(every & {*words}) == 1]
+    found = []
+    for path in sorted(path for path in root.iterdir() if path.is_dir()):
+        words = [word for word in tokens(path.name.lower()) if word not in _OF_NO_MEANING]
+        if words and words[-1] in names and len(every & {*words}) == 1:
+            found.append(path)
+    return found
 
 
 def _combined(root: Path, splits: Sequence[str], kinds: Sequence[str]) -> list[Path]:

@@ -37,8 +37,8 @@ LABEL_FOLDERS += ("SegmentationClassPNG", "SegmentationClassRaw", "SegmentationC
 # What to do where names do not tell what is meant
 ANY_FOLDERS = "`prepare_labels.py masks IMAGES MASKS NEW_FOLDER` takes two folders of any names."
 SEVERAL_MASKS = (
-    "Leave those of one kind in the folder, or let `prepare_labels.py` choose them (masks, with --mask_names such as "
-    "'*_labelIds.png'), or merge masks of one class or object each (binary)."
+    "Leave those of one kind in the folder. Or `prepare_labels.py masks` chooses one kind by --mask_names, such as "
+    "'*_labelIds.png', and `prepare_labels.py binary` merges masks of one class or object each."
 )
 
 

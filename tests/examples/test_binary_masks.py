@@ -45,6 +45,15 @@ def test_objects_of_one_class_become_labels(tmp_path):
     assert np.array_equal(found.labels["a_images_a"], LABELS > 0)
 
 
+@pytest.mark.parametrize("names", [("road", "tree"), ("tree", "house")])
+def test_masks_of_classes_that_the_list_leaves_out_are_no_objects(tmp_path, names):
+    miniatures.picture(tmp_path / "images/1.jpg", SIZE)
+    for name in names:
+        write(tmp_path / f"masks/1/{name}.png", LABELS > 0)
+    with pytest.raises(UserError, match=r"is of no image and class: .* The classes are road\."):
+        made(tmp_path, classes="background\nroad\n")
+
+
 def test_the_later_class_lies_on_top(tmp_path):
     miniatures.picture(tmp_path / "images/1.jpg", SIZE)
     for name, mask in (("house", LABELS > 0), ("road", LABELS == 1)):
@@ -83,5 +92,5 @@ def test_the_refusal_of_several_masks_names_the_command(tmp_path):
     miniatures.picture(tmp_path / "images/1.jpg", SIZE)
     for name in ("road", "house"):
         write(tmp_path / f"masks/1_{name}.png", LABELS > 0)
-    with pytest.raises(UserError, match=r"more than one label file: .* \(binary\)"):
+    with pytest.raises(UserError, match=r"more than one label file: .*`prepare_labels\.py binary` merges"):
         prepare_labels.main(["masks", *(str(tmp_path / name) for name in ("images", "masks", "data"))])

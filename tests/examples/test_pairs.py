@@ -391,10 +391,12 @@ def test_a_validation_split_without_labels_is_told_how_to_divide_the_training_im
         open_split("folder", tmp_path, "val")
 
 
-def test_folders_may_end_with_the_name_of_a_split(tmp_path):
+@pytest.mark.parametrize("form", ["uavid_{}", "{} Set", "My-{}-data"])
+def test_folders_may_end_with_the_name_of_a_split(tmp_path, form):
     for split in ("train", "val"):
-        write_split(tmp_path, f"uavid_{split}/seq1/Images/{{}}.png", f"uavid_{split}/seq1/Labels/{{}}.png")
-    write(tmp_path / "uavid_test/seq2/Images/0.png")
+        folder = form.format(split)
+        write_split(tmp_path, f"{folder}/seq1/Images/{{}}.png", f"{folder}/seq1/Labels/{{}}.png")
+    write(tmp_path / form.format("test") / "seq2/Images/0.png")
     write_split(tmp_path, "train_val/images/{}.png", "train_val/masks/{}.png")  # which is no validation split
     assert [len(open_split("folder", tmp_path, split)) for split in ("train", "val")] == [3, 3]
 

@@ -57,10 +57,9 @@ def split_names(root, split):
 @pytest.mark.parametrize("options", [(), ("--val_share", "0.5")])
 def test_lists_of_voc_divide_the_images_that_have_masks(voc, capsys, options):
     assert prepare(voc, *options) == {"train": TRAIN, "val": VAL}
-    line = (
-        f"{voc / 'ImageSets/Segmentation'}: train.txt names 3 images, val.txt names 2 images; 7 in no list are left out"
-    )
-    assert line in capsys.readouterr().out.splitlines()
+    note = "train.txt names 3 images, val.txt names 2 images; 7 in no list are left out"
+    note += "; --val_share is not used" * bool(options)
+    assert f"{voc / 'ImageSets/Segmentation'}: {note}" in capsys.readouterr().out.splitlines()
 
 
 def test_lists_say_which_images_are_meant_where_all_are_for_one_split(voc):
@@ -123,6 +122,18 @@ def test_lists_of_other_images_change_nothing(tmp_path):
     lists(tmp_path, train=["a", "b"], val=["c"])
     lists(tmp_path, "other/{}.jpg", train=TRAIN)
     assert prepare(tmp_path, images="images", masks="labels") == {"train": NAMES, "val": []}
+
+
+def test_a_list_of_training_images_alone_changes_nothing_outside_of_imagesets(tmp_path):
+    write(tmp_path, "images/{}.jpg", "labels/{}.png", NAMES)
+    lists(tmp_path, train=[",", *TRAIN])
+    assert prepare(tmp_path, images="images", masks="labels") == {"train": NAMES, "val": []}
+
+
+def test_names_of_no_image_are_counted(voc, capsys):
+    lists(voc / "ImageSets/Segmentation", train=[*TRAIN, "gone", "too"])
+    prepare(voc)
+    assert "val.txt names 2 images, and 2 that are not there, the first: gone; 7 in no list" in capsys.readouterr().out
 
 
 def test_an_image_in_the_lists_of_both_splits_is_refused(voc):

@@ -1,5 +1,6 @@
 """Binary masks: a file for each class of an image, or for each object."""
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,8 +44,11 @@ class Binary(Painted):
             if len(files) > 1:
                 raise UserError(f"{files[0]} and {files[1]} have one name: rename or remove one.")
             items[name] = Annotated(files[0].relative_to(self.images).as_posix(), files[0])
+        meanings = {name: {*_meanings(name, items, classes)} for name in masks}
+        if len(classes) == 1 and not any(meanings.values()):  # names without a class: objects of the only one
+            meanings = {name: {(image, classes[0]) for image in _images_of(name, items)} for name in masks}
         for name, files in masks.items():
-            found = {*_meanings(name, items, classes)}
+            found = meanings[name]
             if len(found) != 1:
                 raise UserError(
                     f"{files[0]} {'may be of several images or classes' if found else 'is of no image and class'}: "
@@ -72,7 +76,11 @@ def _meanings(mask: str, images: Mapping[str, object], classes: list[str]) -> It
         for rest in rests:
             if rest != parts and "/".join(rest) in images:
                 yield "/".join(rest), name
-    if len(classes) == 1 and (place := "/".join(folders)):  # objects of one class
-        beside = [image for image in images if image.rpartition("/")[0] == place]
-        if place in images or len(beside) == 1:
-            yield (place if place in images else beside[0]), classes[0]
+
+
+def _images_of(mask: str, images: Mapping[str, object]) -> list[str]:
+    """Images that an object may be of: the one that its folder is named for, or those in that folder."""
+    place, _, stem = mask.rpartition("/")
+    if not place or not re.search(r"\d", stem):  # a name without a number may be that of another class
+        return []
+    return [place] if place in images else [image for image in images if image.rpartition("/")[0] == place]

@@ -6,6 +6,7 @@
     python examples/prepare_labels.py cvat IMAGES annotations.xml data/mine
     python examples/prepare_labels.py yolo images/train labels/train data/mine
     python examples/prepare_labels.py labelstudio IMAGES project.json data/mine
+    python examples/prepare_labels.py binary IMAGES MASKS data/mine --classes classes.txt
     python examples/prepare_labels.py mat IMAGES MATS data/mine --classes classes.txt
     python examples/prepare_labels.py datasets user/name data/mine --classes classes.txt
 
@@ -44,8 +45,10 @@ from segmentation.sources import SOURCES
 from segmentation.sources.reading import Output, Painted, class_order, is_background
 from segmentation.sources.regions import IGNORE, Annotated
 from segmentation.sources.unpacking import Unpacked, work_folder
+from segmentation.split_lists import find_lists, keep
 
 MOST_SKIPPED = 0.1  # share of the images; if more are skipped, the command fails
+NO_MASK = "images have no mask"
 SAVE_EVERY = 60.0  # seconds between writes of the record
 _NO_NAME = re.compile(r"-|.*[\n\r].*|.*\s#(\s.*|[0-9a-fA-F]{6})", re.DOTALL)  # what means something else in classes.txt
 
@@ -71,6 +74,10 @@ class Masks(Output):
     nearest: float = 0
     """For such masks and more classes: the largest distance from the value or color (in RGB) of a class at which pixels
     are taken for the nearest class; those beyond are left out."""
+    mask_names: str = "*"
+    """File names of the masks, if there are several kinds, such as '*_labelIds.png'."""
+    labeled_only: bool = False
+    """Leave out images without a mask, however many; else the command fails if they are more than a tenth."""
 
 
 Found = tuple[Plan, list[tuple[Annotated, Path | None]], dict[str, UnusableError]]
@@ -88,7 +95,13 @@ def plan_masks(settings: Masks) -> Found:
     for kind in ("labels", "images"):
         if settings.masks.resolve().is_relative_to((settings.target / kind).resolve()):
             raise UserError(f"{settings.masks} lies in {settings.target} and would be overwritten: use another TARGET.")
-    found = pair(settings.images, settings.masks, without=[settings.target])
+    found = pair(settings.images, settings.masks, without=[settings.target], label_names=settings.mask_names)
+    splits = {}
+    if lists := find_lists([settings.images, settings.images.parent], found):
+        splits, note = lists
+        found = keep(found, set().union(*splits.values()))
+        unused = settings.val_share and settings.split == "train" and len(splits) > 1
+        print(note + "; --val_share is not used" * bool(unused))
     print(found)
     if settings.classes is None:
         show_values(found.labels)
@@ -96,10 +109,12 @@ def plan_masks(settings: Masks) -> Found:
     rule = mask_rule(read_classes(settings.classes), settings.threshold, settings.nearest)
     if rule.threshold is None:
         check_palettes(found.labels, rule.classes, settings.workers)
-    no_mask = UnusableError("images have no mask", "it has no mask")
-    skipped = {path.relative_to(settings.images).as_posix(): no_mask for path in found.unlabeled}
+    no_mask = UnusableError(NO_MASK, "it has no mask")
+    unlabeled = [] if settings.labeled_only else found.unlabeled
+    skipped = {path.relative_to(settings.images).as_posix(): no_mask for path in unlabeled}
+    split_of = {path: split for split, paths in splits.items() for path in paths if split and settings.split == "train"}
     items = [
-        (Annotated(path.relative_to(settings.images).as_posix(), path), mask)
+        (Annotated(path.relative_to(settings.images).as_posix(), path, split=split_of.get(path)), mask)
         for path, mask in zip(found.images, found.labels)
     ]
     return Plan(settings.target, rule.classes.classes, masks=rule, link=settings.link), items, skipped
@@ -211,6 +226,7 @@ def assign(
     jobs, taken = [], {}
     for item, mask in items:
         split, stem = _key(item.name, settings).split("/", 1)
+        split = item.split or split
         if stem in taken:
             reason = f"its labels would be named as those of {taken[stem]}"
             skipped[item.name] = UnusableError("images have the name of another image", reason)
@@ -397,6 +413,7 @@ def report_skipped(skipped: dict[str, UnusableError], total: int, plan: Plan) ->
     lines = []
     for kind, count in kinds:
         advice = f": {plan.masks.advice()}" if plan.masks and " between the " in kind else ""
+        advice = ": if they are not labeled yet, add --labeled_only" if kind == NO_MASK else advice
         lines.append(f"{count} of {total}: {kind}{advice}")
         print(lines[-1])
         reasons = [(name, str(error)) for name, error in skipped.items() if error.kind == kind]

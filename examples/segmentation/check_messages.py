@@ -1,5 +1,6 @@
 """What is wrong with files of a data set, in a line each: the file, the cause, and what to do."""
 
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -57,7 +58,7 @@ def values_of(split: "Split | ClassList") -> dict[int, list[int]]:
 
 
 def _prepare_masks(split: "Split", option: str) -> str:
-    folders = f"{split.images[0].parent} {split.labels[0].parent}"
+    folders = " ".join(shlex.quote(str(files[0].parent)) for files in (split.images, split.labels))
     return f"`prepare_labels.py masks {folders} NEW_FOLDER --classes classes.txt {option}`"
 
 
@@ -242,6 +243,13 @@ def other_numbers(split: "Split", everywhere: Mapping[int, int]) -> str | None:
         values = sorted(everywhere)
     if split.by_color or not unknown or len(values) != len(split.classes):
         return None
+    if split.mapping is None and (left_out := sorted(everywhere.keys() - {*values})):  # by default: it may be a class
+        said = named([f"'{value} NAME'" for value in sorted(everywhere)], 20)
+        return (
+            f"The {counted(len(split), 'label file')} in {split.labels[0].parent} hold the values "
+            f"{named(sorted(everywhere))}, but there are {count} classes, and {named(left_out)} is left out unless a "
+            f"class has it: say what each value is in classes.txt, by {said}, and '-' as a name leaves pixels out."
+        )
     absent = {*range(len(split.classes))} - {label_of(value, split) for value in values}
     return _listed(split, values, unknown, absent, "not a class", [*zip(values, split.classes)])
 

@@ -32,6 +32,7 @@ _LARGEST_VALUE = 65_535  # of a PNG with 16 bits
 CLASS_LISTS = (
     *("classes.txt", "_classes.csv", "classes.csv", "class_dict.csv", "class_dict_seg.csv", "labelmap.txt"),
     *("label_colors.txt", "label_names.txt", "class_names.txt", "labels.txt", "label.txt", "obj.names"),
+    *("label_class_dict.csv", "codes.txt"),
 )
 
 

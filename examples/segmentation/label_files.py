@@ -127,7 +127,7 @@ class LabelFile:
         names = ", ".join(color_name(int(code)) for code in np.unique(color_codes(colors))[:5])
         return ColorError(
             f"{self.path} is a color image ({names}): labels are PNGs of one channel that holds class numbers, "
-            f"unless classes.txt gives each class its color, such as '#ff0000 road'."
+            f"unless classes.txt gives each class its color, and no value, such as '#ff0000 road'."
         )
 
     def _palette(self) -> np.ndarray:

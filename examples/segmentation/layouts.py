@@ -6,16 +6,20 @@ A folder of your own holds images and labels in one of these arrangements, and `
     train/images, train/labels      val/images, val/labels
     train, train_labels             val, val_labels
     train                           val                         both side by side, as `a.jpg` and `a_mask.png`
+    train/PART/images, .../labels   val/PART/images, ...        any number of parts
+    images, labels                  and lists of both splits, such as `ImageSets/Segmentation/train.txt` of Pascal VOC
 
-`SPLITS`, `IMAGE_FOLDERS` and `LABEL_FOLDERS` give other names that the folders may have; `pairs.py` finds the labels of
-each image, `class_list.py` has the rules of `classes.txt`. Pixels of label files hold line numbers of `classes.txt`
-from 0, or the values (`255 person`) or colors (`#ff0000 road`) that it gives.
+`SPLITS`, `IMAGE_FOLDERS` and `LABEL_FOLDERS` of `name_rules.py` give other names that the folders may have; `pairs.py`
+finds the labels of each image, `class_list.py` has the rules of `classes.txt`. Pixels of label files hold line numbers
+of `classes.txt` from 0, or the values (`255 person`) or colors (`#ff0000 road`) that it gives.
 
 To add a benchmark, write its names and colors in `segnext_timm/label_sets.py`, and its layout here.
 """
 
 import re
+import shlex
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -25,12 +29,15 @@ from segnext_timm.label_sets import LABEL_SETS
 
 from .class_list import find_class_list, read_classes
 from .data import Split
-from .pairs import endings, lossy, pair, pictures
+from .name_rules import ANY_FOLDERS, IMAGE_FOLDERS, LABEL_FOLDERS, SPLITS, plain, tokens
+from .pairs import Pairs, endings, lossy, pair, pictures
 from .recipe import DataError
+from .split_lists import find_lists, keep
 
 # Images, the label file of each, and the label of each value in the label files (None: the values are the labels)
 Files = tuple[list[Path], list[Path], np.ndarray | None]
 
+_OF_NO_MEANING = {"set", "data", "dataset", " ", "_", "-"}  # at the end of folders' names
 IGNORED = 255  # label of pixels that do not count
 
 # The 19 classes of Cityscapes among its label ids (github.com/mcordts/cityscapesScripts, helpers/labels.py)
@@ -149,16 +156,6 @@ def isaid(root: Path, split: str) -> Files:
 LAYOUTS = {layout.__name__: layout for layout in (ade20k, cityscapes, coco_stuff164k, voc2012, pascal_context, isaid)}
 
 
-# Names of folders in a folder of your own, in any case; the first ones go before the others
-SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
-IMAGE_FOLDERS = ("images", "image", "imgs", "img", "JPEGImages", "img_dir", "images_png", "rgb", "sat")
-IMAGE_FOLDERS += ("original", "originals", "input", "inputs", "x")
-LABEL_FOLDERS = ("labels", "label", "masks", "mask", "annotations", "annotation", "SegmentationClass", "segmentations")
-LABEL_FOLDERS += ("segmentation", "gt", "ground_truth", "groundtruth", "ann_dir", "annot", "masks_png", "manual")
-LABEL_FOLDERS += ("1st_manual", "2nd_manual", "target", "targets", "semantic", "map", "masks_machine", "y")
-LABEL_FOLDERS += ("SegmentationClassPNG", "SegmentationClassRaw")
-
-
 def find_folders(root: Path, split: str) -> tuple[Path, Path]:
     """The folders of the images and of the labels of a split, which may be one.
 
@@ -178,14 +175,7 @@ def find_folders(root: Path, split: str) -> tuple[Path, Path]:
     beside = [_combined(root, names, kind) for kind in (IMAGE_FOLDERS, LABEL_FOLDERS)]  # as train_images, train_masks
     found += [(i, k) for i in (*beside[0], *splits) for k in beside[1]]
     found = [pair for pair in found if all(map(pictures, pair))]
-    parts = [f for f in splits for f in _parts(f)] if not found else []
-    if parts:
-        more = f", and so those of {len(parts) - 1} more folders" if len(parts) > 1 else ""
-        raise DataError(
-            f"{parts[0]} holds images and labels of its own: move them to images/{split}/{parts[0].name} and "
-            f"labels/{split}/{parts[0].name} in {root}{more}."
-        )
-    found = found or [(f, f) for f in splits if pictures(f)]
+    found = found or [(f, f) for f in splits or _split_folders(root, names) if pictures(f)]
     if len(found) == 1:
         return found[0]
     if found:
@@ -195,26 +185,52 @@ def find_folders(root: Path, split: str) -> tuple[Path, Path]:
     missing = next((folder for folder in (*(images or standard[:1]), *standard) if not folder.is_dir()), standard[1])
     empty = [f"{folder} holds no images.{endings(folder)}" for folder in (*images, *labels) if not pictures(folder)]
     problem = " ".join(empty) or f"{missing} does not exist."
-    both = [folder for kind in kinds for folder in kind[:1]]
-    divided = [name for split_names in SPLITS.values() for name in split_names]
-    if all(map(pictures, both)) and len(both) == 2 and not any(_folders(f, divided) for f in (root, *both)):
-        command = (
-            f"prepare_labels.py masks {both[0]} {both[1]} NEW_FOLDER --classes {root / 'classes.txt'} --val_share 0.1"
-        )
-        raise DataError(f"{root} holds images that are not divided into train and val: `{command}` does so.")
+    if undivided := _undivided(root):
+        command = _dividing(root, undivided.folders)
+        raise DataError(f"{root} holds images that are not divided into train and val: {command} does so.")
     if split == "val" and _has_folders(root, "train"):
-        hint = "Move some images and labels there; prepare_labels.py does, with --val_share 0.1."
-        raise DataError(f"{problem} Point to the folder of the data set. {hint}")
+        command = _dividing(root, find_folders(root, "train"))
+        raise DataError(f"{problem} Move some images and labels there, as {command} does with those of train.")
     raise DataError(
         f"{problem} Looked for images/{split} with labels/{split} (or {', '.join(LABEL_FOLDERS[2:6])}, ...), for "
-        f"{split}/images with {split}/labels, and for {split} with both side by side. {root} holds: {there}."
+        f"{split}/images with {split}/labels, and for {split} with both side by side. {root} holds: {there}. "
+        f"{ANY_FOLDERS}"
     )
 
 
-def _parts(folder: Path) -> list[Path]:
-    """Folders in a folder that hold a folder of images and one of labels each."""
-    below = sorted(path for path in folder.iterdir() if path.is_dir())
-    return [path for path in below if _folders(path, IMAGE_FOLDERS) and _folders(path, LABEL_FOLDERS)]
+def _undivided(root: Path) -> Pairs | None:
+    """The images and labels of a folder without folders of splits; None if there are none.
+
+    Raises:
+        DataError: If there are folders of both, but their names do not tell what belongs together.
+    """
+    kinds = [[f for f in _folders(root, names) if pictures(f)] for names in (IMAGE_FOLDERS, LABEL_FOLDERS)]
+    known = all(kinds)
+    folders = (kinds[0][0], kinds[1][0]) if known else (root, root)
+    every = [name for names in SPLITS.values() for name in names]
+    if any(_folders(f, every) for f in (root, *folders)) or _split_folders(root, every):
+        return None
+    with suppress(() if known else DataError):
+        return pair(*folders)
+    return None
+
+
+def _dividing(root: Path, folders: tuple[Path, Path]) -> str:
+    """The command that divides images and labels."""
+    there = " ".join(shlex.quote(str(path)) for path in folders)
+    classes = shlex.quote(str(find_class_list(root) or root / "classes.txt"))
+    return f"`prepare_labels.py masks {there} NEW_FOLDER --classes {classes} --val_share 0.1`"
+
+
+def _split_folders(root: Path, names: Sequence[str]) -> list[Path]:
+    """The folders in a folder whose names end with that of one split, such as `uavid_train` and `Training Set`."""
+    every = {name for names in SPLITS.values() for name in names}
+    found = []
+    for path in sorted(path for path in root.iterdir() if path.is_dir()):
+        words = [word for word in tokens(path.name.lower()) if word not in _OF_NO_MEANING]
+        if words and words[-1] in names and len(every & {*words}) == 1:
+            found.append(path)
+    return found
 
 
 def _combined(root: Path, splits: Sequence[str], kinds: Sequence[str]) -> list[Path]:
@@ -247,9 +263,9 @@ def _has_folders(root: Path, split: str) -> bool:
 
 def _folders(parent: Path, names: Sequence[str]) -> list[Path]:
     """The folders in a folder that have one of these names, in any case, by the order of the names."""
-    wanted = [name.lower() for name in names]
-    found = [folder for folder in parent.iterdir() if folder.name.lower() in wanted and folder.is_dir()]
-    return sorted(found, key=lambda folder: (wanted.index(folder.name.lower()), folder.name))
+    wanted = [*map(plain, names)]
+    found = [folder for folder in parent.iterdir() if plain(folder.name) in wanted and folder.is_dir()]
+    return sorted(found, key=lambda folder: (wanted.index(plain(folder.name)), folder.name))
 
 
 def find_classes(root: Path, folder: Path, split: str) -> Path:
@@ -267,6 +283,28 @@ def find_classes(root: Path, folder: Path, split: str) -> Path:
     return path
 
 
+def _inner(root: Path) -> Path:
+    """The only folder in a folder without images, as archives unpack to, unless its name says what it holds."""
+    folders = [path for path in root.iterdir() if path.is_dir() and path.name[0] != "." and path.name != "__MACOSX"]
+    known = {plain(name) for names in (*SPLITS.values(), IMAGE_FOLDERS, LABEL_FOLDERS) for name in names}
+    pictured = any(path.suffix.lower() in Image.registered_extensions() for path in root.iterdir())
+    return root if len(folders) != 1 or pictured or plain(folders[0].name) in known else _inner(folders[0])
+
+
+def _listed(root: Path, split: str, outer: Path) -> tuple[Pairs | None, list[str]]:
+    """The images of a split by lists in a folder, or in an outer one, and lines on these; None without."""
+    found = _undivided(root)
+    lists = found and find_lists([root, outer], found)
+    if not lists or not lists[0].get(split):
+        return None, []
+    others = [f for names in (IMAGE_FOLDERS, LABEL_FOLDERS) for f in _folders(root, names) if f not in found.folders]
+    return keep(found, lists[0][split]), [lists[1], *(_not_used(f) for f in others if pictures(f))]
+
+
+def _not_used(folder: Path) -> str:
+    return f"Warning: {folder} holds images too, and is not used."
+
+
 def open_folder(root: Path, split: str, ignore_index: int = IGNORED) -> Split:
     """One split of a folder of your own.
 
@@ -274,12 +312,27 @@ def open_folder(root: Path, split: str, ignore_index: int = IGNORED) -> Split:
         DataError: If it is not as the head of this file says.
     """
     listed = find_class_list(root)
+    outer, root = root, _inner(root)
+    listed = listed or find_class_list(root)
     if listed is None and not _folders(root, (*IMAGE_FOLDERS, *SPLITS.get(split, (split,)))):
         listed = root / "classes.txt"  # not a data folder at all
     known = read_classes(listed, ignore_index) if listed else None
-    image_folder, label_folder = find_folders(root, split)
+    found, lists = None, []
+    try:
+        image_folder, label_folder = find_folders(root, split)
+    except DataError:
+        found, lists = _listed(root, split, outer)
+        if found is None:
+            raise
+        image_folder, label_folder = found.folders
     known = known or read_classes(find_classes(root, image_folder, split), ignore_index)
-    found = pair(image_folder, label_folder)
+    try:
+        found = found or pair(image_folder, label_folder)
+    except DataError as error:
+        if split != "val" or image_folder != label_folder or not _has_folders(root, "train"):
+            raise
+        command = _dividing(root, find_folders(root, "train"))
+        raise DataError(f"{error} If {image_folder.name} has no labels, {command} takes some of train.") from None
     # images in folders below are left out if none of these has labels, as long as there are others
     used = {image.parent for image in found.images}
     missing = [path for path in found.unlabeled if path.parent in {*used, image_folder} or image_folder not in used]
@@ -288,7 +341,7 @@ def open_folder(root: Path, split: str, ignore_index: int = IGNORED) -> Split:
         more = " and so on" if len(missing) > 1 else ""
         raise DataError(
             f"{len(missing)} of {total} images have no labels: add {found.expected(missing[0])}{more}, or remove "
-            f"{missing[0].name}{more}."
+            f"{missing[0].name}{more}. `prepare_labels.py masks` leaves them out with --labeled_only."
         )
     for path in found.labels:
         if path.suffix == ".npy":
@@ -298,9 +351,9 @@ def open_folder(root: Path, split: str, ignore_index: int = IGNORED) -> Split:
                 f"{path} {reason}, which changes the values of labels: save labels as PNG. From masks that are no "
                 f"longer exact, prepare_labels.py masks makes such files, with --threshold or --nearest."
             )
-    unused = [f"Warning: {path} holds images too, and is not used." for path in _unused(*found.folders, split)]
+    unused = map(_not_used, _unused(*found.folders, split))
     return Split(
-        root.resolve().name,
+        outer.resolve().name,
         found.images,
         found.labels,
         known.classes,
@@ -308,7 +361,7 @@ def open_folder(root: Path, split: str, ignore_index: int = IGNORED) -> Split:
         known.mapping,
         known.ignore_index,
         known.by_color,
-        notes=(f"{split}: {found}", *unused),
+        notes=(f"{split}: {found}", *lists, *unused),
     )
 
 

@@ -25,6 +25,23 @@ IMAGE_WORDS |= {"input", "x"}
 PREVIEW_WORDS = {"color", "colour", "rgb", "vis", "viz", "overlay", "preview", "blend", "thumb", "small"}
 
 
+# Names of folders in a folder of your own, in any case; the first ones go before the others
+SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
+IMAGE_FOLDERS = ("images", "image", "imgs", "img", "JPEGImages", "img_dir", "images_png", "rgb", "sat")
+IMAGE_FOLDERS += ("original", "originals", "input", "inputs", "x")
+LABEL_FOLDERS = ("labels", "label", "masks", "mask", "annotations", "annotation", "SegmentationClass", "segmentations")
+LABEL_FOLDERS += ("segmentation", "gt", "ground_truth", "groundtruth", "ann_dir", "annot", "masks_png", "manual")
+LABEL_FOLDERS += ("1st_manual", "2nd_manual", "target", "targets", "semantic", "map", "masks_machine", "y")
+LABEL_FOLDERS += ("SegmentationClassPNG", "SegmentationClassRaw", "SegmentationClassAug")
+
+# What to do where names do not tell what is meant
+ANY_FOLDERS = "`prepare_labels.py masks IMAGES MASKS NEW_FOLDER` takes two folders of any names."
+SEVERAL_MASKS = (
+    "Leave those of one kind in the folder. Or `prepare_labels.py masks` chooses one kind by --mask_names, such as "
+    "'*_labelIds.png', and `prepare_labels.py binary` merges masks of one class or object each."
+)
+
+
 @dataclass(frozen=True)
 class Rule:
     """How the name of an image becomes that of its labels: by another beginning, another end, or both.
@@ -32,10 +49,12 @@ class Rule:
     Attributes:
         removed: Beginning and end of an image's name.
         added: Beginning and end of a label file's name.
+        inserted: Text in a label file's name, and how many words, numbers and marks of the image's name follow.
     """
 
     removed: tuple[str, str] = ("", "")
     added: tuple[str, str] = ("", "")
+    inserted: tuple[str, int] = ("", 0)
 
     def label_name(self, name: str) -> str | None:
         """The name of an image's labels; None if the image's name is of another form."""
@@ -43,7 +62,11 @@ class Rule:
         start, end = self.removed
         if len(stem) <= len(start) + len(end) or not (stem.startswith(start) and stem.endswith(end)):
             return None
-        return f"{folder}{slash}{self.added[0]}{stem[len(start) : len(stem) - len(end)]}{self.added[1]}"
+        core, (text, after) = stem[len(start) : len(stem) - len(end)], self.inserted
+        if text:
+            parts = tokens(core)
+            core = "".join([*parts[:-after], text, *parts[-after:]])
+        return f"{folder}{slash}{self.added[0]}{core}{self.added[1]}"
 
     def pairs(self, images: Iterable[str], labels: Collection[str]) -> dict[str, str]:
         """The name of the labels of each image that has some."""
@@ -76,6 +99,7 @@ class Rule:
                 said.append(form.format(new))
             elif old:
                 said.append(f"name without {old!r}")
+        said += [f"{self.inserted[0]!r} in the name"] if self.inserted[0] else []
         return ", ".join(said) or "the same names"
 
 
@@ -93,7 +117,7 @@ def rule_of_two_folders(images: Collection[str], labels: Collection[str]) -> Rul
         return SAME
     candidates = {SAME: found} if found else {}
     least = min(len(images), len(labels)) / 2  # fewer pairs are a coincidence
-    for rule in suggested_rules(list(images), list(labels)):
+    for rule in (*suggested_rules(list(images), list(labels)), *_inserting_rules(images, labels)):
         found = rule.pairs(images, labels)
         if not rule.says_what_is_what():  # train_001 and val_001 are other pictures
             continue
@@ -105,7 +129,8 @@ def rule_of_two_folders(images: Collection[str], labels: Collection[str]) -> Rul
         image, label = next(iter(images)), next(iter(labels))
         raise DataError(
             f"no image and label file belong together by their names, such as {image!r} and {label!r}: give them equal "
-            f"names, or names that differ by one affix in the whole folder, such as '_mask'."
+            f"names, or names that differ by one affix in the whole folder, such as '_mask'. Masks of one class or "
+            f"object each are read by `prepare_labels.py binary`."
         )
     return best
 
@@ -131,11 +156,11 @@ def only_rule(candidates: dict[Rule, dict[str, str]]) -> Rule | None:
         image = next((name for name in candidates[kept[0]] if name in candidates[kept[1]]), None)
         if image is not None:
             names = " and ".join(repr(candidates[rule][image]) for rule in kept if image in candidates[rule])
-            raise DataError(f"{image!r} has more than one label file: {names}. Leave those of one kind in the folder.")
+            raise DataError(f"{image!r} has more than one label file: {names}. {SEVERAL_MASKS}")
         first, second = (next(iter(candidates[rule].items())) for rule in kept[:2])
         raise DataError(
             f"label files have two kinds of names, such as {first[1]!r} of {first[0]!r} and {second[1]!r} of "
-            f"{second[0]!r}: give all the same."
+            f"{second[0]!r}: give all the same. {SEVERAL_MASKS}"
         )
     return kept[0] if kept else None
 
@@ -209,6 +234,11 @@ def _kind(character: str) -> str:
     return "0" if character.isdigit() else "a" if character.islower() else "A" if character.isalpha() else ""
 
 
+def plain(folder: str) -> str:
+    """The name of a folder in small letters without what divides words: "Ground Truth" is "ground_truth"."""
+    return re.sub(r"[ _-]", "", folder.lower())
+
+
 def tokens(name: str) -> list[str]:
     return re.findall(r"\d+|[^\W\d_]+|[\W_]", name)
 
@@ -221,6 +251,20 @@ def _rule_of_tokens(image: str, label: str) -> Rule | None:
         return None
     removed, added = (("".join(tokens[:at]), "".join(tokens[at + size :])) for tokens, at in zip(names, (a, b)))
     return Rule(removed, added) if any(c.isalpha() for part in (*removed, *added) for c in part) else None
+
+
+def _inserting_rules(images: Iterable[str], labels: Iterable[str]) -> set[Rule]:
+    """Rules that insert one text into names, as from `uu_000001` to `uu_road_000001`, by the first and last image."""
+    names, found = sorted(images), set()
+    for name in (names[0], names[-1]):
+        parts = tokens(name)
+        for label in labels:
+            longer = tokens(label)
+            before = next((k for k, (a, b) in enumerate(zip(parts, longer)) if a != b), len(parts))
+            after, text = len(parts) - before, longer[before : before + len(longer) - len(parts)]
+            if 0 < before < len(parts) < len(longer) and longer[-after:] == parts[before:] and "/" not in text:
+                found.add(Rule(inserted=("".join(text), after)))
+    return {rule for rule in found if any(character.isalpha() for character in rule.inserted[0])}
 
 
 def core_of(image: str, rule: Rule) -> str:

@@ -2,8 +2,9 @@
 
 Names are paths below the folder, without the ending. The name of an image is that of its labels (`a.jpg`, `a.png`), or
 becomes it by one affix that the whole folder shares: `a.jpg` and `a_mask.png`, `a_sat` and `a_mask`, `img_1` and
-`mask_1`. Images and labels lie in two folders or in one. Nothing is decided for a file by itself: where the names allow
-two rules, or two files have one name, an error names the files.
+`mask_1`. Images and labels lie in two folders, in one, or in several that hold a folder of each (`Tile 1/images`,
+`Tile 1/masks`); the names of these two are left out. Nothing is decided for a file by itself: where the names allow two
+rules, or two files have one name, an error names the files.
 """
 
 import os
@@ -11,20 +12,26 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 
 from PIL import Image
 
 from .name_rules import (
+    ANY_FOLDERS,
+    IMAGE_FOLDERS,
     IMAGE_WORDS,
+    LABEL_FOLDERS,
     MASK_WORDS,
     PREVIEW_WORDS,
     SAME,
+    SEVERAL_MASKS,
     Rule,
     core_of,
     extended,
     only_rule,
+    plain,
     rule_of_two_folders,
     suggested_rules,
     tokens,
@@ -33,6 +40,7 @@ from .recipe import DataError
 
 JPEG = (".jpg", ".jpeg", ".jpe", ".jfif")
 LOSSLESS = (".png", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".pgm", ".ppm", ".pbm", ".pnm")
+_FOLDERS = [{*map(plain, names)} for names in (IMAGE_FOLDERS, LABEL_FOLDERS)]
 LOSSY_TIFF = ("jpeg", "tiff_jpeg", "webp")  # compressions of TIFF by Pillow's names
 
 
@@ -47,6 +55,7 @@ class Pairs:
         unused: Label files without an image.
         rule: How names of images become those of labels.
         folders: Folder of the images, and of the labels.
+        aside: Pictures in folders that are neither of images nor of labels.
     """
 
     images: list[Path]
@@ -55,21 +64,27 @@ class Pairs:
     unused: list[Path]
     rule: Rule
     folders: tuple[Path, Path]
+    aside: list[Path] = field(default_factory=list)
 
     def __str__(self) -> str:
         """What was found, in a line."""
         where, there = self.folders
         said = [f"{len(self.images)} images in {where}", f"their labels in {there} ({self.rule})"]
-        for files, what in ((self.unlabeled, "images without labels"), (self.unused, "masks without image")):
+        kinds = (self.unlabeled, "images without labels"), (self.unused, "masks without image")
+        for files, what in (*kinds, (self.aside, "pictures in other folders")):
             if files:
                 said.append(f"{len(files)} {what}, the first: {files[0].name}")
         return ", ".join(said)
 
     def expected(self, image: Path) -> Path:
         """Where the labels of an image without any would be looked for."""
-        name = self.rule.label_name(_name(image, self.folders[0])) or image.stem
         suffixes = Counter(path.suffix for path in self.labels) or {".png": 1}
-        return self.folders[1] / f"{name}{max(suffixes, key=lambda s: (suffixes[s], s))}"
+        name = self.rule.label_name(_name(image, self.folders[0])) or image.stem
+        beside = {path.parent: label.parent for path, label in zip(self.images, self.labels)}
+        if self.folders[0] == self.folders[1] and (parts := [*beside.items()]) and parts[0][0] != parts[0][1]:
+            beside.setdefault(image.parent, image.parent.with_name(parts[0][1].name))  # Tile 9/masks beside its images
+        file = f"{name}{max(suffixes, key=lambda s: (suffixes[s], s))}"
+        return beside[image.parent] / Path(file).name if image.parent in beside else self.folders[1] / file
 
 
 def pictures(folder: Path, without: Iterable[Path] = ()) -> list[Path]:
@@ -86,13 +101,14 @@ def pictures(folder: Path, without: Iterable[Path] = ()) -> list[Path]:
     return sorted(found or arrays)
 
 
-def pair(images: Path, labels: Path, without: Iterable[Path] = ()) -> Pairs:
+def pair(images: Path, labels: Path, without: Iterable[Path] = (), label_names: str = "*") -> Pairs:
     """Find the labels of the images in a folder; `labels` may be the same folder.
 
     Args:
         images: Folder of the images.
         labels: Folder of the label files.
         without: Folders to leave out.
+        label_names: Pattern of the names of label files.
 
     Raises:
         DataError: If there are none, two files have one name, or the names do not tell what belongs together.
@@ -100,25 +116,23 @@ def pair(images: Path, labels: Path, without: Iterable[Path] = ()) -> Pairs:
     for folder in (images, labels):
         if not folder.is_dir():
             raise DataError(f"{folder} does not exist: give a folder.")
-    if images.resolve() == labels.resolve():
+    one = images.resolve() == labels.resolve()
+    by_name, labels_by_name, aside = two_kinds(images, labels, without, label_names)
+    if one and not labels_by_name:
         return _pair_one_folder(images, pictures(images, without))
-    # one may lie in the other
-    image_files, label_files = pictures(images, [labels, *without]), pictures(labels, [images, *without])
-    for folder, files in ((images, image_files), (labels, label_files)):
-        if not files:
-            raise DataError(f"{folder} holds no images.{endings(folder)}")
-    by_name, labels_by_name = _by_name(images, image_files), _by_name(labels, label_files)
     for name, files in labels_by_name.items():  # a preview beside the labels
         exact = [path for path in files if path.suffix.lower() in LOSSLESS]
         labels_by_name[name] = exact if len(exact) == 1 else files
     try:
         rule = rule_of_two_folders(by_name, labels_by_name)
     except DataError as error:
-        below = [Path(os.path.commonpath([path.parent for path in files])) for files in (image_files, label_files)]
-        if below != [images, labels] and below[0] != below[1]:  # all of one kind lie in one folder below
-            with suppress(DataError):
-                return pair(*below)
-        raise DataError(f"{images} and {labels}: {error}") from None
+        if not one:
+            groups = by_name, labels_by_name
+            below = [Path(os.path.commonpath([p.parent for files in g.values() for p in files])) for g in groups]
+            if below != [images, labels] and below[0] != below[1]:  # all of one kind lie in one folder below
+                with suppress(DataError):
+                    return pair(*below, without, label_names)
+        raise DataError(f"{images}{f' and {labels}' * (not one)}: {error}") from None
     found = rule.pairs(by_name, labels_by_name)
     used = set(found.values())
     _refuse_doubles(by_name.values(), "images")
@@ -131,7 +145,41 @@ def pair(images: Path, labels: Path, without: Iterable[Path] = ()) -> Pairs:
         [files[0] for name, files in labels_by_name.items() if name not in used],
         rule,
         (images, labels),
+        aside,
     )
+
+
+def two_kinds(
+    images: Path, labels: Path, without: Iterable[Path] = (), label_names: str = "*"
+) -> tuple[dict[str, list[Path]], dict[str, list[Path]], list[Path]]:
+    """Image files and label files by their names, and pictures that are neither.
+
+    In one folder, folders below tell what is what, or the pattern of the names of label files; without, all is neither.
+
+    Raises:
+        DataError: If one of two folders holds no files.
+    """
+    if images.resolve() == labels.resolve():
+        files = pictures(images, without)
+        found = [(path, *_kind_and_name(path, images)) for path in files]
+        if not {0, 1} <= {kind for _, kind, _ in found}:
+            if label_names == "*":
+                return {}, {}, files
+            found = [(path, int(fnmatch(path.name, label_names)), _name(path, images)) for path in files]
+    else:  # one may lie in the other
+        found = []
+        for kind, (folder, other) in enumerate(((images, labels), (labels, images))):
+            files = pictures(folder, [other, *without])
+            if not files:
+                raise DataError(f"{folder} holds no images.{endings(folder)}")
+            found += [(path, kind, _name(path, folder)) for path in files]
+    groups: tuple[dict[str, list[Path]], dict[str, list[Path]]] = ({}, {})
+    for path, kind, name in found:
+        if kind == 0 or (kind == 1 and fnmatch(path.name, label_names)):
+            groups[kind].setdefault(name, []).append(path)
+    if not groups[1]:
+        raise DataError(f"{labels} holds no masks named {label_names!r}.")
+    return *groups, [path for path, kind, _ in found if kind is None]
 
 
 def lossy(path: Path) -> str | None:
@@ -160,19 +208,23 @@ def _name(path: Path, folder: Path) -> str:
     return unicodedata.normalize("NFC", path.relative_to(folder).with_suffix("").as_posix())  # macOS writes NFD
 
 
-def _by_name(folder: Path, files: Iterable[Path]) -> dict[str, list[Path]]:
-    """Files by their names."""
-    found: dict[str, list[Path]] = {}
-    for path in files:
-        found.setdefault(_name(path, folder), []).append(path)
-    return found
+def _kind_and_name(path: Path, folder: Path) -> tuple[int | None, str]:
+    """What the innermost folder of a known name holds, 0 images and 1 labels, and a file's name without that folder."""
+    parts = _name(path, folder).split("/")
+    kinds = [next((k for k, names in enumerate(_FOLDERS) if plain(part) in names), None) for part in parts[:-1]]
+    place = max((k for k, kind in enumerate(kinds) if kind is not None), default=None)
+    if place is None:
+        return None, "/".join(parts)
+    return kinds[place], "/".join(parts[:place] + parts[place + 1 :])
 
 
 def _refuse_doubles(groups: Iterable[Sequence[Path]], what: str) -> None:
     for files in groups:
         if len(files) > 1:
-            names = " and ".join(path.name for path in files[:3])
-            raise DataError(f"{names} in {files[0].parent} are {what} of one name: rename or remove all but one.")
+            apart = len({path.parent for path in files}) > 1
+            names = " and ".join(str(path) if apart else path.name for path in files[:3])
+            where = "" if apart else f" in {files[0].parent}"
+            raise DataError(f"{names}{where} are {what} of one name: rename or remove all but one.")
 
 
 def _refuse_more_masks(
@@ -190,8 +242,7 @@ def _refuse_more_masks(
         if (core := extended(name, cores)) and (rule == SAME or rule.inverse().label_name(name) is None):
             image = cores[core]
             raise DataError(
-                f"{folder}: {image!r} has more than one label file: {found[image]!r} and {name!r}. Merge them into "
-                f"one, or leave those of one kind in the folder."
+                f"{folder}: {image!r} has more than one label file: {found[image]!r} and {name!r}. {SEVERAL_MASKS}"
             )
 
 
@@ -211,7 +262,9 @@ def _pair_one_folder(folder: Path, files: list[Path]) -> Pairs:
     Raises:
         DataError: If there are no masks, or the names do not tell which are the images.
     """
-    by_name = _by_name(folder, files)
+    by_name: dict[str, list[Path]] = {}
+    for path in files:
+        by_name.setdefault(_name(path, folder), []).append(path)
     candidates: dict[Rule, dict[str, str]] = {}
     names = list(by_name)
     if doubles := {name: name for name, there in by_name.items() if len(there) > 1}:
@@ -227,9 +280,11 @@ def _pair_one_folder(folder: Path, files: list[Path]) -> Pairs:
     except DataError as error:
         raise DataError(f"{folder}: {error}") from None
     if rule is None:
+        below = sorted({path.relative_to(folder).parts[0] for path in files if path.parent != folder})
+        where = f" in {', '.join(below[:6])}{', ...' * (len(below) > 6)}" if below else ""
         raise DataError(
-            f"{folder} holds {len(files)} images, but their names do not tell which are masks, if any: give masks "
-            f"names such as 'a_mask.png' for 'a.jpg', or a folder of their own."
+            f"{folder} holds {len(files)} images{where}, but their names do not tell which are masks, if any: give "
+            f"masks names such as 'a_mask.png' for 'a.jpg', or a folder of their own. {ANY_FOLDERS}"
         )
     found = candidates[rule]
     if rule == SAME:

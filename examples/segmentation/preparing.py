@@ -134,6 +134,7 @@ def _fingerprint(item: Annotated) -> str:
     for region in item.regions:
         parts += [region.name, *(polygon.tobytes() for polygon in region.polygons), region.counts, region.size]
         parts += [region.mask[0].tobytes(), region.mask[0].shape, region.mask[1:]] if region.mask else []
+        parts += [region.file.read_bytes()] if region.file else []
     return digest(*parts)
 
 

@@ -360,6 +360,14 @@ def test_a_third_class_of_255_is_not_taken_for_left_out(tmp_path):
         check_files(write(tmp_path, [HALVES * 128, HALVES * 255], "background\ndisc\ncup\n"))
 
 
+def test_three_values_of_two_classes_are_all_named_as_255_may_be_a_class(tmp_path):
+    trimap = np.where(np.arange(64) < 8, 128, HALVES * 255)
+    with pytest.raises(
+        DataError, match=r"hold the values 0, 128 and 255, but there are 2 classes, and 255 is left out"
+    ):
+        check_files(write(tmp_path, [trimap]))
+
+
 def test_colors_in_a_gif_are_no_numbers(tmp_path):
     Image.fromarray(HALVES * 255).save(tmp_path / "gray.gif")
     assert np.array_equal(read_labels(tmp_path / "gray.gif"), HALVES * 255)

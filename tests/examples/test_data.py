@@ -226,7 +226,7 @@ def test_no_label_need_be_left_out(tmp_path):
 def test_a_folder_without_validation_says_how_to_get_it(tmp_path):
     write_folder(tmp_path, "a\nb\n", [np.zeros((8, 8))])
     shutil.rmtree(tmp_path / "images" / "val", ignore_errors=True)
-    with pytest.raises(DataError, match=r"images/val does not exist.* prepare_labels\.py does, with --val_share 0\.1"):
+    with pytest.raises(DataError, match=r"images/val does not exist.* `prepare_labels\.py masks .* 0\.1` does"):
         open_split("folder", tmp_path, "val")
     for name in ("ade20k", "cityscapes"):
         with pytest.raises(DataError, match="there is no split 'test': it is train or val"):

@@ -56,11 +56,21 @@ def test_one_affix_of_all_names_is_found_in_two_folders_and_in_one(tmp_path, ima
 
 
 @pytest.mark.parametrize(
-    ("image", "mask"), [("case_{}_0000.png", "case_{}.png"), ("image_{}_rgb.png", "label_{}_gt.png")]
+    ("image", "mask"),
+    [("case_{}_0000.png", "case_{}.png"), ("image_{}_rgb.png", "label_{}_gt.png"), ("uu_0{}.png", "uu_road_0{}.png")],
 )
-def test_ends_that_go_and_both_ends_are_found_in_two_folders(tmp_path, image, mask):
+def test_ends_that_go_both_ends_and_insertions_are_found_in_two_folders(tmp_path, image, mask):
     found = pair(touch(tmp_path / "i", *each(image)), touch(tmp_path / "m", *each(mask)))
     assert names(found) == dict(zip(each(image), each(mask)))
+
+
+def test_an_insertion_into_most_names_goes_before_one_into_few(tmp_path):
+    images = [f"{kind}_{number:06d}.png" for kind in ("uu", "um", "umm") for number in range(3)]
+    masks = [name.replace("_", "_road_") for name in images] + [f"um_lane_{number:06d}.png" for number in range(3)]
+    found = pair(touch(tmp_path / "i", *images), touch(tmp_path / "m", *masks))
+    assert names(found) == {name: name.replace("_", "_road_") for name in images}
+    assert len(found.unused) == 3
+    assert "'road_' in the name" in str(found)
 
 
 def test_equal_names_go_before_an_affix(tmp_path):
@@ -170,6 +180,42 @@ def test_names_that_tell_two_things_or_nothing_are_refused(tmp_path, images, mas
 def test_one_folder_whose_names_do_not_tell_the_masks_is_refused(tmp_path, files, message):
     with pytest.raises(DataError, match=message):
         pair(touch(tmp_path, *files), tmp_path)
+
+
+def test_parts_hold_a_folder_of_images_and_one_of_masks_each(tmp_path):
+    files = [f"Tile {part}/{kind}" for part in (1, 2) for kind in ("images/a.jpg", "masks/a.png", "depth/a.png")]
+    found = pair(touch(tmp_path, *files), tmp_path)
+    assert [path.parent.parent.name for path in found.images] == ["Tile 1", "Tile 2"]
+    assert [(i.parent.parent, i.stem) for i in found.images] == [(m.parent.parent, m.stem) for m in found.labels]
+    assert str(found).endswith("(the same names), 2 pictures in other folders, the first: a.png")
+
+
+def test_an_image_of_a_part_without_mask_is_told_where_it_belongs(tmp_path):
+    files = ["Tile 1/images/a.jpg", "Tile 1/masks/a.png", "Tile 2/images/b.jpg"]
+    found = pair(touch(tmp_path, *files), tmp_path)
+    assert found.expected(found.unlabeled[0]) == tmp_path / "Tile 2/masks/b.png"
+
+
+def test_two_files_of_one_name_in_a_part_are_named_with_their_folders(tmp_path):
+    touch(tmp_path, "Tile 1/images/a.jpg", "Tile 1/rgb/a.jpg", "Tile 1/masks/a.png")
+    with pytest.raises(DataError, match=r"Tile 1/images/a\.jpg and \S+Tile 1/rgb/a\.jpg are images of one name"):
+        pair(tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize("folders", [("i", "m"), ("both", "both")])
+def test_one_of_several_kinds_of_masks_is_chosen_by_a_pattern(tmp_path, folders):
+    images, masks = (tmp_path / folder for folder in folders)
+    touch(masks, *each("{}_color.png"), *each("{}_labelIds.png"))
+    found = pair(touch(images, *each("{}.jpg")), masks, label_names="*_labelIds.png")
+    assert names(found) == dict(zip(each("{}.jpg"), each("{}_labelIds.png")))
+    with pytest.raises(DataError, match=r"holds no masks named '\*_ids\.png'"):
+        pair(images, masks, label_names="*_ids.png")
+
+
+def test_folders_whose_names_tell_nothing_are_listed(tmp_path):
+    touch(tmp_path, *each("camera/{}.png"), *each("semantics/{}.png"))
+    with pytest.raises(DataError, match=r"holds 10 images in camera, semantics, but .*masks IMAGES MASKS NEW_FOLDER"):
+        pair(tmp_path, tmp_path)
 
 
 # Data folders
@@ -299,10 +345,30 @@ def test_label_folders_that_hold_no_images_give_way_to_others(tmp_path):
     assert open_split("folder", tmp_path, "train").labels[0].parent == tmp_path / "masks/train"
 
 
-def test_parts_of_a_split_are_told_where_to_go(tmp_path):
-    write_split(tmp_path, "Train/Rural/images_png/{}.png", "Train/Rural/masks_png/{}.png")
-    with pytest.raises(DataError, match=r"Train/Rural holds .* move them to images/train/Rural and labels/train/Rural"):
-        open_split("folder", tmp_path, "train")
+@pytest.mark.parametrize(
+    "form", ["Train/{}/images_png/0.png Train/{}/masks_png/0.png", "train/{}/Images/0.jpg train/{}/GT/0_mask.png"]
+)
+def test_parts_that_hold_images_and_labels_each_are_read(tmp_path, form):
+    for part in ("Rural", "Tile 1", "Tile 2"):
+        image, mask = (name.format(part) for name in form.rsplit(" ", 1))
+        write(tmp_path / image)
+        write(tmp_path / mask, int(part == "Tile 1"))
+    (tmp_path / "classes.txt").write_text("background\nroad\n")
+    split = open_split("folder", tmp_path, "train")
+    assert [int(split.open_labels(index).max()) for index in range(3)] == [0, 1, 0]
+
+
+def test_parts_without_splits_are_told_the_command_that_divides_them(tmp_path):
+    for part in ("Tile 1", "Tile 2"):
+        write_split(tmp_path / "my data", f"{part}/images/{{}}.jpg", f"{part}/masks/{{}}.png")
+    folder = f"'{tmp_path / 'my data'}'"
+    with pytest.raises(DataError, match=f"not divided .*masks {folder} {folder} NEW_FOLDER --classes .*--val_share"):
+        open_split("folder", tmp_path / "my data", "train")
+
+
+def test_the_only_folder_in_a_folder_is_meant_by_it(tmp_path):
+    write_split(tmp_path, "archive/set/train/images/{}.jpg", "archive/set/train/masks/{}.png")
+    assert len(open_split("folder", tmp_path, "train")) == 3
 
 
 def test_images_without_any_masks_are_named_as_that(tmp_path):
@@ -311,6 +377,28 @@ def test_images_without_any_masks_are_named_as_that(tmp_path):
     write(tmp_path / "valid/2_sat.jpg")
     with pytest.raises(DataError, match=r"valid holds 2 images, but their names do not tell which are masks, if any"):
         open_split("folder", tmp_path, "val")
+
+
+def test_a_validation_split_without_labels_is_told_how_to_divide_the_training_images(tmp_path):
+    write_split(tmp_path, "train/{}_sat.jpg", "train/{}_mask.png")
+    train = tmp_path / "train"
+    command = (
+        rf"masks {train} {train} NEW_FOLDER --classes {tmp_path}/classes\.txt --val_share 0\.1` takes some of train"
+    )
+    for number in range(2):
+        write(tmp_path / f"valid/{number}_sat.jpg")
+    with pytest.raises(DataError, match=command):
+        open_split("folder", tmp_path, "val")
+
+
+@pytest.mark.parametrize("form", ["uavid_{}", "{} Set", "My-{}-data"])
+def test_folders_may_end_with_the_name_of_a_split(tmp_path, form):
+    for split in ("train", "val"):
+        folder = form.format(split)
+        write_split(tmp_path, f"{folder}/seq1/Images/{{}}.png", f"{folder}/seq1/Labels/{{}}.png")
+    write(tmp_path / form.format("test") / "seq2/Images/0.png")
+    write_split(tmp_path, "train_val/images/{}.png", "train_val/masks/{}.png")  # which is no validation split
+    assert [len(open_split("folder", tmp_path, split)) for split in ("train", "val")] == [3, 3]
 
 
 def test_an_unknown_arrangement_says_what_was_looked_for_and_what_is_there(tmp_path):

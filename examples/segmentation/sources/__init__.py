@@ -4,6 +4,7 @@ A new source is a file here, with a `Painted` that reads regions or an `Unpacked
 `SOURCES`.
 """
 
+from .binary import Binary
 from .coco import Coco
 from .cvat import Cvat
 from .hub_datasets import HubDatasets
@@ -22,6 +23,7 @@ SOURCES: dict[str, type[Painted] | type[Unpacked]] = {
     "labelstudio": LabelStudio,
     "supervisely": Supervisely,
     "yolo": Yolo,
+    "binary": Binary,
     "mat": Mat,
     "datasets": HubDatasets,
 }

@@ -36,7 +36,7 @@ class Output:
     split: Literal["train", "val"] = "train"
     """Split that the images belong to."""
     val_share: float = 0.0
-    """Share of the images, about, that go to val instead, chosen by their names."""
+    """Share of the images, about, that go to val instead, chosen by their names, unless lists divide them."""
     link: bool = False
     """Link to the images instead of copying them."""
     workers: int = 4

@@ -9,6 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from ..label_files import read_labels
+from ..recipe import DataError
+
 IGNORE = "__ignore__"  # LabelMe's name of pixels that are left out of training
 LINE_WIDTH, POINT_RADIUS = 10, 5  # pixels, as wide as LabelMe draws lines and points
 _LARGEST = 1e7  # a coordinate beyond is an error
@@ -24,6 +27,7 @@ class Region:
         counts: Run lengths of COCO, down the columns, pixels outside first; None if there are polygons.
         size: Height and width of the image that the run lengths are of.
         mask: A mask (h, w), and the column and row of its upper left pixel.
+        file: A mask in a file, 0 outside and one other value inside.
     """
 
     name: str
@@ -31,12 +35,13 @@ class Region:
     counts: Sequence[int] | str | None = None
     size: tuple[int, int] | None = None
     mask: tuple[np.ndarray, int, int] | None = None
+    file: Path | None = None
 
     def paint(self, labels: np.ndarray, label: int) -> None:
         """Give the pixels of labels (H, W) that lie in the region a label, in place.
 
         Raises:
-            ValueError: If the run lengths are of an image of another size.
+            ValueError: If the run lengths are of an image of another size, or a mask in a file is, or is not binary.
         """
         for polygon in self.polygons:
             fill_polygon(labels, polygon, label)
@@ -49,6 +54,8 @@ class Region:
             part = labels[max(top, 0) : top + mask.shape[0], max(left, 0) : left + mask.shape[1]]
             inside = mask[max(-top, 0) :, max(-left, 0) :][: part.shape[0], : part.shape[1]]
             part[inside] = label
+        if self.file is not None:
+            labels[_read_binary(self.file, labels.shape)] = label
 
     def is_lost(self, size: tuple[int, int]) -> bool:
         """Whether its outlines hold no pixel of an image (H, W), or seem to be shares of it, from 0 to 1."""
@@ -76,6 +83,7 @@ class Annotated:
         size: Height and width of the annotated image, if known.
         regions: What is in it; later ones lie on top.
         embedded: A LabelMe file that holds the image, if the image file does not exist.
+        split: "train" or "val", if a list says so.
     """
 
     name: str
@@ -83,6 +91,24 @@ class Annotated:
     size: tuple[int, int] | None = None
     regions: list[Region] = field(default_factory=list)
     embedded: Path | None = None
+    split: str | None = None
+
+
+def _read_binary(path: Path, size: tuple[int, int]) -> np.ndarray:
+    """Where a mask in a file is not 0 (H, W).
+
+    Raises:
+        ValueError: If it cannot be read, has another size, or holds more than two values.
+    """
+    try:
+        values = read_labels(path)
+    except DataError as error:
+        raise ValueError(error) from None
+    if values.shape != size:
+        raise ValueError(f"{path} has {values.shape[1]}×{values.shape[0]} pixels (width×height)")
+    if len(found := np.unique(values[values > 0])) > 1:
+        raise ValueError(f"{path} holds {len(found)} values beside 0, as masks of several classes or in JPEG do")
+    return values > 0
 
 
 # Outlines

@@ -35,6 +35,13 @@ def pytest_collection_finish():
     gc.enable()
 
 
+@pytest.hookimpl(tryfirst=True)  # before fixtures, which draw weights
+def pytest_runtest_setup():
+    import torch
+
+    torch.manual_seed(0)  # the numbers of a test do not depend on the tests before it, which differ from run to run
+
+
 def needs():
     """What tests with a mark need, and whether it is there."""
     import torch

@@ -194,7 +194,7 @@ def why_unreadable(error: Exception, content: bytes | None) -> str:
     if content.startswith(b"version https://git-lfs"):
         return "it is a pointer of Git LFS: run `git lfs pull`."
     if content[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-        return "it is a TIFF of a kind that Pillow does not read, such as one of 64 bits: save it as PNG."
+        return "it is a TIFF of a kind that Pillow does not read, of 64 bits or several bands: save one as PNG."
     if not content.strip():
         return "it is empty."
     return "it holds text." if content[:512].isascii() and b"\0" not in content[:512] else "it is of no known format."

@@ -87,11 +87,12 @@ def predict_video(
                 pts = part.dts if source.format.name == "avi" else part.pts  # AVI states the order of decoding only
                 last = max(last + 1, last + (part.duration or 1) if pts is None else pts)
                 drawn.pts, drawn.time_base, drawn.duration = last, video.time_base, part.duration
-                made.mux(stream.encode(drawn))
+                found = np.bincount(labels.ravel(), minlength=len(counts))
                 if arrays:
                     with arrays.open(f"{len(seconds):06d}.npy", "w") as entry:
                         np.lib.format.write_array(entry, labels)
-                counts += np.bincount(labels.ravel(), minlength=len(counts))
+                made.mux(stream.encode(drawn))
+                counts += found
                 seconds.append(float(last * video.time_base) - start)
                 if progress and length:
                     progress(min(end / length, 1))
@@ -101,6 +102,7 @@ def predict_video(
             raise ended or ImageError(f"{file} has no frame that PyAV decodes.")
         made.mux(stream.encode(None))
         if arrays:
+            del arrays.filelist[len(seconds) :]  # a frame that Ctrl-C cut short
             with arrays.open("seconds.npy", "w") as entry:
                 np.lib.format.write_array(entry, np.array(seconds))
     if length - end > 1:  # seconds; less is rounding

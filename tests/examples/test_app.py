@@ -343,10 +343,13 @@ def test_the_work_of_a_client_that_is_killed_or_cancels_stops(patient, tmp_path,
         assert client.stdout.readline() == "True\n"
     else:
         client.kill()
-    time.sleep(2)
-    spent = sum(server.cpu_times()[:2])
-    time.sleep(3)
-    assert sum(server.cpu_times()[:2]) < spent + 1
+
+    def is_at_work():
+        spent = sum(server.cpu_times()[:2])
+        time.sleep(3)
+        return sum(server.cpu_times()[:2]) >= spent + 1
+
+    assert not all(is_at_work() for _ in range(6))  # the whole image takes longer
     client.kill()
 
 

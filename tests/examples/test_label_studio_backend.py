@@ -3,7 +3,6 @@
 import http.server
 import json
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -19,6 +18,7 @@ import torch
 from PIL import Image
 
 from label_sources import Made
+from ports import free_port
 from segmentation import scenes
 from segnext_timm import predict
 from small_models import narrow
@@ -74,12 +74,6 @@ class Backend:
         params = {"login": "", "password": "", "context": None}
         content = {"tasks": tasks, "project": "1.1700000000", "label_config": config, "params": params}
         return tasks, self.post("/predict", **content)["results"]
-
-
-def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 @pytest.fixture(scope="module")

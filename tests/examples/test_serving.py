@@ -2,7 +2,6 @@
 
 import io
 import json
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ import torch
 from PIL import Image
 
 from lively_models import tiny
+from ports import free_port
 from segmentation import scenes
 from segnext_timm import load_segmenter, predict
 
@@ -42,9 +42,7 @@ def server(tmp_path_factory):
     pytest.importorskip("litserve")
     pytest.importorskip("requests")
     folder = save_model(tmp_path_factory.mktemp("served") / "model")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, TOOLS / "serve_litserve.py", folder, "--port", port, "--batch", 2]
     options = ["--max_pixels", 40_000, "--max_bytes", 1_000_000]
     process = subprocess.Popen([*map(str, command), *map(str, options)], stderr=subprocess.PIPE, text=True)
@@ -65,7 +63,7 @@ def wait_until_ready(url, process, seconds=120):
         try:
             if requests.get(f"{url}/health", timeout=5).status_code == 200:
                 return
-        except requests.ConnectionError:
+        except (requests.ConnectionError, requests.Timeout):
             pass
         time.sleep(0.25)
     raise TimeoutError(url)

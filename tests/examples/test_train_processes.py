@@ -3,7 +3,6 @@
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,9 +17,11 @@ from huggingface_hub import ModelCard
 
 import hub_server
 import miniatures
+import struck
 import terminal
 import train
 import training
+from ports import free_port
 from segmentation import data, layouts
 from segmentation.recipe import TrainSettings
 
@@ -31,12 +32,10 @@ def test_a_run_that_goes_on_ends_as_one_that_was_not_stopped(folder, tmp_path):
     options = (*options, *training.EXACT)
     training.run("folder", *options, "--out", tmp_path / "whole")
     command = training.command("folder", *options, "--out", tmp_path / "parts")
-    process = subprocess.Popen(command)
-    while not (tmp_path / "parts" / "checkpoint.pt").is_file():
-        assert process.poll() is None
-    process.kill()
-    process.wait()
-    assert training.checkpoint(tmp_path / "parts")["iteration"] < 6
+    # as the second checkpoint is to replace the first
+    killed = struck.command(signal.SIGKILL, 2, tmp_path / "parts" / "checkpoint.pt", *command[1:])
+    assert subprocess.run(killed).returncode == -signal.SIGKILL
+    assert training.checkpoint(tmp_path / "parts")["iteration"] == 2
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "Resuming at iteration" in done.stdout
     one, other = (training.checkpoint(tmp_path / n) for n in ("whole", "parts"))
@@ -51,20 +50,13 @@ def test_a_run_killed_ten_times_ends_as_one_that_was_not(folder, tmp_path):
     own = ("--augment", "torchvision.transforms.v2:RandomHorizontalFlip")
     steps = ("--vertical_flip", "--rotate90", "--rotate", 30, *own, "--schedule", "cosine", "--ema_decay", 0.9998)
     options = ("--data_root", folder, *steps, "--early_stopping", 9, *training.EXACT)
-    options = (*options, "--iterations", 60, "--save_every", 1, "--eval_every", 20)
+    options = (*options, "--iterations", 40, "--save_every", 1, "--eval_every", 20)
     training.run("folder", *options, "--out", tmp_path / "whole")
     command = training.command("folder", *options, "--out", tmp_path / "parts")
-    rng, kills = np.random.default_rng(0), 0
-    while kills < 10:
-        process, shown = terminal.start(command, stdout=subprocess.DEVNULL)
-        while b"train" not in shown:
-            assert process.poll() is None
-            time.sleep(0.01)
-        time.sleep(rng.uniform(0, 0.3))
-        assert process.poll() is None, "the run ended before it was killed ten times"
-        process.kill()
-        process.communicate()
-        kills += 1
+    for count in np.random.default_rng(0).integers(1, 60, 10):  # an iteration has eight operations on files, or more
+        killed = struck.command(signal.SIGKILL, count, tmp_path / "parts", *command[1:])
+        assert subprocess.run(killed, stdout=subprocess.DEVNULL).returncode == -signal.SIGKILL
+    assert 0 < training.checkpoint(tmp_path / "parts")["iteration"] < 40
     subprocess.run(command, check=True, capture_output=True)
     one, other = (training.checkpoint(tmp_path / n) for n in ("whole", "parts"))
     for part in ("model", "average"):
@@ -133,12 +125,6 @@ def launch(script, *arguments, processes=2):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", processes, "--standalone", script]
     env = {**os.environ, "ACCELERATE_USE_CPU": "1"}
     return subprocess.run(list(map(str, [*command, *arguments])), capture_output=True, text=True, env=env)
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.mark.slow

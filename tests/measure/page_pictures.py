@@ -26,6 +26,9 @@ from typing import NamedTuple
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
+sys.path.append(str(ROOT / "tests" / "helpers"))
+from ports import free_port
+
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 FLAGS += ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]  # a camera of Chromium's own
 WIDTH, FRAMES, LIMIT = 800, 16, 1_000_000  # of the animation: pixels, pictures, bytes
@@ -42,9 +45,7 @@ def served(model, *options):
     folder, name, place = Path(model).absolute(), str(model), None
     if folder.is_dir():
         name, place = str(Path(*folder.parts[-2:])), folder.parents[1]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, ROOT / "examples" / "app.py", name, *options, "--port", str(port)]
     server = subprocess.Popen(command, cwd=place, stdout=subprocess.DEVNULL)
     try:

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from segnext_timm.prediction.images import count_pages
+from segnext_timm import SegNeXtError
+from segnext_timm.prediction.images import count_pages, read_values
 
 from .class_list import IGNORED, color_codes, color_name
 from .recipe import DataError
@@ -158,7 +159,12 @@ def open_label_file(path: Path, content: bytes | None = None) -> LabelFile:
     """
     try:
         content = path.read_bytes() if content is None else content
-        image = Image.open(io.BytesIO(content))
+        try:
+            image = Image.open(io.BytesIO(content))
+        except UnidentifiedImageError:
+            if path.suffix.lower() not in (".npy", ".tif", ".tiff"):
+                raise
+            return LabelFile(path, _from_values(path), 1, "")
         arguments = image.tile[0][3] if image.tile else ""
         raw_mode = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
         lossy = _LOSSY.get(image.format, "WebP" if image.format == "WEBP" and _is_lossy_webp(content) else "")
@@ -171,12 +177,26 @@ def open_label_file(path: Path, content: bytes | None = None) -> LabelFile:
         if image.getexif().get(0x0112, 1) != 1:
             image = ImageOps.exif_transpose(image)
             image.format = kind
+    except SegNeXtError as error:
+        raise DataError(str(error)) from None
     except Exception as error:  # Pillow's decoders raise anything on damaged files
         raise DataError(f"{path} cannot be read as an image: {why_unreadable(error, content)}") from None
     spread = _SPREAD.get(str(raw_mode)[:3], 1)
     if kind == "PPM" and isinstance(arguments, tuple) and image.mode in ("L", "I"):
         spread = (255 if image.mode == "L" else 65535) / arguments[1]  # Pillow spreads numbers below the largest, too
     return LabelFile(path, image, spread, lossy)
+
+
+def _from_values(path: Path) -> Image.Image:
+    """The picture of an array, or of a TIFF of 64 bits, which Pillow does not read."""
+    if path.suffix.lower() == ".npy":
+        values, valid = np.atleast_3d(np.load(path)).transpose(2, 0, 1), True
+    else:
+        values, valid = read_values(path)
+    if len(values) != 1:
+        raise DataError(f"holds {len(values)} bands: labels have one; save the one that is meant.")
+    numbers = np.where(True if valid is None else valid, values[0], IGNORED).clip(-(1 << 31), (1 << 31) - 1)
+    return Image.fromarray(numbers.astype(np.float32 if numbers.dtype.kind == "f" else np.int32))
 
 
 def _nodata(image: Image.Image) -> float:
@@ -194,7 +214,7 @@ def why_unreadable(error: Exception, content: bytes | None) -> str:
     if content.startswith(b"version https://git-lfs"):
         return "it is a pointer of Git LFS: run `git lfs pull`."
     if content[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-        return "it is a TIFF of a kind that Pillow does not read, such as one of 64 bits: save it as PNG."
+        return "it is a TIFF, though its name says otherwise: let it end with .tif."
     if not content.strip():
         return "it is empty."
     return "it holds text." if content[:512].isascii() and b"\0" not in content[:512] else "it is of no known format."

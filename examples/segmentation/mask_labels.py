@@ -100,9 +100,7 @@ class MaskRule:
             f"its mask has the {what} {value} at row {row}, column {column}, which no class has, as "
             f"{100 * unknown.mean():.2g}% of its pixels"
         )
-        with Image.open(path) as image:
-            jpeg = image.format == "JPEG"
-        cause = lossy(path) or ("is a JPEG" if jpeg else None)
+        cause = lossy(path) or ("is a JPEG" if open_label_file(path).lossy == "JPEG" else None)
         if cause:
             raise UnusableError(
                 f"masks are {cause.split(' ', 2)[2]}, with {what}s between the {what}s of the classes", reason

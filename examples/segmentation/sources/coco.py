@@ -158,7 +158,7 @@ def _read_images(entries: list[dict[str, Any]], folder: ImageFolder, reading: Re
     by_file: dict[Path, Annotated] = {}
     twice = set()
     for entry in entries:
-        name = entry.get("file_name") or entry.get("path")
+        name = entry.get("file_name") or entry.get("path") or entry.get("coco_url")  # LVIS has the last alone
         key = _id(entry.get("id", f"of {name}"))
         try:
             path = folder.find(name)
@@ -205,9 +205,12 @@ def _region(name: str, shape: Any, size: tuple[int, int] | None) -> tuple[float,
 
 
 def _bounding_box(values: Any) -> list[np.ndarray]:
-    """The outline of a box x, y, width, height, if it is one."""
+    """The outlines of a box x, y, width, height, if it is one; those of a line or a dot if it has no area."""
     try:
         left, top, width, height = (float(value) for value in values)
-        return [box(left, top, left + width, top + height)] if width > 0 and height > 0 else []
+        corners = box(left, top, left + width, top + height)
+        if width > 0 and height > 0:
+            return [corners]
+        return stroke(corners[[0, 2]]) if min(width, height) == 0 and any((left, top, width, height)) else []
     except FAULTS:
         return []

@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from PIL import Image
 
 import miniatures
 import prepare_labels
+from segmentation.checks import check_files
 from segmentation.layouts import open_split
 from segmentation.recipe import UserError
 
@@ -169,6 +171,25 @@ def test_pixels_of_64_bits_without_data_are_left_out(source):
     values[0] = np.nan
     write_raster(source / "masks/0.tif", values, nodata=np.nan)
     assert (masks_to_labels(source)["0"][0] == -1).all()
+
+
+def test_pixels_without_data_are_left_out_though_255_is_a_class(source):
+    for number in range(3):
+        (source / f"masks/{number}.png").unlink()
+        values = BLOCK.astype(np.int16) * 255
+        values[0] = -1
+        write_raster(source / f"masks/{number}.tif", values, nodata=-1)
+    expected = BLOCK.astype(int)
+    expected[0] = -1
+    assert np.array_equal(masks_to_labels(source, classes="0 background\n255 road\n")["0"], expected)
+    for kind in ("images", "masks"):
+        (source / "set" / kind).mkdir(parents=True)
+        (source / kind).rename(source / "set" / kind / "train")
+    shutil.copy(source / "classes.txt", source / "set/classes.txt")
+    assert np.array_equal(labels_of(source / "set")["0"], expected)
+    split = open_split("folder", source / "set", "train")
+    left_out = check_files(split).by_class[:, -1]
+    assert (left_out == SIZE[1]).all()
 
 
 @pytest.mark.parametrize(

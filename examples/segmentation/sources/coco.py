@@ -48,7 +48,10 @@ class Coco(Painted):
         content = read_json(self.annotations)
         parts = ("images", "annotations", "categories")
         if not isinstance(content, dict) or not all(isinstance(content.get(part), list) for part in parts):
-            raise UserError(f"{self.annotations} is not a COCO file: it has no images, annotations and categories.")
+            raise UserError(
+                f"{self.annotations} is not a COCO file: it has no images, annotations and categories. Most label "
+                "tools can export one."
+            )
         annotations = [a if isinstance(a, dict) else {} for a in content["annotations"]]
         if any("segments_info" in annotation for annotation in annotations[:1]):
             raise UserError(

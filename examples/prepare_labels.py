@@ -141,7 +141,7 @@ def plan_regions(settings: Painted) -> Found:
     found = {region.name: item.name for item in reading.items for region in item.regions}
     written = settings.target / "classes.txt"
     keep = written.is_file() and not _follows(settings.target, {_key(item.name, settings) for item in reading.items})
-    listed = settings.classes or (written if keep and reading.names is None else None)
+    listed = settings.classes or (written if keep else None)
     listed_names = read_classes(listed).classes if listed else reading.names
     if not listed_names and set(found) <= {IGNORE}:
         for name, error in reading.skipped.items():

@@ -152,7 +152,7 @@ class Trainer:
         self.data = f"{len(train)} training images of {len(train.classes)} classes ({train.fingerprint()})"
         form, note = in_first_process(self.accelerator, lambda: find_form(train, settings, self.checkpoint))
         train.form = val.form = form
-        lines = [*train.notes, *val.notes, note]
+        lines = [*dict.fromkeys([*train.notes, *val.notes]), note]
         if settings.warmup >= settings.iterations:
             lines.append(f"Warning: --warmup {settings.warmup} is no less than --iterations: the rate only rises.")
         if settings.check_data:

@@ -29,6 +29,7 @@ _FILES = 50  # that are measured
 _PIXELS = 1 << 14  # of each
 _PERCENTILES = (0.5, 99.5)  # that become 0 and 1
 _FAR = 10  # times the range of all other values
+_FILLS = (-9999, -99999, -32768, -32767)  # that GIS programs write where there is no data; then a smaller gap is enough
 
 Range = tuple[float, float] | tuple[tuple[float, float], ...]
 
@@ -127,6 +128,8 @@ def measure_form(split: "Split", settings: TrainSettings) -> tuple[ImageForm, st
             f"--range {' '.join(map(str, settings.range))} cuts off more than half of the pixels: their values are "
             f"{np.nanmin(values):g} to {np.nanmax(values):g}."
         )
+    if not values.size:
+        raise SettingsError("No pixel of the images holds a number in every band: name those that do by --bands.")
     if (empty := np.isnan(values).all(1)).any():
         raise SettingsError(f"Band {empty.argmax() + 1} of the images holds no numbers: choose others by --bands.")
     scaled = ((values - low) / (high - low)).clip(0, 1)
@@ -207,7 +210,11 @@ def _far_values(band: np.ndarray) -> list[float]:
     known, counts = np.unique(band[np.isfinite(band)], return_counts=True)
     least = counts.sum() * _PERCENTILES[0] / 100  # fewer are no ends of the range
     ends = [(known[end], np.delete(known, end)) for end in (0, -1) if len(known) > 16 and counts[end] > least]
-    return [float(end) for end, rest in ends if abs(rest - end).min() > _FAR * np.ptp(rest)]
+    return [
+        float(end)
+        for end, rest in ends
+        if abs(rest - end).min() > _FAR * np.ptp(rest) or (end in _FILLS and rest.min() > end / 2)
+    ]
 
 
 def _percentiles(band: np.ndarray) -> tuple[float, float]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .class_list import color_codes, color_name
-from .label_files import open_label_file
+from .label_files import NO_DATA, open_label_file
 
 if TYPE_CHECKING:
     from .class_list import ClassList
@@ -36,6 +36,8 @@ def named(names: Sequence[object], most: int = 5) -> str:
 def label_of(value: int, split: "Split | ClassList") -> int:
     """Label of a value or color code: `len(classes)` if it is left out, one more if it means nothing."""
     count, mapping = len(split.classes), split.mapping
+    if value == NO_DATA:
+        return count
     label = value if mapping is None else int(mapping[value]) if value < len(mapping) else count + 1
     return label if label < count else count if label == split.ignore_index else count + 1
 
@@ -239,8 +241,9 @@ def other_numbers(split: "Split", everywhere: Mapping[int, int]) -> str | None:
     count = len(split.classes)
     values = sorted(value for value in everywhere if label_of(value, split) != count)
     unknown = [value for value in values if label_of(value, split) > count]
-    if len(values) < count == len(everywhere) and split.mapping is None:  # the one that is left out by default, too
-        values = sorted(everywhere)
+    numbers = sorted(everywhere.keys() - {NO_DATA})
+    if len(values) < count == len(numbers) and split.mapping is None:  # the one that is left out by default, too
+        values = numbers
     if split.by_color or not unknown or len(values) != len(split.classes):
         return None
     if split.mapping is None and (left_out := sorted(everywhere.keys() - {*values})):  # by default: it may be a class
@@ -257,6 +260,7 @@ def other_numbers(split: "Split", everywhere: Mapping[int, int]) -> str | None:
 def half_used(split: "Split", everywhere: Mapping[int, int]) -> str | None:
     """Only one class occurs, while pixels of other values are left out: what `classes.txt` has to say."""
     count = len(split.classes)
+    everywhere = {value: number for value, number in everywhere.items() if value != NO_DATA}
     left_out = sorted((v for v in everywhere if label_of(v, split) == count), key=lambda value: -everywhere[value])
     present = {label_of(value, split): value for value in everywhere if label_of(value, split) < count}
     if len(present) != 1 or not left_out:

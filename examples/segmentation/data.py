@@ -19,7 +19,7 @@ from .balancing import RareClassSampler
 from .bands import ImageForm
 from .check_messages import other_size, unknown_values
 from .checks import check_files, check_labels
-from .label_files import read_colors, read_labels
+from .label_files import NO_DATA, read_colors, read_labels
 from .recipe import DataError, DataSettings, TrainSettings
 from .transforms import (
     MEAN,
@@ -126,7 +126,9 @@ class Split:
         else:
             if values.max(initial=0) >= len(self.mapping):
                 self._refuse(values[values >= len(self.mapping)], path)
-            labels = self.mapping.take(values)
+            labels = self.mapping.take(values, mode="clip")
+        if values.dtype.kind == "i" and values.min(initial=0) == NO_DATA:
+            labels = np.where(values == NO_DATA, self.ignore_index, labels)
         if labels.max(initial=0) >= len(self.classes):
             unknown = (labels >= len(self.classes)) & (labels != self.ignore_index)
             if unknown.any():

@@ -29,7 +29,7 @@ from .progress import progress_bar
 from .recipe import DataError
 
 CACHE = ".checked.json"  # in the data folder
-_FORM = f"5, Pillow {PIL.__version__}"  # of the cache, and which Pillow read the files
+_FORM = f"6, Pillow {PIL.__version__}"  # of the cache, and which Pillow read the files
 _PIXEL_SCALE, _TIE_POINT, _TRANSFORMATION = 33550, 33922, 34264  # tags of GeoTIFF
 _MOST_VALUES = 1024  # that are kept of a file: only noise has more
 

@@ -2,20 +2,23 @@
 
 import io
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from segnext_timm import SegNeXtError
 from segnext_timm.prediction.images import count_pages
+from segnext_timm.prediction.rasters import open_raster
 
-from .class_list import IGNORED, color_codes, color_name
+from .class_list import color_codes, color_name
 from .recipe import DataError
 
 # Pillow spreads grays of 2 and 4 bits over 0 to 255 (its raw modes "L;2" and "L;4", with letters for the order of bits)
 _SPREAD = {"L;2": 85, "L;4": 17}
 SAMPLES, GDAL_NODATA = 277, 42113  # tags of TIFF
+NO_DATA = -1  # number of pixels that a file says hold none, whatever its own number for them
 _LOSSY = {"JPEG": "JPEG", "MPO": "JPEG", "AVIF": "AVIF", "HEIF": "HEIF"}
 
 
@@ -32,12 +35,14 @@ class LabelFile:
         image: Its pixels, upright.
         spread: Factor by which Pillow enlarged its values.
         lossy: Name of its format, if that changes values; else empty.
+        no_data: Value of pixels without data that a TIFF states, as GIS programs do; 0 if it states none.
     """
 
     path: Path
     image: Image.Image
     spread: float
     lossy: str
+    no_data: float = 0
 
     @property
     def depth(self) -> str:
@@ -50,7 +55,7 @@ class LabelFile:
         return "1 bit" if mode == "1" else "16 bits" if mode[:4] == "I;16" else "32 bits" if mode in "IF" else "colors"
 
     def values(self) -> np.ndarray:
-        """Numbers (H, W): grays, or the indices of a palette; alpha is left out.
+        """Numbers (H, W): grays, or the indices of a palette, or `NO_DATA`; alpha is left out.
 
         A GIF has no grays but a palette, which Pillow and others sort anew: one of grays means its grays.
 
@@ -134,9 +139,10 @@ class LabelFile:
         return np.array(self.image.getpalette("RGB"), np.uint8).reshape(-1, 3)
 
     def _whole(self, values: np.ndarray) -> np.ndarray:
-        nodata = _nodata(self.image)
-        if np.isnan(nodata) or nodata < 0:  # which GIS programs write where there is no label
-            values = np.where(np.isnan(values) if np.isnan(nodata) else values == nodata, IGNORED, values)
+        if not self.no_data >= 0:  # NaN too; others may be classes
+            missing = np.isnan(values) if np.isnan(self.no_data) else values == self.no_data
+            known = replace(self, no_data=0)._whole(np.where(missing, 0, values))
+            return np.where(missing, np.int32(NO_DATA), known)
         if values.dtype.kind == "f":
             wrong = values[~((values == np.rint(values)) & (np.abs(values) < 2**31))]  # NaN too
             if wrong.size:
@@ -158,7 +164,12 @@ def open_label_file(path: Path, content: bytes | None = None) -> LabelFile:
     """
     try:
         content = path.read_bytes() if content is None else content
-        image = Image.open(io.BytesIO(content))
+        try:
+            image = Image.open(io.BytesIO(content))
+        except UnidentifiedImageError:
+            if path.suffix.lower() not in (".npy", ".tif", ".tiff"):
+                raise
+            return _from_values(path)
         arguments = image.tile[0][3] if image.tile else ""
         raw_mode = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
         lossy = _LOSSY.get(image.format, "WebP" if image.format == "WEBP" and _is_lossy_webp(content) else "")
@@ -171,12 +182,29 @@ def open_label_file(path: Path, content: bytes | None = None) -> LabelFile:
         if image.getexif().get(0x0112, 1) != 1:
             image = ImageOps.exif_transpose(image)
             image.format = kind
+    except SegNeXtError as error:
+        raise DataError(str(error)) from None
     except Exception as error:  # Pillow's decoders raise anything on damaged files
         raise DataError(f"{path} cannot be read as an image: {why_unreadable(error, content)}") from None
     spread = _SPREAD.get(str(raw_mode)[:3], 1)
     if kind == "PPM" and isinstance(arguments, tuple) and image.mode in ("L", "I"):
         spread = (255 if image.mode == "L" else 65535) / arguments[1]  # Pillow spreads numbers below the largest, too
-    return LabelFile(path, image, spread, lossy)
+    return LabelFile(path, image, spread, lossy, _nodata(image))
+
+
+def _from_values(path: Path) -> LabelFile:
+    """Open an array, or a TIFF of 64 bits, which Pillow does not read."""
+    if path.suffix.lower() == ".npy":
+        values, no_data = np.atleast_3d(np.load(path)).transpose(2, 0, 1), 0
+    else:
+        with open_raster(path) as raster:
+            values, no_data = raster.read(), raster.nodata or 0
+    if len(values) != 1:
+        raise DataError(f"holds {len(values)} bands: labels have one; save the one that is meant.")
+    low, high = -(1 << 31), (1 << 31) - 1
+    numbers = values[0].astype(np.float64).clip(low, high)
+    image = Image.fromarray(numbers.astype(np.int32 if values.dtype.kind in "biu" else np.float32))
+    return LabelFile(path, image, 1, "", min(max(no_data, low), high))
 
 
 def _nodata(image: Image.Image) -> float:
@@ -194,7 +222,7 @@ def why_unreadable(error: Exception, content: bytes | None) -> str:
     if content.startswith(b"version https://git-lfs"):
         return "it is a pointer of Git LFS: run `git lfs pull`."
     if content[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-        return "it is a TIFF of a kind that Pillow does not read, of 64 bits or several bands: save one as PNG."
+        return "it is a TIFF, though its name says otherwise: let it end with .tif."
     if not content.strip():
         return "it is empty."
     return "it holds text." if content[:512].isascii() and b"\0" not in content[:512] else "it is of no known format."

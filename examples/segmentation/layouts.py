@@ -344,8 +344,6 @@ def open_folder(root: Path, split: str, ignore_index: int = IGNORED) -> Split:
             f"{missing[0].name}{more}. `prepare_labels.py masks` leaves them out with --labeled_only."
         )
     for path in found.labels:
-        if path.suffix == ".npy":
-            raise DataError(f"{path} is an array: labels are pictures, save them as PNG or TIFF.")
         if path.suffix != ".png" and (reason := lossy(path)):
             raise DataError(
                 f"{path} {reason}, which changes the values of labels: save labels as PNG. From masks that are no "

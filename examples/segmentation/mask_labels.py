@@ -14,7 +14,7 @@ from PIL import Image
 from .check_messages import black_class, other_palettes
 from .class_list import ClassList, color_name
 from .file_facts import Facts, gather
-from .label_files import open_label_file, read_colors, read_labels
+from .label_files import NO_DATA, open_label_file, read_colors, read_labels
 from .pairs import lossy
 from .recipe import DataError, UserError
 
@@ -69,7 +69,8 @@ class MaskRule:
             values = read_colors(path) if self.classes.by_color else read_labels(path)
         except DataError as error:
             raise UnusableError("masks cannot be read as the class list says", str(error)) from None
-        labels = self.table.take(np.where((values < 0) | (values >= len(self.table)), len(self.table) - 1, values))
+        labels = self.table.take(np.where(values >= len(self.table), len(self.table) - 1, values), mode="clip")
+        labels[values == NO_DATA] = IGNORED
         unknown = labels == _UNKNOWN
         if not unknown.any():
             return labels, 0
@@ -100,9 +101,7 @@ class MaskRule:
             f"its mask has the {what} {value} at row {row}, column {column}, which no class has, as "
             f"{100 * unknown.mean():.2g}% of its pixels"
         )
-        with Image.open(path) as image:
-            jpeg = image.format == "JPEG"
-        cause = lossy(path) or ("is a JPEG" if jpeg else None)
+        cause = lossy(path) or ("is a JPEG" if open_label_file(path).lossy == "JPEG" else None)
         if cause:
             raise UnusableError(
                 f"masks are {cause.split(' ', 2)[2]}, with {what}s between the {what}s of the classes", reason
@@ -219,7 +218,7 @@ def show_values(masks: list[Path], count: int = 16) -> None:
                 kind, found = "colors", file.colors()
         except DataError:  # a damaged file; the run with classes will name it
             continue
-        for value, number in zip(*(part.tolist() for part in np.unique(found, return_counts=True))):
+        for value, number in zip(*(part.tolist() for part in np.unique(found[found != NO_DATA], return_counts=True))):
             pixels[kind][value] = pixels[kind].get(value, 0) + number
     for kind, numbers in pixels.items():
         if not numbers:

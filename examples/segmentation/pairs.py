@@ -187,7 +187,7 @@ def lossy(path: Path) -> str | None:
     suffix = path.suffix.lower()
     if suffix in JPEG:
         return "is a JPEG"
-    if suffix not in LOSSLESS:
+    if suffix not in (*LOSSLESS, ".npy"):
         return f"is a {suffix} file"
     if suffix == ".webp":
         content = path.read_bytes()

@@ -157,7 +157,7 @@ def read_values(
             return _decode(ImageOps.exif_transpose(image), channels, bands)
         path = Path(image)
         if path.suffix.lower() == ".npy":
-            array = np.load(path, allow_pickle=False, mmap_mode="r")
+            array = np.lib.format.open_memmap(path, mode="r")
             return Values(_select(_take(array, any_type=True), bands))
         try:
             with warnings.catch_warnings():  # Pillow warns from 89 megapixels on, and refuses from 179 on
@@ -185,7 +185,8 @@ def _decode(image: Image.Image, channels: int | None, bands: Sequence[int] | Non
         has_alpha = image.mode == "PA" or (image.mode == "P" and "transparency" in image.info)
         image = image.convert("RGBA" if has_alpha else "RGB")
     array = np.atleast_3d(np.array(image))
-    array = array.astype(array.dtype.newbyteorder("="), copy=False)
+    is_signed = image.mode == "I" and getattr(image, "tag_v2", {}).get(_BITS) == (16,)
+    array = array.astype(np.int16 if is_signed else array.dtype.newbyteorder("="), copy=False)
     taken = bands_to_read(_KINDS.get(image.mode, ["gray"]), bands, channels)
     values = _select(torch.from_numpy(array).permute(2, 0, 1), taken)
     return Values((_to_channels(values, channels or 3) if is_photo and not bands else values).contiguous())
@@ -288,7 +289,7 @@ def read_image(
     """
     read = read_values(image, channels, bands, value_range is not None)
     is_file = isinstance(image, str | os.PathLike | Image.Image)
-    hint = "" if is_file else "; an array is (H, W, C), a tensor (C, H, W)"
+    hint = "" if is_file and not f"{image}".endswith(".npy") else "; an array is (H, W, C), a tensor (C, H, W)"
     with named(image, ImageError) if is_file else nullcontext():
         scaled = to_input(read, channels, value_range, hint)
     is_wide = not (read.values.dtype == torch.uint8 or read.values.is_floating_point())

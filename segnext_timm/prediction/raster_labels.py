@@ -51,8 +51,7 @@ class RasterPixels(Pixels):
                     f"{height}×{width} pixels are too many to be read at once, which mode whole, scales and fit_in "
                     f"need: resize the file first, as by gdal_translate -of VRT -outsize 50% 50%."
                 )
-            read = read_region(self._raster, rows, columns)
-            pixels = to_input(read, self._info.in_channels, self._info.value_range)
+            pixels = to_input(read_region(self._raster, rows, columns), self._info.in_channels, self._info.value_range)
         return pixels.to(self.device)
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from segmentation import file_facts
 from segmentation.checks import check_files, check_labels, check_lines, check_splits
-from segmentation.label_files import read_labels
+from segmentation.label_files import NO_DATA, read_labels
 from segmentation.layouts import open_split
 from segmentation.recipe import DataError
 
@@ -277,8 +277,7 @@ def test_labels_of_several_bands_are_refused(tmp_path):
     rasterio = pytest.importorskip("rasterio")
     with rasterio.open(tmp_path / "a.tif", "w", driver="GTiff", width=64, height=64, count=2, dtype="uint8") as file:
         file.write(np.stack([1 - HALVES, HALVES]))
-    # Pillow 12 does not open it
-    with pytest.raises(DataError, match=r"a\.tif .*(: holds 2 bands: labels have one|or several bands: save one)"):
+    with pytest.raises(DataError, match=r"a\.tif .*: holds 2 bands: labels have one"):
         read_labels(tmp_path / "a.tif")
 
 
@@ -302,7 +301,7 @@ def test_the_value_that_a_raster_has_without_labels_is_left_out(tmp_path, dtype,
     with rasterio.open(tmp_path / "a.tif", "w", **profile) as file:
         file.write(values, 1)
     found = read_labels(tmp_path / "a.tif")
-    assert (found[:8] == 255).all()
+    assert (found[:8] == NO_DATA).all()
     assert np.array_equal(found[8:], HALVES[8:])
 
 
@@ -383,7 +382,7 @@ def test_colors_in_a_gif_are_no_numbers(tmp_path):
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:1", "a pointer of Git LFS: run `git lfs pull`"),
         (b"<html>not found</html>", "it holds text"),
         (b"", "it is empty"),
-        (b"II*\0 and more \0", "a TIFF of a kind that Pillow does not read"),
+        (b"II*\0 and more \0", "it is a TIFF, though its name says otherwise"),
     ],
 )
 def test_what_a_file_holds_in_place_of_an_image_is_said(tmp_path, content, why):

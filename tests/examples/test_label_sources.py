@@ -3,6 +3,7 @@
 import base64
 import json
 import math
+import unicodedata
 
 import numpy as np
 import pytest
@@ -96,6 +97,19 @@ def test_file_names_with_folders_of_another_computer_are_found(tmp_path, name, g
     annotations = coco_file(tmp_path / "x.json", [{"segmentation": [SQUARE]}], [name])
     ((_, labels),) = Made("coco", tmp_path / "set" / given, annotations, tmp_path / "set/data").labels.items()
     assert (labels[INSIDE] == 1).all()
+
+
+def test_an_image_of_which_only_the_address_is_known_is_found(tmp_path):
+    draw_images(tmp_path / "images", "0.jpg")
+    fields = {"file_name": None, "coco_url": "http://images.cocodataset.org/val2017/0.jpg"}  # as in LVIS
+    annotations = coco_file(tmp_path / "x.json", [{"segmentation": [SQUARE]}], **fields)
+    assert (Made("coco", tmp_path / "images", annotations, tmp_path / "data").labels["0"][INSIDE] == 1).all()
+
+
+def test_names_that_macos_spells_in_another_way_are_found(tmp_path):
+    draw_images(tmp_path / "images", unicodedata.normalize("NFD", "grün.jpg"))
+    annotations = coco_file(tmp_path / "x.json", [{"segmentation": [SQUARE]}], ["grün.jpg"])
+    assert len(Made("coco", tmp_path / "images", annotations, tmp_path / "data").labels) == 1
 
 
 def test_an_image_of_which_two_have_the_name_is_not_guessed(tmp_path):
@@ -238,6 +252,15 @@ def test_an_image_with_an_object_without_points_or_a_box_is_left_out(tmp_path):
     assert made.skipped == {"0.jpg": "annotation 100 cannot be read: its outline has no points"}
 
 
+def test_an_object_without_an_outline_whose_box_is_a_line_is_left_out(coco, capsys):
+    labels, _ = coco(
+        [{"segmentation": [], "bbox": [10, 15, 20, 0]}, {"segmentation": [[50, 30, 60, 30, 60, 40, 50, 40]]}]
+    )
+    assert (labels[12:18, 10:30] == 255).all()
+    assert labels[35, 55] == 1
+    assert "1 objects of car have a box, but no outline" in capsys.readouterr().out
+
+
 def test_run_lengths_of_parts_are_one_object(coco):
     halves = [np.zeros(SIZE, bool), np.zeros(SIZE, bool)]
     halves[0][5:25, 10:20] = halves[1][5:25, 20:30] = True
@@ -250,6 +273,13 @@ def test_run_lengths_of_parts_are_one_object(coco):
 def test_categories_of_one_id_are_refused(coco):
     with pytest.raises(UserError, match=r"x\.json: two categories have the id 1, car and bus"):
         coco([{"segmentation": [SQUARE]}], categories=[{"id": 1, "name": "car"}, {"id": 1, "name": "bus"}])
+
+
+def test_a_folder_in_place_of_a_json_file_is_told_what_it_holds(tmp_path):
+    draw_images(tmp_path / "train", "0.jpg")
+    coco_file(tmp_path / "train/_annotations.coco.json", [])
+    with pytest.raises(UserError, match=r"train is a folder: give the JSON file in it, _annotations\.coco\.json\.$"):
+        Made("coco", tmp_path / "train", tmp_path / "train", tmp_path / "data")
 
 
 def test_a_file_of_boxes_alone_is_refused(coco):
@@ -384,6 +414,12 @@ def test_images_elsewhere_are_found(tmp_path, name):
     for options in ({"images": tmp_path / "images"}, {}) if "images" in name else ({"images": tmp_path / "images"},):
         made = Made("labelme", tmp_path / "annotations", tmp_path / "data", **options)
         assert (made.labels["0"][INSIDE] == 1).all()
+
+
+def test_missing_images_of_labelme_ask_for_their_folder(tmp_path):
+    labelme_file(tmp_path / "annotations/0.json", RECTANGLE, imagePath="C:\\work\\0.jpg")
+    with pytest.raises(UserError, match=r"0\.json: 0\.jpg is not there: give the folder of the images by --images\.$"):
+        Made("labelme", tmp_path / "annotations", tmp_path / "data")
 
 
 def test_an_image_that_was_renamed_with_its_annotations_is_found(tmp_path):

@@ -137,6 +137,15 @@ def test_objects_of_one_image_in_two_tasks_of_cvat_are_put_together(cvat, capsys
     assert "1 images are annotated in several places: their objects are put together." in capsys.readouterr().out
 
 
+def test_images_of_one_name_in_the_subsets_of_a_cvat_project_are_told_apart(tmp_path):
+    draw_images(tmp_path / "images", "Train/0.jpg", "Validation/0.jpg")
+    more = '</image><image id="1" name="0.jpg" subset="Validation" width="60" height="40">' + polygon("van")
+    path = cvat_file(tmp_path / "a.xml", polygon() + more, name='0.jpg" subset="Train')
+    made = Made("cvat", tmp_path / "images", path, tmp_path / "data")
+    assert (made.labels["Train_0"][INSIDE] == 2).all()
+    assert (made.labels["Validation_0"][INSIDE] == 1).all()
+
+
 def test_an_image_of_several_sizes_in_cvat_is_left_out(cvat):
     with pytest.raises(KeyError):
         cvat(CORNER, '</image><image id="1" name="0.jpg" width="40" height="60">', polygon())

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 import prepare_labels
+from segmentation.class_list import read_classes
 from segmentation.data import check_files
 from segmentation.layouts import open_split
 from segmentation.prepared import Made, Record
@@ -322,6 +323,19 @@ def test_a_second_split_keeps_the_classes_of_the_first(images, tmp_path):
     write_labelme(tmp_path / "val" / "1.json", [("new", "polygon", SQUARE)])
     with pytest.raises(UserError, match=r"1\.json labels 'new', which .*classes\.txt does not name: add it there"):
         run("labelme", tmp_path / "val", tmp_path / "data", "--split", "val")
+
+
+def test_a_second_file_with_other_classes_is_matched_by_their_names(images, tmp_path):
+    first, second = (tmp_path / f"{name}.json" for name in ("first", "second"))
+    run("coco", images, write_coco(first, [polygon(0, 7, SQUARE), polygon(1, 3, SQUARE)]), tmp_path / "data")
+    content = json.loads(write_coco(second, [polygon(0, 1, SQUARE)], images=1).read_text())
+    content |= {"categories": [{"id": 1, "name": "square"}, {"id": 2, "name": "unused"}]}
+    second.write_text(json.dumps(content), encoding="utf-8")
+    (tmp_path / "val").mkdir()
+    Image.new("RGB", SIZE[::-1]).save(tmp_path / "val/0.jpg")
+    run("coco", tmp_path / "val", second, tmp_path / "data", "--split", "val")
+    assert read_classes(tmp_path / "data/classes.txt").classes == ("background", "3 doors", "square")
+    assert set(np.unique(labels_of(tmp_path / "data", "val")["0.jpg"])) == {0, 2}
 
 
 # All kinds

@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from PIL import Image
 
 import miniatures
 import prepare_labels
+from segmentation.checks import check_files
 from segmentation.layouts import open_split
 from segmentation.recipe import UserError
 
@@ -15,6 +17,13 @@ SIZE = (20, 30)  # height, width
 BLOCK = np.zeros(SIZE, np.uint8)
 BLOCK[4:14, 6:22] = 1
 COLORS = np.array([(0, 0, 0), (255, 0, 0), (0, 0, 255)], np.uint8)
+
+
+def write_raster(file, values, **profile):
+    pytest.importorskip("rasterio")
+    from small_rasters import write_raster
+
+    write_raster(file, values[None], **profile)
 
 
 def run(*arguments):
@@ -69,11 +78,18 @@ def files(target, kind, split):
         (lambda path, v: write_mask(path, v * 128, "RGBA"), "0 background\n128 road\n"),
         (lambda path, v: miniatures.labels(path, v, palette=True), "background\nroad\n"),
         (lambda path, v: write_mask(path, COLORS[v], "RGB"), "#000000 background\n#ff0000 road\n"),
+        (lambda path, v: np.save(path.with_suffix(".npy"), v.astype(np.int64)), "background\nroad\n"),
+        (lambda path, v: np.save(path.with_suffix(".npy"), v > 0), "background\nroad\n"),
+        (lambda path, v: write_raster(path.with_suffix(".tif"), v.astype(np.float64)), "background\nroad\n"),
     ],
-    ids=["names", "values", "one bit", "16 bits", "gray and alpha", "gray RGB", "gray RGBA", "palette", "colors"],
+    ids=[
+        *("names", "values", "one bit", "16 bits", "gray and alpha", "gray RGB", "gray RGBA", "palette", "colors"),
+        *("array of integers", "array of truth values", "TIFF of 64 bits"),
+    ],
 )
 def test_values_and_colors_become_labels(source, write, classes):
-    for path in (source / "masks").glob("*.png"):
+    for path in list((source / "masks").glob("*.png")):
+        path.unlink()
         write(path, np.roll(BLOCK, int(path.stem), axis=1))
     found = masks_to_labels(source, classes=classes)
     for number in range(3):
@@ -147,6 +163,46 @@ def test_masks_of_several_pages_are_skipped_by_name(source, capsys):
     with pytest.raises(UserError, match="1 of 3 images were skipped"):
         masks_to_labels(source)
     assert "holds 2 pages: labels are one picture" in capsys.readouterr().out
+
+
+def test_pixels_of_64_bits_without_data_are_left_out(source):
+    (source / "masks/0.png").unlink()
+    values = BLOCK.astype(float)
+    values[0] = np.nan
+    write_raster(source / "masks/0.tif", values, nodata=np.nan)
+    assert (masks_to_labels(source)["0"][0] == -1).all()
+
+
+def test_pixels_without_data_are_left_out_though_255_is_a_class(source):
+    for number in range(3):
+        (source / f"masks/{number}.png").unlink()
+        values = BLOCK.astype(np.int16) * 255
+        values[0] = -1
+        write_raster(source / f"masks/{number}.tif", values, nodata=-1)
+    expected = BLOCK.astype(int)
+    expected[0] = -1
+    assert np.array_equal(masks_to_labels(source, classes="0 background\n255 road\n")["0"], expected)
+    for kind in ("images", "masks"):
+        (source / "set" / kind).mkdir(parents=True)
+        (source / kind).rename(source / "set" / kind / "train")
+    shutil.copy(source / "classes.txt", source / "set/classes.txt")
+    assert np.array_equal(labels_of(source / "set")["0"], expected)
+    split = open_split("folder", source / "set", "train")
+    left_out = check_files(split).by_class[:, -1]
+    assert (left_out == SIZE[1]).all()
+
+
+@pytest.mark.parametrize(
+    ("array", "said"),
+    [(np.dstack([BLOCK] * 3), "holds 3 bands"), (BLOCK - np.int64(1 << 40), "holds negative numbers")],
+)
+def test_arrays_that_are_no_labels_are_skipped_by_name(source, array, said, capsys):
+    for number in range(3):
+        (source / f"masks/{number}.png").unlink()
+        np.save(source / f"masks/{number}.npy", array)
+    with pytest.raises(UserError, match="3 of 3 images were skipped"):
+        masks_to_labels(source)
+    assert f"0.npy {said}" in capsys.readouterr().out.replace("cannot be read as an image: ", "")
 
 
 def test_a_class_that_only_the_left_out_value_can_be_is_asked_for(source):

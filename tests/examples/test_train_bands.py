@@ -109,6 +109,29 @@ def test_a_value_far_from_all_others_does_not_stretch_the_range(tmp_path):
     assert not array[:, :10].any()
 
 
+@pytest.mark.parametrize(("fill", "is_left_out"), [(-9999, True), (-32768, True), (-2000, False)])
+def test_fill_values_of_gis_programs_do_not_stretch_the_range(tmp_path, fill, is_left_out):
+    arrays = scenes(2, "int16", 9000)
+    for array in arrays:
+        array[:10] = fill
+    form, note = form_of(write(tmp_path, arrays, labels=np.eye(48, 64, dtype=np.uint8)))
+    assert (np.min(form.value_range) >= 0) == is_left_out
+    assert note.endswith(f"; without {fill}, far from all other values") == is_left_out
+
+
+def test_gray_of_signed_integers_has_its_type_with_and_without_a_value_for_no_data(tmp_path):
+    pytest.importorskip("rasterio")
+    from small_rasters import write_raster
+
+    root = write(tmp_path, scenes(1, "int16"), labels=np.eye(48, 64, dtype=np.uint8))
+    for place, path in enumerate(sorted((root / "images").rglob("*.npy"))):
+        values = np.load(path)[None]
+        write_raster(path.with_suffix(".tif"), values, **({"nodata": -9999} if place % 2 else {}))
+        path.unlink()
+    assert form_of(root)[1].startswith("images: 3 channels of int16;")
+    check_files(open_split("folder", root, "train"))
+
+
 def test_an_array_of_other_axes_is_told_the_right_ones(tmp_path):
     arrays = [array.transpose(2, 0, 1) for array in scenes(5)]
     split = open_split("folder", write(tmp_path, arrays, labels=np.eye(48, 64, dtype=np.uint8)), "train")
@@ -387,6 +410,20 @@ def test_a_band_without_numbers_is_refused(tmp_path):
         array[..., 1] = np.nan
     with pytest.raises(SettingsError, match="Band 2 of the images holds no numbers"):
         form_of(write(tmp_path, arrays))
+
+
+def test_images_of_which_every_pixel_lacks_a_band_are_refused(tmp_path):
+    pytest.importorskip("rasterio")
+    from small_rasters import write_raster
+
+    root = write(tmp_path, scenes(2, "float32"))
+    for path in (root / "images").rglob("*.npy"):
+        values = np.load(path).transpose(2, 0, 1)
+        values[1] = np.nan  # and a raster's pixels are valid with all bands alone
+        write_raster(path.with_suffix(".tif"), values)
+        path.unlink()
+    with pytest.raises(SettingsError, match="No pixel of the images holds a number in every band"):
+        form_of(root)
 
 
 def test_sixteen_bits_without_a_range_are_said_to_be_dark(tmp_path):

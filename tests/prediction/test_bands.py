@@ -147,6 +147,11 @@ def test_what_is_no_image_in_a_npy_file_is_named(tmp_path):
     for name in ("objects", "line", "complex", "text"):
         with pytest.raises(ImageError, match=rf"^\S+{name}\.npy(: | cannot be read as an image: ).+$"):
             read_image(tmp_path / f"{name}.npy")
+    with pytest.raises(ImageError, match=r"text\.npy .*magic string"):  # not that pickles may be allowed
+        read_image(tmp_path / "text.npy")
+    np.save(tmp_path / "axes.npy", np.zeros((3, 40, 60), np.uint8))
+    with pytest.raises(ImageError, match=r"axes\.npy: .* got 60: .*; an array is \(H, W, C\)"):
+        read_image(tmp_path / "axes.npy")
     with pytest.raises(FileNotFoundError, match=r"none\.npy"):
         read_image(tmp_path / "none.npy")
 

@@ -48,7 +48,10 @@ class Coco(Painted):
         content = read_json(self.annotations)
         parts = ("images", "annotations", "categories")
         if not isinstance(content, dict) or not all(isinstance(content.get(part), list) for part in parts):
-            raise UserError(f"{self.annotations} is not a COCO file: it has no images, annotations and categories.")
+            raise UserError(
+                f"{self.annotations} is not a COCO file: it has no images, annotations and categories. Most label "
+                "tools can export one."
+            )
         annotations = [a if isinstance(a, dict) else {} for a in content["annotations"]]
         if any("segments_info" in annotation for annotation in annotations[:1]):
             raise UserError(
@@ -158,7 +161,7 @@ def _read_images(entries: list[dict[str, Any]], folder: ImageFolder, reading: Re
     by_file: dict[Path, Annotated] = {}
     twice = set()
     for entry in entries:
-        name = entry.get("file_name") or entry.get("path")
+        name = entry.get("file_name") or entry.get("path") or entry.get("coco_url")  # LVIS has the last alone
         key = _id(entry.get("id", f"of {name}"))
         try:
             path = folder.find(name)
@@ -205,9 +208,12 @@ def _region(name: str, shape: Any, size: tuple[int, int] | None) -> tuple[float,
 
 
 def _bounding_box(values: Any) -> list[np.ndarray]:
-    """The outline of a box x, y, width, height, if it is one."""
+    """The outlines of a box x, y, width, height, if it is one; those of a line or a dot if it has no area."""
     try:
         left, top, width, height = (float(value) for value in values)
-        return [box(left, top, left + width, top + height)] if width > 0 and height > 0 else []
+        corners = box(left, top, left + width, top + height)
+        if width > 0 and height > 0:
+            return [corners]
+        return stroke(corners[[0, 2]]) if min(width, height) == 0 and any((left, top, width, height)) else []
     except FAULTS:
         return []

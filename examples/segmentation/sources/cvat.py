@@ -34,7 +34,7 @@ class Cvat(Painted):
         try:
             root = ElementTree.parse(self.annotations).getroot()
         except (OSError, ElementTree.ParseError) as error:
-            raise UserError(f"{self.annotations} cannot be read as XML: {error}.") from None
+            raise UserError(f"{self.annotations} cannot be read as XML: {error}. It has to be unpacked.") from None
         if root.find("track") is not None:
             raise UserError(
                 f"{self.annotations} holds tracks of a video: export the task as 'CVAT for images 1.1', which has the "
@@ -67,7 +67,7 @@ def _read_image(element: Element, folder: ImageFolder, reading: Reading) -> None
     """Add an image with its regions, those of a higher z_order last."""
     name = element.get("name", "")
     try:
-        path = folder.find(name)
+        path = folder.find("/".join(filter(None, (element.get("subset"), name))))  # of a project: its subset's folder
     except ValueError as error:
         path = folder.folder / (name or f"image {element.get('id')}")
         reading.skipped[folder.short_name(path)] = UnusableError("images cannot be found by name", str(error))

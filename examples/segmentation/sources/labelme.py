@@ -52,6 +52,10 @@ class LabelMe(Painted):
             except UserError as error:
                 reason = str(error).removeprefix(f"{path} ")
                 reading.skipped[name] = UnusableError("JSON files cannot be read as LabelMe's", reason)
+        for item in reading.items:
+            if not (item.embedded or item.image.is_file()):
+                reason = f"{item.image.name} is not there: give the folder of the images by --images"
+                reading.skipped[item.name] = UnusableError("images do not exist", reason)
         return reading.finish(self.source, folder)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -281,8 +282,8 @@ def near(name: str, folder: Path, least: int = 1) -> Path | None:
 
 
 def _plain(name: str) -> str:
-    """A name without the spellings that addresses and uploads change."""
-    return unquote(name).replace(" ", "_").casefold()
+    """A name without the spellings that addresses, uploads and macOS (which writes NFD) change."""
+    return unicodedata.normalize("NFC", unquote(name)).replace(" ", "_").casefold()
 
 
 def _shared(path: Path, parts: list[str]) -> int:
@@ -327,6 +328,11 @@ def read_json(path: Path) -> Any:
     Raises:
         UserError: If it cannot be read, or is not JSON.
     """
+    if path.is_dir():
+        names = ", ".join(file.name for file in sorted(path.glob("*.json"))[:3])
+        raise UserError(
+            f"{path} is a folder: give the JSON file{f' in it, {names}' if names else ', which is elsewhere'}."
+        )
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:

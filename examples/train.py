@@ -25,6 +25,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import segmentation  # isort: skip  # noqa: F401  (tells which package is missing)
 import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs

@@ -14,11 +14,14 @@ import signal
 import sys
 from typing import Annotated, Literal
 
-import litserve
+try:
+    import litserve
+    from fastapi import Depends, UploadFile
+    from fastapi.responses import JSONResponse, Response
+except ModuleNotFoundError as error:
+    sys.exit(f'serve_litserve.py: {error.name} is not installed: pip install "segnext-timm[serve]"')
 import numpy as np
 import torch
-from fastapi import Depends, UploadFile
-from fastapi.responses import JSONResponse, Response
 from PIL import Image
 
 import segnext_timm

@@ -27,7 +27,6 @@ from PIL import Image
 import segnext_timm
 from segnext_timm.errors import ImageError, SegNeXtError
 from segnext_timm.models.model_info import ModelInfo
-from segnext_timm.prediction.drawing import label_picture
 
 BATCHED = 1 << 19  # pixels: larger images fill a GPU alone, and `predict` may cut them into windows
 WAIT = 0.005  # seconds for other requests of a batch
@@ -107,7 +106,10 @@ class Server(litserve.LitAPI):
         if context["answer"] == "areas":
             return JSONResponse(segnext_timm.class_areas(output, self.info.label_names))
         file = io.BytesIO()
-        label_picture(output, self.info.palette).save(file, "png")
+        picture = Image.fromarray(output)
+        if picture.mode == "L":  # more than 256 classes have no palette
+            picture.putpalette([value for color in self.info.palette for value in color])
+        picture.save(file, "png")
         return Response(file.getvalue(), media_type="image/png")
 
 

@@ -10,8 +10,10 @@ The labels are those of `segnext-timm predict`. What is wrong with an upload is 
 
 import argparse
 import io
+import multiprocessing
 import signal
 import sys
+from types import FrameType
 from typing import Annotated, Literal
 
 try:
@@ -113,6 +115,13 @@ class Server(litserve.LitAPI):
         return Response(file.getvalue(), media_type="image/png")
 
 
+def stop(number: int, frame: FrameType | None) -> None:
+    """End one of LitServe's processes quietly; interrupt the first process: LitServe then ends the others."""
+    if multiprocessing.parent_process():
+        sys.exit()
+    raise KeyboardInterrupt
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="published name, model folder, or repository on the Hub")
@@ -123,17 +132,22 @@ def main() -> None:
     parser.add_argument("--max_pixels", type=int, default=1 << 24, help="of an image [default: 16,777,216]")
     parser.add_argument("--max_bytes", type=int, default=1 << 26, help="of an upload [default: 67,108,864]")
     args = parser.parse_args()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
     try:
         segnext_timm.load_segmenter(args.model)  # before the processes start: downloads once, and a mistake is told
+        server = litserve.LitServer(
+            Server(args.model, args.batch, args.max_pixels),
+            workers_per_device=args.workers,
+            max_payload_size=args.max_bytes,
+        )
+        server.run(host=args.host, port=args.port, generate_client_file=False, log_level="warning")
     except (SegNeXtError, OSError) as error:
         sys.exit(f"{parser.prog}: {error}")
-    server = litserve.LitServer(
-        Server(args.model, args.batch, args.max_pixels),
-        workers_per_device=args.workers,
-        max_payload_size=args.max_bytes,
-    )
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # which lets LitServe end its processes
-    server.run(host=args.host, port=args.port, generate_client_file=False, log_level="warning")
+    except KeyboardInterrupt:  # before LitServe's processes are ready; later, it returns
+        for process in multiprocessing.active_children():
+            process.terminate()
+    print(f"{parser.prog}: stopped", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ def operators(file: Path) -> tuple[str, Counter[str]]:
 
 
 def main(files: list[Path]) -> None:
-    if not files:
+    if not files or files[0].name in ("-h", "--help"):
         sys.exit(__doc__)
     if missing := [str(file) for file in files if not (file.exists() and file.suffix in (".onnx", ".mlpackage"))]:
         sys.exit(f"list_operators.py: {', '.join(missing)}: give .onnx files or .mlpackage folders that exist")

@@ -32,10 +32,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-try:
-    import gradio as gr
-except ModuleNotFoundError as error:
-    sys.exit(f'app: {error.name} is not installed: pip install "segnext-timm[app]"')
+import segmentation  # isort: skip  # noqa: F401  (tells which package is missing)
+import gradio as gr
 import torch
 from huggingface_hub import ModelCard
 from PIL import Image, ImageOps, UnidentifiedImageError

@@ -41,6 +41,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+import segmentation  # isort: skip  # noqa: F401  (tells which package is missing)
 import torch
 import tyro
 

@@ -8,6 +8,7 @@ python examples/draw_scenes.py data/fields --geotiff           # five bands of 1
 from dataclasses import dataclass
 from pathlib import Path
 
+import segmentation  # isort: skip  # noqa: F401  (tells which package is missing)
 import numpy as np
 import tyro
 from PIL import Image

@@ -18,6 +18,7 @@ images; a class without such pixels is absent and not in the mean. `--boundary_i
 import json
 from pathlib import Path
 
+import segmentation  # isort: skip  # noqa: F401  (tells which package is missing)
 import torch
 from accelerate import Accelerator
 

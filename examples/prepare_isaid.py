@@ -11,6 +11,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
+import segmentation  # isort: skip  # noqa: F401  (tells which package is missing)
 import numpy as np
 import tyro
 from PIL import Image

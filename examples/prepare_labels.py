@@ -29,6 +29,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated as Named
 
+import segmentation  # isort: skip  # noqa: F401  (tells which package is missing)
 import numpy as np
 import tyro
 

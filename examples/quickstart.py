@@ -22,6 +22,7 @@ import sys
 import time
 from pathlib import Path
 
+import segmentation  # isort: skip  # noqa: F401  (tells which package is missing)
 import numpy as np
 import segmentation_models_pytorch as smp
 import torch

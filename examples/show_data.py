@@ -9,6 +9,7 @@ Checks all files as `train.py` does, prints what they hold and what may be wrong
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import segmentation  # isort: skip  # noqa: F401  (tells which package is missing)
 import torch
 
 from segmentation.balancing import balance_classes

@@ -25,6 +25,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import segmentation  # isort: skip  # noqa: F401  (tells which package is missing)
 import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -150,6 +151,8 @@ class Trainer:
         ]
         check_loss(settings, train.classes)
         self.data = f"{len(train)} training images of {len(train.classes)} classes ({train.fingerprint()})"
+        labels = (*train.labels, *val.labels)
+        self.label_bytes = in_first_process(self.accelerator, lambda: sum(path.stat().st_size for path in labels))
         form, note = in_first_process(self.accelerator, lambda: find_form(train, settings, self.checkpoint))
         train.form = val.form = form
         lines = [*dict.fromkeys([*train.notes, *val.notes]), note]
@@ -214,6 +217,7 @@ class Trainer:
         self.balance.weights = state.get("class_weights")  # even if labels have changed
         self.tracking.state = state.get("tracking", self.tracking.state)  # of a run that an older version began
         total, changed = self.settings.iterations, changed_settings(state["settings"], self.settings)
+        label_bytes = state.get("label_bytes", self.label_bytes)
         if self.finished:
             more = "early_stopping" if self.iteration < total else "iterations"
             models = f"its models are {self.out / 'best'} and {self.out / 'last'}"
@@ -222,6 +226,8 @@ class Trainer:
             )
         else:
             self.accelerator.print(f"Resuming at iteration {self.iteration} of {total}, with the saved weights.")
+            if label_bytes != self.label_bytes:
+                changed.append(f"label files of {label_bytes:,} bytes, now {self.label_bytes:,}")
         if changed:
             title = "These settings were not used" if self.finished else "Changed since the checkpoint"
             self.accelerator.print(f"{title}: {'; '.join(changed)}.")
@@ -462,6 +468,7 @@ class Trainer:
                 "tracking": self.tracking.state,
                 "settings": asdict(self.settings),
                 "data": self.data,
+                "label_bytes": self.label_bytes,
                 "images": asdict(self.train_split.form),
             }
             with replace_when_complete(self.checkpoint) as new, new.open("wb") as file:

@@ -26,11 +26,14 @@ def operators(file: Path) -> tuple[str, Counter[str]]:
 
 
 def main(files: list[Path]) -> None:
-    if not files:
+    if not files or files[0].name in ("-h", "--help"):
         sys.exit(__doc__)
     if missing := [str(file) for file in files if not (file.exists() and file.suffix in (".onnx", ".mlpackage"))]:
         sys.exit(f"list_operators.py: {', '.join(missing)}: give .onnx files or .mlpackage folders that exist")
-    found = [operators(file) for file in files]
+    try:
+        found = [operators(file) for file in files]
+    except ModuleNotFoundError as error:
+        sys.exit(f"list_operators.py: {error.name} is not installed: pip install {error.name}")
     print("| operator |", " | ".join(f"{file.name}, {version}" for file, (version, _) in zip(files, found)), "|")
     print("|---" * (len(files) + 1) + "|")
     for name in sorted({name for _, counts in found for name in counts}):

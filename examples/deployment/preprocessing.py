@@ -35,7 +35,7 @@ def run(main: Callable[[str, str, str], None], description: str) -> None:
         with open_picture(args.image):
             Path(args.result).parent.mkdir(parents=True, exist_ok=True)
         main(args.model, args.image, args.result)
-    except OSError as error:  # such as a file that is not an image
+    except (OSError, ModuleNotFoundError) as error:  # such as a file that is not an image
         sys.exit(f"{parser.prog}: {error}")
 
 

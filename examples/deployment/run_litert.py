@@ -8,11 +8,12 @@ python examples/deployment/run_litert.py model.tflite photo.jpg labels.png
 import json
 from pathlib import Path
 
-from ai_edge_litert.interpreter import Interpreter
 from preprocessing import labels_of, read_image, run, save_labels
 
 
 def main(file: str, image: str, result: str) -> None:
+    from ai_edge_litert.interpreter import Interpreter
+
     metadata = json.loads(Path(f"{file}.json").read_text(encoding="utf-8"))
     images, size = read_image(image, metadata)
     interpreter = Interpreter(file)

@@ -8,12 +8,13 @@ python examples/deployment/run_ncnn.py model.ncnn photo.jpg labels.png
 import json
 from pathlib import Path
 
-import ncnn
 import numpy as np
 from preprocessing import labels_of, read_image, run, save_labels
 
 
 def main(folder: str, image: str, result: str) -> None:
+    import ncnn
+
     metadata = json.loads((Path(folder) / "metadata.json").read_text(encoding="utf-8"))
     images, size = read_image(image, metadata)
     net = ncnn.Net()

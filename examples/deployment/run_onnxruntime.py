@@ -5,11 +5,12 @@ pip install onnxruntime pillow
 python examples/deployment/run_onnxruntime.py model.onnx photo.jpg labels.png
 """
 
-import onnxruntime
 from preprocessing import labels_of, parse_metadata, read_image, run, save_labels
 
 
 def main(file: str, image: str, result: str) -> None:
+    import onnxruntime
+
     session = onnxruntime.InferenceSession(file, providers=onnxruntime.get_available_providers())
     metadata = parse_metadata(session.get_modelmeta().custom_metadata_map)
     images, size = read_image(image, metadata)

@@ -5,11 +5,12 @@ pip install openvino pillow
 python examples/deployment/run_openvino.py model.onnx photo.jpg labels.png
 """
 
-import openvino
 from preprocessing import labels_of, parse_metadata, read_image, run, save_labels
 
 
 def main(file: str, image: str, result: str) -> None:
+    import openvino
+
     core = openvino.Core()
     model = core.read_model(file)
     keys = ["input_size", "mean", "std", "range", "bands", "label_names", "palette"]

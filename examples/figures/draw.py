@@ -28,6 +28,8 @@ import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import segmentation  # isort: skip  # noqa: F401  (tells which package is missing)
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -37,7 +39,6 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch.utils.flop_counter import FlopCounterMode
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from figures.diagrams import draw_architecture
 from segmentation import scenes
 from segmentation.pictures import BLUE, GRAY, INK, LIGHT, add_legend, new_figure, save, set_title

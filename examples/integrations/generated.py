@@ -1,29 +1,19 @@
-"""Data that the scripts of this folder draw for themselves, and what they print: versions, help, missing packages."""
+"""Data that the scripts of this folder draw for themselves, and what they print: versions and help."""
 
 import sys
 from importlib.metadata import version
 from pathlib import Path
 
-
-def _tell_missing(kind: type[BaseException], error: BaseException, traceback) -> None:
-    if not isinstance(error, ModuleNotFoundError):
-        sys.__excepthook__(kind, error, traceback)
-        return
-    mmseg = (error.name or "").startswith("mm")
-    packages = "mmsegmentation==1.2.2 mmcv-lite==2.1.0 mmengine ftfy regex" if mmseg else '"segnext-timm[integrations]"'
-    print(f"{Path(sys.argv[0]).name}: {error.name} is not installed: pip install {packages}", file=sys.stderr)
-
-
 # before the imports of frameworks, here and in the scripts, which import this module first
-sys.excepthook = _tell_missing
 if sys.argv[1:2] in (["-h"], ["--help"]):
     print(sys.modules["__main__"].__doc__)
     sys.exit()
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # the other examples
+import segmentation  # isort: skip  # noqa: F401  (tells which package is missing)
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # the other examples
 from segmentation import scenes
 
 CLASSES = scenes.CLASSES

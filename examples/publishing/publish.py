@@ -13,11 +13,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # the other examples
+import segmentation  # isort: skip  # noqa: F401  (tells which package is missing)
 import click
 import torch
 from huggingface_hub import HfApi
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # the other examples
 from publishing.published import Published, get_published, load_model
 from publishing.verify import log, read_report
 from segmentation.files import fill_when_complete, replace_when_complete

@@ -18,11 +18,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # the other examples
+import segmentation  # isort: skip  # noqa: F401  (tells which package is missing)
 import click
 import torch
 from accelerate import Accelerator
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # the other examples
 from publishing.published import Published, get_published, load_model, normalized_picture, prediction_digest
 from publishing.reference import reference_logits
 from segmentation.data import Split

@@ -10,21 +10,25 @@ The labels are those of `segnext-timm predict`. What is wrong with an upload is 
 
 import argparse
 import io
+import multiprocessing
 import signal
 import sys
+from types import FrameType
 from typing import Annotated, Literal
 
-import litserve
+try:
+    import litserve
+    from fastapi import Depends, UploadFile
+    from fastapi.responses import JSONResponse, Response
+except ModuleNotFoundError as error:
+    sys.exit(f'serve_litserve.py: {error.name} is not installed: pip install "segnext-timm[serve]"')
 import numpy as np
 import torch
-from fastapi import Depends, UploadFile
-from fastapi.responses import JSONResponse, Response
 from PIL import Image
 
 import segnext_timm
 from segnext_timm.errors import ImageError, SegNeXtError
 from segnext_timm.models.model_info import ModelInfo
-from segnext_timm.prediction.drawing import label_picture
 
 BATCHED = 1 << 19  # pixels: larger images fill a GPU alone, and `predict` may cut them into windows
 WAIT = 0.005  # seconds for other requests of a batch
@@ -104,8 +108,18 @@ class Server(litserve.LitAPI):
         if context["answer"] == "areas":
             return JSONResponse(segnext_timm.class_areas(output, self.info.label_names))
         file = io.BytesIO()
-        label_picture(output, self.info.palette).save(file, "png")
+        picture = Image.fromarray(output)
+        if picture.mode == "L":  # more than 256 classes have no palette
+            picture.putpalette([value for color in self.info.palette for value in color])
+        picture.save(file, "png")
         return Response(file.getvalue(), media_type="image/png")
+
+
+def stop(number: int, frame: FrameType | None) -> None:
+    """End one of LitServe's processes quietly; interrupt the first process: LitServe then ends the others."""
+    if multiprocessing.parent_process():
+        sys.exit()
+    raise KeyboardInterrupt
 
 
 def main() -> None:
@@ -118,17 +132,22 @@ def main() -> None:
     parser.add_argument("--max_pixels", type=int, default=1 << 24, help="of an image [default: 16,777,216]")
     parser.add_argument("--max_bytes", type=int, default=1 << 26, help="of an upload [default: 67,108,864]")
     args = parser.parse_args()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
     try:
         segnext_timm.load_segmenter(args.model)  # before the processes start: downloads once, and a mistake is told
+        server = litserve.LitServer(
+            Server(args.model, args.batch, args.max_pixels),
+            workers_per_device=args.workers,
+            max_payload_size=args.max_bytes,
+        )
+        server.run(host=args.host, port=args.port, generate_client_file=False, log_level="warning")
     except (SegNeXtError, OSError) as error:
         sys.exit(f"{parser.prog}: {error}")
-    server = litserve.LitServer(
-        Server(args.model, args.batch, args.max_pixels),
-        workers_per_device=args.workers,
-        max_payload_size=args.max_bytes,
-    )
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # which lets LitServe end its processes
-    server.run(host=args.host, port=args.port, generate_client_file=False, log_level="warning")
+    except KeyboardInterrupt:  # before LitServe's processes are ready; later, it returns
+        for process in multiprocessing.active_children():
+            process.terminate()
+    print(f"{parser.prog}: stopped", file=sys.stderr)
 
 
 if __name__ == "__main__":

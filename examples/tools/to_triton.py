@@ -15,7 +15,10 @@ import re
 import sys
 from pathlib import Path
 
-import onnx
+try:
+    import onnx
+except ModuleNotFoundError as error:
+    sys.exit(f'to_triton.py: {error.name} is not installed: pip install "segnext-timm[export]"')
 
 import segnext_timm
 from segnext_timm.errors import SegNeXtError

@@ -8,14 +8,17 @@ import pytest
 import segnext_timm
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-SCRIPTS = sorted(
-    path
-    for folder in (".", "segmentation", "deployment", "deployment/browser")
-    for path in (EXAMPLES / folder).glob("*.py")
-)
+SCRIPTS = {path.relative_to(EXAMPLES).as_posix(): path for path in sorted(EXAMPLES.rglob("*.py"))}
+OURS = ("benchmarking/", "figures/", "publishing/")  # scripts of this project, which `segnext-timm examples` leaves out
 # those of `prediction` are for files of any bands and values, of `exporting` and `checkpoints` for converters
 PUBLIC_MODULES = {"errors", "label_sets", "variants", "models.mscan", "prediction.images", "prediction.rasters"}
 PUBLIC_MODULES |= {"exporting.exporters", "exporting.label_graph", "checkpoints.dialects"}
+# what no public name gives: names and colors of labels, of binary models and of those that state none, too; polygons
+EXCEPTIONS = {
+    "tools/cvat_function.py": ["models.model_info", "prediction.polygons"],
+    "tools/label_studio_backend.py": ["models.model_info", "prediction.polygons"],
+    "tools/serve_litserve.py": ["models.model_info"],
+}
 
 
 def private_imports(source):
@@ -33,9 +36,9 @@ def private_imports(source):
     return found
 
 
-@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.relative_to(EXAMPLES).as_posix())
-def test_examples_import_public_names_only(path):
-    assert private_imports(path.read_text(encoding="utf-8")) == []
+@pytest.mark.parametrize("script", [name for name in SCRIPTS if not name.startswith(OURS)])
+def test_examples_import_public_names_only(script):
+    assert private_imports(SCRIPTS[script].read_text(encoding="utf-8")) == EXCEPTIONS.get(script, [])
 
 
 @pytest.mark.parametrize(

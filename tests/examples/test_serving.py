@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -9,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -42,17 +45,21 @@ def server(tmp_path_factory):
     pytest.importorskip("litserve")
     pytest.importorskip("requests")
     folder = save_model(tmp_path_factory.mktemp("served") / "model")
-    port = free_port()
-    command = [sys.executable, TOOLS / "serve_litserve.py", folder, "--port", port, "--batch", 2]
-    options = ["--max_pixels", 40_000, "--max_bytes", 1_000_000]
-    process = subprocess.Popen([*map(str, command), *map(str, options)], stderr=subprocess.PIPE, text=True)
-    url = f"http://127.0.0.1:{port}"
+    process, url = start(folder, "--batch", 2, "--max_pixels", 40_000, "--max_bytes", 1_000_000)
     try:
         wait_until_ready(url, process)
         yield f"{url}/predict", folder
     finally:
         process.terminate()
-        assert process.wait(30) == 0  # it ended its own processes
+        assert process.wait(30) == 0
+
+
+def start(*arguments):
+    """Start a server in a group of its own; returns its process and its address."""
+    port = free_port()
+    command = [sys.executable, TOOLS / "serve_litserve.py", *arguments, "--port", port]
+    options = {"stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    return subprocess.Popen(list(map(str, command)), **options), f"http://127.0.0.1:{port}"
 
 
 def wait_until_ready(url, process, seconds=120):
@@ -121,6 +128,25 @@ def test_a_batch_of_one_size_gives_the_labels_of_predict(tmp_path, monkeypatch):
     images = [served.decode_request((upload(index), "labels"), {}) for index in range(3)]
     for image, labels in zip(images, served.label(images)):  # as on a GPU
         assert np.array_equal(labels, predict(served.model, image, scaled=True))
+
+
+@pytest.mark.parametrize(("send", "number"), [(os.kill, signal.SIGTERM), (os.killpg, signal.SIGINT)])
+def test_sigterm_and_ctrl_c_end_the_server_and_its_processes_in_one_line(tmp_path, send, number):
+    pytest.importorskip("litserve")
+    pytest.importorskip("requests")
+    process, url = start(save_model(tmp_path / "model"))
+    try:
+        wait_until_ready(url, process)
+        others = psutil.Process(process.pid).children(recursive=True)
+        send(process.pid, number)
+        assert process.wait(60) == 0
+        said = process.stderr.read()
+    finally:
+        process.kill()
+    assert said.splitlines()[-1] == "serve_litserve.py: stopped"
+    assert "Traceback" not in said
+    assert len(others) >= 3
+    assert psutil.wait_procs(others, 30)[1] == []
 
 
 def test_an_unknown_model_is_told_before_the_server_starts(tmp_path):

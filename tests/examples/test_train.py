@@ -1,4 +1,5 @@
 import functools
+import re
 import shutil
 import sys
 import traceback
@@ -135,6 +136,19 @@ def test_a_run_goes_on_where_the_folder_moved_to_and_names_what_changed(finished
     assert "Initial weights" not in said
     training.run("folder", *options, "--lr", "1e-2")
     assert capsys.readouterr().out.startswith("The run is already finished")
+
+
+def test_a_run_goes_on_with_changed_labels_and_says_so(finished_run, tmp_path, capsys):
+    shutil.copytree(finished_run.data, tmp_path / "data")
+    shutil.copytree(finished_run.out, tmp_path / "run")
+    torch.save(training.checkpoint(tmp_path / "run") | {"iteration": 1}, tmp_path / "run" / "checkpoint.pt")
+    label = layouts.open_split("folder", tmp_path / "data", "train").labels[0]
+    before = label.stat().st_size
+    miniatures.labels(label, data.read_labels(label) * 0)
+    training.run("folder", "--data_root", tmp_path / "data", "--out", tmp_path / "run", "--iterations", 2)
+    (found,) = re.findall(r"label files of ([\d,]+) bytes, now ([\d,]+)", capsys.readouterr().out)
+    bytes_before, bytes_now = (int(number.replace(",", "")) for number in found)
+    assert bytes_now - bytes_before == label.stat().st_size - before != 0
 
 
 def test_an_evaluation_writes_a_checkpoint(folder, tmp_path, capsys):

@@ -17,8 +17,6 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-import onnx
-
 HERE = Path(__file__).resolve().parent
 VERSION = "1.30.0"  # of onnxruntime-web
 PAGE = ("index.html", "segment.js", "offline.js")
@@ -43,6 +41,8 @@ def read_metadata(model: Path) -> dict:
     Raises:
         BuildError: If the graph is another one.
     """
+    import onnx
+
     texts = {entry.key: entry.value for entry in onnx.load(model, load_external_data=False).metadata_props}
     missing = [key for key in NEEDED if key not in texts]
     if missing:
@@ -103,5 +103,5 @@ if __name__ == "__main__":
         build(Path(sys.argv[1]), Path(sys.argv[2]))
     except IndexError:
         sys.exit("usage: build.py MODEL.onnx SITE")
-    except (OSError, BuildError) as error:
+    except (OSError, ModuleNotFoundError, BuildError) as error:
         sys.exit(f"build: {error}")

@@ -179,7 +179,7 @@ def test_labels_are_matched_by_the_rules_of_label_studio(served, capfd):
     ("config", "reason"),
     [
         (interface("RectangleLabels", "car"), "needs <BrushLabels> or <PolygonLabels> for an <Image>."),
-        (interface("BrushLabels", "boat"), "No class of model for boat: rename labels"),
+        (interface("BrushLabels", "ship"), "No class of model for ship: rename labels"),
     ],
 )
 def test_an_interface_that_does_not_fit_the_model_is_refused_in_one_line(config, reason, served):

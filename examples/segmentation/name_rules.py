@@ -235,7 +235,7 @@ def _kind(character: str) -> str:
 
 
 def plain(folder: str) -> str:
-    """The name of a folder in small letters without what divides words: "Ground Truth" is "ground_truth"."""
+    """The name of a folder in small letters without what divides words: "Ground Truth" becomes "groundtruth"."""
     return re.sub(r"[ _-]", "", folder.lower())
 
 

@@ -341,7 +341,7 @@ def predict_files(
 def _find_done(
     places: dict[Path, Path], origin: str, areas: bool, needs_raster: bool, options: dict[str, Any]
 ) -> dict[Path, Path]:
-    """Find the labels of the images, and the overlays of the videos, that need not be predicted again, by image."""
+    """Find labels of images and overlays of videos that are complete, by image; an OptionError if of another origin."""
     done: dict[Path, Path] = {}
     for file, result in places.items():
         found, kind, more = outputs(result), "labels", "probabilities"
@@ -367,7 +367,7 @@ def _find_done(
 
 
 def _write_missing_polygons(file: Path, labels: Path, target: Path, info: ModelInfo, simplify: float) -> None:
-    """Write the polygons of an image whose labels exist, unless they exist too; GeoJSON always, to be simplified."""
+    """Write the polygons of an image that has labels, if they are missing or, as GeoJSON, have to be simplified."""
     as_geojson = target.suffix == ENDINGS["geojson"]
     if not target.exists() or (simplify and as_geojson):
         if as_geojson:
